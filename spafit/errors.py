@@ -1,0 +1,33 @@
+"""The exception family.
+
+Every message names the thing, what was expected, what was found, and the mend.
+The command line prints it in one line and exits with code 2.
+"""
+
+
+class SpafitError(Exception):
+    """Base of every error that spafit raises on purpose."""
+
+
+class ConfigError(SpafitError, ValueError):
+    """A model configuration or a setting that cannot be honoured."""
+
+
+class WeightsError(SpafitError):
+    """A file of weights or of an adapter that cannot be trusted or does not fit the model."""
+
+
+class PlanError(SpafitError, ValueError):
+    """A plan of strata that is impossible, or that does not fit the model."""
+
+
+class DataError(SpafitError):
+    """A data file that cannot be read as declared; names file and line."""
+
+
+class TrainingError(SpafitError):
+    """A run that cannot go on, such as a loss that is NaN or infinite."""
+
+
+class CheckpointError(SpafitError):
+    """A run folder or checkpoint that cannot be written, read or resumed."""
