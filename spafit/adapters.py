@@ -1,0 +1,264 @@
+"""The techniques: what may train inside a layer, beside or instead of the pre-trained tensors.
+
+A technique never renames a pre-trained key. It adds keys beside it:
+
+====================  ==============  ===========================================  ===============
+technique             on              computes                                     trains
+====================  ==============  ===========================================  ===============
+:class:`BiasDelta`    Linear          y = x Wᵀ + (b + δ)                           bias_delta
+:class:`BiasDelta`    LayerNorm       y = γ ⊙ x̂ + (β + δ)                          bias_delta
+:class:`DirectBias`   both            as the pre-trained module                    bias
+:class:`LoRA`         Linear          y = x Wᵀ + b + (alpha/r) (drop(x) Aᵀ) Bᵀ     lora_A, lora_B
+:class:`Full`         both            as the pre-trained module                    weight, bias
+====================  ==============  ===========================================  ===============
+
+With :class:`BiasDelta` and :class:`LoRA` nothing pre-trained is ever written to, which is the
+paper's cure for forgetting: switch the additions off and the pre-trained model is there again, bit
+for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spafit.errors import PlanError
+from spafit.kernels import lora_linear
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b, or x Wᵀ + (b + δ) once a :class:`BiasDelta` is attached.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes of the last dimension before and after.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))  # W
+        self.bias = nn.Parameter(torch.zeros(out_features))  # b
+        self.bias_delta: nn.Parameter | None = None  # δ (out,), zero when attached
+        self.adapters_on = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) to (..., out)."""
+        return F.linear(x, self.weight, _shifted(self))
+
+    def extra_repr(self) -> str:
+        """Show the sizes, as ``nn.Linear`` does, and what is attached."""
+        out_features, in_features = self.weight.shape
+        delta = "" if self.bias_delta is None else ", bias_delta"
+        return f"in_features={in_features}, out_features={out_features}{delta}"
+
+
+class LayerNorm(nn.Module):
+    """y = γ ⊙ (x - mean) / √(variance + eps) + β, with β + δ once a :class:`BiasDelta` is attached.
+
+    Parameters
+    ----------
+    size : int
+        Length of the last dimension, over which mean and variance are taken.
+    eps : float
+        Added to the variance.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))  # γ
+        self.bias = nn.Parameter(torch.zeros(size))  # β
+        self.bias_delta: nn.Parameter | None = None  # δ (size,), zero when attached
+        self.eps = eps
+        self.adapters_on = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension of (..., size)."""
+        return F.layer_norm(x, self.weight.shape, self.weight, _shifted(self), self.eps)
+
+    def extra_repr(self) -> str:
+        """Show the size and what is attached."""
+        delta = "" if self.bias_delta is None else ", bias_delta"
+        return f"{self.weight.shape[0]}, eps={self.eps}{delta}"
+
+
+def _shifted(module: Linear | LayerNorm) -> torch.Tensor:
+    """Give b, or b + δ where a delta is attached and switched on."""
+    if module.bias_delta is None or not module.adapters_on:
+        return module.bias
+    return module.bias + module.bias_delta
+
+
+class LoRALinear(Linear):
+    """y = x Wᵀ + b + (alpha/r) (drop(x) Aᵀ) Bᵀ, around the parameters of an existing Linear.
+
+    B starts at zero, so that training begins at the pre-trained function; A is Kaiming-uniform with
+    a = √5, as in Hu et al.'s code, that is uniform in ±1/√in.
+
+    Parameters
+    ----------
+    linear : Linear
+        Its weight, bias and bias delta are taken over, not copied.
+    r : int
+        Rank.
+    alpha : float
+        The update is scaled by alpha / r.
+    dropout : float
+        Rate at which the input of A is dropped in training.
+    generator : torch.Generator, optional
+        A CPU generator from which A is drawn; None takes torch's global one.
+    """
+
+    def __init__(
+        self,
+        linear: Linear,
+        r: int,
+        alpha: float,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.weight = linear.weight  # W
+        self.bias = linear.bias  # b
+        self.bias_delta = linear.bias_delta  # δ
+        self.adapters_on = linear.adapters_on
+        self.scaling = alpha / r  # s
+        self.dropout = dropout
+        out_features, in_features = linear.weight.shape
+        # Drawn on the CPU in float32, so that a seed gives the same A on every device and dtype.
+        A = torch.empty(r, in_features, device="cpu")
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+        self.lora_A = nn.Parameter(A.to(self.weight))  # A (r, in)
+        self.lora_B = nn.Parameter(self.weight.new_zeros(out_features, r))  # B (out, r)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) to (..., out)."""
+        if not self.adapters_on:
+            return F.linear(x, self.weight, self.bias)
+        return lora_linear(
+            x,
+            self.weight,
+            self.bias,
+            self.lora_A,
+            self.lora_B,
+            self.scaling,
+            bias_delta=self.bias_delta,
+            dropout=self.dropout if self.training else 0.0,
+        )
+
+    def merged_weight(self) -> torch.Tensor:
+        """Give W + s·BA, computed in float64 and rounded once to W's type; (out, in)."""
+        update = self.scaling * (self.lora_B.double() @ self.lora_A.double())
+        return (self.weight.double() + update).to(self.weight.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the sizes, the rank and the scale."""
+        return f"{super().extra_repr()}, r={self.lora_A.shape[0]}, scaling={self.scaling:g}"
+
+
+@dataclass(frozen=True)
+class BiasDelta:
+    """Train δ in b + δ; the pre-trained bias b stays as it is."""
+
+    name: ClassVar[str] = "bias-delta"
+    short: ClassVar[str] = "bias"
+    trains: ClassVar[tuple[str, ...]] = ("bias_delta",)
+    writes_pretrained: ClassVar[bool] = False
+
+    def attach(
+        self, module: Linear | LayerNorm, generator: torch.Generator | None
+    ) -> Linear | LayerNorm:
+        """Add a zero δ to ``module`` and give it back."""
+        module.bias_delta = nn.Parameter(torch.zeros_like(module.bias))
+        return module
+
+
+@dataclass(frozen=True)
+class DirectBias:
+    """Train the pre-trained bias itself, as in BitFit's own paper (Ben Zaken et al., 2022)."""
+
+    name: ClassVar[str] = "bias-direct"
+    short: ClassVar[str] = "bias"
+    trains: ClassVar[tuple[str, ...]] = ("bias",)
+    writes_pretrained: ClassVar[bool] = True
+
+    def attach(
+        self, module: Linear | LayerNorm, generator: torch.Generator | None
+    ) -> Linear | LayerNorm:
+        """Give ``module`` back as it is."""
+        return module
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Train A and B in W + (alpha/r) BA (Hu et al., 2021); W stays as it is.
+
+    Attributes
+    ----------
+    r : int
+        Rank; the paper's is 64.
+    alpha : float
+        Scale before division by r; the paper's is 128.
+    dropout : float
+        Rate at which the input of A is dropped in training.
+
+    Raises
+    ------
+    PlanError
+        If r is not a positive whole number, alpha not positive, or dropout outside [0, 1).
+    """
+
+    r: int = 64
+    alpha: float = 128.0
+    dropout: float = 0.0
+
+    name: ClassVar[str] = "lora"
+    short: ClassVar[str] = "LoRA"
+    trains: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+    writes_pretrained: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if type(self.r) is not int or self.r < 1:
+            raise PlanError(f"LoRA's rank r must be a whole number of at least 1, found {self.r!r}")
+        if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
+            raise PlanError(f"LoRA's alpha must be a positive number, found {self.alpha!r}")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise PlanError(f"LoRA's dropout must be a rate in [0, 1), found {self.dropout!r}")
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "dropout", float(self.dropout))
+
+    def attach(
+        self, module: Linear | LayerNorm, generator: torch.Generator | None
+    ) -> Linear | LayerNorm:
+        """Give a :class:`LoRALinear` around the parameters of ``module``."""
+        if not isinstance(module, Linear):
+            raise PlanError("LoRA needs a Linear; a LayerNorm has no matrix to update")
+        return LoRALinear(module, self.r, self.alpha, self.dropout, generator)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Train the pre-trained weight and bias themselves."""
+
+    name: ClassVar[str] = "full"
+    short: ClassVar[str] = "full"
+    trains: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    writes_pretrained: ClassVar[bool] = True
+
+    def attach(
+        self, module: Linear | LayerNorm, generator: torch.Generator | None
+    ) -> Linear | LayerNorm:
+        """Give ``module`` back as it is."""
+        return module
+
+
+Technique = BiasDelta | DirectBias | LoRA | Full
+
+TECHNIQUES: dict[str, type[BiasDelta] | type[DirectBias] | type[LoRA] | type[Full]] = {
+    technique.name: technique for technique in (BiasDelta, DirectBias, LoRA, Full)
+}

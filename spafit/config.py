@@ -1,0 +1,222 @@
+"""The shape of a BERT encoder, read from the ``config.json`` that lies beside its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spafit.errors import ConfigError
+
+# Keys of a real config.json that change nothing in the encoder or its head. They are known, so they
+# are ignored; a key that is neither known nor unset is refused, because it may change the numbers.
+_IRRELEVANT = frozenset(
+    """
+    _name_or_path architectures attn_implementation _attn_implementation auto_map bos_token_id
+    chunk_size_feed_forward decoder_start_token_id directionality do_sample dtype
+    early_stopping eos_token_id finetuning_task gradient_checkpointing id2label label2id
+    is_encoder_decoder length_penalty max_length min_length model_type num_beams num_labels
+    output_attentions output_hidden_states output_past pooler_fc_size pooler_num_attention_heads
+    pooler_num_fc_layers pooler_size_per_head pooler_type prefix problem_type
+    repetition_penalty return_dict return_dict_in_generate sep_token_id task_specific_params
+    temperature tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
+    transformers_version use_cache
+    """.split()  # noqa: SIM905 - a column of names reads better without quotes
+)
+
+# What a config may ask for and this encoder does not compute: key -> (the one value that is
+# computed, and what a file without the key means is the same value).
+_HONOURED_ONLY_AS: dict[str, tuple[Any, ...]] = {
+    "model_type": ("bert",),
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({},),
+}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Sizes and rates of one BERT encoder.
+
+    The legend used everywhere: D hidden, A heads, Dh = D / A head size, F intermediate, L layers.
+    Field names are those of ``config.json``. The defaults are bert-large-cased's.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Entries of the WordPiece vocabulary.
+    hidden_size : int
+        D, the width of every hidden state.
+    num_hidden_layers : int
+        L, encoder layers.
+    num_attention_heads : int
+        A, heads per layer; must divide D.
+    intermediate_size : int
+        F, the width between the two feed-forward products.
+    max_position_embeddings : int
+        The longest sequence, in tokens.
+    type_vocab_size : int
+        Segments (token types) that the embeddings tell apart.
+    layer_norm_eps : float
+        Added to the variance under the root of every LayerNorm.
+    hidden_dropout_prob, attention_probs_dropout_prob : float
+        Dropout rates of the sub-layer outputs and of the attention probabilities.
+    classifier_dropout : float or None
+        Dropout rate before the classifier; None means ``hidden_dropout_prob``.
+    initializer_range : float
+        Standard deviation with which new weights (a fresh head) are drawn.
+    pad_token_id : int
+        The token whose embedding receives no gradient.
+
+    Raises
+    ------
+    ConfigError
+        If a size is not positive, A does not divide D, or a rate is outside [0, 1).
+    """
+
+    vocab_size: int = 28996
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            size = getattr(self, name)
+            if type(size) is not int or size < 1:
+                raise ConfigError(f"{name} must be a positive whole number, found {size!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"num_attention_heads ({self.num_attention_heads}) must divide "
+                f"hidden_size ({self.hidden_size})"
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            rate = getattr(self, name)
+            if rate is None and name == "classifier_dropout":
+                continue
+            if not _is_number(rate) or not 0.0 <= rate < 1.0:
+                raise ConfigError(f"{name} must be a rate in [0, 1), found {rate!r}")
+        for name in ("layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0.0 < value < 1.0:
+                raise ConfigError(f"{name} must be a small positive number, found {value!r}")
+        if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < self.vocab_size:
+            raise ConfigError(
+                f"pad_token_id must be a token of the vocabulary (0 to {self.vocab_size - 1}), "
+                f"found {self.pad_token_id!r}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Dh = D / A."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def head_dropout_prob(self) -> float:
+        """The dropout rate before the classifier."""
+        if self.classifier_dropout is None:
+            return self.hidden_dropout_prob
+        return self.classifier_dropout
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> BertConfig:
+        """Read a ``config.json``.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file, or the folder that holds ``config.json``.
+
+        Returns
+        -------
+        BertConfig
+
+        Raises
+        ------
+        ConfigError
+            If the file is missing or not JSON, lacks a size, asks for something that this encoder
+            does not compute (another activation, relative positions, cross-attention ...), or sets
+            a key that is not known.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path} does not exist: a model folder needs the config.json of its weights"
+            ) from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{path} must hold a JSON object, found {type(entries).__name__}")
+        return cls.from_dict(entries, source=str(path))
+
+    @classmethod
+    def from_dict(cls, entries: dict[str, Any], *, source: str = "the configuration") -> BertConfig:
+        """Take the entries of a ``config.json`` (see :meth:`from_json`)."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for key, values in _HONOURED_ONLY_AS.items():
+            if key in entries and entries[key] not in (*values, None):
+                raise ConfigError(
+                    f"{source} asks for {key} = {entries[key]!r}, which this BERT does not "
+                    f"compute; only {values[0]!r} is honoured"
+                )
+        unknown = sorted(
+            key
+            for key, value in entries.items()
+            if key not in fields | _IRRELEVANT | _HONOURED_ONLY_AS.keys() and value
+        )
+        if unknown:
+            raise ConfigError(
+                f"{source} sets {', '.join(unknown)}, which spafit does not know and which may "
+                "change the model; remove what changes nothing from a copy of the file"
+            )
+        needed = (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+        )
+        missing = [name for name in needed if name not in entries]
+        if missing:
+            raise ConfigError(f"{source} lacks {', '.join(missing)}: is it a BERT's config.json?")
+        known = {key: value for key, value in entries.items() if key in fields}
+        if known.get("pad_token_id", 0) is None:
+            del known["pad_token_id"]
+        return cls(**known)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Give the entries of a ``config.json`` that :meth:`from_json` and transformers read."""
+        return {
+            "model_type": "bert",
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+            **dataclasses.asdict(self),
+        }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
