@@ -1,0 +1,345 @@
+"""Put a plan to work on a model: freeze, attach, count, switch off, merge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from spafit.adapters import LayerNorm, Linear, LoRA, LoRALinear
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import PlanError
+from spafit.fingerprint import fingerprint
+from spafit.plans import MODULES, Adaptation, Plan, Stratum
+from spafit.plans import plan as make_plan
+
+# The four sub-layers of the paper's Figure 2, and the modules of each.
+_SUBLAYERS = ("attention.self", "attention.output", "intermediate", "output")
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """What trains in one part of a model.
+
+    Attributes
+    ----------
+    name : str
+        ``"embeddings"``, the stratum's name, ``"pooler"`` or ``"classifier"``.
+    layers : str
+        Such as ``"5-9"``; empty where the part has no layers.
+    trains : tuple of str
+        In words, for each of attention.self, attention.output, intermediate and output; one word
+        for a part without layers.
+    trainable : int
+        Numbers that train, counted from the model's ``requires_grad``.
+    """
+
+    name: str
+    layers: str
+    trains: tuple[str, ...]
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What trains in a model; ``print(summary)`` draws the paper's Figure 2 for it.
+
+    Attributes
+    ----------
+    plan : Plan
+        The plan.
+    groups : tuple of GroupSummary
+        Embeddings, strata, pooler, classifier.
+    trainable : int
+        Numbers that train.
+    pretrained : int
+        Numbers of the model before anything was added, its head included.
+    """
+
+    plan: Plan
+    groups: tuple[GroupSummary, ...]
+    trainable: int
+    pretrained: int
+
+    @property
+    def percent(self) -> float:
+        """Trainable numbers in percent of the model's own."""
+        return 100.0 * self.trainable / self.pretrained
+
+    def __str__(self) -> str:
+        header = ("", "layers", *_SUBLAYERS, "trainable", "share")
+        blank = ("",) * len(_SUBLAYERS)
+        rows = [
+            (
+                group.name,
+                group.layers,
+                *(blank if len(group.trains) == 1 else group.trains),
+                f"{group.trainable:,}",
+                f"{100 * group.trainable / self.pretrained:.2f} %",
+            )
+            for group in self.groups
+        ]
+        share = f"{self.percent:.2f} %"
+        total = ("total", f"{self.plan.num_layers}", *blank, f"{self.trainable:,}", share)
+        widths = [max(map(len, column)) for column in zip(header, *rows, total, strict=True)]
+
+        def line(cells: tuple[str, ...], across: str = "") -> str:
+            aligned = [
+                cell.rjust(width) if column >= 6 else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ]
+            if across:  # one word for the part, across the columns of the four sub-layers
+                aligned[2:6] = [f" {across} ".center(len(" │ ".join(aligned[2:6])), "·")]
+            return "│ " + " │ ".join(aligned) + " │"
+
+        def rule(left: str, middle: str, right: str) -> str:
+            return left + middle.join("─" * (width + 2) for width in widths) + right
+
+        return "\n".join(
+            [
+                f"{self.plan.name}: {self.trainable:,} of {self.pretrained:,} numbers train "
+                f"({share})",
+                rule("┌", "┬", "┐"),
+                line(header),
+                rule("├", "┼", "┤"),
+                *(
+                    line(row, group.trains[0] if len(group.trains) == 1 else "")
+                    for group, row in zip(self.groups, rows, strict=True)
+                ),
+                rule("├", "┼", "┤"),
+                line(total),
+                rule("└", "┴", "┘"),
+            ]
+        )
+
+
+def adapt(
+    model: BertForSequenceClassification, plan: Plan | str | Path, *, seed: int = 0
+) -> Summary:
+    """Freeze a model, and attach and enable exactly what a plan declares; the head always trains.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        A model that was not adapted yet. Its pre-trained keys stay as they are.
+    plan : Plan, str or Path
+        A plan, or what :func:`spafit.plan` takes.
+    seed : int
+        LoRA's A are drawn from it, layer by layer in the order of the data; the same on every
+        device. Torch's global generator is not touched.
+
+    Returns
+    -------
+    Summary
+        The counts, taken from the model itself.
+
+    Raises
+    ------
+    PlanError
+        If the model was adapted before or the plan does not fit it; the model is then unchanged.
+    """
+    if model.adaptation is not None:
+        raise PlanError(
+            f"the model is adapted already, by {model.adaptation.plan.name}; load it afresh"
+        )
+    plan = make_plan(plan, model.config.num_hidden_layers)
+    pretrained = sum(parameter.numel() for parameter in model.parameters())
+    on_meta = model.classifier.weight.is_meta
+    base_fingerprint = fingerprint(model) if plan.writes_pretrained and not on_meta else None
+    generator = torch.Generator().manual_seed(_stream("lora_A", seed))
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    declared: list[str] = []
+    for prefix, part, mode in (
+        ("bert.embeddings", model.bert.embeddings, plan.embeddings),
+        ("bert.pooler", model.bert.pooler, plan.pooler),
+    ):
+        if part is not None and mode == "full":
+            declared += [f"{prefix}.{name}" for name, _ in part.named_parameters()]
+    kept: list[str] = []  # directly trained tensors whose untrained values are small enough to keep
+    for stratum in plan.strata:
+        for number in range(stratum.first, stratum.last + 1):
+            for path, techniques in stratum.train.items():
+                name = f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
+                module = model.get_submodule(name)
+                assert isinstance(module, (Linear, LayerNorm))
+                for technique in techniques:
+                    module = technique.attach(module, generator)
+                    trains = [f"{name}.{parameter}" for parameter in technique.trains]
+                    declared += trains
+                    kept += trains if technique.name == "bias-direct" else []
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, module)
+    head = [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
+    declared += head
+    for name in declared:
+        model.get_parameter(name).requires_grad_(True)
+
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == set(declared), "what trains is not what the plan declares"
+    model.adaptation = Adaptation(
+        plan=plan,
+        trainable=tuple(declared),
+        untrained={name: model.get_parameter(name).detach().clone() for name in (*kept, *head)},
+        base_fingerprint=base_fingerprint,
+    )
+    return _summarise(model, plan, pretrained)
+
+
+def summarise(model: BertForSequenceClassification) -> Summary:
+    """Count again what trains in a model that was adapted.
+
+    Raises
+    ------
+    PlanError
+        If the model was not adapted.
+    """
+    adaptation = _adaptation(model)
+    added = ("lora_A", "lora_B", "bias_delta")
+    pretrained = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[2] not in added
+    )
+    return _summarise(model, adaptation.plan, pretrained)
+
+
+def _summarise(model: BertForSequenceClassification, plan: Plan, pretrained: int) -> Summary:
+    groups = [GroupSummary("embeddings", "", (plan.embeddings,), _count(model.bert.embeddings))]
+    for stratum in plan.strata:
+        layers = model.bert.encoder.layer[stratum.first : stratum.last + 1]
+        groups.append(
+            GroupSummary(
+                stratum.name,
+                stratum.layers,
+                tuple(_in_words(stratum, sublayer) for sublayer in _SUBLAYERS),
+                _count(layers),
+            )
+        )
+    if model.bert.pooler is not None:
+        groups.append(GroupSummary("pooler", "", (plan.pooler,), _count(model.bert.pooler)))
+    groups.append(GroupSummary("classifier", "", ("full",), _count(model.classifier)))
+    return Summary(plan, tuple(groups), _count(model), pretrained)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _in_words(stratum: Stratum, sublayer: str) -> str:
+    """Say what trains in one sub-layer: ``"bias"``, ``"LoRA 64 (dense)"``, ``"frozen"``."""
+    prefix = f"layer.{sublayer}."
+    modules = [path for path in MODULES if path.startswith(prefix)]
+    by_words: dict[str, list[str]] = {}
+    for module in modules:
+        techniques = stratum.train.get(module, ())
+        words = " + ".join(
+            f"LoRA r={technique.r}" if isinstance(technique, LoRA) else technique.short
+            for technique in techniques
+        )
+        by_words.setdefault(words, []).append(module.removeprefix(prefix))
+    if list(by_words) == [""]:
+        return "frozen"
+    return ", ".join(
+        words if len(names) == len(modules) else f"{words} ({' '.join(names)})"
+        for words, names in by_words.items()
+        if words
+    )
+
+
+def _stream(purpose: str, seed: int) -> int:
+    """Derive a generator's seed, so that two purposes never draw the same numbers."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:8], "little") >> 1
+
+
+def _adaptation(model: BertForSequenceClassification) -> Adaptation:
+    if model.adaptation is None:
+        raise PlanError("the model was not adapted; call spafit.adapt or spafit.load_adapter first")
+    return model.adaptation
+
+
+@contextmanager
+def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
+    """Show the model as it was before training, bit for bit, inside a ``with`` block.
+
+    LoRA and bias deltas are switched off; the head and biases that train directly get their
+    untrained values for the while.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        An adapted model.
+
+    Raises
+    ------
+    PlanError
+        If the model was not adapted, or its plan writes to whole pre-trained modules ("full"), of
+        which no second copy is kept.
+    """
+    adaptation = _adaptation(model)
+    lost = [
+        name
+        for name in adaptation.trainable
+        if name not in adaptation.untrained
+        and name.rpartition(".")[2] not in ("lora_A", "lora_B", "bias_delta")
+    ]
+    if lost:
+        raise PlanError(
+            f"{adaptation.plan.name} writes to pre-trained tensors ({lost[0]} and "
+            f"{len(lost) - 1} more), so the model before training is gone; load it afresh"
+        )
+    switched = [
+        module
+        for module in model.modules()
+        if isinstance(module, (Linear, LayerNorm)) and module.adapters_on
+    ]
+    swapped = [
+        (model.get_parameter(name), untrained) for name, untrained in adaptation.untrained.items()
+    ]
+    trained = [parameter.data for parameter, _ in swapped]
+    try:
+        for module in switched:
+            module.adapters_on = False
+        for parameter, untrained in swapped:
+            parameter.data = untrained.to(parameter.device, parameter.dtype)
+        yield
+    finally:
+        for module in switched:
+            module.adapters_on = True
+        for (parameter, _), data in zip(swapped, trained, strict=True):
+            parameter.data = data
+
+
+def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
+    """Fold every addition into the pre-trained tensors and give plain BERT keys.
+
+    W + (alpha/r) BA is computed in float64 and rounded once to W's type; b + δ in b's type.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        An adapted model, which is not changed; merging twice is merging once.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Detached tensors under the keys of a model that was never adapted, in its order.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if key in ("lora_A", "lora_B", "bias_delta"):
+                continue
+            value = parameter.detach()
+            if key == "weight" and isinstance(module, LoRALinear):
+                value = module.merged_weight().detach()
+            elif key == "bias" and isinstance(module, (Linear, LayerNorm)):
+                value = value if module.bias_delta is None else value + module.bias_delta.detach()
+            state[f"{name}.{key}"] = value
+    return state
