@@ -1,0 +1,235 @@
+"""Adapter files: everything that training made, in one safetensors file, tied to its base.
+
+The tensors are the trained ones under the model's own names (``bert.encoder.layer.7.attention.self
+.query.lora_A`` ..., and the head, always). The header's metadata holds the plan, the task, its
+label names and the fingerprint of the base, all as text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import PlanError, WeightsError
+from spafit.fingerprint import fingerprint
+from spafit.plans import Adaptation, Plan
+from spafit.safefile import FLOAT_DTYPES, SafeFile, save_tensors
+from spafit.strata import adapt
+from spafit.version import __version__
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """What an adapter file says of itself.
+
+    Attributes
+    ----------
+    plan : Plan
+        What was trained.
+    base_fingerprint : str
+        The base that it belongs to (see :func:`spafit.fingerprint.fingerprint`).
+    task : str or None
+        The task's name.
+    labels : tuple of str or None
+        Label names in the order of the logits; empty for a score; None where they are not known.
+    shapes : mapping of str to tuple of int
+        The tensors.
+    """
+
+    plan: Plan
+    base_fingerprint: str
+    task: str | None
+    labels: tuple[str, ...] | None
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def num_labels(self) -> int:
+        """C, the rows of the head."""
+        return self.shapes["classifier.weight"][0]
+
+
+def save_adapter(model: BertForSequenceClassification, path: str | Path) -> None:
+    """Write what a model learned: LoRA, bias deltas, head, plan, task and base fingerprint.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        An adapted model.
+    path : str or Path
+        The file to write; it appears whole or not at all.
+
+    Raises
+    ------
+    PlanError
+        If the model was not adapted.
+    WeightsError
+        If a trained tensor holds NaN or infinite values, or the file cannot be written.
+    """
+    adaptation = model.adaptation
+    if adaptation is None:
+        raise PlanError("the model was not adapted, so there is no adapter to save")
+    tensors = {name: model.get_parameter(name).detach() for name in adaptation.trainable}
+    sick = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if sick:
+        raise WeightsError(f"{', '.join(sick)} hold NaN or infinite values; nothing was written")
+    metadata = {
+        "format": "pt",
+        "spafit_adapter": _FORMAT,
+        "spafit_version": __version__,
+        "plan": adaptation.plan.to_json(),
+        "base_fingerprint": _base_fingerprint(model),
+        "task": json.dumps(adaptation.task),
+        "labels": json.dumps(adaptation.labels),
+    }
+    save_tensors(path, tensors, metadata)
+
+
+def read_adapter_header(path: str | Path) -> AdapterHeader:
+    """Read what an adapter file says of itself, without its tensors.
+
+    Raises
+    ------
+    WeightsError
+        If it is no sound adapter file.
+    """
+    with SafeFile(path) as file:
+        return _header(file)
+
+
+def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adaptation:
+    """Put an adapter on its base: the same logits as when it was saved, bit for bit.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        The freshly loaded base, or a model that was adapted by an equal plan.
+    path : str or Path
+        A file from :func:`save_adapter`.
+
+    Returns
+    -------
+    Adaptation
+        Also at ``model.adaptation``.
+
+    Raises
+    ------
+    WeightsError
+        If the file is no sound adapter, belongs to another base (both fingerprints are named), or a
+        name or shape does not fit; the model is then unchanged.
+    PlanError
+        If the model was adapted by another plan.
+    """
+    with SafeFile(path) as file:
+        header = _header(file)
+        if model.adaptation is not None and model.adaptation.plan != header.plan:
+            raise PlanError(
+                f"the model is adapted by {model.adaptation.plan.name}, {path} needs "
+                f"{header.plan.name}; load the base afresh"
+            )
+        if header.plan.num_layers != model.config.num_hidden_layers:
+            raise WeightsError(
+                f"{path} is for {header.plan.num_layers} layers, this model has "
+                f"{model.config.num_hidden_layers}; load the base that it was trained on"
+            )
+        found = _base_fingerprint(model)
+        if found != header.base_fingerprint:
+            raise WeightsError(
+                f"{path} was trained on the base {header.base_fingerprint}, this model is "
+                f"{found}; load the base that it was trained on"
+            )
+        _check_shapes(model, header, path)
+        tensors = {name: file.read(name) for name in file.tensors}
+    if model.adaptation is None:
+        adapt(model, header.plan)
+    assert model.adaptation is not None
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            model.get_parameter(name).copy_(tensor)
+    model.adaptation.task = header.task
+    model.adaptation.labels = header.labels
+    return model.adaptation
+
+
+def _base_fingerprint(model: BertForSequenceClassification) -> str:
+    """Take the base's fingerprint now, unless training has written to it and it was kept."""
+    if model.adaptation is not None and model.adaptation.base_fingerprint is not None:
+        return model.adaptation.base_fingerprint
+    return fingerprint(model)
+
+
+def _check_shapes(
+    model: BertForSequenceClassification, header: AdapterHeader, path: str | Path
+) -> None:
+    """Hold the file's names and shapes against those of a model that the plan has adapted."""
+    with torch.device("meta"):
+        shadow = BertForSequenceClassification(model.config, model.num_labels)
+    adapt(shadow, header.plan)
+    assert shadow.adaptation is not None
+    expected = {
+        name: tuple(shadow.get_parameter(name).shape) for name in shadow.adaptation.trainable
+    }
+    if header.num_labels != model.num_labels:
+        raise WeightsError(
+            f"{path} has a head for {header.num_labels} labels, this model one for "
+            f"{model.num_labels}; load the base with num_labels={header.num_labels}"
+        )
+    faults = [f"{name} is missing" for name in expected.keys() - header.shapes.keys()]
+    faults += [f"{name} is unexpected" for name in header.shapes.keys() - expected.keys()]
+    faults += [
+        f"{name} has shape {shape}, expected {expected[name]}"
+        for name, shape in header.shapes.items()
+        if name in expected and shape != expected[name]
+    ]
+    if faults:
+        raise WeightsError(
+            f"{path} does not hold what its plan {header.plan.name} trains: "
+            f"{'; '.join(sorted(faults))}"
+        )
+
+
+def _header(file: SafeFile) -> AdapterHeader:
+    """Check the metadata of an adapter file."""
+    metadata = file.metadata
+    if metadata.get("spafit_adapter") != _FORMAT:
+        raise WeightsError(
+            f"{file.path} is no adapter file of spafit: its header has spafit_adapter = "
+            f"{metadata.get('spafit_adapter')!r}, expected {_FORMAT!r}"
+        )
+    shapes = {name: info.shape for name, info in file.tensors.items()}
+    if len(shapes.get("classifier.weight", ())) != 2:
+        raise WeightsError(f"{file.path} has no head: classifier.weight (C, D) is missing")
+    not_floats = [name for name, info in file.tensors.items() if info.dtype not in FLOAT_DTYPES]
+    if not_floats:
+        raise WeightsError(f"{file.path} holds {', '.join(not_floats)} in a type that is no float")
+    missing = [key for key in ("plan", "base_fingerprint", "task", "labels") if key not in metadata]
+    if missing:
+        raise WeightsError(f"the header of {file.path} is damaged: it lacks {', '.join(missing)}")
+    try:
+        task = json.loads(metadata["task"])
+        labels = json.loads(metadata["labels"])
+        plan = Plan.from_json(metadata["plan"], source=f"the plan in {file.path}")
+        base_fingerprint = metadata["base_fingerprint"]
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"the header of {file.path} is damaged: {error}") from None
+    if not isinstance(task, str | None) or not _are_labels(labels, shapes["classifier.weight"][0]):
+        raise WeightsError(
+            f"the header of {file.path} is damaged: task {task!r}, labels {labels!r}"
+        )
+    return AdapterHeader(
+        plan, base_fingerprint, task, None if labels is None else tuple(labels), shapes
+    )
+
+
+def _are_labels(labels: object, num_labels: int) -> bool:
+    if labels is None:
+        return True
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return False
+    return len(labels) == num_labels or (not labels and num_labels == 1)

@@ -1,0 +1,366 @@
+"""Pre-trained weights: from a folder or a hub name to a model, strictly and with a full report.
+
+Checkpoints of BERT differ in spelling. What is done to a name is one row of
+:data:`CHECKPOINT_RULES` below, and nothing else is: every other name must be the model's, with the
+model's shape, and no name of the model may be missing but the head's and the pooler's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spafit.bert import BertForSequenceClassification
+from spafit.config import BertConfig
+from spafit.errors import WeightsError
+from spafit.hub import commit_of, local_folder
+from spafit.safefile import FLOAT_DTYPES, SafeFolder, TensorInfo
+
+LOADABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""The types that a model may be loaded in."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of :data:`CHECKPOINT_RULES`.
+
+    Attributes
+    ----------
+    pattern : str
+        A regular expression that is searched for in a checkpoint's name.
+    becomes : str or None
+        What the match is replaced by; None drops the tensor on purpose.
+    reason : str
+        Why.
+    """
+
+    pattern: str
+    becomes: str | None
+    reason: str
+
+
+# Applied from the top; the first row that drops a name ends it, the renaming rows add up.
+CHECKPOINT_RULES = (
+    Rule(r"^cls\.", None, "a head of the pre-training; the classifier takes its place"),
+    Rule(r"^(bert\.)?embeddings\.position_ids$", None, "the constant 0, 1, 2 ..."),
+    Rule(r"(?<=\bLayerNorm\.)gamma$", "weight", "the older spelling"),
+    Rule(r"(?<=\bLayerNorm\.)beta$", "bias", "the older spelling"),
+    Rule(r"^(?=(embeddings|encoder|pooler)\.)", "bert.", "saved without the head's prefix"),
+)
+
+HEAD = ("classifier.weight", "classifier.bias")
+POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a checkpoint and of every parameter of the model.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the weights came from.
+    files : tuple of Path
+        The safetensors files.
+    revision : str or None
+        The commit, where the folder is one of the hub's cache.
+    dtypes : dict of str to int
+        How many loaded tensors the files hold in each type.
+    loaded : int
+        The number of tensors loaded.
+    loaded_numbers : int
+        The number of their elements.
+    renamed : tuple of (str, str)
+        The names in the file and in the model, where they differ.
+    dropped : tuple of (str, str)
+        The names left out on purpose, and why.
+    newly_drawn : tuple of (str, str)
+        The parameters that were drawn at random, and why.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    revision: str | None
+    dtypes: dict[str, int]
+    loaded: int
+    loaded_numbers: int
+    renamed: tuple[tuple[str, str], ...]
+    dropped: tuple[tuple[str, str], ...]
+    newly_drawn: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        types = ", ".join(f"{count} in {name}" for name, count in sorted(self.dtypes.items()))
+        commit = f" at commit {self.revision}" if self.revision else ""
+        lines = [
+            f"loaded {self.loaded} tensors, {self.loaded_numbers:,} numbers ({types}) "
+            f"from {self.folder}{commit}"
+        ]
+        if self.renamed:
+            lines.append(f"renamed {len(self.renamed)}, such as {' -> '.join(self.renamed[0])}")
+        lines += [f"left out {name}: {reason}" for name, reason in self.dropped]
+        lines += [f"newly drawn {name}: {reason}" for name, reason in self.newly_drawn]
+        return "\n".join(lines)
+
+
+def load_pretrained(
+    name_or_folder: str | Path,
+    *,
+    num_labels: int = 2,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> BertForSequenceClassification:
+    """Build a classifier and load pre-trained weights into it.
+
+    Parameters
+    ----------
+    name_or_folder : str or Path
+        A folder with ``config.json`` and ``model.safetensors`` (or several files and their index),
+        or the name of a model on the hub, which is downloaded once (:mod:`spafit.hub`).
+    num_labels : int
+        C: the classes, or 1 for a score.
+    revision : str, optional
+        The branch, tag or commit of a hub name.
+    dtype : torch.dtype
+        The type of the model's parameters, one of :data:`LOADABLE_DTYPES`.
+    device : torch.device or str
+        Where they live.
+    seed : int
+        Of the generator that draws the head, and the pooler, where the file has none that fit.
+
+    Returns
+    -------
+    BertForSequenceClassification
+        In evaluation mode. :func:`load_report` says what became of every tensor.
+
+    Raises
+    ------
+    WeightsError
+        If the files cannot be had or trusted, or do not fit the configuration.
+    ConfigError
+        If the configuration cannot be honoured.
+    """
+    folder = local_folder(name_or_folder, revision=revision)
+    config = BertConfig.from_json(folder / "config.json")
+    # On the meta device nothing is allocated or drawn: the file's tensors become the parameters.
+    with torch.device("meta"):
+        model = BertForSequenceClassification(config, num_labels)
+    load_weights(model, folder, dtype=dtype, device=device, seed=seed)
+    return model.eval()
+
+
+def load_weights(
+    model: BertForSequenceClassification,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> LoadReport:
+    """Replace all parameters of a model, which may be on the meta device, by a folder's weights.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        A model as built, without techniques.
+    folder, dtype, device, seed
+        As for :func:`load_pretrained`.
+
+    Returns
+    -------
+    LoadReport
+        Also to be had later, from :func:`load_report`.
+
+    Raises
+    ------
+    WeightsError
+        If the files cannot be trusted, or do not fit the model; the model is then as it was.
+    """
+    if dtype not in LOADABLE_DTYPES:
+        raise WeightsError(f"weights load as one of {LOADABLE_DTYPES}, not as {dtype}")
+    folder = Path(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    with SafeFolder(folder) as files:
+        chosen = _match(files.tensors, shapes, folder)
+        state = {}
+        faults = []
+        for name, info in chosen.sources.items():
+            try:
+                state[name] = files.read(info.name, dtype).to(device)
+            except WeightsError as error:
+                faults.append(str(error))
+        for name, _ in chosen.dropped:
+            if name.endswith("position_ids"):
+                faults += _position_faults(files.read(name), name)
+    if faults:
+        raise WeightsError("\n".join(faults))
+    to_draw = {name: shapes[name] for name, _ in chosen.newly_drawn}
+    for name, tensor in _draw(to_draw, model.config.initializer_range, seed).items():
+        state[name] = tensor.to(device, dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    infos = chosen.sources
+    report = LoadReport(
+        folder=folder,
+        files=files.files,
+        revision=commit_of(folder),
+        dtypes=dict(Counter(info.dtype for info in infos.values())),
+        loaded=len(infos),
+        loaded_numbers=sum(info.numel for info in infos.values()),
+        renamed=tuple((info.name, name) for name, info in infos.items() if info.name != name),
+        dropped=chosen.dropped,
+        newly_drawn=chosen.newly_drawn,
+    )
+    model.load_report = report  # type: ignore[assignment]
+    return report
+
+
+def load_report(model: BertForSequenceClassification) -> LoadReport:
+    """Give the report of the load that filled this model.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        From :func:`load_pretrained`.
+
+    Returns
+    -------
+    LoadReport
+
+    Raises
+    ------
+    WeightsError
+        If the model was not loaded.
+    """
+    report = getattr(model, "load_report", None)
+    if not isinstance(report, LoadReport):
+        raise WeightsError("this model was not filled by load_pretrained, so it has no load report")
+    return report
+
+
+def apply_rules(name: str) -> tuple[str | None, str]:
+    """Follow a checkpoint's name through :data:`CHECKPOINT_RULES`.
+
+    Parameters
+    ----------
+    name : str
+        The name in the file.
+
+    Returns
+    -------
+    (str or None, str)
+        The name in the model, None where it is dropped on purpose; and why it changed, empty where
+        it did not.
+    """
+    reasons = []
+    for rule in CHECKPOINT_RULES:
+        if re.search(rule.pattern, name) is None:
+            continue
+        reasons.append(rule.reason)
+        if rule.becomes is None:
+            return None, rule.reason
+        name = re.sub(rule.pattern, rule.becomes, name)
+    return name, "; ".join(reasons)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Which tensor of the file each parameter is read from, and what is left on either side."""
+
+    sources: dict[str, TensorInfo]
+    dropped: tuple[tuple[str, str], ...]
+    newly_drawn: tuple[tuple[str, str], ...]
+
+
+def _match(
+    tensors: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]], folder: Path
+) -> _Match:
+    """Match the file's tensors with the model's, or say all that does not fit."""
+    sources: dict[str, TensorInfo] = {}
+    dropped: list[tuple[str, str]] = []
+    newly_drawn: list[tuple[str, str]] = []
+    faults: list[str] = []
+    for file_name, info in tensors.items():
+        name, reason = apply_rules(file_name)
+        if name is None:
+            dropped.append((file_name, reason))
+        elif name in sources:
+            faults.append(f"twice: {name}, as {sources[name].name} and as {file_name}")
+        else:
+            sources[name] = info
+
+    misfit = _head_misfit(sources, shapes)
+    if misfit:
+        dropped += [(name, misfit) for name in HEAD if sources.pop(name, None) is not None]
+        newly_drawn += [(name, misfit) for name in HEAD]
+    if not any(name in sources for name in POOLER):
+        newly_drawn += [(name, "the file has no pooler") for name in POOLER]
+
+    drawn = {name for name, _ in newly_drawn}
+    missing = sorted(shapes.keys() - sources.keys() - drawn)
+    faults += [f"missing: {name} {list(shapes[name])}" for name in missing]
+    for name, info in sorted(sources.items()):
+        if name not in shapes:
+            faults.append(f"unexpected: {info.name} {list(info.shape)}")
+        elif info.shape != shapes[name]:
+            faults.append(
+                f"of the wrong shape: {info.name} is {list(info.shape)}, "
+                f"the configuration asks for {list(shapes[name])}"
+            )
+        elif info.dtype not in FLOAT_DTYPES:
+            faults.append(
+                f"of the wrong type: {info.name} is {info.dtype}, "
+                f"expected one of {', '.join(FLOAT_DTYPES)}"
+            )
+    if faults:
+        raise WeightsError(
+            f"the weights in {folder} do not fit its config.json, {_counted(faults)} "
+            f"(`python -m weights_tools inspect {folder}` lists what is there):\n  "
+            + "\n  ".join(faults)
+        )
+    return _Match(sources, tuple(dropped), tuple(newly_drawn))
+
+
+def _counted(faults: list[str]) -> str:
+    counts = Counter(fault.split(":")[0] for fault in faults)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+def _head_misfit(sources: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]]) -> str:
+    """Say why the file's head cannot be the model's; empty where it can."""
+    found = {name: sources[name].shape for name in HEAD if name in sources}
+    if not found:
+        return "the file has no classifier"
+    if found == {name: shapes[name] for name in HEAD}:
+        return ""
+    described = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
+    return f"the file has {described}, the model needs {list(shapes[HEAD[0]])} and its bias"
+
+
+def _position_faults(position_ids: torch.Tensor, name: str) -> list[str]:
+    """Refuse position ids that count otherwise than the model does."""
+    expected = torch.arange(position_ids.numel())
+    if position_ids.dtype == torch.int64 and torch.equal(position_ids.flatten(), expected):
+        return []
+    return [f"{name} is not 0, 1, 2 ... in int64, so these weights count positions in another way"]
+
+
+def _draw(
+    shapes: dict[str, tuple[int, ...]], standard_deviation: float, seed: int
+) -> dict[str, torch.Tensor]:
+    """Draw matrices from N(0, σ²) and set biases to 0.
+
+    On the CPU and in float32, so that a seed gives the same numbers everywhere; the head first, so
+    that it is the same whether or not the pooler is drawn too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name in sorted(shapes, key=lambda name: (name not in HEAD, name)):
+        drawn[name] = torch.zeros(shapes[name], device="cpu")
+        if name.endswith(".weight"):
+            drawn[name].normal_(0.0, standard_deviation, generator=generator)
+    return drawn

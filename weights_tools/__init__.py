@@ -1,0 +1,5 @@
+"""Tools around files of weights: ``python -m weights_tools VERB``; see ``--help``."""
+
+from weights_tools.tiny import make_tiny
+
+__all__ = ["make_tiny"]
