@@ -1,0 +1,294 @@
+"""Text to token ids.
+
+A pair of texts becomes ``[CLS] A [SEP] B [SEP]``, token types 0 up to and with the first ``[SEP]``
+and 1 after it; a single text becomes ``[CLS] A [SEP]``. The word pieces of A and B come from the
+tokenizers library. This frame and the truncation are done here, in the open: in the library both
+are hidden state, and a tokenizer.json may bring a length and a padding of its own, to which every
+text would then be cut and padded without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from spafit.errors import ConfigError, DataError, WeightsError
+from spafit.hub import TOKENIZER_FILES, local_folder
+from spafit.safefile import replacing
+from spafit.vocabulary import CLS, PAD, SEP, SPECIAL_TOKENS, Recipe, read_recipe
+
+MIN_LENGTH = 8
+"""The least maximum length: [CLS], two [SEP], and a few tokens of each text."""
+
+_CHUNK = 1024
+"""Texts handed to the library at once: its answers are large, and soon dropped."""
+
+
+class Batch(NamedTuple):
+    """Some examples as int64 tensors of shape (B, T), padded on the right to the longest."""
+
+    input_ids: torch.Tensor
+    """Token ids; the id of [PAD] where there is no token."""
+    attention_mask: torch.Tensor
+    """1 where there is a token, else 0."""
+    token_type_ids: torch.Tensor
+    """1 for the second text and its [SEP], else 0."""
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """The token ids of a sequence of examples, each as long as it is.
+
+    Attributes
+    ----------
+    input_ids : list of list of int
+        Token ids of each example, frame included.
+    token_type_ids : list of list of int
+        Token types of each example, as long as its ids.
+    truncated : int
+        How many examples lost tokens to the maximum length.
+    pad_id : int
+        What :meth:`batch` fills up with.
+    """
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]]
+    truncated: int
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each example."""
+        return [len(ids) for ids in self.input_ids]
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Put some examples into tensors, padded to the longest of them.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Numbers of B examples, at least one, in the order wanted.
+
+        Raises
+        ------
+        DataError
+            If there are no rows, or one is not the number of an example.
+        """
+        if len(rows) == 0 or min(rows) < 0 or max(rows) >= len(self):
+            raise DataError(
+                f"a batch needs one or more row numbers from 0 to {len(self) - 1}, found {rows!r}"
+            )
+        T = max(len(self.input_ids[row]) for row in rows)
+        ids, mask, types = [], [], []
+        for row in rows:
+            tokens = len(self.input_ids[row])
+            padding = T - tokens
+            ids.append(self.input_ids[row] + [self.pad_id] * padding)
+            mask.append([1] * tokens + [0] * padding)
+            types.append(self.token_type_ids[row] + [0] * padding)
+        return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(types))
+
+
+class Tokenizer:
+    """BERT's tokenizer.
+
+    A special token that is spelled out in a text, such as ``[SEP]``, becomes that token, as it does
+    in transformers.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What the tokenizer's files say; see :func:`load_tokenizer`, which reads them.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        The same.
+    pad_id, cls_id, sep_id : int
+        Ids of [PAD], [CLS] and [SEP].
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.pad_id = recipe.vocab[PAD]
+        self.cls_id = recipe.vocab[CLS]
+        self.sep_id = recipe.vocab[SEP]
+        self._backend = recipe.build()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; the word embeddings need a row for each."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the recipe, in hexadecimal: the same from a tokenizer.json as a vocab.txt."""
+        return self.recipe.fingerprint
+
+    def encode(
+        self,
+        texts_a: Sequence[str],
+        texts_b: Sequence[str | None] | None = None,
+        *,
+        max_length: int,
+    ) -> Encodings:
+        """Turn texts into token ids, cut to a maximum length, not padded.
+
+        Parameters
+        ----------
+        texts_a : sequence of str
+            First text of each example; it may be empty.
+        texts_b : sequence of (str or None), optional
+            Second text of each example; None for an example that has one text.
+        max_length : int
+            The most tokens of an example, frame included. In a pair with more, the longer text
+            loses its end until both are equally long, then both do ("longest first").
+
+        Raises
+        ------
+        ConfigError
+            If the maximum length is below 8.
+        DataError
+            If a sequence is itself a string, there are not as many second texts as first ones, or
+            a text is not a string that has a form in UTF-8; the message names the row, from 0.
+        """
+        if max_length < MIN_LENGTH:
+            raise ConfigError(
+                f"max_length is {max_length}: {CLS} and two {SEP} take 3 tokens, which leaves too "
+                f"few for two texts; give {MIN_LENGTH} or more"
+            )
+        if isinstance(texts_a, str) or isinstance(texts_b, str):
+            raise DataError("one text was given where several are expected; give [text]")
+        if texts_b is None:
+            texts_b = [None] * len(texts_a)
+        if len(texts_a) != len(texts_b):
+            raise DataError(
+                f"{len(texts_a)} first texts but {len(texts_b)} second texts; give one for each, "
+                "None where there is none"
+            )
+        for row, (text_a, text_b) in enumerate(zip(texts_a, texts_b, strict=True)):
+            _require_text(text_a, f"row {row}, first text")
+            if text_b is not None:
+                _require_text(text_b, f"row {row}, second text")
+
+        input_ids, token_type_ids, truncated = [], [], 0
+        for start in range(0, len(texts_a), _CHUNK):
+            chunk_b = texts_b[start : start + _CHUNK]
+            pieces_a = self._pieces(texts_a[start : start + _CHUNK])
+            pieces_b = self._pieces([text or "" for text in chunk_b])
+            for A, B, text_b in zip(pieces_a, pieces_b, chunk_b, strict=True):
+                budget = max_length - (2 if text_b is None else 3)
+                keep_A, keep_B = _longest_first(len(A), len(B), budget)
+                truncated += keep_A + keep_B < len(A) + len(B)
+                first = [self.cls_id, *A[:keep_A], self.sep_id]
+                second = [] if text_b is None else [*B[:keep_B], self.sep_id]
+                input_ids.append(first + second)
+                token_type_ids.append([0] * len(first) + [1] * len(second))
+        return Encodings(input_ids, token_type_ids, truncated, self.pad_id)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, for spafit and transformers alike.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Made if it does not exist.
+
+        Raises
+        ------
+        WeightsError
+            If the folder or a file cannot be written; a file that was there is then as before.
+        """
+        # transformers 5 makes the tokenizer anew by what this file says, whatever tokenizer.json
+        # says, and lower-cases where it says nothing.
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self.recipe.lowercase,
+            "strip_accents": self.recipe.strip_accents,
+            "tokenize_chinese_chars": self.recipe.split_chinese,
+            **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
+        }
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WeightsError(f"{folder} cannot be made: {error.strerror}") from None
+        for name, content in (
+            ("tokenizer.json", self._backend.to_str(pretty=True)),
+            ("tokenizer_config.json", json.dumps(config, indent=2)),
+        ):
+            with replacing(folder / name) as temporary:
+                temporary.write_text(content + "\n", encoding="utf-8")
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the word pieces of each text, without frame."""
+        return [
+            encoding.ids
+            for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
+
+def load_tokenizer(
+    folder_or_name: str | Path, *, revision: str | None = None, lowercase: bool | None = None
+) -> Tokenizer:
+    """Load a BERT tokenizer from tokenizer.json, or from vocab.txt alone.
+
+    Parameters
+    ----------
+    folder_or_name : str or Path
+        A folder, or the name of a model on the hub, such as "google-bert/bert-large-cased".
+    revision : str, optional
+        A branch, tag or commit of the hub name.
+    lowercase : bool, optional
+        Lower-case the text, or do not, whatever the files say. None: as the files say, and as the
+        vocabulary shows where they are silent (see :func:`spafit.vocabulary.read_recipe`).
+
+    Raises
+    ------
+    WeightsError
+        If there is no such folder or hub name, or the hub cannot be reached.
+    ConfigError
+        If the files are missing, cannot be read, contradict each other, or are not those of a BERT
+        tokenizer.
+    """
+    folder = local_folder(folder_or_name, revision=revision, files=TOKENIZER_FILES)
+    return Tokenizer(read_recipe(folder, lowercase))
+
+
+def _longest_first(a: int, b: int, budget: int) -> tuple[int, int]:
+    """Say how many tokens of two texts, of a and b tokens, stay within a budget.
+
+    The longer one loses its end until both are equally long, then both do. An odd token left over
+    goes to the longer one, and to the second of two that are equally long.
+    """
+    if a + b <= budget:
+        return a, b
+    half = budget // 2
+    if min(a, b) <= half:
+        return (a, budget - a) if a < b else (budget - b, b)
+    return (half, budget - half) if a <= b else (budget - half, half)
+
+
+def _require_text(text: object, where: str) -> None:
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: expected a string, found {text!r:.60} of type {type(text).__name__}; "
+            "give text, an empty string where there is none"
+        )
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: character {error.start} is a lone surrogate, {text[error.start]!r}, half of "
+            "a character; decode the text again as what it was written in"
+        ) from None
