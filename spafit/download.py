@@ -1,0 +1,382 @@
+"""GLUE's original files: over HTTP with the standard library, checked, then unpacked.
+
+A file from the net is trusted only after its SHA-256 is that of the table ``SOURCES``. Even then
+a zip says nothing about where a file goes: members are asked for by names that stand in
+``tasks.py``, and every path written is computed here.
+
+What is kept: the originals in ``originals``, the TSV files in GLUE's layout in ``folder``. An
+interrupted transfer leaves ``NAME.part``, and the next call goes on from there.
+"""
+
+import filecmp
+import http.client
+import os
+import shutil
+import stat
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from spafit.errors import DataError
+from spafit.glue import sha256_of_file
+from spafit.tasks import TASKS, get_task
+from spafit.version import __version__
+
+BASE_URL = "https://dl.fbaipublicfiles.com"
+
+Progress = Callable[[str, int, int], None]
+"""Called with a file's name, the bytes that are here, and the bytes of the whole."""
+
+
+class DownloadError(DataError):
+    """A file that could not be fetched, or that is not the one expected."""
+
+
+class _InterruptedError(Exception):
+    """A transfer that broke off; what came is kept, and another attempt may go on from it."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """One file on the server."""
+
+    path: str
+    """Path below the base URL."""
+    size_bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """File name, the last part of the path."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the files of one GLUE folder come from, and in what form."""
+
+    form: Literal["zip", "file", "mrpc"]
+    """A zip that holds the folder; the one file itself; or the three files MRPC is made from."""
+    originals: tuple[Original, ...]
+
+
+def _zip(name: str, size_bytes: int, sha256: str) -> Source:
+    return Source("zip", (Original(f"glue/data/{name}", size_bytes, sha256),))
+
+
+# Sizes and hashes are those recorded with the hub's copy of GLUE in 2022.
+# fmt: off
+SOURCES: Mapping[str, Source] = MappingProxyType({
+    "CoLA": _zip("CoLA.zip", 376971,
+                 "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff"),
+    "SST-2": _zip("SST-2.zip", 7439277,
+                  "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa"),
+    "MRPC": Source("mrpc", (
+        Original("senteval/senteval_data/msr_paraphrase_train.txt", 1047044,
+                 "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
+        Original("senteval/senteval_data/msr_paraphrase_test.txt", 441275,
+                 "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784"),
+        Original("glue/data/mrpc_dev_ids.tsv", 6222,
+                 "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7"),
+    )),
+    "STS-B": _zip("STS-B.zip", 802872,
+                  "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85"),
+    "QQP": _zip("QQP-clean.zip", 41696084,
+                "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0"),
+    "MNLI": _zip("MNLI.zip", 312783507,
+                 "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633"),
+    "QNLI": _zip("QNLIv2.zip", 10627589,
+                 "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5"),
+    "RTE": _zip("RTE.zip", 697150,
+                "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee"),
+    "WNLI": _zip("WNLI.zip", 28999,
+                 "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46"),
+    "AX": Source("file", (
+        Original("glue/data/AX.tsv", 222257,
+                 "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd"),
+    )),
+})
+# fmt: on
+"""The originals, by GLUE folder."""
+
+
+def glue_cache() -> Path:
+    """Return the folder where GLUE is kept: ``${SPAFIT_CACHE:-~/.cache/spafit}/glue``."""
+    return Path(os.environ.get("SPAFIT_CACHE") or "~/.cache/spafit").expanduser() / "glue"
+
+
+def download_glue(
+    tasks: Iterable[str],
+    folder: str | Path | None = None,
+    *,
+    originals: str | Path | None = None,
+    base_url: str = BASE_URL,
+    sources: Mapping[str, Source] = SOURCES,
+    timeout_s: float = 30.0,
+    attempts: int = 4,
+    pause_s: float = 1.0,
+    progress: Progress | None = None,
+) -> tuple[Path, ...]:
+    """Fetch GLUE's original files and unpack them to the layout that ``glue.load`` reads.
+
+    Parameters
+    ----------
+    tasks
+        Names of tasks. MNLI's two halves come together.
+    folder
+        Where ``RTE/train.tsv`` and so on go; ``glue_cache()`` where None. A file that is there
+        with the same bytes stays, one with other bytes is an error: nothing is overwritten.
+    originals
+        Where the fetched files are kept; ``glue_cache() / "originals"`` where None. What lies
+        there with the right hash is not fetched again, so a file fetched by hand may be put there.
+    base_url
+        The server, http or https, or a mirror of it.
+    sources
+        The table of originals, by GLUE folder.
+    timeout_s
+        How long a silent server is waited for, in seconds.
+    attempts
+        How often a broken transfer is tried, the first time counted.
+    pause_s
+        Pause before the second attempt, in seconds; it doubles each time.
+    progress
+        Called as the bytes come.
+
+    Returns
+    -------
+    tuple of Path
+        The files in ``folder``.
+
+    Raises
+    ------
+    DownloadError
+        If a file cannot be fetched or unpacked, or is not the one expected.
+    """
+    if not base_url.startswith(("http://", "https://")):
+        raise DownloadError(f"the base URL must begin with https:// or http://, found {base_url!r}")
+    folder = glue_cache() if folder is None else Path(folder)
+    originals = glue_cache() / "originals" if originals is None else Path(originals)
+    files: list[Path] = []
+    for name in dict.fromkeys(get_task(task).folder for task in tasks):
+        source = sources[name]
+        try:
+            originals.mkdir(parents=True, exist_ok=True)
+            for original in source.originals:
+                url = f"{base_url.rstrip('/')}/{original.path}"
+                _fetch(url, original, originals, timeout_s, attempts, pause_s, progress)
+            files += _install(name, source, originals, folder)
+        except OSError as error:  # of the disk: those of the net are told apart where they arise
+            raise DownloadError(
+                f"cannot store {name}: {error}; make room, or name other folders"
+            ) from error
+    return tuple(files)
+
+
+def _fetch(
+    url: str,
+    original: Original,
+    folder: Path,
+    timeout_s: float,
+    attempts: int,
+    pause_s: float,
+    progress: Progress | None,
+) -> None:
+    """Bring one original into ``folder``, whole and with the right hash, or not at all."""
+    target = folder / original.name
+    if target.is_file() and sha256_of_file(target) == original.sha256:
+        return
+    part = folder / f"{original.name}.part"
+    for attempt in range(1, attempts + 1):
+        try:
+            _append(url, original, part, timeout_s, progress)
+            break
+        except _InterruptedError as error:
+            if attempt == attempts:
+                raise DownloadError(
+                    f"{url}: {error}, after {attempts} attempts. What came is kept; run it again "
+                    f"to go on, or fetch the file by other means and put it at {target}"
+                ) from error
+            time.sleep(pause_s * 2 ** (attempt - 1))
+    found = sha256_of_file(part)
+    if found != original.sha256:
+        part.unlink()
+        raise DownloadError(
+            f"{url}: expected SHA-256 {original.sha256}, found {found}; nothing of it was kept. "
+            "Run it again; if it stays so, the server's file has changed or the network alters it"
+        )
+    part.replace(target)
+
+
+def _append(
+    url: str, original: Original, part: Path, timeout_s: float, progress: Progress | None
+) -> None:
+    """Fetch what ``part`` still lacks; a server that ignores Range begins it anew.
+
+    Raises
+    ------
+    _InterruptedError
+        If the transfer broke off, or may succeed when tried again.
+    DownloadError
+        If trying again cannot help.
+    """
+    size = original.size_bytes
+    here = part.stat().st_size if part.exists() else 0
+    if here == size:
+        return  # its hash decides
+    headers = {"User-Agent": f"spafit/{__version__}"}
+    if 0 < here < size:
+        headers["Range"] = f"bytes={here}-"
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=timeout_s
+        )
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # the server has less than is here
+            part.unlink(missing_ok=True)
+        if error.code in (408, 416, 429) or error.code >= 500:
+            raise _InterruptedError(f"the server answered {error.code} {error.reason}") from None
+        raise DownloadError(
+            f"{url}: the server answered {error.code} {error.reason}. Fetch the file by other "
+            f"means and put it at {part.with_name(original.name)}, or name a mirror (base_url)"
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _InterruptedError(str(error) or type(error).__name__) from error
+
+    with response:
+        content_type = response.headers.get_content_type()
+        if content_type == "text/html":
+            raise DownloadError(
+                f"{url}: expected a file, found a web page ({content_type}), as a proxy or a "
+                "login page of the network sends it; open the address in a browser to see it"
+            )
+        resumed = response.status == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
+            part.unlink(missing_ok=True)
+            raise _InterruptedError("the server sent another part of the file than was asked for")
+        here = here if resumed else 0
+        announced = response.length  # of the rest; None where the server does not say
+        if announced is not None and here + announced != size:
+            part.unlink(missing_ok=True)
+            raise DownloadError(
+                f"{url}: expected {size} bytes, the server announces {here + announced}; "
+                "its file has changed. Fetch the right one by other means and put it at "
+                f"{part.with_name(original.name)}"
+            )
+        with part.open("ab" if resumed else "wb") as file:
+            while here < size:
+                try:
+                    chunk = response.read(min(1 << 16, size - here))
+                except (OSError, http.client.HTTPException) as error:
+                    raise _InterruptedError(str(error) or type(error).__name__) from error
+                if not chunk:
+                    raise _InterruptedError(f"the transfer ended after {here} of {size} bytes")
+                file.write(chunk)
+                here += len(chunk)
+                if progress is not None:
+                    progress(original.name, here, size)
+
+
+def _install(name: str, source: Source, originals: Path, folder: Path) -> list[Path]:
+    """Unpack one source to ``folder / name``; nothing is moved there before all of it is right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
+        unpacked = Path(temporary)
+        paths = [originals / original.name for original in source.originals]
+        if source.form == "zip":
+            _unpack(paths[0], name, unpacked)
+        elif source.form == "mrpc":
+            train_txt, test_txt, dev_ids = paths
+            _assemble_mrpc(train_txt, test_txt, dev_ids, unpacked)
+        else:
+            shutil.copyfile(paths[0], unpacked / paths[0].name)
+        target = folder / name
+        files = sorted(unpacked.iterdir())
+        for file in files:
+            there = target / file.name
+            if there.exists() and not filecmp.cmp(file, there, shallow=False):
+                raise DownloadError(
+                    f"{there} exists and differs from the original; nothing was overwritten. "
+                    "Move it away, or name another folder"
+                )
+        target.mkdir(exist_ok=True)
+        return [file.replace(target / file.name) for file in files]
+
+
+def _unpack(archive: Path, name: str, folder: Path) -> None:
+    """Write the files of GLUE folder ``name`` from a zip into ``folder``, and nothing else."""
+    # Text shrinks about threefold, so this is a bomb's size and no task's.
+    limit = max(64 << 20, 8 * archive.stat().st_size)
+    splits = [s for task in TASKS.values() if task.folder == name
+              for s in (task.train, task.dev, task.test) if s]  # fmt: skip
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for file in dict.fromkeys(split.file for split in splits):
+                _extract(opened, f"{name}/{file}", folder / file, limit)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DownloadError(
+            f"{archive} cannot be unpacked: {error}; delete it and run it again"
+        ) from error
+
+
+def _extract(archive: zipfile.ZipFile, member: str, target: Path, limit: int) -> None:
+    """Write one member, asked for by its exact name, to a path that the archive has no say in."""
+    entries = [entry for entry in archive.infolist() if entry.filename == member]
+    if len(entries) != 1:
+        raise DownloadError(
+            f"{archive.filename}: expected one member {member!r}, found {len(entries)}; "
+            "this is not GLUE's archive"
+        )
+    entry = entries[0]
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        raise DownloadError(f"{archive.filename}: {member!r} is a link or no plain file; refused")
+    if entry.file_size > limit:
+        raise DownloadError(
+            f"{archive.filename}: {member!r} would unpack to {entry.file_size} bytes, more than "
+            f"the {limit} that are sensible for this archive; refused"
+        )
+    # zipfile reads no more than the declared size, which was held against the limit above.
+    with archive.open(entry) as packed, target.open("wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked, 1 << 20)
+
+
+def _assemble_mrpc(train_txt: Path, test_txt: Path, dev_ids: Path, folder: Path) -> None:
+    """Make MRPC's files from the published corpus, byte for byte as GLUE's own script does.
+
+    The pairs of ids in ``dev_ids`` are the dev rows; the headers of train and dev keep their
+    byte-order mark; test gets an index in place of its labels.
+    """
+    ids = {tuple(line.strip().split("\t")) for line in _text_lines(dev_ids)}
+    header, *rows = _text_lines(train_txt)
+    train, dev = [header], [header]
+    for row in rows:
+        fields = _mrpc_fields(train_txt, row)
+        (dev if tuple(fields[1:3]) in ids else train).append("\t".join(fields))
+    _, *rows = _text_lines(test_txt)
+    test = ["index\t#1 ID\t#2 ID\t#1 String\t#2 String"]
+    for index, row in enumerate(rows):
+        test.append("\t".join([str(index), *_mrpc_fields(test_txt, row)[1:]]))
+    for name, lines in (("train", train), ("dev", dev), ("test", test)):
+        (folder / f"{name}.tsv").write_bytes(("\n".join(lines) + "\n").encode())
+    shutil.copyfile(dev_ids, folder / "dev_ids.tsv")
+
+
+def _text_lines(path: Path) -> list[str]:
+    lines = path.read_bytes().decode("utf-8").split("\n")
+    return [line.removesuffix("\r") for line in lines if line]
+
+
+def _mrpc_fields(path: Path, row: str) -> list[str]:
+    fields = row.strip().split("\t")  # GLUE's script strips the row too
+    if len(fields) != 5:
+        raise DownloadError(f"{path}: expected 5 fields, found {len(fields)}: {row[:80]!r}")
+    return fields

@@ -1,0 +1,357 @@
+r"""GLUE: the readers of its files; the table of the tasks is ``tasks.py``.
+
+The original files are TAB-separated text with traps:
+
+- quoting is off: texts hold unbalanced double quotes, and a CSV reader would swallow whole rows;
+- a line ends at ``\n`` alone: U+0085, U+2028 and other separators occur inside texts;
+- a byte-order mark may come first, the last newline may be missing, ``\r\n`` may end the lines;
+- blanks and control characters belong to the text.
+
+A label is stored by its name ("acceptable"), never by its number, because the numbering differs
+between files, models and submission forms.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spafit.errors import DataError
+from spafit.tasks import SCORE_RANGE, TASKS, Label, Split, Task, get_task
+
+__all__ = [
+    "TASKS", "Split", "Task", "Label", "get_task",
+    "Example", "Dataset", "load", "read_file", "sha256_of_file",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a data set."""
+
+    index: int
+    """Number of the row in its file, from 0, rows that could not be read counted too."""
+    text_a: str
+    text_b: str | None
+    label: Label | None
+    """Name of the label, or score; None where the file has none."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The rows of one file, in its order."""
+
+    task: Task
+    split: str
+    """"train", "dev", "test", or "input" for a file read without a split."""
+    examples: tuple[Example, ...]
+    source: str
+    """Path of the file."""
+    bad_rows: int
+    """Number of malformed rows left out, never more than the caller allowed."""
+    sha256: str
+    """SHA-256 of the file's bytes, in hexadecimal, for the record of a run."""
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def texts_a(self) -> list[str]:
+        """First text of each example."""
+        return [example.text_a for example in self.examples]
+
+    @property
+    def texts_b(self) -> list[str] | None:
+        """Second text of each example; None for a task with one text."""
+        if not self.task.pair:
+            return None
+        return [example.text_b or "" for example in self.examples]
+
+    @property
+    def labels(self) -> list[Label | None]:
+        """Label of each example: a name, a score, or None."""
+        return [example.label for example in self.examples]
+
+
+def load(task: str | Task, split: str, folder: str | Path, *, max_bad_rows: int = 0) -> Dataset:
+    """Read one split of a task from a folder.
+
+    Parameters
+    ----------
+    task
+        Name of the task, such as "rte".
+    split
+        "train", "dev" or "test".
+    folder
+        Root of GLUE (which holds ``RTE/``), or the task's own folder. The original TSV file is
+        taken where there is one; else JSONL, else parquet, with the field names of the hub.
+    max_bad_rows
+        How many malformed rows may be left out. They are counted in ``Dataset.bad_rows``.
+
+    Raises
+    ------
+    DataError
+        If no file is found, or the file is not as its task declares it.
+    """
+    task, folder = get_task(task), Path(folder)
+    candidates = list(_candidates(task, task.split(split), folder))
+    for path in candidates:
+        if path.is_file():
+            _refuse_folder_of_another_task(task, path)
+            return read_file(task, path, split, max_bad_rows=max_bad_rows)
+    looked_for = ", ".join(str(path.relative_to(folder)) for path in candidates)
+    raise DataError(
+        f"no file for the {split} split of {task.display} in {folder}; looked for {looked_for}. "
+        "Name GLUE's root or the task's own folder, or fetch the files: spafit download glue"
+    )
+
+
+def _candidates(task: Task, split: Split, folder: Path) -> Iterator[Path]:
+    """Paths at which a split may lie, the best first."""
+    stem = Path(split.file).stem
+    names = (
+        split.file,
+        f"{stem}.jsonl",
+        f"{split.hub_name}.jsonl",
+        f"{stem}.parquet",
+        f"{split.hub_name}.parquet",
+        f"{split.hub_name}-00000-of-00001.parquet",
+    )
+    for name in dict.fromkeys(names):
+        for place in (folder / task.folder, folder / task.hub_folder, folder):
+            yield place / name
+
+
+def _refuse_folder_of_another_task(task: Task, path: Path) -> None:
+    """Refuse RTE's folder for WNLI: their test files have one header and no labels to differ by."""
+    name = path.parent.resolve().name.lower().replace("-", "")
+    if name != task.hub_folder and name in {other.hub_folder for other in TASKS.values()}:
+        raise DataError(
+            f"{path} lies in the folder of another task than {task.display}; name GLUE's root or "
+            f"the folder {task.folder}"
+        )
+
+
+Fields = tuple[str, str | None, Label | None]
+"""First text, second text, label."""
+
+
+class _MalformedRowError(DataError):
+    """A row that is not of its file's shape; the caller may allow some of these."""
+
+
+def read_file(
+    task: str | Task, path: str | Path, split: str | None = None, *, max_bad_rows: int = 0
+) -> Dataset:
+    """Read one file: TSV in GLUE's original form, JSONL or parquet, told by its ending.
+
+    Parameters
+    ----------
+    task
+        Name of the task whose form the file has.
+    path
+        The file; its ending is ``.tsv``, ``.jsonl`` or ``.parquet``.
+    split
+        The split whose columns a TSV file has. None: it is told by the header (CoLA's labelled
+        files have none), and labels may be there or not.
+    max_bad_rows
+        How many malformed rows may be left out: rows with another number of fields, lines that
+        are no JSON object, records without a text. An unknown label is always an error.
+
+    Raises
+    ------
+    DataError
+        If the file is not as declared; the message names file and line.
+    """
+    task, path = get_task(task), Path(path)
+    if split is not None:
+        task.split(split)
+    try:
+        sha256 = sha256_of_file(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    rows: Iterable[tuple[int, Any]]
+    parse: Callable[[Any], Fields]
+    needs_label = split in ("train", "dev")
+    ending = path.suffix.lower()
+    if ending == ".tsv":
+        form, rows = _tsv_form(task, split, path)
+        parse = partial(_from_line, task, form)
+    elif ending == ".jsonl":
+        rows, parse = _lines(path), partial(_from_json, task, needs_label)
+    elif ending == ".parquet":
+        rows, parse = _parquet_records(path), partial(_from_record, task, needs_label)
+    else:
+        raise DataError(f"cannot tell the form of {path}: expected .tsv, .jsonl or .parquet")
+
+    examples = []
+    bad_rows = 0
+    for index, (line, row) in enumerate(rows):
+        try:
+            text_a, text_b, label = parse(row)
+        except _MalformedRowError as error:
+            bad_rows += 1
+            if bad_rows > max_bad_rows:
+                raise DataError(
+                    f"{path}, line {line}: {error}. Bad row number {bad_rows}, {max_bad_rows} "
+                    "allowed: mend the file, or allow more (--max-bad-rows)"
+                ) from None
+        except DataError as error:
+            raise DataError(f"{path}, line {line}: {error}") from None
+        else:
+            examples.append(Example(index, text_a, text_b, label))
+    if not examples:
+        raise DataError(f"{path} holds no rows of {task.display}")
+    return Dataset(task, split or "input", tuple(examples), str(path), bad_rows, sha256)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file with their numbers, from 1, without their ends."""
+    with path.open("rb") as file:  # binary lines end at \n alone, and an error knows its line
+        crlf = False
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+                # Only a file whose first line says so: elsewhere a \r belongs to the text.
+                crlf = raw.endswith(b"\r\n")
+            raw = raw.removesuffix(b"\n")
+            if crlf:
+                raw = raw.removesuffix(b"\r")
+            try:
+                yield number, raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: not UTF-8 at byte {error.start} of the line "
+                    f"({raw[error.start : error.start + 4]!r}); convert the file to UTF-8"
+                ) from None
+
+
+def _tsv_form(task: Task, split: str | None, path: Path) -> tuple[Split, Iterator[tuple[int, str]]]:
+    """Return the form of a TSV file, told or checked by its header, and the rows after it."""
+    lines = _lines(path)
+    _, first = next(lines, (1, ""))
+    wanted = [task.split(split)] if split else [s for s in (task.dev, task.test) if s]
+    if not split and task.train and task.train.columns != wanted[0].columns:
+        wanted.append(task.train)  # MNLI: one annotator's label in train, five in dev
+    for form in wanted:
+        if form.has_header and first == "\t".join(form.columns):
+            return form, lines
+    for form in wanted:
+        if not form.has_header:
+            return form, _lines(path)
+    expected = " or ".join(repr("\t".join(form.columns)) for form in wanted)
+    raise DataError(
+        f"{path}, line 1: the header of {task.display} is expected to be {expected}, found "
+        f"{first[:200]!r}; is this the right task and split?"
+    )
+
+
+def _from_line(task: Task, form: Split, line: str) -> Fields:
+    fields = line.split("\t")
+    if len(fields) != len(form.columns):
+        raise _MalformedRowError(
+            f"expected {len(form.columns)} fields ({', '.join(form.columns)}), found "
+            f"{len(fields)}: {line[:80]!r}"
+        )
+    text_b = None if form.text_b is None else fields[form.text_b]
+    label = None if form.label is None else _label_from_text(task, fields[form.label])
+    return fields[form.text_a], text_b, label
+
+
+def _label_from_text(task: Task, text: str) -> Label:
+    if task.is_regression:
+        try:
+            return _checked_score(task, float(text))
+        except ValueError:
+            raise DataError(f"the score {text!r} is not a number") from None
+    if text not in task.spelling:
+        raise DataError(
+            f"unknown label {text!r}; {task.display} has {', '.join(map(repr, task.spelling))}"
+        )
+    return task.labels[task.spelling.index(text)]
+
+
+def _checked_score(task: Task, score: float) -> float:
+    low, high = SCORE_RANGE
+    if not (math.isfinite(score) and low <= score <= high):
+        raise DataError(f"the score {score} of {task.display} is outside [{low:g}, {high:g}]")
+    return score
+
+
+def _from_json(task: Task, needs_label: bool, line: str) -> Fields:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _MalformedRowError(f"not JSON ({error}): {line[:80]!r}") from None
+    if not isinstance(record, dict):
+        raise _MalformedRowError(f"expected a JSON object, found {line[:80]!r}")
+    return _from_record(task, needs_label, record)
+
+
+def _from_record(task: Task, needs_label: bool, record: Mapping[str, object]) -> Fields:
+    """Fields of a JSON object or a parquet row, with the hub's names and numbers."""
+    texts = []
+    for name in task.fields:
+        text = record.get(name)
+        if not isinstance(text, str):
+            raise _MalformedRowError(
+                f"{task.display} needs the texts {', '.join(task.fields)}; {name} is {text!r}"
+            )
+        try:
+            text.encode("utf-8")  # JSON can spell half a surrogate pair, which no text holds
+        except UnicodeEncodeError:
+            raise _MalformedRowError(f"{name} holds half of a surrogate pair") from None
+        texts.append(text)
+    label = _label_from_value(task, record.get("label"))
+    if label is None and needs_label:
+        raise DataError("there is no label, but a train or dev file must have one in each row")
+    return texts[0], texts[1] if task.pair else None, label
+
+
+def _label_from_value(task: Task, value: object) -> Label | None:
+    """Label from its name, its number, or a score; None and the hub's -1 mean no label."""
+    if value is None or (value == -1 and not isinstance(value, bool)):
+        return None
+    if task.is_regression:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DataError(f"the score {value!r} is not a number")
+        return _checked_score(task, float(value))
+    if isinstance(value, str) and value in task.labels:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.labels):
+        return task.labels[value]
+    names = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
+    raise DataError(f"unknown label {value!r}; {task.display} has {names}")
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Rows of a parquet file with their numbers, from 1."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(
+            f"reading {path} needs pyarrow: pip install 'spafit[parquet]', or use TSV or JSONL"
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a readable parquet file: {error}") from None

@@ -1,0 +1,171 @@
+"""Submission files in GLUE's exact form.
+
+One TSV file a task: the header ``index<TAB>prediction``, then one row a test example with the index
+counted from 0 in each file. GLUE's server wants the files of all tasks in one zip.
+"""
+
+import math
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from spafit.errors import DataError
+from spafit.glue import Dataset
+from spafit.tasks import SCORE_RANGE, TASKS, Label, Task, get_task
+
+HEADER = "index\tprediction"
+
+
+def write_submission(
+    folder: str | Path,
+    task: str | Task,
+    predictions: Sequence[Label],
+    *,
+    dataset: Dataset | None = None,
+) -> Path:
+    """Write the submission file of one task and return its path.
+
+    Parameters
+    ----------
+    folder
+        Where the file goes; made if it is missing. A file of an earlier run is replaced.
+    task
+        The task, or its name.
+    predictions
+        For each row of the whole test file, in its order: the label's name, or the score.
+    dataset
+        The data that was predicted. Given, it must be of this task's test split and whole.
+
+    Raises
+    ------
+    DataError
+        If the number of predictions is not that of the task's test file (GLUE refuses such a file),
+        a prediction is not a label of the task, or ``dataset`` is not what was to be predicted.
+    """
+    task, folder = get_task(task), Path(folder)
+    if dataset is not None:
+        _check_dataset(task, dataset)
+    if len(predictions) != task.test.rows:
+        raise DataError(
+            f"{task.submission} needs {task.test.rows} predictions, one for each row of "
+            f"{task.test.file}, found {len(predictions)}; predict the whole test file"
+        )
+    rows = [f"{index}\t{_value(task, index, p)}" for index, p in enumerate(predictions)]
+    path = folder / task.submission
+    _replace(path, "\n".join([HEADER, *rows, ""]).encode())
+    return path
+
+
+def _check_dataset(task: Task, dataset: Dataset) -> None:
+    if dataset.task.name != task.name or dataset.split != "test":
+        raise DataError(
+            f"{task.submission} needs the test split of {task.display}, found the "
+            f"{dataset.split} split of {dataset.task.display} ({dataset.source})"
+        )
+    if dataset.bad_rows:
+        raise DataError(
+            f"{dataset.source} was read without {dataset.bad_rows} bad rows, so its predictions "
+            "would stand at the wrong indices; mend the file and read it whole"
+        )
+
+
+def _value(task: Task, index: int, prediction: Label) -> str:
+    """One prediction as the task's submission file writes it."""
+    if not task.is_regression:
+        if prediction not in task.labels:
+            raise DataError(
+                f"prediction {index} for {task.display} is {prediction!r}; "
+                f"expected one of {', '.join(task.labels)}"
+            )
+        return task.spelling[task.labels.index(str(prediction))]
+    if isinstance(prediction, str) or not math.isfinite(prediction):
+        raise DataError(
+            f"prediction {index} for {task.display} is {prediction!r}, expected a finite number"
+        )
+    low, high = SCORE_RANGE
+    # max(low, x), in this order, also turns -0.0 into 0.0.
+    return f"{min(max(low, prediction), high):.3f}"
+
+
+def missing_submissions(folder: str | Path) -> tuple[str, ...]:
+    """Names of the submission files that ``folder`` still lacks; GLUE's server wants them all."""
+    return tuple(
+        task.submission for task in TASKS.values() if not (Path(folder) / task.submission).is_file()
+    )
+
+
+def zip_submission(folder: str | Path) -> Path:
+    """Zip the submission files of a folder into ``submission.zip`` there and return its path.
+
+    Only files of the table's names are taken, each checked for its header, its number of rows, its
+    indices and its values. The same files give the same bytes. ``missing_submissions`` says
+    what GLUE's server would still miss.
+
+    Raises
+    ------
+    DataError
+        If there is no submission file, or one is not in GLUE's form.
+    """
+    folder = Path(folder)
+    present = [task for task in TASKS.values() if (folder / task.submission).is_file()]
+    if not present:
+        raise DataError(f"{folder} holds no submission file such as RTE.tsv; write them first")
+    path = folder / "submission.zip"
+    temporary = _beside(path)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for task in present:
+                data = (folder / task.submission).read_bytes()
+                _check_form(task, folder / task.submission, data)
+                # ZipInfo's own date is fixed (1980), so equal files give an equal zip.
+                entry = zipfile.ZipInfo(task.submission)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _check_form(task: Task, path: Path, data: bytes) -> None:
+    lines = data.decode("utf-8", errors="replace").split("\n")
+    rows = lines[1:-1]
+    if lines[0] != HEADER or lines[-1] != "" or len(rows) != task.test.rows:
+        raise DataError(
+            f"{path} is not in GLUE's form: expected the header {HEADER!r} and {task.test.rows} "
+            f"rows, found {lines[0][:40]!r} and {len(rows)} rows; write it again"
+        )
+    for index, row in enumerate(rows):
+        number, _, value = row.partition("\t")
+        if number != str(index) or not _is_value(task, value):
+            raise DataError(
+                f"{path}, line {index + 2}: expected index {index} and a prediction of "
+                f"{task.display}, found {row[:40]!r}; write the file again"
+            )
+
+
+def _is_value(task: Task, value: str) -> bool:
+    if not task.is_regression:
+        return value in task.spelling
+    low, high = SCORE_RANGE
+    try:
+        return low <= float(value) <= high
+    except ValueError:
+        return False
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write ``path`` so that it is never seen half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,202 @@
+"""The table of the GLUE tasks (Wang et al., 2018, https://gluebenchmark.com).
+
+``TASKS`` says everything in which the tasks differ: files, columns, labels, metrics, the paper's
+batch size, the submission file. The readers, the metrics and the submission know no task by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from spafit.errors import DataError
+
+Label = str | float
+"""A label: its name for classification, a score for regression."""
+
+SCORE_RANGE = (0.0, 5.0)
+"""The least and the greatest score of a regression task (STS-B is the only one)."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a task as its original file has it; columns count from 0."""
+
+    file: str
+    """Name of the original file inside the task's folder."""
+    rows: int
+    """Number of rows of the whole file, its header not counted."""
+    columns: tuple[str, ...]
+    """Names of all columns, in the words of the header where there is one."""
+    text_a: int
+    text_b: int | None = None
+    label: int | None = None
+    has_header: bool = True
+    hub_name: str = ""
+    """Name of the split in the hub's copy of GLUE (``nyu-mll/glue``)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One GLUE task: what its files look like, what it is scored by, how it is handed in."""
+
+    name: str
+    """Name in lower case: "rte"."""
+    display: str
+    """Name as the field writes it: "RTE"."""
+    folder: str
+    """Folder of the original files below GLUE's root."""
+    fields: tuple[str, ...]
+    """Names of the text fields in JSONL and parquet files: one, or two for a pair."""
+    labels: tuple[str, ...]
+    """Label names in order; the position is the class index. Empty for regression."""
+    spelling: tuple[str, ...]
+    """How the TSV files and the submission file write each label, in the same order."""
+    metrics: tuple[str, ...]
+    """Names of the metrics; the best epoch is chosen by the first."""
+    submission: str
+    """Name of the submission file."""
+    train: Split | None
+    dev: Split | None
+    test: Split
+    paper_batch_size: int = 16
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is a score."""
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """C, the number of outputs of the classifier: 1 for regression."""
+        return len(self.labels) or 1
+
+    @property
+    def pair(self) -> bool:
+        """Whether an example has two texts."""
+        return len(self.fields) == 2
+
+    @property
+    def hub_folder(self) -> str:
+        """Folder of the task in the hub's copy of GLUE."""
+        return self.folder.lower().replace("-", "")
+
+    def split(self, name: str) -> Split:
+        """Return the split ``name``: "train", "dev" or "test".
+
+        Raises
+        ------
+        DataError
+            If the name is none of these, or the task has no such split.
+        """
+        have = {"train": self.train, "dev": self.dev, "test": self.test}
+        split = have.get(name)
+        if split is None:
+            known = ", ".join(key for key, value in have.items() if value is not None)
+            raise DataError(f"{self.display} has no split {name!r}; it has {known}")
+        return split
+
+
+def _columns(line: str) -> tuple[str, ...]:
+    return tuple(line.split("|"))
+
+
+_PAIR = _columns("index|sentence1|sentence2")
+_COLA = _columns("source|label|original_mark|sentence")
+_MRPC = _columns("Quality|#1 ID|#2 ID|#1 String|#2 String")
+_STSB = _columns("index|genre|filename|year|old_index|source1|source2|sentence1|sentence2")
+_QQP = _columns("id|qid1|qid2|question1|question2|is_duplicate")
+_MNLI = _columns(
+    "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse"
+    "|sentence1_parse|sentence2_parse|sentence1|sentence2"
+)
+_MNLI_TRAIN = (*_MNLI, *_columns("label1|gold_label"))
+_MNLI_DEV = (*_MNLI, *_columns("label1|label2|label3|label4|label5|gold_label"))
+_NLI = ("entailment", "neutral", "contradiction")
+
+# fmt: off
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (
+    Task("cola", "CoLA", "CoLA", ("sentence",),
+         ("unacceptable", "acceptable"), ("0", "1"), ("matthews",), "CoLA.tsv",
+         Split("train.tsv", 8551, _COLA, 3, None, 1, has_header=False, hub_name="train"),
+         Split("dev.tsv", 1043, _COLA, 3, None, 1, has_header=False, hub_name="validation"),
+         Split("test.tsv", 1063, ("index", "sentence"), 1, hub_name="test")),
+    Task("sst-2", "SST-2", "SST-2", ("sentence",),
+         ("negative", "positive"), ("0", "1"), ("accuracy",), "SST-2.tsv",
+         Split("train.tsv", 67349, ("sentence", "label"), 0, None, 1, hub_name="train"),
+         Split("dev.tsv", 872, ("sentence", "label"), 0, None, 1, hub_name="validation"),
+         Split("test.tsv", 1821, ("index", "sentence"), 1, hub_name="test")),
+    Task("mrpc", "MRPC", "MRPC", ("sentence1", "sentence2"),
+         ("not_equivalent", "equivalent"), ("0", "1"), ("f1", "accuracy"), "MRPC.tsv",
+         Split("train.tsv", 3668, _MRPC, 3, 4, 0, hub_name="train"),
+         Split("dev.tsv", 408, _MRPC, 3, 4, 0, hub_name="validation"),
+         Split("test.tsv", 1725, ("index", *_MRPC[1:]), 3, 4, hub_name="test")),
+    Task("sts-b", "STS-B", "STS-B", ("sentence1", "sentence2"),
+         (), (), ("pearson", "spearman"), "STS-B.tsv",
+         Split("train.tsv", 5749, (*_STSB, "score"), 7, 8, 9, hub_name="train"),
+         Split("dev.tsv", 1500, (*_STSB, "score"), 7, 8, 9, hub_name="validation"),
+         Split("test.tsv", 1379, _STSB, 7, 8, hub_name="test")),
+    Task("qqp", "QQP", "QQP", ("question1", "question2"),
+         ("not_duplicate", "duplicate"), ("0", "1"), ("accuracy", "f1"), "QQP.tsv",
+         Split("train.tsv", 363846, _QQP, 3, 4, 5, hub_name="train"),
+         Split("dev.tsv", 40430, _QQP, 3, 4, 5, hub_name="validation"),
+         Split("test.tsv", 390965, _columns("id|question1|question2"), 1, 2, hub_name="test"),
+         paper_batch_size=8),
+    Task("mnli", "MNLI-m", "MNLI", ("premise", "hypothesis"),
+         _NLI, _NLI, ("accuracy",), "MNLI-m.tsv",
+         Split("train.tsv", 392702, _MNLI_TRAIN, 8, 9, 11, hub_name="train"),
+         Split("dev_matched.tsv", 9815, _MNLI_DEV, 8, 9, 15, hub_name="validation_matched"),
+         Split("test_matched.tsv", 9796, _MNLI, 8, 9, hub_name="test_matched"),
+         paper_batch_size=8),
+    Task("mnli-mm", "MNLI-mm", "MNLI", ("premise", "hypothesis"),
+         _NLI, _NLI, ("accuracy",), "MNLI-mm.tsv",
+         None,  # the model of MNLI-m is evaluated on it
+         Split("dev_mismatched.tsv", 9832, _MNLI_DEV, 8, 9, 15, hub_name="validation_mismatched"),
+         Split("test_mismatched.tsv", 9847, _MNLI, 8, 9, hub_name="test_mismatched"),
+         paper_batch_size=8),
+    Task("qnli", "QNLI", "QNLI", ("question", "sentence"),
+         ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",),
+         "QNLI.tsv",
+         Split("train.tsv", 104743, _columns("index|question|sentence|label"), 1, 2, 3,
+               hub_name="train"),
+         Split("dev.tsv", 5463, _columns("index|question|sentence|label"), 1, 2, 3,
+               hub_name="validation"),
+         Split("test.tsv", 5463, _columns("index|question|sentence"), 1, 2, hub_name="test"),
+         paper_batch_size=8),
+    Task("rte", "RTE", "RTE", ("sentence1", "sentence2"),
+         ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",),
+         "RTE.tsv",
+         Split("train.tsv", 2490, (*_PAIR, "label"), 1, 2, 3, hub_name="train"),
+         Split("dev.tsv", 277, (*_PAIR, "label"), 1, 2, 3, hub_name="validation"),
+         Split("test.tsv", 3000, _PAIR, 1, 2, hub_name="test")),
+    Task("wnli", "WNLI", "WNLI", ("sentence1", "sentence2"),
+         ("not_entailment", "entailment"), ("0", "1"), ("accuracy",), "WNLI.tsv",
+         Split("train.tsv", 635, (*_PAIR, "label"), 1, 2, 3, hub_name="train"),
+         Split("dev.tsv", 71, (*_PAIR, "label"), 1, 2, 3, hub_name="validation"),
+         Split("test.tsv", 146, _PAIR, 1, 2, hub_name="test")),
+    Task("ax", "AX", "AX", ("premise", "hypothesis"),
+         _NLI, _NLI, ("matthews",), "AX.tsv",
+         None, None,  # the diagnostic set: predicted by the model of MNLI-m, labels not public
+         Split("AX.tsv", 1104, _PAIR, 1, 2, hub_name="test")),
+)})
+# fmt: on
+"""The nine tasks, MNLI's mismatched half and the diagnostic set AX, by name."""
+
+_ALIASES = {"sst2": "sst-2", "stsb": "sts-b", "mnli-m": "mnli", "mnli-matched": "mnli",
+            "mnli-mismatched": "mnli-mm"}  # fmt: skip
+
+
+def get_task(name: str | Task) -> Task:
+    """Return the task called ``name``, in any case; "sst2", "stsb" and "mnli-m" are known too.
+
+    Raises
+    ------
+    DataError
+        If there is no such task; the message lists those that there are.
+    """
+    if isinstance(name, Task):
+        return name
+    key = name.lower().replace("_", "-")
+    task = TASKS.get(_ALIASES.get(key, key))
+    if task is None:
+        raise DataError(f"unknown GLUE task {name!r}; the tasks are {', '.join(TASKS)}")
+    return task
