@@ -23,7 +23,7 @@ _IRRELEVANT = frozenset(
     repetition_penalty return_dict return_dict_in_generate sep_token_id task_specific_params
     temperature tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
     transformers_version use_cache
-    """.split()  # noqa: SIM905 - a column of names reads better without quotes
+    """.split()
 )
 
 # What a config may ask for and this encoder does not compute: key -> (the one value that is

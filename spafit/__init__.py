@@ -1,0 +1,74 @@
+"""Stratified fine-tuning of BERT (SPAFIT, arXiv 2405.00201), from scratch in PyTorch.
+
+The public names, in the order of the tour in README.md.
+"""
+
+from spafit import glue
+from spafit.adapter_files import load_adapter, save_adapter
+from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
+from spafit.bert import BertForSequenceClassification, BertModel
+from spafit.config import BertConfig
+from spafit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PlanError,
+    SpafitError,
+    TrainingError,
+    WeightsError,
+)
+from spafit.fingerprint import fingerprint
+from spafit.inference import Predictions, evaluate, predict
+from spafit.plans import METHODS, Plan, Stratum, plan
+from spafit.strata import Summary, adapt, adapters_disabled, merged_state_dict, summarise
+from spafit.tokenization import Tokenizer, load_tokenizer
+from spafit.train import Result, TrainConfig, fit
+from spafit.version import __version__
+from spafit.weights import load_pretrained, load_report
+
+__all__ = [
+    "__version__",
+    # the model and its weights
+    "BertConfig",
+    "BertModel",
+    "BertForSequenceClassification",
+    "load_pretrained",
+    "load_report",
+    "fingerprint",
+    # text
+    "Tokenizer",
+    "load_tokenizer",
+    # techniques, strata, plans
+    "BiasDelta",
+    "DirectBias",
+    "LoRA",
+    "LoRALinear",
+    "Full",
+    "METHODS",
+    "Plan",
+    "Stratum",
+    "plan",
+    "adapt",
+    "summarise",
+    "Summary",
+    "adapters_disabled",
+    "merged_state_dict",
+    "save_adapter",
+    "load_adapter",
+    # data, training, prediction
+    "glue",
+    "TrainConfig",
+    "Result",
+    "fit",
+    "evaluate",
+    "Predictions",
+    "predict",
+    # errors
+    "SpafitError",
+    "ConfigError",
+    "WeightsError",
+    "PlanError",
+    "DataError",
+    "TrainingError",
+    "CheckpointError",
+]

@@ -1,0 +1,241 @@
+"""From examples to predictions and scores, by the names of the labels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spafit import metrics
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import ConfigError, DataError, TrainingError
+from spafit.glue import Dataset
+from spafit.tasks import Label
+from spafit.tokenization import Encodings, Tokenizer
+
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of each example, in the order of the data.
+
+    Attributes
+    ----------
+    logits : numpy.ndarray of float32, (n, C)
+        The head's output.
+    labels : list of str or list of float
+        The name of the label with the largest logit, or the score.
+    truncated : int
+        How many examples were cut to fit the maximum length.
+    """
+
+    logits: NDArray[np.float32]
+    labels: Sequence[Label]
+    truncated: int
+
+
+def predict(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    *,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    precision: str = "auto",
+) -> Predictions:
+    """Predict every example of a data set, with or without labels of its own.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        It is run in evaluation mode where it lies, and left in the mode it was in.
+    tokenizer : Tokenizer
+        The model's.
+    dataset : Dataset
+        The examples.
+    max_length : int, optional
+        Tokens after which a text is cut; None is the model's longest.
+    batch_size : int
+        Examples at a time. Examples of like length go together, which changes no result beyond
+        rounding.
+    precision : {"auto", "float32", "bf16", "fp16"}
+        The arithmetic (see :func:`resolve_precision`).
+
+    Returns
+    -------
+    Predictions
+
+    Raises
+    ------
+    DataError
+        If the labels that the model was trained for are not those of the task.
+    ConfigError
+        If a setting is out of range, or the tokenizer is not this model's.
+    TrainingError
+        If a logit is NaN or infinite.
+    """
+    names = label_names(model, dataset)
+    encodings = encode(model, tokenizer, dataset, max_length)
+    logits = predict_logits(model, encodings, batch_size=batch_size, precision=precision)
+    sick = int((~np.isfinite(logits).all(axis=1)).sum())
+    if sick:
+        raise TrainingError(
+            f"the logits of {sick} of {len(dataset)} examples of {dataset.source} are not finite; "
+            "try precision float32"
+        )
+    labels: Sequence[Label]
+    if names:
+        labels = [names[index] for index in logits.argmax(axis=1)]
+    else:
+        labels = [float(score) for score in logits[:, 0]]
+    return Predictions(logits, labels, encodings.truncated)
+
+
+def evaluate(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    *,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """Score a model on labelled examples by all metrics of the task; arguments as :func:`predict`.
+
+    Raises
+    ------
+    DataError
+        If an example has no label.
+    """
+    if None in dataset.labels:
+        raise DataError(f"{dataset.source} has no labels to score against; predict it instead")
+    predictions = predict(
+        model,
+        tokenizer,
+        dataset,
+        max_length=max_length,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    return metrics.compute(dataset.task, predictions.labels, dataset.labels)
+
+
+def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple[str, ...]:
+    """Give the label names in the order of the logits; empty for a score.
+
+    A trained model carries its own; otherwise they are the task's. Names, not numbers, are what is
+    compared, because files and models number them differently.
+
+    Raises
+    ------
+    DataError
+        If the names are not the task's, or the head has another number of outputs.
+    """
+    task = dataset.task
+    names = None if model.adaptation is None else model.adaptation.labels
+    if names is None:
+        names = task.labels
+    if set(names) != set(task.labels):
+        raise DataError(
+            f"the model was trained for the labels {', '.join(names) or 'of a score'}, "
+            f"{task.display} has {', '.join(task.labels) or 'a score'}; use a model for this task"
+        )
+    if model.num_labels != task.num_labels:
+        raise DataError(
+            f"{task.display} needs a head with {task.num_labels} outputs, this model's has "
+            f"{model.num_labels}; load it with num_labels={task.num_labels}"
+        )
+    return names
+
+
+def encode(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    max_length: int | None,
+) -> Encodings:
+    """Tokenize a data set for a model.
+
+    Raises
+    ------
+    ConfigError
+        If ``max_length`` is beyond the model's positions, or the tokenizer knows more entries than
+        the model embeds.
+    """
+    longest = model.config.max_position_embeddings
+    if max_length is not None and max_length > longest:
+        raise ConfigError(f"max_length = {max_length} is beyond the model's {longest} positions")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model embeds "
+            f"{model.config.vocab_size}; load the tokenizer of this model"
+        )
+    length = longest if max_length is None else max_length
+    return tokenizer.encode(dataset.texts_a, dataset.texts_b, max_length=length)
+
+
+def predict_logits(
+    model: BertForSequenceClassification,
+    encodings: Encodings,
+    *,
+    batch_size: int = 64,
+    precision: str = "auto",
+) -> NDArray[np.float32]:
+    """Give the logits (n, C) of encoded examples, in their order."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be a whole number of at least 1: {batch_size!r}")
+    device = model.classifier.weight.device
+    arithmetic = resolve_precision(precision, device)
+    # Like lengths together: less padding. A stable sort keeps the batches reproducible.
+    order = np.argsort([len(ids) for ids in encodings.input_ids], kind="stable")
+    logits = np.empty((len(encodings), model.num_labels), dtype=np.float32)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast(arithmetic, device):
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = (tensor.to(device) for tensor in encodings.batch(rows.tolist()))
+                logits[rows] = model(*batch).float().cpu().numpy()
+    finally:
+        model.train(was_training)
+    return logits
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Choose the arithmetic of a device: ``"float32"``, ``"bf16"`` or ``"fp16"``.
+
+    ``"auto"`` is float32 on the CPU, bf16 on a GPU that has it (compute capability 8.0 and later),
+    and fp16 on older ones such as the V100.
+
+    Raises
+    ------
+    ConfigError
+        If what was asked for cannot be had on the device.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}: {precision!r}")
+    has_bf16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision == "auto":
+        if device.type != "cuda":
+            return "float32"
+        return "bf16" if has_bf16 else "fp16"
+    if precision == "bf16" and not has_bf16:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"{name} has no bf16 units; use precision fp16, or auto")
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"fp16 needs a GPU, the device is {device}; use precision float32")
+    return precision
+
+
+def autocast(arithmetic: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Run matrix products in ``arithmetic``; parameters stay in float32."""
+    if arithmetic == "float32":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if arithmetic == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)

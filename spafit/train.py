@@ -1,0 +1,573 @@
+"""Fine-tune an adapted model: one flat loop.
+
+The settings that are not given are the SPAFIT paper's (AdamW, learning rate 6e-5 for the
+parameter-efficient methods and 2e-5 for full fine-tuning, weight decay 0.01, 10 epochs, batches of
+16 or 8), and where the paper is silent those of the Hugging Face training code that it used: linear
+decay to 0 without warm-up, gradient norm clipped at 1, no decay of biases and LayerNorms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from spafit import metrics
+from spafit.adapter_files import save_adapter
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import ConfigError, DataError, PlanError, TrainingError
+from spafit.fingerprint import fingerprint
+from spafit.glue import Dataset
+from spafit.inference import (
+    PRECISIONS,
+    autocast,
+    encode,
+    label_names,
+    predict_logits,
+    resolve_precision,
+)
+from spafit.progress import Progress
+from spafit.run_folder import RunFolder, peak_memory_mib
+from spafit.strata import summarise
+from spafit.tasks import Label
+from spafit.tokenization import Tokenizer
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of one run; the model never sees them.
+
+    Attributes
+    ----------
+    out : str, Path or None
+        The run folder; None writes nothing.
+    seed : int
+        Of dropout and of the order of the data, which is a function of (seed, epoch) alone.
+    epochs : int
+        Passes over the training data.
+    batch_size : int or None
+        Examples per optimizer step; None is the paper's for the task.
+    accumulation : int
+        Parts that a batch is computed in, one after the other, to save memory; the gradient is the
+        same.
+    learning_rate : float or None
+        At its highest; None is 6e-5, or 2e-5 where a plan trains pre-trained matrices.
+    weight_decay : float
+        AdamW's, on matrices.
+    decay_biases : bool
+        Whether biases, bias deltas and LayerNorms decay too. A delta decays towards 0, that is
+        towards the pre-trained bias.
+    warmup : float
+        The share of all steps over which the learning rate rises linearly from 0.
+    max_grad_norm : float
+        The norm that the gradient of all trained numbers together is clipped at; 0 does not clip.
+    max_length : int or None
+        Tokens after which an example is cut; None is the model's longest.
+    eval_every : int or None
+        Steps between evaluations; None evaluates after each epoch. The last step is always
+        evaluated.
+    precision : {"auto", "float32", "bf16", "fp16"}
+        The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.inference
+        .resolve_precision`).
+    device : str
+        Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.
+    overwrite : bool
+        Whether a run in ``out`` may be replaced.
+    quiet : bool
+        Show no progress.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range.
+    """
+
+    out: str | Path | None = None
+    seed: int = 0
+    epochs: int = 10
+    batch_size: int | None = None
+    accumulation: int = 1
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    decay_biases: bool = False
+    warmup: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int | None = None
+    eval_every: int | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("seed", 0),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulation", 1),
+            ("max_length", 8),
+            ("eval_every", 1),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("batch_size", "max_length", "eval_every"):
+                continue
+            if type(value) is not int or not least <= value < 2**63:
+                raise ConfigError(f"{name} must be a whole number of at least {least}: {value!r}")
+        for name, low, high in (
+            ("learning_rate", 0.0, 1.0),
+            ("weight_decay", 0.0, 1.0),
+            ("warmup", 0.0, 1.0),
+            ("max_grad_norm", 0.0, sys.float_info.max),
+        ):
+            value = getattr(self, name)
+            if value is None and name == "learning_rate":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"{name} must be a number: {value!r}")
+            if not low <= value <= high:  # NaN is not either
+                raise ConfigError(f"{name} must be a number from {low:g} to {high:g}: {value!r}")
+        if self.learning_rate == 0:
+            raise ConfigError("learning_rate must be above 0")
+        for name in ("decay_biases", "overwrite", "quiet"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} must be True or False: {getattr(self, name)!r}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision must be one of {', '.join(PRECISIONS)}: {self.precision!r}"
+            )
+        if not isinstance(self.device, str):
+            raise ConfigError(f'device must be a name such as "cpu" or "cuda:1": {self.device!r}')
+        if not isinstance(self.out, (str, Path, type(None))):
+            raise ConfigError(f"out must be the path of a folder, or None: {self.out!r}")
+        if self.batch_size is not None and self.accumulation > self.batch_size:
+            raise ConfigError(
+                f"accumulation = {self.accumulation} cannot divide batches of {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run.
+
+    Attributes
+    ----------
+    metrics : dict of str to float
+        Of the best evaluation on dev, by the task's first metric; of equal ones the earliest.
+    majority : dict of str to float
+        What always predicting the commonest class scores on dev.
+    best_epoch : int
+        The epoch of the best evaluation, from 1.
+    best_step : int
+        Its step, from 1.
+    history : tuple of dict
+        Every evaluation: step, epoch, metrics.
+    losses : tuple of float
+        The training loss of every step.
+    trainable, percent : int, float
+        Numbers that train, and their share of the model's.
+    examples_per_s : float
+        In training, evaluations not counted.
+    peak_memory_mib : float
+        Of the GPU, or of the process.
+    seconds : float
+        In all.
+    truncated : dict of str to int
+        Examples cut to the maximum length, of "train" and "dev".
+    files : tuple of Path
+        What was written.
+    """
+
+    metrics: dict[str, float]
+    majority: dict[str, float]
+    best_epoch: int
+    best_step: int
+    history: tuple[dict[str, Any], ...]
+    losses: tuple[float, ...]
+    trainable: int
+    percent: float
+    examples_per_s: float
+    peak_memory_mib: float
+    seconds: float
+    truncated: dict[str, int]
+    files: tuple[Path, ...]
+
+
+def fit(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    train: Dataset,
+    dev: Dataset,
+    config: TrainConfig | None = None,
+    *,
+    about: dict[str, Any] | None = None,
+) -> Result:
+    """Fine-tune what a plan has declared, keep the best on dev, and say what came of it.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Adapted (:func:`spafit.adapt`). It is left on the run's device in evaluation mode, with the
+        best trained values.
+    tokenizer : Tokenizer
+        The model's.
+    train, dev : Dataset
+        Labelled examples of one task.
+    config : TrainConfig, optional
+        The settings; the default is the paper's.
+    about : dict, optional
+        More for the run's record, such as the name of the model.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PlanError
+        If the model was not adapted.
+    DataError
+        If the data have no labels, belong to different tasks, or do not fit the head.
+    TrainingError
+        If the loss is NaN or infinite.
+    CheckpointError, ConfigError
+        If the run folder or the settings are at fault.
+    """
+    config = TrainConfig() if config is None else config
+    adaptation = model.adaptation
+    if adaptation is None:
+        raise PlanError("the model was not adapted; call spafit.adapt(model, plan) first")
+    task = train.task
+    if dev.task.labels != task.labels:
+        raise DataError(f"train is {task.display} and dev {dev.task.display}: not the same labels")
+    for dataset in (train, dev):
+        if len(dataset) == 0 or None in dataset.labels:
+            raise DataError(f"{dataset.source} has no labels to learn from or score against")
+    names = label_names(model, train)
+    config = _complete(config, model, train)
+    assert config.batch_size is not None and config.learning_rate is not None
+    device = torch.device(config.device)
+    arithmetic = config.precision
+
+    encoded = {
+        "train": encode(model, tokenizer, train, config.max_length),
+        "dev": encode(model, tokenizer, dev, config.max_length),
+    }
+    truncated = {name: encodings.truncated for name, encodings in encoded.items()}
+    targets = _targets(train, names)
+    majority = metrics.majority(task, dev.labels)
+    summary = summarise(model)
+    record = _record(model, tokenizer, train, dev, config, truncated, about or {})
+    run = None
+    if config.out is not None:
+        run = RunFolder(config.out, record, overwrite=config.overwrite)
+    adaptation.task, adaptation.labels = task.name, names
+
+    start = time.perf_counter()
+    with run or nullcontext(), _seeded(config.seed, device):
+        model.to(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        optimizer = make_optimizer(
+            model,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            decay_biases=config.decay_biases,
+        )
+        # fp16's smallest gradients vanish unless the loss is scaled up; else this does nothing.
+        scaler = torch.amp.GradScaler(device.type, enabled=arithmetic == "fp16")
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        batches_an_epoch = math.ceil(len(train) / config.batch_size)
+        total_steps = batches_an_epoch * config.epochs
+        losses: list[float] = []
+        history: list[dict[str, Any]] = []
+        best: dict[str, torch.Tensor] = {}
+        training_s = 0.0
+
+        with Progress(total_steps, quiet=config.quiet) as progress:
+            for step, (epoch, rows) in enumerate(_batches(len(train), config), start=1):
+                began = time.perf_counter()
+                model.train()
+                factor = learning_rate_factor(step - 1, total_steps, config.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * factor
+                loss = 0.0
+                for part in np.array_split(rows, min(config.accumulation, len(rows))):
+                    with autocast(arithmetic, device):
+                        batch = encoded["train"].batch(part.tolist())
+                        logits = model(*(tensor.to(device) for tensor in batch))
+                    part_loss = loss_function(logits, targets[part].to(device)) / len(rows)
+                    torch.autograd.backward(scaler.scale(part_loss))
+                    loss += part_loss.item()
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss at step {step} (epoch {epoch}) is {loss}; try a lower "
+                        f"learning rate than {config.learning_rate:g}, or precision float32"
+                    )
+                scaler.unscale_(optimizer)
+                limit = config.max_grad_norm or math.inf
+                grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, limit))
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                step_s = time.perf_counter() - began
+                training_s += step_s
+                losses.append(loss)
+                progress.step(step, epoch, loss, len(rows) / step_s)
+                if run is not None:
+                    run.log(
+                        {
+                            "step": step,
+                            "epoch": epoch,
+                            "loss": loss,
+                            "learning_rate": config.learning_rate * factor,
+                            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+                            "step_time_ms": 1000 * step_s,
+                        }
+                    )
+                if step % (config.eval_every or batches_an_epoch) and step < total_steps:
+                    continue
+
+                logits_dev = predict_logits(model, encoded["dev"], precision=arithmetic)
+                if not np.isfinite(logits_dev).all():
+                    raise TrainingError(f"the logits on dev after step {step} are not finite")
+                scores = metrics.compute(task, _decode(logits_dev, names), dev.labels)
+                first = task.metrics[0]
+                is_best = not history or scores[first] > max(h["metrics"][first] for h in history)
+                history.append({"step": step, "epoch": epoch, "metrics": scores})
+                progress.line(_evaluation_line(history[-1], majority, is_best))
+                if run is not None:
+                    run.log({"step": step, "epoch": epoch, "evaluation": scores})
+                if is_best:
+                    best = {
+                        name: model.get_parameter(name).detach().to("cpu", copy=True)
+                        for name in adaptation.trainable
+                    }
+                    if run is not None:
+                        save_adapter(model, run.adapter)
+
+        with torch.no_grad():
+            for name, tensor in best.items():
+                model.get_parameter(name).copy_(tensor)
+        model.eval()
+        first = task.metrics[0]
+        top = max(history, key=lambda evaluation: evaluation["metrics"][first])
+        result = Result(
+            metrics=top["metrics"],
+            majority=majority,
+            best_epoch=top["epoch"],
+            best_step=top["step"],
+            history=tuple(history),
+            losses=tuple(losses),
+            trainable=summary.trainable,
+            percent=summary.percent,
+            examples_per_s=len(train) * config.epochs / training_s,
+            peak_memory_mib=peak_memory_mib(device),
+            seconds=time.perf_counter() - start,
+            truncated=truncated,
+            files=() if run is None else run.files,
+        )
+        if run is not None:
+            run.record["result"] = _jsonable(result, without=("losses", "files"))
+    return result
+
+
+def make_optimizer(
+    model: BertForSequenceClassification,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    decay_biases: bool = False,
+) -> torch.optim.AdamW:
+    """Give AdamW over what trains, with weight decay on matrices alone unless told otherwise.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Its parameters with ``requires_grad``.
+    learning_rate, weight_decay : float
+        AdamW's.
+    decay_biases : bool
+        Whether vectors (biases, bias deltas, LayerNorm weights) decay too.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.dim() > 1]
+    vectors = [parameter for parameter in trained if parameter.dim() == 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": weight_decay if decay_biases else 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.999)
+    )
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup: float) -> float:
+    """Rise linearly from 0 over the warm-up's share of the steps, then fall linearly to 0.
+
+    Parameters
+    ----------
+    step : int
+        Steps done, from 0.
+    total_steps : int
+        Steps in all.
+    warmup : float
+        The share of them that warms up.
+    """
+    warm_steps = math.ceil(warmup * total_steps)
+    if step < warm_steps:
+        return step / warm_steps
+    return (total_steps - step) / max(1, total_steps - warm_steps)
+
+
+def loss_function(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over the examples the cross entropy, or the squared error where C is 1.
+
+    Parameters
+    ----------
+    logits : torch.Tensor, (B, C)
+        The head's output, of any floating type; the loss is taken in float32 or wider.
+    targets : torch.Tensor, (B,)
+        Class numbers (int64), or scores.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if targets.is_floating_point():
+        return F.mse_loss(logits[:, 0], targets.to(logits.dtype), reduction="sum")
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Shuffle 0 .. n-1 as a function of (seed, epoch) alone; epochs count from 1."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def _batches(
+    n: int, config: TrainConfig
+) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.int64]]]]:
+    """Give (epoch, row numbers) for every step; the last batch of an epoch may be smaller."""
+    assert config.batch_size is not None
+    for epoch in range(1, config.epochs + 1):
+        order = epoch_order(n, config.seed, epoch)
+        for start in range(0, n, config.batch_size):
+            yield epoch, order[start : start + config.batch_size]
+
+
+def _complete(
+    config: TrainConfig, model: BertForSequenceClassification, train: Dataset
+) -> TrainConfig:
+    """Replace what is None or "auto" by what it stands for."""
+    assert model.adaptation is not None
+    if model.classifier.weight.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"training needs parameters in float32, the model's are {model.classifier.weight.dtype}"
+            '; load it with dtype=torch.float32, and use precision="bf16" or "fp16"'
+        )
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device).item()  # "meta" makes tensors, but none that holds a value
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"the device {device!r} cannot be used: {reason}") from None
+    is_full = any(name.endswith(".weight") for name in model.adaptation.trainable[:-2])
+    return dataclasses.replace(
+        config,
+        batch_size=config.batch_size or train.task.paper_batch_size,
+        learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),
+        max_length=config.max_length or model.config.max_position_embeddings,
+        device=device,
+        precision=resolve_precision(config.precision, torch.device(device)),
+    )
+
+
+def _record(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    train: Dataset,
+    dev: Dataset,
+    config: TrainConfig,
+    truncated: dict[str, int],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Say what a run starts from: enough to repeat it, and to know whether it was repeated."""
+    adaptation = model.adaptation
+    assert adaptation is not None
+    summary = summarise(model)
+    data = {
+        name: {
+            "source": dataset.source,
+            "sha256": dataset.sha256,
+            "rows": len(dataset),
+            "bad_rows": dataset.bad_rows,
+            "truncated": truncated[name],
+        }
+        for name, dataset in (("train", train), ("dev", dev))
+    }
+    return {
+        "task": train.task.name,
+        "method": adaptation.plan.name,
+        "about": about,
+        "settings": _jsonable(config),
+        "plan": json.loads(adaptation.plan.to_json()),
+        "data": data,
+        "base_fingerprint": adaptation.base_fingerprint or fingerprint(model),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "trainable": summary.trainable,
+        "pretrained": summary.pretrained,
+    }
+
+
+def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
+    """Class numbers (n,) by the order of ``names``, or scores."""
+    if not names:
+        return torch.tensor(dataset.labels, dtype=torch.float32)
+    return torch.tensor([names.index(str(label)) for label in dataset.labels])
+
+
+def _decode(logits: np.ndarray[Any, np.dtype[np.float32]], names: tuple[str, ...]) -> list[Label]:
+    if not names:
+        return [float(score) for score in logits[:, 0]]
+    return [names[index] for index in logits.argmax(axis=1)]
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch inside the block, and give the caller's random state back after it."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed would seed every GPU, and only this one's state is given back.
+        torch.default_generator.manual_seed(seed)
+        for gpu in devices:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _evaluation_line(evaluation: dict[str, Any], majority: dict[str, float], is_best: bool) -> str:
+    scores = ", ".join(
+        f"{name} {score:.4f} (majority {majority[name]:.4f})"
+        for name, score in evaluation["metrics"].items()
+    )
+    best = ", best so far" if is_best else ""
+    return f"epoch {evaluation['epoch']}, step {evaluation['step']}: dev {scores}{best}"
+
+
+def _jsonable(settings: TrainConfig | Result, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    entries = dataclasses.asdict(settings)
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in entries.items()
+        if name not in without
+    }
