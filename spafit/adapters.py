@@ -27,12 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from spafit.config import is_number
 from spafit.errors import PlanError
 from spafit.kernels import lora_linear
 
 
 class Linear(nn.Module):
     """y = x Wᵀ + b, or x Wᵀ + (b + δ) once a :class:`BiasDelta` is attached.
+
+    W is not drawn here: :func:`spafit.bert.initialise` draws it, or a checkpoint fills it.
 
     Parameters
     ----------
@@ -123,6 +126,7 @@ class LoRALinear(Linear):
         generator: torch.Generator | None = None,
     ) -> None:
         nn.Module.__init__(self)
+        self.train(linear.training)  # a module attached to a model in eval mode must not drop out
         self.weight = linear.weight  # W
         self.bias = linear.bias  # b
         self.bias_delta = linear.bias_delta  # δ
@@ -152,9 +156,10 @@ class LoRALinear(Linear):
         )
 
     def merged_weight(self) -> torch.Tensor:
-        """Give W + s·BA, computed in float64 and rounded once to W's type; (out, in)."""
-        update = self.scaling * (self.lora_B.double() @ self.lora_A.double())
-        return (self.weight.double() + update).to(self.weight.dtype)
+        """Give W + s·BA (out, in), detached, computed in float64 and rounded once to W's type."""
+        with torch.no_grad():
+            update = self.scaling * (self.lora_B.double() @ self.lora_A.double())
+            return (self.weight.double() + update).to(self.weight.dtype)
 
     def extra_repr(self) -> str:
         """Show the sizes, the rank and the scale."""
@@ -174,6 +179,8 @@ class BiasDelta:
         self, module: Linear | LayerNorm, generator: torch.Generator | None
     ) -> Linear | LayerNorm:
         """Add a zero δ to ``module`` and give it back."""
+        if module.bias_delta is not None:
+            raise PlanError("the module has a bias delta already; attaching another would lose it")
         module.bias_delta = nn.Parameter(torch.zeros_like(module.bias))
         return module
 
@@ -225,9 +232,9 @@ class LoRA:
     def __post_init__(self) -> None:
         if type(self.r) is not int or self.r < 1:
             raise PlanError(f"LoRA's rank r must be a whole number of at least 1, found {self.r!r}")
-        if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
+        if not is_number(self.alpha) or not 0 < self.alpha < math.inf:
             raise PlanError(f"LoRA's alpha must be a positive number, found {self.alpha!r}")
-        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise PlanError(f"LoRA's dropout must be a rate in [0, 1), found {self.dropout!r}")
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "dropout", float(self.dropout))
@@ -238,6 +245,8 @@ class LoRA:
         """Give a :class:`LoRALinear` around the parameters of ``module``."""
         if not isinstance(module, Linear):
             raise PlanError("LoRA needs a Linear; a LayerNorm has no matrix to update")
+        if isinstance(module, LoRALinear):
+            raise PlanError("the module has LoRA already; attaching another would lose it")
         return LoRALinear(module, self.r, self.alpha, self.dropout, generator)
 
 

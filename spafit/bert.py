@@ -35,9 +35,10 @@ class Embeddings(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         D = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, D, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, D)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, D)
+        # The embedding of padding receives no gradient, as in the checkpoint's own training code.
+        self.word_embeddings = _embedding(config.vocab_size, D, config.pad_token_id)
+        self.position_embeddings = _embedding(config.max_position_embeddings, D)
+        self.token_type_embeddings = _embedding(config.type_vocab_size, D)
         self.LayerNorm = LayerNorm(D, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -51,6 +52,11 @@ class Embeddings(nn.Module):
         )  # (B, T, D)
         X = self.dropout(self.LayerNorm(X))
         return X
+
+
+def _embedding(entries: int, D: int, padding_idx: int | None = None) -> nn.Embedding:
+    """Make a table that nothing was drawn for yet: :func:`initialise` or a checkpoint fills it."""
+    return nn.Embedding(entries, D, padding_idx, _weight=torch.empty(entries, D))
 
 
 class SelfAttention(nn.Module):
@@ -176,12 +182,12 @@ class Encoder(nn.Module):
         self, X: torch.Tensor, keep: torch.Tensor | None, output_hidden_states: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Give the last layer's H7 (B, T, D) and, where asked for, all L + 1 hidden states."""
-        hidden_states = [X]
+        hidden_states = [X] if output_hidden_states else []
         for layer in self.layer:
             X = layer(X, keep)
             if output_hidden_states:
                 hidden_states.append(X)
-        return X, tuple(hidden_states) if output_hidden_states else None
+        return X, tuple(hidden_states) or None
 
 
 class Pooler(nn.Module):
@@ -261,9 +267,9 @@ class BertModel(nn.Module):
         Raises
         ------
         ConfigError
-            If shapes do not fit each other or the model, an id is outside its vocabulary, or a
-            sequence has no real token. (Ids and masks that live on a GPU are not looked into,
-            because that would stop the GPU at every step.)
+            If shapes do not fit each other or the model, an id is outside its vocabulary, the mask
+            holds more than 0 and 1, or a sequence has no real token. (Ids and masks that live on a
+            GPU are not looked into, because that would stop the GPU at every step.)
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
@@ -314,7 +320,14 @@ class BertModel(nn.Module):
                     f"{name} must lie in 0 .. {size - 1}, found {lowest} .. {highest}; "
                     "is this the tokenizer of this model?"
                 )
-        if attention_mask is not None and not bool(attention_mask.any(dim=1).all()):
+        if attention_mask is None:
+            return
+        if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+            raise ConfigError(
+                "attention_mask must be 1 at real tokens and 0 at padding; this one holds other "
+                "values, such as those that some programs add to the scores"
+            )
+        if not bool(attention_mask.any(dim=1).all()):
             raise ConfigError("every row of attention_mask needs at least one real token")
 
 
@@ -365,7 +378,8 @@ def initialise(
     Parameters
     ----------
     module : nn.Module
-        Its Linear, Embedding and LayerNorm parts are written to, in the order of their names.
+        Its Linear, Embedding and LayerNorm parts are written to, in the order in which they were
+        made. On the meta device there is nothing to write.
     standard_deviation : float
         σ, the configuration's ``initializer_range``.
     generator : torch.Generator, optional
@@ -373,6 +387,8 @@ def initialise(
     """
     with torch.no_grad():
         for part in module.modules():
+            if isinstance(part, (Linear, nn.Embedding, LayerNorm)) and part.weight.is_meta:
+                continue
             if isinstance(part, Linear):
                 part.weight.normal_(0.0, standard_deviation, generator=generator)
                 part.bias.zero_()

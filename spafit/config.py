@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from spafit.errors import ConfigError
 
@@ -17,7 +17,7 @@ _IRRELEVANT = frozenset(
     _name_or_path architectures attn_implementation _attn_implementation auto_map bos_token_id
     chunk_size_feed_forward decoder_start_token_id directionality do_sample dtype
     early_stopping eos_token_id finetuning_task gradient_checkpointing id2label label2id
-    is_encoder_decoder length_penalty max_length min_length model_type num_beams num_labels
+    is_encoder_decoder length_penalty max_length min_length num_beams num_labels
     output_attentions output_hidden_states output_past pooler_fc_size pooler_num_attention_heads
     pooler_num_fc_layers pooler_size_per_head pooler_type prefix problem_type
     repetition_penalty return_dict return_dict_in_generate sep_token_id task_specific_params
@@ -26,15 +26,17 @@ _IRRELEVANT = frozenset(
     """.split()
 )
 
-# What a config may ask for and this encoder does not compute: key -> (the one value that is
-# computed, and what a file without the key means is the same value).
-_HONOURED_ONLY_AS: dict[str, tuple[Any, ...]] = {
-    "model_type": ("bert",),
-    "hidden_act": ("gelu",),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "pruned_heads": ({},),
+# Far above any BERT; what is larger is a mistake that would only end in exhausted memory.
+_LARGEST_SIZE = 2**24
+
+# Where a config may ask for more than one thing and this encoder computes one: that one. A file
+# without the key, or with null, means the same.
+_COMPUTED: dict[str, Any] = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
 }
 
 
@@ -69,8 +71,8 @@ class BertConfig:
         Dropout rate before the classifier; None means ``hidden_dropout_prob``.
     initializer_range : float
         Standard deviation with which new weights (a fresh head) are drawn.
-    pad_token_id : int
-        The token whose embedding receives no gradient.
+    pad_token_id : int or None
+        The token whose embedding receives no gradient; None means that all do.
 
     Raises
     ------
@@ -90,7 +92,7 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None
     initializer_range: float = 0.02
-    pad_token_id: int = 0
+    pad_token_id: int | None = 0
 
     def __post_init__(self) -> None:
         for name in (
@@ -103,8 +105,10 @@ class BertConfig:
             "type_vocab_size",
         ):
             size = getattr(self, name)
-            if type(size) is not int or size < 1:
-                raise ConfigError(f"{name} must be a positive whole number, found {size!r}")
+            if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
+                raise ConfigError(
+                    f"{name} must be a whole number from 1 to {_LARGEST_SIZE}, found {size!r}"
+                )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) must divide "
@@ -114,16 +118,17 @@ class BertConfig:
             rate = getattr(self, name)
             if rate is None and name == "classifier_dropout":
                 continue
-            if not _is_number(rate) or not 0.0 <= rate < 1.0:
+            if not is_number(rate) or not 0.0 <= rate < 1.0:
                 raise ConfigError(f"{name} must be a rate in [0, 1), found {rate!r}")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0.0 < value < 1.0:
+            if not is_number(value) or not 0.0 < value < 1.0:
                 raise ConfigError(f"{name} must be a small positive number, found {value!r}")
-        if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < self.vocab_size:
+        pad = self.pad_token_id
+        if pad is not None and (type(pad) is not int or not 0 <= pad < self.vocab_size):
             raise ConfigError(
-                f"pad_token_id must be a token of the vocabulary (0 to {self.vocab_size - 1}), "
-                f"found {self.pad_token_id!r}"
+                f"pad_token_id must be a token of the vocabulary (0 to {self.vocab_size - 1}) or "
+                f"null, found {pad!r}"
             )
 
     @property
@@ -162,12 +167,12 @@ class BertConfig:
         if path.is_dir():
             path = path / "config.json"
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
         except FileNotFoundError:
             raise ConfigError(
                 f"{path} does not exist: a model folder needs the config.json of its weights"
             ) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
         if not isinstance(entries, dict):
             raise ConfigError(f"{path} must hold a JSON object, found {type(entries).__name__}")
@@ -177,16 +182,16 @@ class BertConfig:
     def from_dict(cls, entries: dict[str, Any], *, source: str = "the configuration") -> BertConfig:
         """Take the entries of a ``config.json`` (see :meth:`from_json`)."""
         fields = {field.name for field in dataclasses.fields(cls)}
-        for key, values in _HONOURED_ONLY_AS.items():
-            if key in entries and entries[key] not in (*values, None):
+        for key, computed in _COMPUTED.items():
+            if entries.get(key) not in (computed, None):
                 raise ConfigError(
                     f"{source} asks for {key} = {entries[key]!r}, which this BERT does not "
-                    f"compute; only {values[0]!r} is honoured"
+                    f"compute; only {computed!r} is honoured"
                 )
         unknown = sorted(
             key
             for key, value in entries.items()
-            if key not in fields | _IRRELEVANT | _HONOURED_ONLY_AS.keys() and value
+            if key not in fields | _IRRELEVANT | _COMPUTED.keys() and value
         )
         if unknown:
             raise ConfigError(
@@ -204,9 +209,10 @@ class BertConfig:
         if missing:
             raise ConfigError(f"{source} lacks {', '.join(missing)}: is it a BERT's config.json?")
         known = {key: value for key, value in entries.items() if key in fields}
-        if known.get("pad_token_id", 0) is None:
-            del known["pad_token_id"]
-        return cls(**known)
+        try:
+            return cls(**known)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
 
     def to_json_dict(self) -> dict[str, Any]:
         """Give the entries of a ``config.json`` that :meth:`from_json` and transformers read."""
@@ -218,5 +224,14 @@ class BertConfig:
         }
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Say whether a setting is a number; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that stands twice, of which JSON would silently take the last."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a key stands twice")
+    return entries

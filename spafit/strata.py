@@ -338,7 +338,7 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
                 continue
             value = parameter.detach()
             if key == "weight" and isinstance(module, LoRALinear):
-                value = module.merged_weight().detach()
+                value = module.merged_weight()
             elif key == "bias" and isinstance(module, (Linear, LayerNorm)):
                 value = value if module.bias_delta is None else value + module.bias_delta.detach()
             state[f"{name}.{key}"] = value

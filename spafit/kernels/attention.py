@@ -44,8 +44,8 @@ def attention(
     Q, K, V : torch.Tensor, (B, A, T, Dh)
         Queries, keys and values of A heads.
     keep : torch.Tensor of bool, (B, 1, 1, T), optional
-        True where a key is a real token. Every sequence needs at least one, for the softmax of
-        nothing is NaN. None keeps all.
+        True where a key is a real token; None keeps all. Every sequence needs at least one: where
+        there is none, the forms do not agree (the plain one gives NaN).
     dropout : float
         Rate at which attention probabilities are dropped; 0 outside training.
     impl : {"auto", "reference", "sdpa"}
