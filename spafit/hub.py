@@ -327,28 +327,36 @@ def _found_in_cache(repository: str, revision: str, wanted: frozenset[str]) -> P
 
 def _fetch(repository: str, pin: Pin, names: list[str], endpoint: str | None) -> Path:
     """Download files of one commit into huggingface_hub's cache, and check them."""
-    from huggingface_hub import hf_hub_download
-
     folder = Path()
     for name in names:
-        try:
-            path = Path(hf_hub_download(repository, name, revision=pin.commit, endpoint=endpoint))
-        except Exception as error:  # as in local_folder
-            raise WeightsError(
-                f"cannot get {name} of {repository} (revision {pin.commit}): {_explained(error)}"
-            ) from error
-        found = _found(path, pin.files[name])
-        if found != pin.files[name]:
-            # Both the blob and the link that points to it, or it would be taken for good later.
+        for _ in range(2):
+            path = _download(repository, name, pin.commit, endpoint)
+            found = _found(path, pin.files[name])
+            if found == pin.files[name]:
+                break
+            # It may have lain in the cache for long. Both the blob and the link that points to it
+            # must go, or it would be taken for good again.
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+        else:
             raise WeightsError(
-                f"{name} of {repository} arrived with {found.size} bytes and hash {found.hash}, "
-                f"the hub lists {pin.files[name].size} and {pin.files[name].hash}; it has been "
-                "removed, run the same again"
+                f"{name} of {repository} arrived twice with {found.size} bytes and hash "
+                f"{found.hash}, the hub lists {pin.files[name].size} and {pin.files[name].hash}; "
+                "it has been removed, try again later or over another network"
             )
         folder = path.parent
     return folder
+
+
+def _download(repository: str, name: str, commit: str, endpoint: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, name, revision=commit, endpoint=endpoint))
+    except Exception as error:  # as in local_folder
+        raise WeightsError(
+            f"cannot get {name} of {repository} (revision {commit}): {_explained(error)}"
+        ) from error
 
 
 def _found(path: Path, listed: PinnedFile) -> PinnedFile:

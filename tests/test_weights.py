@@ -1,0 +1,345 @@
+"""Loading pre-trained weights: every spelling, every type, every fault, on tiny checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from spafit.bert import BertForSequenceClassification
+from spafit.config import BertConfig
+from spafit.errors import WeightsError
+from spafit.fingerprint import fingerprint
+from spafit.weights import apply_rules, load_pretrained, load_report, load_weights
+from weights_tools import make_tiny
+
+Tensors = dict[str, torch.Tensor]
+L, D = 4, 24  # make_tiny's
+POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+
+
+def edit(folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
+    """Write a folder's weights again, changed."""
+    tensors = change(load_file(folder / "model.safetensors"))
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors")
+    return folder
+
+
+def without(tensors: Tensors, *names: str) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def in_dtype(dtype: torch.dtype) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def assert_holds(model: BertForSequenceClassification, expected: Tensors) -> None:
+    """Compare the model's encoder, and no more, with tensors under the model's own names."""
+    found = {name: t for name, t in model.state_dict().items() if name.startswith("bert.")}
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return make_tiny(tmp_path / "tiny")
+
+
+@pytest.fixture
+def values(tiny: Path) -> Tensors:
+    """Give the numbers that every spelling of the checkpoint holds, under the model's names."""
+    return load_file(tiny / "model.safetensors")
+
+
+class TestSpellings:
+    """The oracle is the style whose names are the model's own, read by the safetensors library."""
+
+    def test_the_models_own_names(self, tiny: Path, values: Tensors) -> None:
+        model = load_pretrained(tiny)
+        assert_holds(model, values)
+        report = load_report(model)
+        assert report.loaded == len(values) == 16 * L + 7
+        assert report.loaded_numbers == sum(tensor.numel() for tensor in values.values())
+        assert (report.renamed, report.dropped, report.revision) == ((), (), None)
+        assert report.files == (tiny / "model.safetensors",)
+        assert report.dtypes == {"F32": len(values)}
+
+    def test_old(self, tmp_path: Path, values: Tensors) -> None:
+        """bert., gamma and beta, cls.*."""
+        model = load_pretrained(make_tiny(tmp_path / "old", style="old"))
+        assert_holds(model, values)
+        report = load_report(model)
+        assert len(report.renamed) == 2 * (2 * L + 1)
+        assert ("bert.embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight") in (
+            report.renamed
+        )
+        assert len(report.dropped) == 8
+        assert all(name.startswith("cls.") for name, _ in report.dropped)
+
+    def test_bare(self, tmp_path: Path, values: Tensors) -> None:
+        """No prefix, and position_ids."""
+        model = load_pretrained(make_tiny(tmp_path / "bare", style="bare"))
+        assert_holds(model, values)
+        report = load_report(model)
+        assert len(report.renamed) == len(values)
+        assert [name for name, _ in report.dropped] == ["embeddings.position_ids"]
+
+    def test_all_at_once(self, tmp_path: Path, values: Tensors) -> None:
+        """No prefix, gamma and beta, cls.*, and position_ids."""
+        folder = make_tiny(tmp_path / "mixed", style="old")
+        edit(folder, lambda old: {name.removeprefix("bert."): t for name, t in old.items()})
+        edit(folder, lambda old: {**old, "embeddings.position_ids": torch.arange(53)[None]})
+        assert_holds(load_pretrained(folder), values)
+
+    def test_several_files(self, tiny: Path, values: Tensors) -> None:
+        names = sorted(values)
+        places = {name: f"model-{1 + names.index(name) % 3}-of-3.safetensors" for name in names}
+        for file in set(places.values()):
+            part = {name: values[name] for name in names if places[name] == file}
+            save_file(part, tiny / file)
+        index = tiny / "model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        (tiny / "model.safetensors").unlink()
+        model = load_pretrained(tiny)
+        assert_holds(model, values)
+        assert len(load_report(model).files) == 3
+
+    @pytest.mark.parametrize("name", ["embeddings.gamma", "encoder.layer.0.MyLayerNorm.gamma"])
+    def test_gamma_elsewhere_is_not_renamed(self, tiny: Path, name: str) -> None:
+        assert apply_rules(f"bert.{name}") == (f"bert.{name}", "")
+        edit(tiny, lambda tensors: {**tensors, name: torch.zeros(D)})
+        with pytest.raises(WeightsError, match=f"unexpected: {name}"):
+            load_pretrained(tiny)
+
+    def test_position_ids_that_count_otherwise(self, tmp_path: Path) -> None:
+        folder = make_tiny(tmp_path / "bare", style="bare")
+        edit(folder, lambda old: {**old, "embeddings.position_ids": torch.arange(1, 54)[None]})
+        with pytest.raises(WeightsError, match=r"position_ids is not 0, 1, 2 \.\.\. in int64"):
+            load_pretrained(folder)
+
+
+class TestTypes:
+    """The oracle is torch's own conversion of the values that were written."""
+
+    @pytest.mark.parametrize("stored", [torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("loaded", [torch.float32, torch.float64, torch.bfloat16])
+    def test_stored_and_loaded(
+        self, tiny: Path, values: Tensors, stored: torch.dtype, loaded: torch.dtype
+    ) -> None:
+        edit(tiny, in_dtype(stored))
+        model = load_pretrained(tiny, dtype=loaded)
+        expected = {name: tensor.to(stored).to(loaded) for name, tensor in values.items()}
+        assert_holds(model, expected)
+        assert {parameter.dtype for parameter in model.parameters()} == {loaded}
+
+    def test_two_types_in_one_file(self, tiny: Path) -> None:
+        edit(tiny, lambda tensors: {**tensors, POOLER[0]: tensors[POOLER[0]].half()})
+        assert load_report(load_pretrained(tiny)).dtypes == {"F32": 16 * L + 6, "F16": 1}
+
+    def test_a_type_that_no_model_has(self, tiny: Path) -> None:
+        with pytest.raises(WeightsError, match=r"not as torch\.int64"):
+            load_pretrained(tiny, dtype=torch.int64)
+
+    def test_fingerprint_of_a_half_file(self, tiny: Path) -> None:
+        """The same whether loaded as float16 or as float32; another for other values."""
+        single = fingerprint(load_pretrained(tiny))
+        edit(tiny, in_dtype(torch.float16))
+        half = {
+            fingerprint(load_pretrained(tiny, dtype=dtype))
+            for dtype in (torch.float16, torch.float32, torch.float64)
+        }
+        assert len(half) == 1
+        assert single not in half
+
+    def test_fingerprint_of_every_spelling(self, tmp_path: Path) -> None:
+        folders = [make_tiny(tmp_path / s, style=s, num_labels=5) for s in ("new", "old", "bare")]
+        assert len({fingerprint(load_pretrained(folder)) for folder in folders}) == 1
+        assert len({fingerprint(load_pretrained(folders[0], num_labels=n)) for n in (1, 5)}) == 1
+
+
+class TestHeadAndPooler:
+    """What the file lacks is drawn from the seed alone, N(0, initializer_range²), and reported."""
+
+    def test_a_head_that_fits_is_loaded(self, tmp_path: Path) -> None:
+        folder = make_tiny(tmp_path / "headed", num_labels=5)
+        stored = load_file(folder / "model.safetensors")
+        model = load_pretrained(folder, num_labels=5)
+        assert torch.equal(model.classifier.weight, stored["classifier.weight"])
+        assert torch.equal(model.classifier.bias, stored["classifier.bias"])
+        assert load_report(model).newly_drawn == ()
+
+    def test_a_head_that_does_not_fit_is_left_out(self, tmp_path: Path) -> None:
+        folder = make_tiny(tmp_path / "headed", num_labels=5)
+        model = load_pretrained(folder, num_labels=3)
+        report = load_report(model)
+        assert [name for name, _ in report.dropped] == ["classifier.weight", "classifier.bias"]
+        assert [name for name, _ in report.newly_drawn] == ["classifier.weight", "classifier.bias"]
+        assert "classifier.weight [5, 24]" in report.dropped[0][1]
+        assert "[3, 24]" in report.dropped[0][1]
+        assert "left out classifier.weight" in str(report)
+        assert "newly drawn classifier.weight" in str(report)
+        assert torch.equal(model.classifier.weight, load_pretrained(
+            make_tiny(tmp_path / "headless"), num_labels=3).classifier.weight)  # fmt: skip
+
+    def test_half_a_head_is_left_out(self, tmp_path: Path) -> None:
+        folder = make_tiny(tmp_path / "headed", num_labels=5)
+        edit(folder, lambda tensors: without(tensors, "classifier.bias"))
+        report = load_report(load_pretrained(folder, num_labels=5))
+        assert [name for name, _ in report.dropped] == ["classifier.weight"]
+        assert len(report.newly_drawn) == 2
+
+    def test_the_draw(self, tmp_path: Path) -> None:
+        folder = make_tiny(tmp_path / "wide", hidden_size=300, intermediate_size=11)
+        edit(folder, lambda tensors: without(tensors, *POOLER))
+        model = load_pretrained(folder, num_labels=7)
+        assert [name for name, _ in load_report(model).newly_drawn] == [
+            *("classifier.weight", "classifier.bias"),
+            *POOLER,
+        ]
+        for linear, count in ((model.classifier, 7 * 300), (model.bert.pooler.dense, 300 * 300)):
+            weight = linear.weight.detach()
+            sigma = model.config.initializer_range
+            assert abs(float(weight.mean())) < 4 * sigma / math.sqrt(count)
+            assert float(weight.std()) == pytest.approx(sigma, rel=4 / math.sqrt(2 * count))
+            assert not linear.bias.any()
+
+    def test_the_draw_depends_on_the_seed_alone(self, tiny: Path) -> None:
+        def head(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            model = load_pretrained(tiny, num_labels=3, seed=seed, dtype=dtype)
+            return model.classifier.weight.detach()
+
+        state = torch.get_rng_state()
+        with_pooler = head(4)
+        assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
+        torch.manual_seed(99)
+        assert torch.equal(with_pooler, head(4))
+        assert not torch.equal(with_pooler, head(5))
+        assert torch.equal(with_pooler.half(), head(4, torch.float16))
+        edit(tiny, lambda tensors: without(tensors, *POOLER))
+        assert torch.equal(with_pooler, head(4))
+
+    def test_half_a_pooler_is_an_error(self, tiny: Path) -> None:
+        edit(tiny, lambda tensors: without(tensors, POOLER[1]))
+        with pytest.raises(WeightsError, match=rf"missing: {POOLER[1]} \[24\]"):
+            load_pretrained(tiny)
+
+
+class TestFaults:
+    """Each fault is put in by hand, and must be named in the one error."""
+
+    def test_all_are_listed_in_one_error(self, tiny: Path) -> None:
+        def spoil(tensors: Tensors) -> Tensors:
+            first, second = "bert.encoder.layer.0.", "bert.encoder.layer.1."
+            return {
+                **without(tensors, first + "output.dense.bias", POOLER[0]),
+                first + "attention.self.query.weight": torch.zeros(D, D + 1),
+                second + "attention.self.key.bias": torch.zeros(D, dtype=torch.int32),
+                second + "output.LayerNorm.gamma": torch.ones(D),
+                "encoder.layer.1.output.dense.bias": torch.ones(D),
+                "bert.encoder.layer.4.output.dense.bias": torch.ones(D),
+                "qa_outputs.weight": torch.ones(2, D),
+            }
+
+        edit(tiny, spoil)
+        with pytest.raises(WeightsError) as caught:
+            load_pretrained(tiny)
+        summary, *faults = str(caught.value).split("\n  ")
+        for count in (
+            *("2 twice", "2 missing", "2 unexpected"),
+            *("1 of the wrong shape", "1 of the wrong type"),
+        ):
+            assert count in summary
+        assert "weights_tools inspect" in summary
+        assert len(faults) == 8
+        for fault in (
+            "missing: bert.encoder.layer.0.output.dense.bias [24]",
+            "missing: bert.pooler.dense.weight [24, 24]",
+            "unexpected: bert.encoder.layer.4.output.dense.bias [24]",
+            "unexpected: qa_outputs.weight [2, 24]",
+            "of the wrong shape: bert.encoder.layer.0.attention.self.query.weight is [24, 25], "
+            "the configuration asks for [24, 24]",
+            "of the wrong type: bert.encoder.layer.1.attention.self.key.bias is I32, "
+            "expected one of F64, F32, F16, BF16",
+        ):
+            assert fault in faults
+        twice = [fault for fault in faults if fault.startswith("twice: ")]
+        assert len(twice) == 2
+        assert any("output.LayerNorm.gamma" in f and "output.LayerNorm.weight" in f for f in twice)
+        assert any(" encoder.layer.1.output.dense.bias" in f for f in twice)
+
+    def test_a_part_of_the_encoder_without_the_prefix(self, tiny: Path, values: Tensors) -> None:
+        """Prefixes may differ within a file, as long as no tensor stands there twice."""
+        name = "bert.encoder.layer.0.output.dense.bias"
+        bare = {name.removeprefix("bert."): values[name]}
+        edit(tiny, lambda tensors: {**without(tensors, name), **bare})
+        assert_holds(load_pretrained(tiny), values)
+
+    def test_values_that_are_not_finite(self, tiny: Path) -> None:
+        """All such tensors are named, each with its count."""
+        query = "bert.encoder.layer.2.attention.self.query.weight"
+        norm = "bert.embeddings.LayerNorm.bias"
+
+        def spoil(tensors: Tensors) -> Tensors:
+            tensors[query][1, 2:5] = float("nan")
+            tensors[norm][7] = -float("inf")
+            return tensors
+
+        edit(tiny, spoil)
+        with pytest.raises(WeightsError) as caught:
+            load_pretrained(tiny)
+        assert f"{query} holds NaN or infinite values: 3 of 576" in str(caught.value)
+        assert f"{norm} holds NaN or infinite values: 1 of 24" in str(caught.value)
+
+    def test_nan_in_what_is_left_out_does_not_matter(self, tmp_path: Path) -> None:
+        folder = make_tiny(tmp_path / "old", style="old")
+        edit(folder, lambda old: {**old, "cls.predictions.bias": torch.full((176,), math.nan)})
+        load_pretrained(folder)
+
+    def test_another_number_of_layers(self, tiny: Path) -> None:
+        config = json.loads((tiny / "config.json").read_text())
+        (tiny / "config.json").write_text(json.dumps({**config, "num_hidden_layers": L + 1}))
+        with pytest.raises(WeightsError, match=f"{16} missing"):
+            load_pretrained(tiny)
+
+    def test_only_a_pickle(self, tiny: Path) -> None:
+        (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
+        with pytest.raises(WeightsError, match="python -m weights_tools convert"):
+            load_pretrained(tiny)
+
+    def test_a_failed_load_leaves_the_model_as_it_was(self, tiny: Path) -> None:
+        model = load_pretrained(tiny)
+        before = fingerprint(model), load_report(model)
+        other = make_tiny(tiny.parent / "other", seed=1)
+        edit(other, lambda tensors: {**tensors, "x": torch.zeros(1)})
+        with pytest.raises(WeightsError, match="unexpected: x"):
+            load_weights(model, other)
+        assert (fingerprint(model), load_report(model)) == before
+
+    def test_a_model_that_was_not_loaded_has_no_report(self, tiny: Path) -> None:
+        model = BertForSequenceClassification(BertConfig.from_json(tiny), num_labels=2)
+        with pytest.raises(WeightsError, match="not filled by load_pretrained"):
+            load_report(model)
+        assert load_weights(model, tiny) == load_report(model)
+
+
+def test_the_loaded_model_is_ready(tiny: Path) -> None:
+    """In evaluation mode, with values, every parameter free to train."""
+    model = load_pretrained(tiny, num_labels=3)
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    ids = torch.arange(12).reshape(3, 4)
+    logits = model(ids)
+    assert logits.shape == (3, 3)
+    logits.sum().backward()
+    assert model.bert.embeddings.LayerNorm.weight.grad.any()
