@@ -129,25 +129,25 @@ def download_glue(
 
     Parameters
     ----------
-    tasks
+    tasks : iterable of str
         Names of tasks. MNLI's two halves come together.
-    folder
+    folder : str or Path, optional
         Where ``RTE/train.tsv`` and so on go; ``glue_cache()`` where None. A file that is there
         with the same bytes stays, one with other bytes is an error: nothing is overwritten.
-    originals
+    originals : str or Path, optional
         Where the fetched files are kept; ``glue_cache() / "originals"`` where None. What lies
         there with the right hash is not fetched again, so a file fetched by hand may be put there.
-    base_url
+    base_url : str
         The server, http or https, or a mirror of it.
-    sources
+    sources : mapping of str to Source
         The table of originals, by GLUE folder.
-    timeout_s
+    timeout_s : float
         How long a silent server is waited for, in seconds.
-    attempts
+    attempts : int
         How often a broken transfer is tried, the first time counted.
-    pause_s
+    pause_s : float
         Pause before the second attempt, in seconds; it doubles each time.
-    progress
+    progress : callable, optional
         Called as the bytes come.
 
     Returns

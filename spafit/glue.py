@@ -82,14 +82,14 @@ def load(task: str | Task, split: str, folder: str | Path, *, max_bad_rows: int 
 
     Parameters
     ----------
-    task
+    task : str or Task
         Name of the task, such as "rte".
-    split
+    split : str
         "train", "dev" or "test".
-    folder
+    folder : str or Path
         Root of GLUE (which holds ``RTE/``), or the task's own folder. The original TSV file is
         taken where there is one; else JSONL, else parquet, with the field names of the hub.
-    max_bad_rows
+    max_bad_rows : int
         How many malformed rows may be left out. They are counted in ``Dataset.bad_rows``.
 
     Raises
@@ -151,14 +151,14 @@ def read_file(
 
     Parameters
     ----------
-    task
+    task : str or Task
         Name of the task whose form the file has.
-    path
+    path : str or Path
         The file; its ending is ``.tsv``, ``.jsonl`` or ``.parquet``.
-    split
+    split : str, optional
         The split whose columns a TSV file has. None: it is told by the header (CoLA's labelled
         files have none), and labels may be there or not.
-    max_bad_rows
+    max_bad_rows : int
         How many malformed rows may be left out: rows with another number of fields, lines that
         are no JSON object, records without a text. An unknown label is always an error.
 

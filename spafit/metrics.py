@@ -79,9 +79,9 @@ def compute(
 
     Parameters
     ----------
-    task
+    task : str or Task
         The task, or its name.
-    predictions, references
+    predictions, references : sequence of str or float
         Label names, or scores for regression; F1 is that of the task's second label.
 
     Returns

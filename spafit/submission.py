@@ -5,13 +5,13 @@ counted from 0 in each file. GLUE's server wants the files of all tasks in one z
 """
 
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from spafit.errors import DataError
 from spafit.glue import Dataset
+from spafit.safefile import replacing
 from spafit.tasks import SCORE_RANGE, TASKS, Label, Task, get_task
 
 HEADER = "index\tprediction"
@@ -28,13 +28,13 @@ def write_submission(
 
     Parameters
     ----------
-    folder
+    folder : str or Path
         Where the file goes; made if it is missing. A file of an earlier run is replaced.
-    task
+    task : str or Task
         The task, or its name.
-    predictions
+    predictions : sequence of str or float
         For each row of the whole test file, in its order: the label's name, or the score.
-    dataset
+    dataset : Dataset, optional
         The data that was predicted. Given, it must be of this task's test split and whole.
 
     Raises
@@ -52,8 +52,13 @@ def write_submission(
             f"{task.test.file}, found {len(predictions)}; predict the whole test file"
         )
     rows = [f"{index}\t{_value(task, index, p)}" for index, p in enumerate(predictions)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror}; name another one") from None
     path = folder / task.submission
-    _replace(path, "\n".join([HEADER, *rows, ""]).encode())
+    with replacing(path) as temporary:
+        temporary.write_bytes("\n".join([HEADER, *rows, ""]).encode())
     return path
 
 
@@ -112,20 +117,18 @@ def zip_submission(folder: str | Path) -> Path:
     if not present:
         raise DataError(f"{folder} holds no submission file such as RTE.tsv; write them first")
     path = folder / "submission.zip"
-    temporary = _beside(path)
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for task in present:
-                data = (folder / task.submission).read_bytes()
-                _check_form(task, folder / task.submission, data)
-                # ZipInfo's own date is fixed (1980), so equal files give an equal zip.
-                entry = zipfile.ZipInfo(task.submission)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for task in present:
+            data = (folder / task.submission).read_bytes()
+            _check_form(task, folder / task.submission, data)
+            # ZipInfo's own date is fixed (1980), so equal files give an equal zip.
+            entry = zipfile.ZipInfo(task.submission)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data)
     return path
 
 
@@ -154,18 +157,3 @@ def _is_value(task: Task, value: str) -> bool:
         return low <= float(value) <= high
     except ValueError:
         return False
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write ``path`` so that it is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
