@@ -19,7 +19,8 @@ from spafit.errors import (
 )
 from spafit.fingerprint import fingerprint
 from spafit.inference import Predictions, evaluate, predict
-from spafit.plans import METHODS, Plan, Stratum, plan
+from spafit.methods import METHODS, plan
+from spafit.plans import Plan, Stratum
 from spafit.strata import Summary, adapt, adapters_disabled, merged_state_dict, summarise
 from spafit.tokenization import Tokenizer, load_tokenizer
 from spafit.train import Result, TrainConfig, fit

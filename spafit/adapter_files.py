@@ -68,13 +68,14 @@ def save_adapter(model: BertForSequenceClassification, path: str | Path) -> None
     Raises
     ------
     PlanError
-        If the model was not adapted.
+        If the model was not adapted, or its adapters are disabled at the moment.
     WeightsError
         If a trained tensor holds NaN or infinite values, or the file cannot be written.
     """
     adaptation = model.adaptation
     if adaptation is None:
         raise PlanError("the model was not adapted, so there is no adapter to save")
+    adaptation.require_enabled()
     tensors = {name: model.get_parameter(name).detach() for name in adaptation.trainable}
     sick = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if sick:

@@ -20,6 +20,7 @@ for bit.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +31,12 @@ from torch import nn
 from spafit.config import is_number
 from spafit.errors import PlanError
 from spafit.kernels import lora_linear
+
+#: The keys that techniques add beside the pre-trained ones.
+ADDED = ("lora_A", "lora_B", "bias_delta")
+
+# Far above any use; what is larger is a mistake that would only end in exhausted memory.
+_LARGEST_RANK = 65_536
 
 
 class Linear(nn.Module):
@@ -134,9 +141,11 @@ class LoRALinear(Linear):
         self.scaling = alpha / r  # s
         self.dropout = dropout
         out_features, in_features = linear.weight.shape
-        # Drawn on the CPU in float32, so that a seed gives the same A on every device and dtype.
-        A = torch.empty(r, in_features, device="cpu")
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+        A = self.weight.new_empty(r, in_features)
+        if not A.is_meta:
+            # Drawn on the CPU in float32: a seed gives the same A on every device and dtype.
+            A = torch.empty(r, in_features, device="cpu")
+            nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(A.to(self.weight))  # A (r, in)
         self.lora_B = nn.Parameter(self.weight.new_zeros(out_features, r))  # B (out, r)
 
@@ -230,9 +239,12 @@ class LoRA:
     writes_pretrained: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if type(self.r) is not int or self.r < 1:
-            raise PlanError(f"LoRA's rank r must be a whole number of at least 1, found {self.r!r}")
-        if not is_number(self.alpha) or not 0 < self.alpha < math.inf:
+        if type(self.r) is not int or not 1 <= self.r <= _LARGEST_RANK:
+            raise PlanError(
+                f"LoRA's rank r must be a whole number of at least 1 and at most {_LARGEST_RANK}, "
+                f"found {self.r!r}"
+            )
+        if not is_number(self.alpha) or not 0 < self.alpha <= sys.float_info.max:
             raise PlanError(f"LoRA's alpha must be a positive number, found {self.alpha!r}")
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise PlanError(f"LoRA's dropout must be a rate in [0, 1), found {self.dropout!r}")

@@ -6,10 +6,9 @@ import hashlib
 
 import torch
 
+from spafit.adapters import ADDED
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import WeightsError
-
-_ADDED = ("lora_A", "lora_B", "bias_delta")
 
 
 def fingerprint(model: BertForSequenceClassification) -> str:
@@ -36,7 +35,7 @@ def fingerprint(model: BertForSequenceClassification) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.bert.named_parameters()):
-        if name.rpartition(".")[2] in _ADDED:
+        if name.rpartition(".")[2] in ADDED:
             continue
         if parameter.is_meta:
             raise WeightsError("a model on the meta device has no values to take a fingerprint of")

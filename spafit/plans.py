@@ -2,19 +2,17 @@
 
 A plan divides the L layers, numbered from 0, into strata that follow each other without a gap, and
 gives each stratum a table of (module path inside the layer -> techniques). SPAFIT is the plan with
-three strata: frozen, biases, LoRA and biases. Users call the strata groups 1, 2 and 3, as the paper
-does.
+three strata: frozen, biases, LoRA and biases; methods.py makes it from its name. Users call the
+strata groups 1, 2 and 3, as the paper does.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,20 +40,6 @@ MODULES = (
     INTERMEDIATE,
     OUTPUT_DENSE,
     OUTPUT_NORM,
-)
-
-#: The rows of the paper's Table 1.
-METHODS = (
-    "Full Fine-tuning",
-    "Full BitFit",
-    "Full LoRA-I",
-    "Full LoRA-II",
-    "SPAFIT-4-9-I",
-    "SPAFIT-4-9-II",
-    "SPAFIT-4-14-II",
-    "SPAFIT-8-12-I",
-    "SPAFIT-8-12-II",
-    "SPAFIT-8-16-II",
 )
 
 _FORMAT = "spafit-plan-1"
@@ -119,6 +103,7 @@ class Stratum:
     train: Mapping[str, Sequence[Technique]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_name(self.name)
         if type(self.first) is not int or type(self.last) is not int or self.first < 0:
             raise PlanError(f"{self.name}: layers are numbered from 0, found {self.layers}")
         if self.last < self.first:
@@ -142,7 +127,11 @@ class Stratum:
 
 
 def _checked(place: str, techniques: Sequence[Technique]) -> tuple[Technique, ...]:
-    techniques = tuple(techniques)
+    if isinstance(techniques, str) or not isinstance(techniques, Sequence):
+        raise PlanError(f"{place}: expected a list of techniques, found {techniques!r}")
+    for technique in techniques:
+        if type(technique) not in TECHNIQUES.values():
+            raise PlanError(f"{place}: {technique!r} is no technique such as LoRA(r=8, alpha=16)")
     names = [technique.name for technique in techniques]
     if not techniques:
         raise PlanError(f"{place}: no technique is named; leave the entry out to freeze it")
@@ -187,7 +176,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strata", tuple(self.strata))
-        _check_num_layers(self.num_layers)
+        _check_name(self.name)
+        check_num_layers(self.num_layers)
         expected = 0
         for stratum in self.strata:
             if stratum.first != expected:
@@ -259,10 +249,7 @@ class Plan:
             If it is not such a plan, or the plan is impossible.
         """
         try:
-            entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PlanError(f"{source} is not JSON: {error}") from None
-        try:
+            entries = json.loads(text, object_pairs_hook=_each_once)
             known = {"format", "name", "num_layers", "embeddings", "pooler", "strata"}
             _refuse_unknown("a plan", entries, known)
             if entries.get("format") != _FORMAT:
@@ -270,7 +257,7 @@ class Plan:
                 raise PlanError(f'"format" must be "{_FORMAT}", found {found!r}')
             strata = [_stratum_from_json(stratum) for stratum in _listed(entries, "strata")]
             return cls(
-                name=str(entries.get("name", "custom")),
+                name=entries.get("name", "custom"),
                 num_layers=entries.get("num_layers", 0),
                 strata=strata,
                 embeddings=entries.get("embeddings", "frozen"),
@@ -278,6 +265,8 @@ class Plan:
             )
         except PlanError as error:
             raise PlanError(f"{source}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"{source} is not JSON: {error}") from None
 
 
 def _techniques_to_json(techniques: Sequence[Technique]) -> Any:
@@ -292,7 +281,8 @@ def _techniques_to_json(techniques: Sequence[Technique]) -> Any:
 
 def _stratum_from_json(entries: Any) -> Stratum:
     _refuse_unknown("a stratum", entries, {"name", "layers", "train"})
-    name = str(entries.get("name", "a stratum"))
+    name = entries.get("name", "a stratum")
+    _check_name(name)
     layers = _listed(entries, "layers")
     if len(layers) != 2:
         raise PlanError(f'{name}: "layers" must be [first, last], found {layers}')
@@ -332,6 +322,15 @@ def _listed(entries: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that stands twice, of which JSON's reader would silently keep the last."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise PlanError(f"{twice!r} stands twice in one object; keep the one that is meant")
+    return entries
+
+
 def _refuse_unknown(thing: str, entries: Any, known: set[str]) -> None:
     if not isinstance(entries, dict):
         raise PlanError(f"{thing} must be a JSON object, found {entries!r}")
@@ -341,153 +340,15 @@ def _refuse_unknown(thing: str, entries: Any, known: set[str]) -> None:
         raise PlanError(f"{thing} has no setting {' or '.join(unknown)}; there are {has}")
 
 
-def _check_num_layers(num_layers: object) -> None:
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise PlanError(f"a name must be text, found {name!r}")
+
+
+def check_num_layers(num_layers: object) -> None:
+    """Refuse what is no count of layers."""
     if type(num_layers) is not int or num_layers < 1:
         raise PlanError(f"num_layers must be a whole number of at least 1, found {num_layers!r}")
-
-
-def plan(
-    method: str | Path | Plan,
-    num_layers: int,
-    *,
-    r: int | None = None,
-    alpha: float | None = None,
-    lora_dropout: float | None = None,
-    bias: str | None = None,
-    numbering: str | None = None,
-) -> Plan:
-    """Make the plan of a method for a model of L layers.
-
-    Parameters
-    ----------
-    method : str, Path or Plan
-        A row of the paper's Table 1 by name in any case (:data:`METHODS`; ``"full"``,
-        ``"bitfit"``, ``"lora-i"`` and ``"lora-ii"`` for short); ``SPAFIT-[N1]-[N2]-[I|II]`` with
-        any N1 < N2, each a layer or, as in ``SPAFIT-20%-40%-II``, the share of the L layers that
-        lies up to the end of group 1 or 2; a JSON file of a plan; or a Plan, which is checked
-        against ``num_layers`` and given back.
-    num_layers : int
-        L.
-    r : int, optional
-        LoRA's rank; the paper's 64 by default.
-    alpha : float, optional
-        LoRA's scale before division by r; the paper's 128 by default.
-    lora_dropout : float, optional
-        Rate at which the input of A is dropped; 0 by default.
-    bias : {"delta", "direct"}, optional
-        Whether biases train as a :class:`~spafit.adapters.BiasDelta` beside the frozen bias (the
-        default) or are themselves written to.
-    numbering : {"table-2", "text"}, optional
-        How N1 and N2 count. ``"table-2"``, the default: layers are 0 .. L-1 and group 1 is
-        0 .. N1 with both ends; all six parameter counts of the paper's Table 2 come out only so.
-        ``"text"``: the words of the paper, layers are 1 .. L and group 1 is 1 .. N1.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    PlanError
-        If the name is unknown, N1 >= N2, N2 leaves no layer for group 3 or lies beyond the last
-        layer, a setting is out of range, or settings are given beside a Plan or file, which has
-        its own.
-
-    Examples
-    --------
-    >>> [stratum.layers for stratum in plan("SPAFIT-4-9-II", num_layers=24).strata]
-    ['0-4', '5-9', '10-23']
-    >>> plan("spafit-20%-40%-ii", 24).strata == plan("SPAFIT-4-9-II", 24).strata
-    True
-    """
-    _check_num_layers(num_layers)
-    if isinstance(method, (Plan, Path)) or str(method).lower().endswith(".json"):
-        if (r, alpha, lora_dropout, bias, numbering) != (None,) * 5:
-            raise PlanError(
-                "r, alpha, lora_dropout, bias and numbering belong to methods by name; "
-                "a plan or plan file states its own"
-            )
-        ready = method if isinstance(method, Plan) else _read(Path(method))
-        if ready.num_layers != num_layers:
-            raise PlanError(
-                f"the plan {ready.name} is for {ready.num_layers} layers, the model has "
-                f"{num_layers}"
-            )
-        return ready
-    if bias not in (None, "delta", "direct"):
-        raise PlanError(f'bias must be "delta" or "direct", found {bias!r}')
-    if numbering not in (None, "table-2", "text"):
-        raise PlanError(f'numbering must be "table-2" or "text", found {numbering!r}')
-    lora = LoRA(
-        64 if r is None else r,
-        128.0 if alpha is None else alpha,
-        0.0 if lora_dropout is None else lora_dropout,
-    )
-    biases: Technique = DirectBias() if bias == "direct" else BiasDelta()
-    return _by_name(method, num_layers, lora, biases, numbering or "table-2")
-
-
-def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -> Plan:
-    lora_I = dict.fromkeys((QUERY, KEY, VALUE), (lora,))
-    lora_II = {**lora_I, ATTENTION_DENSE: (lora,)}
-    all_biases = dict.fromkeys(MODULES, (bias,))
-    late_biases = dict.fromkeys((INTERMEDIATE, OUTPUT_DENSE, OUTPUT_NORM), (bias,))
-
-    key = re.sub(r"[\s_]+", "-", method.strip()).lower().removeprefix("full-") or "full"
-    if key in ("full", "fine-tuning"):
-        everything = {module: (Full(),) for module in MODULES}
-        strata = [Stratum("all layers", 0, L - 1, everything)]
-        return Plan("Full Fine-tuning", L, strata, embeddings="full", pooler="full")
-    if key == "bitfit":
-        return Plan("Full BitFit", L, [Stratum("all layers", 0, L - 1, all_biases)])
-    if key == "lora-i":
-        return Plan("Full LoRA-I", L, [Stratum("all layers", 0, L - 1, lora_I)])
-    if key == "lora-ii":
-        return Plan("Full LoRA-II", L, [Stratum("all layers", 0, L - 1, lora_II)])
-
-    parts = re.fullmatch(r"spafit-(\d+(?:\.\d+)?%|\d+)-(\d+(?:\.\d+)?%|\d+)-(i{1,2})", key)
-    if parts is None:
-        raise PlanError(
-            f"there is no method {method!r}; there are {', '.join(METHODS)}, any other "
-            "SPAFIT-[N1]-[N2]-[I|II] such as SPAFIT-20%-40%-II, or a plan file (.json)"
-        )
-    name = key.upper()
-    end_1 = _layers_up_to(parts[1], L, numbering)
-    end_2 = _layers_up_to(parts[2], L, numbering)
-    first, last = (0, L - 1) if numbering == "table-2" else (1, L)
-    where = f"{name} on {L} layers, numbered {first} to {last}"
-    if end_1 < 1:
-        raise PlanError(f"{where}: N1 = {parts[1]} leaves no layer for group 1")
-    if end_1 >= end_2:
-        raise PlanError(
-            f"{where}: N1 = {parts[1]} must end before N2 = {parts[2]}, or group 2 has no layer"
-        )
-    if end_2 > L:
-        raise PlanError(f"{where}: N2 = {parts[2]} is beyond the last layer, {last}")
-    if end_2 == L:
-        raise PlanError(f"{where}: N2 = {parts[2]} leaves no layer for group 3")
-    matrices = lora_I if parts[3] == "i" else lora_II
-    strata = [
-        Stratum("group 1", 0, end_1 - 1),
-        Stratum("group 2", end_1, end_2 - 1, all_biases),
-        Stratum("group 3", end_2, L - 1, {**matrices, **late_biases}),
-    ]
-    return Plan(name, L, strata)
-
-
-def _layers_up_to(end: str, L: int, numbering: str) -> int:
-    """How many layers lie up to and including N1 or N2."""
-    if end.endswith("%"):
-        return math.floor(float(end[:-1]) / 100 * L + 0.5)
-    return int(end) + 1 if numbering == "table-2" else int(end)
-
-
-def _read(path: Path) -> Plan:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"the plan file {path} cannot be read: {error}") from None
-    return Plan.from_json(text, source=str(path))
 
 
 @dataclass
@@ -510,6 +371,8 @@ class Adaptation:
         The name of the task, once trained or loaded.
     labels : tuple of str or None
         The label names in the order of the logits, once trained or loaded; empty for a score.
+    disabled : int
+        How many ``adapters_disabled`` blocks the model is in.
     """
 
     plan: Plan
@@ -518,3 +381,15 @@ class Adaptation:
     base_fingerprint: str | None = None
     task: str | None = None
     labels: tuple[str, ...] | None = None
+    disabled: int = 0
+
+    def require_enabled(self) -> None:
+        """Refuse to save or merge a model that is shown as it was before training.
+
+        Raises
+        ------
+        PlanError
+            If the adapters are disabled.
+        """
+        if self.disabled:
+            raise PlanError("the adapters are disabled here; leave the with block first")

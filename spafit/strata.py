@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spafit.adapters import LayerNorm, Linear, LoRA, LoRALinear
+from spafit.adapters import ADDED, LayerNorm, Linear, LoRA, LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError
 from spafit.fingerprint import fingerprint
+from spafit.methods import plan as make_plan
 from spafit.plans import MODULES, Adaptation, Plan, Stratum
-from spafit.plans import plan as make_plan
 
 # The four sub-layers of the paper's Figure 2, and the modules of each.
 _SUBLAYERS = ("attention.self", "attention.output", "intermediate", "output")
@@ -201,11 +201,10 @@ def summarise(model: BertForSequenceClassification) -> Summary:
         If the model was not adapted.
     """
     adaptation = _adaptation(model)
-    added = ("lora_A", "lora_B", "bias_delta")
     pretrained = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if name.rpartition(".")[2] not in added
+        if name.rpartition(".")[2] not in ADDED
     )
     return _summarise(model, adaptation.plan, pretrained)
 
@@ -233,7 +232,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _in_words(stratum: Stratum, sublayer: str) -> str:
-    """Say what trains in one sub-layer: ``"bias"``, ``"LoRA 64 (dense)"``, ``"frozen"``."""
+    """Say what trains in one sub-layer: ``"bias"``, ``"LoRA r=64 (dense)"``, ``"frozen"``."""
     prefix = f"layer.{sublayer}."
     modules = [path for path in MODULES if path.startswith(prefix)]
     by_words: dict[str, list[str]] = {}
@@ -286,8 +285,7 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
     lost = [
         name
         for name in adaptation.trainable
-        if name not in adaptation.untrained
-        and name.rpartition(".")[2] not in ("lora_A", "lora_B", "bias_delta")
+        if name not in adaptation.untrained and name.rpartition(".")[2] not in ADDED
     ]
     if lost:
         raise PlanError(
@@ -304,12 +302,14 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
     ]
     trained = [parameter.data for parameter, _ in swapped]
     try:
+        adaptation.disabled += 1
         for module in switched:
             module.adapters_on = False
         for parameter, untrained in swapped:
             parameter.data = untrained.to(parameter.device, parameter.dtype)
         yield
     finally:
+        adaptation.disabled -= 1
         for module in switched:
             module.adapters_on = True
         for (parameter, _), data in zip(swapped, trained, strict=True):
@@ -329,17 +329,24 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
     Returns
     -------
     dict of str to torch.Tensor
-        Detached tensors under the keys of a model that was never adapted, in its order.
+        Copies, under the keys of a model that was never adapted and in its order.
+
+    Raises
+    ------
+    PlanError
+        If the adapters are disabled at the moment.
     """
+    if model.adaptation is not None:
+        model.adaptation.require_enabled()
     state: dict[str, torch.Tensor] = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            if key in ("lora_A", "lora_B", "bias_delta"):
+            if key in ADDED:
                 continue
-            value = parameter.detach()
+            value = parameter.detach().clone()
             if key == "weight" and isinstance(module, LoRALinear):
                 value = module.merged_weight()
             elif key == "bias" and isinstance(module, (Linear, LayerNorm)):
-                value = value if module.bias_delta is None else value + module.bias_delta.detach()
+                value += 0 if module.bias_delta is None else module.bias_delta.detach()
             state[f"{name}.{key}"] = value
     return state

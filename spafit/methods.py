@@ -1,0 +1,186 @@
+"""Methods by name: the rows of the paper's Table 1, and every other SPAFIT-[N1]-[N2]-[I|II]."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+
+from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, Technique
+from spafit.errors import PlanError
+from spafit.plans import (
+    ATTENTION_DENSE,
+    INTERMEDIATE,
+    KEY,
+    MODULES,
+    OUTPUT_DENSE,
+    OUTPUT_NORM,
+    QUERY,
+    VALUE,
+    Plan,
+    Stratum,
+    check_num_layers,
+)
+
+#: The rows of the paper's Table 1.
+METHODS = (
+    "Full Fine-tuning",
+    "Full BitFit",
+    "Full LoRA-I",
+    "Full LoRA-II",
+    "SPAFIT-4-9-I",
+    "SPAFIT-4-9-II",
+    "SPAFIT-4-14-II",
+    "SPAFIT-8-12-I",
+    "SPAFIT-8-12-II",
+    "SPAFIT-8-16-II",
+)
+
+
+def plan(
+    method: str | Path | Plan,
+    num_layers: int,
+    *,
+    r: int | None = None,
+    alpha: float | None = None,
+    lora_dropout: float | None = None,
+    bias: str | None = None,
+    numbering: str | None = None,
+) -> Plan:
+    """Make the plan of a method for a model of L layers.
+
+    Parameters
+    ----------
+    method : str, Path or Plan
+        A row of the paper's Table 1 by name in any case (:data:`METHODS`; ``"full"``,
+        ``"bitfit"``, ``"lora-i"`` and ``"lora-ii"`` for short); ``SPAFIT-[N1]-[N2]-[I|II]`` with
+        any N1 < N2, each a layer or, as in ``SPAFIT-20%-40%-II``, the share of the L layers that
+        lies up to the end of group 1 or 2; a JSON file of a plan; or a Plan, which is checked
+        against ``num_layers`` and given back.
+    num_layers : int
+        L.
+    r : int, optional
+        LoRA's rank; the paper's 64 by default.
+    alpha : float, optional
+        LoRA's scale before division by r; the paper's 128 by default.
+    lora_dropout : float, optional
+        Rate at which the input of A is dropped; 0 by default.
+    bias : {"delta", "direct"}, optional
+        Whether biases train as a :class:`~spafit.adapters.BiasDelta` beside the frozen bias (the
+        default) or are themselves written to.
+    numbering : {"table-2", "text"}, optional
+        How N1 and N2 count. ``"table-2"``, the default: layers are 0 .. L-1 and group 1 is
+        0 .. N1 with both ends; all six parameter counts of the paper's Table 2 come out only so.
+        ``"text"``: the words of the paper, layers are 1 .. L and group 1 is 1 .. N1.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    PlanError
+        If the name is unknown, N1 >= N2, N2 leaves no layer for group 3 or lies beyond the last
+        layer, a setting is out of range, or settings are given beside a Plan or file, which has
+        its own.
+
+    Examples
+    --------
+    >>> [stratum.layers for stratum in plan("SPAFIT-4-9-II", num_layers=24).strata]
+    ['0-4', '5-9', '10-23']
+    >>> plan("spafit-20%-40%-ii", 24).strata == plan("SPAFIT-4-9-II", 24).strata
+    True
+    """
+    check_num_layers(num_layers)
+    if isinstance(method, (Plan, Path)) or str(method).lower().endswith(".json"):
+        if (r, alpha, lora_dropout, bias, numbering) != (None,) * 5:
+            raise PlanError(
+                "r, alpha, lora_dropout, bias and numbering belong to methods by name; "
+                "a plan or plan file states its own"
+            )
+        ready = method if isinstance(method, Plan) else _read(Path(method))
+        if ready.num_layers != num_layers:
+            raise PlanError(
+                f"the plan {ready.name} is for {ready.num_layers} layers, the model has "
+                f"{num_layers}"
+            )
+        return ready
+    if bias not in (None, "delta", "direct"):
+        raise PlanError(f'bias must be "delta" or "direct", found {bias!r}')
+    if numbering not in (None, "table-2", "text"):
+        raise PlanError(f'numbering must be "table-2" or "text", found {numbering!r}')
+    lora = LoRA(
+        64 if r is None else r,
+        128.0 if alpha is None else alpha,
+        0.0 if lora_dropout is None else lora_dropout,
+    )
+    biases: Technique = DirectBias() if bias == "direct" else BiasDelta()
+    return _by_name(method, num_layers, lora, biases, numbering or "table-2")
+
+
+def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -> Plan:
+    lora_I = dict.fromkeys((QUERY, KEY, VALUE), (lora,))
+    lora_II = {**lora_I, ATTENTION_DENSE: (lora,)}
+    all_biases = dict.fromkeys(MODULES, (bias,))
+    late_biases = dict.fromkeys((INTERMEDIATE, OUTPUT_DENSE, OUTPUT_NORM), (bias,))
+
+    if not isinstance(method, str):
+        raise PlanError(f"a method is a name, a plan file or a Plan, found {method!r}")
+    key = re.sub(r"[\s_]+", "-", method.strip()).lower()
+    if key in ("full", "fine-tuning", "full-fine-tuning"):
+        everything = {module: (Full(),) for module in MODULES}
+        strata = [Stratum("all layers", 0, L - 1, everything)]
+        return Plan("Full Fine-tuning", L, strata, embeddings="full", pooler="full")
+    if key in ("bitfit", "full-bitfit"):
+        return Plan("Full BitFit", L, [Stratum("all layers", 0, L - 1, all_biases)])
+    if key in ("lora-i", "full-lora-i"):
+        return Plan("Full LoRA-I", L, [Stratum("all layers", 0, L - 1, lora_I)])
+    if key in ("lora-ii", "full-lora-ii"):
+        return Plan("Full LoRA-II", L, [Stratum("all layers", 0, L - 1, lora_II)])
+
+    end = r"([0-9]{1,4}(?:\.[0-9]{1,4})?%|[0-9]{1,4})"  # a layer or a share
+    parts = re.fullmatch(rf"spafit-{end}-{end}-(i{{1,2}})", key)
+    if parts is None:
+        raise PlanError(
+            f"there is no method {method!r}; there are {', '.join(METHODS)}, any other "
+            "SPAFIT-[N1]-[N2]-[I|II] such as SPAFIT-20%-40%-II, or a plan file (.json)"
+        )
+    name = key.upper()
+    end_1 = _layers_up_to(parts[1], L, numbering)
+    end_2 = _layers_up_to(parts[2], L, numbering)
+    first, last = (0, L - 1) if numbering == "table-2" else (1, L)
+    where = f"{name} on {L} layers, numbered {first} to {last}"
+    if end_1 < 1:
+        raise PlanError(f"{where}: N1 = {parts[1]} leaves no layer for group 1")
+    if end_1 >= end_2:
+        raise PlanError(
+            f"{where}: N1 = {parts[1]} must end before N2 = {parts[2]}, or group 2 has no layer"
+        )
+    if end_2 > L:
+        raise PlanError(f"{where}: N2 = {parts[2]} is beyond the last layer, {last}")
+    if end_2 == L:
+        raise PlanError(f"{where}: N2 = {parts[2]} leaves no layer for group 3")
+    matrices = lora_I if parts[3] == "i" else lora_II
+    strata = [
+        Stratum("group 1", 0, end_1 - 1),
+        Stratum("group 2", end_1, end_2 - 1, all_biases),
+        Stratum("group 3", end_2, L - 1, {**matrices, **late_biases}),
+    ]
+    # Which layers a name means depends on the numbering, so the rarer one stands in the name.
+    return Plan(name if numbering == "table-2" else f"{name} (text numbering)", L, strata)
+
+
+def _layers_up_to(end: str, L: int, numbering: str) -> int:
+    """How many layers lie up to and including N1 or N2."""
+    if end.endswith("%"):
+        return math.floor(Fraction(end[:-1]) / 100 * L + Fraction(1, 2))  # exact: halves go up
+    return int(end) + 1 if numbering == "table-2" else int(end)
+
+
+def _read(path: Path) -> Plan:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # not UTF-8, or no possible name of a file
+        raise PlanError(f"the plan file {path} cannot be read: {error}") from None
+    return Plan.from_json(text, source=str(path))

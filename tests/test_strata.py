@@ -1,0 +1,301 @@
+"""Plans at work on a model: what is frozen, attached, enabled, drawn, counted and printed.
+
+The oracle of what a plan does is its set of parameter names, built below from the words of the
+paper; what training does afterwards stands in test_strata_trained.py.
+
+The golden drawings are made anew by ``python tests/test_strata.py > tests/golden/summary.txt``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_bert import (
+    CONFIG,
+    HEAD,
+    INTERMEDIATE,
+    MODULES,
+    ROWS,
+    C,
+    D,
+    L,
+    R,
+    added,
+    logits,
+    short,
+    tiny_bert,
+)
+
+from spafit.adapters import LoRA
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import PlanError
+from spafit.methods import plan
+from spafit.plans import Plan, Stratum
+from spafit.strata import adapt, summarise
+
+
+def snapshot(model: BertForSequenceClassification) -> dict[str, Any]:
+    """Record all that adapting may change."""
+    return {
+        "values": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "objects": [id(parameter) for parameter in model.parameters()],
+        "modules": [(name, id(module)) for name, module in model.named_modules()],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "adaptation": model.adaptation,
+    }
+
+
+def assert_unchanged(model: BertForSequenceClassification, before: dict[str, Any]) -> None:
+    now = snapshot(model)
+    values, expected = now.pop("values"), dict(before)
+    kept = expected.pop("values")
+    assert now == expected
+    assert list(values) == list(kept)
+    assert all(torch.equal(values[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("row", ROWS)
+class TestAdapt:
+    """Oracle: the names above, and the model as it was before."""
+
+    def test_trains_what_is_declared_and_nothing_else(self, row: str) -> None:
+        plan, declared = ROWS[row]
+        model = tiny_bert()
+        adapt(model, plan)
+        trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trainable == declared | HEAD
+        assert model.adaptation is not None
+        assert len(model.adaptation.trainable) == len(trainable)
+        assert set(model.adaptation.trainable) == trainable
+        assert model.adaptation.plan == plan
+
+    def test_pretrained_keys_and_tensors_stay(self, row: str) -> None:
+        model = tiny_bert()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        objects = {name: id(parameter) for name, parameter in model.named_parameters()}
+        adapt(model, ROWS[row][0])
+        after = model.state_dict()
+        assert [name for name in after if not added(name)] == list(before)
+        assert {name for name in after if added(name)} == {n for n in ROWS[row][1] if added(n)}
+        for name, parameter in model.named_parameters():
+            if name in before:
+                assert id(parameter) == objects[name], "taken over, not copied"
+                assert torch.equal(parameter, before[name])
+
+    def test_a_checkpoint_of_the_base_still_loads(self, row: str) -> None:
+        other = tiny_bert(seed=9)
+        model = tiny_bert()
+        adapt(model, ROWS[row][0])
+        result = model.load_state_dict(other.state_dict(), strict=False)
+        assert result.unexpected_keys == []
+        assert set(result.missing_keys) == {name for name in ROWS[row][1] if added(name)}
+        assert torch.equal(logits(model), logits(other))
+
+    def test_training_begins_at_the_pretrained_function(self, row: str) -> None:
+        model = tiny_bert(torch.float32)
+        before = logits(model)
+        adapt(model, ROWS[row][0])
+        assert torch.equal(logits(model), before)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_training_mode_stays(self, row: str, training: bool) -> None:
+        model = tiny_bert().train(training)
+        adapt(model, ROWS[row][0])
+        assert {module.training for module in model.modules()} == {training}
+
+    def test_dtype_and_device_stay(self, row: str) -> None:
+        model = tiny_bert(torch.float16)
+        adapt(model, ROWS[row][0])
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+    def test_adapting_twice_is_refused(self, row: str) -> None:
+        model = tiny_bert()
+        adapt(model, ROWS[row][0])
+        before = snapshot(model)
+        with pytest.raises(PlanError, match=f"adapted already, by {ROWS[row][0].name}; load it"):
+            adapt(model, "bitfit")
+        assert_unchanged(model, before)
+
+    def test_nothing_is_allocated_on_meta(self, row: str) -> None:
+        with torch.device("meta"):
+            model = BertForSequenceClassification(CONFIG, C)
+        summary = adapt(model, ROWS[row][0])
+        assert all(parameter.is_meta for parameter in model.parameters())
+        assert summary == adapt(tiny_bert(), ROWS[row][0])
+
+
+class TestRefusals:
+    """Oracle: the model as it was."""
+
+    @pytest.mark.parametrize(
+        ("wrong", "reason"),
+        [
+            (plan("SPAFIT-4-9-II", 24), "is for 24 layers, the model has 6"),
+            (plan("bitfit", 5), "is for 5 layers, the model has 6"),
+            ("SPAFIT-1-5-II", "leaves no layer for group 3"),
+            ("SPAFIT-4-9-II", "N2 = 9 is beyond the last layer, 5"),
+            ("bitfat", "there is no method 'bitfat'"),
+            (Path("missing.json"), "cannot be read"),
+        ],
+    )
+    def test_a_plan_that_does_not_fit(self, wrong: Any, reason: str) -> None:
+        model = tiny_bert()
+        before = snapshot(model)
+        with pytest.raises(PlanError, match=reason):
+            adapt(model, wrong)
+        assert_unchanged(model, before)
+        adapt(model, "bitfit")  # and it can still be adapted
+
+    def test_names_and_files_are_taken_too(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.json"
+        path.write_text(short("SPAFIT-0-2-II").to_json(), encoding="utf-8")
+        for given in (path, str(path), short("SPAFIT-0-2-II")):
+            model = tiny_bert()
+            adapt(model, given)
+            assert model.adaptation is not None
+            assert model.adaptation.plan == short("SPAFIT-0-2-II")
+
+
+EVERY_LINEAR = Plan(
+    "every linear",
+    L,
+    [Stratum("all", 0, L - 1, {f"layer.{m}": [LoRA(R)] for m in MODULES if "Norm" not in m})],
+)
+
+
+def drawn_a(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Give every A that adapting draws."""
+    model = tiny_bert(dtype)
+    adapt(model, EVERY_LINEAR, seed=seed)
+    return {name: p.detach() for name, p in model.named_parameters() if name.endswith("lora_A")}
+
+
+class TestDraws:
+    """Oracle: uniform numbers in ±1/√in for A, zeros for B and δ, from the seed alone."""
+
+    def test_a_seed_gives_the_same_numbers(self) -> None:
+        first, again, other = drawn_a(seed=5), drawn_a(seed=5), drawn_a(seed=6)
+        assert len(first) == 36
+        for name in first:
+            assert torch.equal(first[name], again[name])
+            assert not torch.equal(first[name], other[name])
+
+    def test_the_global_generator_has_no_part_in_it(self) -> None:
+        model = tiny_bert(torch.float32)
+        torch.manual_seed(1234)
+        before = torch.get_rng_state()
+        adapt(model, EVERY_LINEAR, seed=5)
+        assert torch.equal(torch.get_rng_state(), before)
+        expected = drawn_a(seed=5)
+        assert all(torch.equal(model.get_parameter(name), A) for name, A in expected.items())
+
+    def test_layers_and_modules_are_independent(self) -> None:
+        for (one, A1), (two, A2) in itertools.combinations(drawn_a().items(), 2):
+            size = min(A1.numel(), A2.numel())
+            pair = torch.stack([A1.flatten()[:size], A2.flatten()[:size]])
+            # Of 160 and more independent numbers; 630 pairs stay below 5 standard deviations.
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 5 / math.sqrt(size), (one, two)
+
+    def test_kaiming_uniform(self) -> None:
+        drawn = drawn_a()
+        for name, A in drawn.items():
+            in_features = INTERMEDIATE if ".output.dense" in name and "attention" not in name else D
+            assert A.shape == (R, in_features)
+            assert float(A.abs().max()) <= 1 / math.sqrt(in_features)
+        unit = torch.cat([(A * math.sqrt(A.shape[1])).flatten() for A in drawn.values()])
+        assert float(unit.abs().max()) > 0.99
+        # Variance 1/3 of 6,576 numbers; its own standard deviation is 0.0037.
+        assert abs(float(unit.square().mean()) - 1 / 3) < 0.02
+        assert abs(float(unit.mean())) < 0.04
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_the_same_numbers_in_every_type(self, dtype: torch.dtype) -> None:
+        in_float32 = drawn_a()
+        for name, A in drawn_a(dtype).items():
+            assert torch.equal(A, in_float32[name].to(dtype))
+
+    @pytest.mark.parametrize("row", ROWS)
+    def test_b_and_delta_are_zero(self, row: str) -> None:
+        model = tiny_bert()
+        adapt(model, ROWS[row][0])
+        for name, parameter in model.named_parameters():
+            if name.endswith(("lora_B", "bias_delta")):
+                assert torch.count_nonzero(parameter) == 0, name
+            elif name.endswith("lora_A"):
+                assert torch.count_nonzero(parameter) > 0, name
+
+
+GOLDEN = Path(__file__).parent / "golden" / "summary.txt"
+
+
+def drawings() -> str:
+    """Draw Figure 2 for a plan of the paper and for one unlike any of the paper's."""
+    return "\n".join(f"{adapt(tiny_bert(), ROWS[row][0])}\n" for row in ("spafit ii", "mixed"))
+
+
+class TestSummary:
+    """Oracle: the counts of ``requires_grad``, and drawings that were looked at by eye."""
+
+    @pytest.mark.parametrize("row", ROWS)
+    def test_counts(self, row: str) -> None:
+        model = tiny_bert()
+        size = sum(parameter.numel() for parameter in model.parameters())
+        summary = adapt(model, ROWS[row][0])
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert summary.trainable == count == sum(group.trainable for group in summary.groups)
+        assert summary.pretrained == size
+        assert summary.percent == pytest.approx(100 * count / size)
+        assert summarise(model) == summary
+        assert summary.plan == ROWS[row][0]
+
+    @pytest.mark.parametrize("row", ROWS)
+    def test_groups(self, row: str) -> None:
+        model = tiny_bert()
+        plan, declared = ROWS[row]
+        summary = adapt(model, plan)
+        prefixes = [["bert.embeddings."]]
+        prefixes += [
+            [f"bert.encoder.layer.{i}." for i in range(stratum.first, stratum.last + 1)]
+            for stratum in plan.strata
+        ]
+        prefixes += [["bert.pooler."], ["classifier."]]
+        for group, starts in zip(summary.groups, prefixes, strict=True):
+            members = [n for n in declared | HEAD if n.startswith(tuple(starts))]
+            assert group.trainable == sum(model.get_parameter(n).numel() for n in members)
+
+    def test_drawings(self) -> None:
+        assert drawings() == GOLDEN.read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("row", ROWS)
+    def test_the_drawing_adds_up(self, row: str) -> None:
+        summary = adapt(tiny_bert(), ROWS[row][0])
+        lines = str(summary).splitlines()
+        assert len({len(line) for line in lines[1:]}) == 1, "a straight right edge"
+        cells = [re.split(r"\s*│\s*", line.strip("│ ")) for line in lines[1:] if "│" in line]
+        counts = [int(row[-2].replace(",", "")) for row in cells[1:]]
+        assert sum(counts[:-1]) == counts[-1] == summary.trainable
+        shares = [float(row[-1].removesuffix(" %")) for row in cells[1:]]
+        for count, share in zip(counts, shares, strict=True):
+            assert abs(share - 100 * count / summary.pretrained) <= 0.005
+
+    def test_a_model_that_was_not_adapted(self) -> None:
+        with pytest.raises(PlanError, match="not adapted"):
+            summarise(tiny_bert())
+
+    def test_summaries_are_data(self) -> None:
+        one, two = adapt(tiny_bert(), "bitfit"), adapt(tiny_bert(seed=8), "bitfit")
+        assert one == two
+        assert one != adapt(tiny_bert(), plan("bitfit", L, bias="direct"))
+        assert json.loads(one.plan.to_json())["name"] == "Full BitFit"
+
+
+if __name__ == "__main__":
+    print(drawings(), end="")
