@@ -207,6 +207,24 @@ def predict_logits(
     return logits
 
 
+def resolve_device(name: str) -> torch.device:
+    """Give the device of a name; ``"auto"`` is a GPU where there is one.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name).item()  # "meta" makes tensors, but none that holds a value
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"the device {name!r} cannot be used: {reason}") from None
+    return torch.device(name)
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Choose the arithmetic of a device: ``"float32"``, ``"bf16"`` or ``"fp16"``.
 

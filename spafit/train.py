@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from spafit import metrics
 from spafit.adapter_files import save_adapter
@@ -35,7 +34,14 @@ from spafit.inference import (
     encode,
     label_names,
     predict_logits,
+    resolve_device,
     resolve_precision,
+)
+from spafit.optimisation import (
+    epoch_order,
+    learning_rate_factor,
+    loss_function,
+    make_optimizer,
 )
 from spafit.progress import Progress
 from spafit.run_folder import RunFolder, peak_memory_mib
@@ -382,76 +388,6 @@ def fit(
     return result
 
 
-def make_optimizer(
-    model: BertForSequenceClassification,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    decay_biases: bool = False,
-) -> torch.optim.AdamW:
-    """Give AdamW over what trains, with weight decay on matrices alone unless told otherwise.
-
-    Parameters
-    ----------
-    model : BertForSequenceClassification
-        Its parameters with ``requires_grad``.
-    learning_rate, weight_decay : float
-        AdamW's.
-    decay_biases : bool
-        Whether vectors (biases, bias deltas, LayerNorm weights) decay too.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for parameter in trained if parameter.dim() == 1]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": weight_decay if decay_biases else 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.999)
-    )
-
-
-def learning_rate_factor(step: int, total_steps: int, warmup: float) -> float:
-    """Rise linearly from 0 over the warm-up's share of the steps, then fall linearly to 0.
-
-    Parameters
-    ----------
-    step : int
-        Steps done, from 0.
-    total_steps : int
-        Steps in all.
-    warmup : float
-        The share of them that warms up.
-    """
-    warm_steps = math.ceil(warmup * total_steps)
-    if step < warm_steps:
-        return step / warm_steps
-    return (total_steps - step) / max(1, total_steps - warm_steps)
-
-
-def loss_function(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum over the examples the cross entropy, or the squared error where C is 1.
-
-    Parameters
-    ----------
-    logits : torch.Tensor, (B, C)
-        The head's output, of any floating type; the loss is taken in float32 or wider.
-    targets : torch.Tensor, (B,)
-        Class numbers (int64), or scores.
-    """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    if targets.is_floating_point():
-        return F.mse_loss(logits[:, 0], targets.to(logits.dtype), reduction="sum")
-    return F.cross_entropy(logits, targets, reduction="sum")
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Shuffle 0 .. n-1 as a function of (seed, epoch) alone; epochs count from 1."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
-
-
 def _batches(
     n: int, config: TrainConfig
 ) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.int64]]]]:
@@ -473,22 +409,15 @@ def _complete(
             f"training needs parameters in float32, the model's are {model.classifier.weight.dtype}"
             '; load it with dtype=torch.float32, and use precision="bf16" or "fp16"'
         )
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device).item()  # "meta" makes tensors, but none that holds a value
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"the device {device!r} cannot be used: {reason}") from None
+    device = resolve_device(config.device)
     is_full = any(name.endswith(".weight") for name in model.adaptation.trainable[:-2])
     return dataclasses.replace(
         config,
         batch_size=config.batch_size or train.task.paper_batch_size,
         learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),
         max_length=config.max_length or model.config.max_position_embeddings,
-        device=device,
-        precision=resolve_precision(config.precision, torch.device(device)),
+        device=str(device),
+        precision=resolve_precision(config.precision, device),
     )
 
 

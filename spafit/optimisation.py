@@ -1,0 +1,82 @@
+"""The parts of a training step that are formulas: loss, optimizer, schedule, order of the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from spafit.bert import BertForSequenceClassification
+
+
+def make_optimizer(
+    model: BertForSequenceClassification,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    decay_biases: bool = False,
+) -> torch.optim.AdamW:
+    """Give AdamW over what trains, with weight decay on matrices alone unless told otherwise.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Its parameters with ``requires_grad``.
+    learning_rate, weight_decay : float
+        AdamW's.
+    decay_biases : bool
+        Whether vectors (biases, bias deltas, LayerNorm weights) decay too.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.dim() > 1]
+    vectors = [parameter for parameter in trained if parameter.dim() == 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": weight_decay if decay_biases else 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.999)
+    )
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup: float) -> float:
+    """Rise linearly from 0 over the warm-up's share of the steps, then fall linearly to 0.
+
+    Parameters
+    ----------
+    step : int
+        Steps done, from 0.
+    total_steps : int
+        Steps in all.
+    warmup : float
+        The share of them that warms up.
+    """
+    warm_steps = math.ceil(warmup * total_steps)
+    if step < warm_steps:
+        return step / warm_steps
+    return (total_steps - step) / max(1, total_steps - warm_steps)
+
+
+def loss_function(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over the examples the cross entropy, or the squared error where C is 1.
+
+    Parameters
+    ----------
+    logits : torch.Tensor, (B, C)
+        The head's output, of any floating type; the loss is taken in float32 or wider.
+    targets : torch.Tensor, (B,)
+        Class numbers (int64), or scores.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if targets.is_floating_point():
+        return F.mse_loss(logits[:, 0], targets.to(logits.dtype), reduction="sum")
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Shuffle 0 .. n-1 as a function of (seed, epoch) alone; epochs count from 1."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
