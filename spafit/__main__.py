@@ -1,0 +1,7 @@
+"""python -m spafit."""
+
+import sys
+
+from spafit.cli import main
+
+sys.exit(main())

