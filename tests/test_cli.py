@@ -271,6 +271,16 @@ class TestRefusals:
         assert "spafit.errors.PlanError" in err
         assert err.splitlines()[-1].startswith("spafit: there is no method 'foo'")
 
+    def test_what_the_system_refuses(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device", "/disk/plan.json")
+
+        monkeypatch.setattr(commands, "run_plan", full)
+        message = "spafit: [Errno 28] No space left on device: '/disk/plan.json'\n"
+        assert run(capsys, "plan", "bitfit") == (2, "", message)
+
     def test_an_interrupt(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def process(small: SmallRun, root: Path) -> subprocess.CompletedProcess[str]:
     """Train once, in a process of its own, as a user does."""
-    arguments = train_arguments(small, root, "--out", "runs/rte")
+    arguments = train_arguments(small, root, "--out", "runs/rte", "--seed", "1")
     command = [sys.executable, "-m", "spafit", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
 
@@ -107,11 +107,17 @@ class TestTrain:
         self, small: SmallRun, root: Path, run: Path
     ) -> None:
         """Bit for bit: the loss of every step."""
-        model = spafit.load_pretrained(small.folder, num_labels=2)
-        spafit.adapt(model, spafit.plan("SPAFIT-0-1-II", 4, r=5))
+        model = spafit.load_pretrained(small.folder, num_labels=2, seed=1)
+        spafit.adapt(model, spafit.plan("SPAFIT-0-1-II", 4, r=5), seed=1)
         train, dev = (glue.load("rte", split, root / "glue") for split in ("train", "dev"))
         config = spafit.TrainConfig(
-            epochs=2, batch_size=6, learning_rate=1e-2, max_length=16, device="cpu", quiet=True
+            seed=1,
+            epochs=2,
+            batch_size=6,
+            learning_rate=1e-2,
+            max_length=16,
+            device="cpu",
+            quiet=True,
         )
         result = spafit.fit(model, small.tokenizer, train, dev, config)
         rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -405,6 +411,9 @@ class TestPredict:
         data = ["--data", str(root / "glue")]
         refuse(capsys, "predict", run, *data, "--submission", tmp_path / "text.txt")
         assert (tmp_path / "text.txt").read_text() == "hello"
+        both = ["--submission", tmp_path / "new", "--output", tmp_path / "out.tsv"]
+        assert "--output goes with --input" in refuse(capsys, "predict", run, *data, *both)
+        assert not (tmp_path / "new").exists()
 
     def test_a_closed_pipe(
         self, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
