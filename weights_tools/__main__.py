@@ -11,9 +11,9 @@ from weights_tools import compare_hf, convert, download, inspect, tiny
 
 EPILOG = """\
 examples:
-  python -m weights_tools make-tiny /tmp/tiny
-  python -m weights_tools inspect /tmp/tiny
-  python -m weights_tools compare-hf /tmp/tiny
+  python -m weights_tools make-tiny tiny
+  python -m weights_tools inspect tiny
+  python -m weights_tools compare-hf tiny
   python -m weights_tools download google-bert/bert-large-cased
 
 exit codes: 0 done; 1 a comparison found a difference; 2 something was wrong, and was said

@@ -23,7 +23,7 @@ TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 
 EPILOG = """\
 examples:
-  python -m weights_tools compare-hf /tmp/tiny
+  python -m weights_tools compare-hf tiny
   python -m weights_tools compare-hf models/my-bert --dtype float64 --text "Any sentence."
 """
 

@@ -26,8 +26,8 @@ WORDS = "the a cat dog child children student teacher sees see likes like sleeps
 
 EPILOG = """\
 examples:
-  python -m weights_tools make-tiny /tmp/tiny
-  python -m weights_tools make-tiny /tmp/old --style old --layers 6 --seed 1
+  python -m weights_tools make-tiny tiny
+  python -m weights_tools make-tiny old --style old --layers 6 --seed 1
 """
 
 
