@@ -4,8 +4,8 @@ It is in the manner of CoLA (Warstadt et al., 2019), and its sentences come as m
 BLiMP (Warstadt et al., 2020), from the templates of ``acceptability_templates.py`` and the words of
 ``acceptability_lexicon.py``. It is made so that a score on it means something:
 
-- half of the sentences are unacceptable, and they have the same words and lengths as the others,
-  equally often: what tells them apart is only how the words go together;
+- half of the sentences are unacceptable, and each template puts the same forms and contexts into
+  both halves, equally often: neither words nor length tell them apart, only how words go together;
 - train and dev share no noun, verb, adjective, name or template, so that what is learned in
   training must hold for sentences of another make.
 

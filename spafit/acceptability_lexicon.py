@@ -138,7 +138,6 @@ WORDS: dict[str, tuple[type[str], str, str]] = {
         "candle helmet clock carpet",
         "bucket kettle violin telescope necklace jacket backpack vase radio curtain",
     ),
-    "mass": (str, "water rice furniture", "luggage soup flour"),
     "place": (
         Noun,
         "kitchen garden office museum school hospital market station",

@@ -28,7 +28,7 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "The <{male}|{male.pl}> in the {place} {vself.past} [himself|themselves].",
             "The <{female}|{female.pl}> will {vself} [herself|themselves] during the {event}.",
             "Did <{fname}|{mname}> {vself} [herself|himself] in the {place}?",
-            "At the {event}, <the {male}|{fname}> {vself.past} [himself|herself] again.",
+            "During the {event}, <the {male}|{fname}> {vself.past} [himself|herself] again.",
         ),
         "dev": (
             "<{fname}|{mname}> had never {vself.part} [herself|himself] before the {event}.",
@@ -173,7 +173,7 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
         "dev": (
             "There was a <{person}|{thing}> at the {event} [who|which] nobody liked.",
             "{name} liked the <{person}|{thing}> [who|which] came from the {place}.",
-            "Was the <{person}|{thing}> [who|which] disappeared near the {place}?",
+            "The <{person}|{thing}> [who|which] disappeared came from the {place}.",
         ),
     },
     # The order of words in a phrase.
@@ -193,6 +193,94 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "The [{mood} {person}|{person} {mood}] will {vnone} before the {event}.",
         ),
     },
+    # Verbs that need an object, and verbs that bear none.
+    "transitivity": {
+        "train": (
+            "The {person} <{vthing.past}|{vnone.past}>[ the {thing}|] in the {place}.",
+            "After the {event}, the {person.pl} <{vthing.past}|{vnone.past}>[ the {quality}"
+            " {thing}|].",
+            "{name} will <{vthing}|{vnone}>[ the {thing}|] because the {person} is {mood}.",
+        ),
+        "dev": (
+            "Did the {mood} {person} <{vthing}|{vnone}>[ the {thing}|] during the {event}?",
+            "The {person} who <{vthing.past}|{vnone.past}>[ the {thing}|] was {mood}.",
+        ),
+    },
+    # The form of a clause that a verb takes: finding, to find, someone to find.
+    "complement": {
+        "train": (
+            "The {person} <{vgerund.past}|{vinf.past}> [{vthing.ing}|to {vthing}] the {thing}.",
+            "{name} might <{vgerund}|{vinf}> [{vthing.ing}|to {vthing}] the {thing} in the"
+            " {place}.",
+            "The {person} <{vpersuade.past}|{vinf.past}>[ {name}|] to {vthing} the {thing}.",
+        ),
+        "dev": (
+            "Has the {person} <{vgerund.part}|{vinf.part}> [{vthing.ing}|to {vthing}] the"
+            " {quality} {thing}?",
+            "{name} may <{vpersuade}|{vinf}>[ the {person}|] to {vthing} the {thing} after the"
+            " {event}.",
+        ),
+    },
+    # A question word or relative pronoun, and the gap that it must fill.
+    "gap": {
+        "train": (
+            "The {person} {vknow.past} <what|that> {name} {vthing.past}[| the {thing}].",
+            "<What did|Did> the {person} {vthing}[| the {thing}] in the {place}?",
+            "{name} {vthing.past} the {thing} <that|because> the {person} {vthing2.past}[| the"
+            " {thing2}].",
+        ),
+        "dev": (
+            "The {person} {vknow.past} <which {thing}|whether> {name} had {vthing.part}[| the"
+            " {thing2}].",
+            "<Who did|Did> the {person} {vperson}[| the {person2}] at the {event}?",
+            "<Which {thing} should|Should> the {person} {vthing}[| the {thing2}] before the"
+            " {event}?",
+        ),
+    },
+    # "much older", "more expensive".
+    "comparison": {
+        "train": (
+            "The {thing} is [much|more] <{er}|{long}> than the {thing2}.",
+            "The {person} wants a [much|more] <{er}|{long}> {thing} for the {event}.",
+            "Is the {thing} in the {place} [much|more] <{er}|{long}> than this one?",
+        ),
+        "dev": (
+            "The {thing} that {name} {vthing.past} seems [much|more] <{er}|{long}> than the"
+            " {thing2}.",
+            "{name} will {vthing} a [much|more] <{er}|{long}> {thing} tomorrow.",
+        ),
+    },
+    # By whom in the passive, whom in the active.
+    "passive": {
+        "train": (
+            "The {person} <was|has> {vperson.part} [by the|the] {person2} in the {place}.",
+            "The {person.pl} <will be|will have> {vperson.part} [by {name}|{name}] before the"
+            " {event}.",
+            "{name} {vsay.past} that the {person} <was|had> {vperson.part} [by the|the] {person2}.",
+        ),
+        "dev": (
+            "<Was|Has> the {person} {vperson.part} [by the|the] {person2} at the {event}?",
+            "The {person} who <was|had> {vperson.part} [by {name}|{name}] is {mood}.",
+            "{name} should <be|have> {vperson.part} [by the|the] {person} from the {place}.",
+        ),
+    },
+    # "pick it up", "glance at it".
+    "particle": {
+        "train": (
+            "The {person} <{vpart.past}|{vprep.past}> [it"
+            " <{vpart.tail}|{vprep.tail}>|<{vpart.tail}|{vprep.tail}> it] in the {place}.",
+            "Although the {thing} was {quality}, {name} did not <{vpart}|{vprep}> [it"
+            " <{vpart.tail}|{vprep.tail}>|<{vpart.tail}|{vprep.tail}> it].",
+            "If {name} {vthing.s} the {thing}, the {person} may <{vpart}|{vprep}> [it"
+            " <{vpart.tail}|{vprep.tail}>|<{vpart.tail}|{vprep.tail}> it].",
+        ),
+        "dev": (
+            "Will the {person} <{vpart}|{vprep}> [them"
+            " <{vpart.tail}|{vprep.tail}>|<{vpart.tail}|{vprep.tail}> them] after the {event}?",
+            "{name} {vthing.past} the {thing} and <{vpart.past}|{vprep.past}> [it"
+            " <{vpart.tail}|{vprep.tail}>|<{vpart.tail}|{vprep.tail}> it].",
+        ),
+    },
 }
 """Phenomenon by phenomenon, the templates of train and those of dev.
 
@@ -201,6 +289,6 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
 two forms. A sentence is acceptable if all its choices fall on the same side: a with x, b with y.
 So a template gives four sentences, or, if it has no contexts, two: acceptable with x, not with y.
 
-Every template gives as many acceptable as unacceptable sentences, made of the same words, equally
-often. What tells them apart is only how the words go together.
+Every template gives as many acceptable as unacceptable sentences, and each context and each form
+is as often in the one as in the other. What tells them apart is only how they go together.
 """

@@ -16,7 +16,7 @@ from spafit.train import TrainConfig, fit
 from spafit.weights import load_pretrained
 
 METHOD = "SPAFIT-1-3-II"
-EPOCHS = 4
+EPOCHS = 3
 BATCH_SIZE = 16
 # A small model and a short run want larger steps than the paper's 6e-5 for BERT-large.
 LEARNING_RATE = 5e-4
