@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from spafit.errors import ConfigError
+from spafit.strict_json import no_duplicates
 
 # Keys of a real config.json that change nothing in the encoder or its head. They are known, so they
 # are ignored; a key that is neither known nor unset is refused, because it may change the numbers.
@@ -167,7 +168,7 @@ class BertConfig:
         if path.is_dir():
             path = path / "config.json"
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+            entries = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
         except FileNotFoundError:
             raise ConfigError(
                 f"{path} does not exist: a model folder needs the config.json of its weights"
@@ -227,11 +228,3 @@ class BertConfig:
 def is_number(value: object) -> TypeGuard[int | float]:
     """Say whether a setting is a number; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key that stands twice, of which JSON would silently take the last."""
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError("a key stands twice")
-    return entries

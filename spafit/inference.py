@@ -88,11 +88,7 @@ def predict(
             f"the logits of {sick} of {len(dataset)} examples of {dataset.source} are not finite; "
             "try precision float32"
         )
-    labels: Sequence[Label]
-    if names:
-        labels = [names[index] for index in logits.argmax(axis=1)]
-    else:
-        labels = [float(score) for score in logits[:, 0]]
+    labels = decode(logits, names)
     return Predictions(logits, labels, encodings.truncated)
 
 
@@ -151,6 +147,13 @@ def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple
             f"{model.num_labels}; load it with num_labels={task.num_labels}"
         )
     return names
+
+
+def decode(logits: NDArray[np.float32], names: tuple[str, ...]) -> list[Label]:
+    """Give the name of each row's largest logit (n, C), or its score where there are no names."""
+    if not names:
+        return [float(score) for score in logits[:, 0]]
+    return [names[index] for index in logits.argmax(axis=1)]
 
 
 def encode(

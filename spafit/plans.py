@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from spafit.adapters import TECHNIQUES, BiasDelta, DirectBias, Full, LoRA, Technique
 from spafit.errors import PlanError
+from spafit.strict_json import no_duplicates
 
 # The eight modules of a layer that hold parameters, in the order of the data. Each is written from
 # ``layer.`` on, as in the checkpoint's key without its number, so that none ends another:
@@ -249,7 +249,7 @@ class Plan:
             If it is not such a plan, or the plan is impossible.
         """
         try:
-            entries = json.loads(text, object_pairs_hook=_each_once)
+            entries = json.loads(text, object_pairs_hook=no_duplicates)
             known = {"format", "name", "num_layers", "embeddings", "pooler", "strata"}
             _refuse_unknown("a plan", entries, known)
             if entries.get("format") != _FORMAT:
@@ -320,15 +320,6 @@ def _listed(entries: dict[str, Any], key: str) -> list[Any]:
     if not isinstance(value, list):
         raise PlanError(f'"{key}" must be a list, found {value!r}')
     return value
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key that stands twice, of which JSON's reader would silently keep the last."""
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise PlanError(f"{twice!r} stands twice in one object; keep the one that is meant")
-    return entries
 
 
 def _refuse_unknown(thing: str, entries: Any, known: set[str]) -> None:

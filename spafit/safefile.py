@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from spafit.errors import WeightsError
+from spafit.strict_json import no_duplicates
 
 MAX_HEADER_BYTES = 100_000_000
 """A longer header is refused; BERT-large's takes 40 thousand bytes."""
@@ -239,7 +240,7 @@ class SafeFile:
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
         try:
-            header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+            header = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
             raise self._error(f"has a header that cannot be used: {error}", AGAIN) from None
         if not isinstance(header, dict):
@@ -424,22 +425,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise WeightsError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"it holds twice: {', '.join(twice)}")
-    return result
-
-
 def _is_sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def _read_index(index: Path) -> dict[str, str]:
     try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{index} cannot be used: {error}; {AGAIN}") from None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

@@ -31,6 +31,7 @@ from spafit.glue import Dataset
 from spafit.inference import (
     PRECISIONS,
     autocast,
+    decode,
     encode,
     label_names,
     predict_logits,
@@ -46,7 +47,6 @@ from spafit.optimisation import (
 from spafit.progress import Progress
 from spafit.run_folder import RunFolder, peak_memory_mib
 from spafit.strata import summarise
-from spafit.tasks import Label
 from spafit.tokenization import Tokenizer
 
 
@@ -347,7 +347,7 @@ def fit(
                 logits_dev = predict_logits(model, encoded["dev"], precision=arithmetic)
                 if not np.isfinite(logits_dev).all():
                     raise TrainingError(f"the logits on dev after step {step} are not finite")
-                scores = metrics.compute(task, _decode(logits_dev, names), dev.labels)
+                scores = metrics.compute(task, decode(logits_dev, names), dev.labels)
                 first = task.metrics[0]
                 is_best = not history or scores[first] > max(h["metrics"][first] for h in history)
                 history.append({"step": step, "epoch": epoch, "metrics": scores})
@@ -463,12 +463,6 @@ def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
     if not names:
         return torch.tensor(dataset.labels, dtype=torch.float32)
     return torch.tensor([names.index(str(label)) for label in dataset.labels])
-
-
-def _decode(logits: np.ndarray[Any, np.dtype[np.float32]], names: tuple[str, ...]) -> list[Label]:
-    if not names:
-        return [float(score) for score in logits[:, 0]]
-    return [names[index] for index in logits.argmax(axis=1)]
 
 
 @contextmanager

@@ -14,8 +14,9 @@ PACKAGE = Path(spafit.__file__).parent
 # Every module may import only what stands above it; the modules of one line do not know each other
 # unless they stand in that order.
 ORDER = """
-    version errors config kernels.attention kernels.lora_linear kernels adapters plans methods bert
-    fingerprint strata safefile hub weights adapter_files tasks glue metrics submission download
+    version errors strict_json config kernels.attention kernels.lora_linear kernels adapters plans
+    methods bert fingerprint strata safefile hub weights adapter_files tasks glue metrics
+    submission download
     vocabulary tokenization inference run_folder progress optimisation train
     minilm commands acceptability_lexicon acceptability_templates acceptability figure demo doctor
     cli __main__
