@@ -6,7 +6,7 @@ The public names, in the order of the tour in README.md.
 from spafit import glue
 from spafit.adapter_files import load_adapter, save_adapter
 from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
-from spafit.bert import BertForSequenceClassification, BertModel
+from spafit.bert import BertForSequenceClassification, BertModel, set_impl
 from spafit.config import BertConfig
 from spafit.errors import (
     CheckpointError,
@@ -23,7 +23,8 @@ from spafit.methods import METHODS, plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import Summary, adapt, adapters_disabled, merged_state_dict, summarise
 from spafit.tokenization import Tokenizer, load_tokenizer
-from spafit.train import Result, TrainConfig, fit
+from spafit.train import Result, fit
+from spafit.train_config import TrainConfig
 from spafit.version import __version__
 from spafit.weights import load_pretrained, load_report
 
@@ -33,6 +34,7 @@ __all__ = [
     "BertConfig",
     "BertModel",
     "BertForSequenceClassification",
+    "set_impl",
     "load_pretrained",
     "load_report",
     "fingerprint",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,7 +31,8 @@ from torch import nn
 
 from spafit.config import is_number
 from spafit.errors import PlanError
-from spafit.kernels import lora_linear
+from spafit.kernels import Part, dropout_add_norm, stacked_linear
+from spafit.kernels.stacking import lay_together
 
 #: The keys that techniques add beside the pre-trained ones.
 ADDED = ("lora_A", "lora_B", "bias_delta")
@@ -56,10 +58,15 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))  # b
         self.bias_delta: nn.Parameter | None = None  # δ (out,), zero when attached
         self.adapters_on = True
+        self.impl = "auto"  # the form of the kernel; see spafit.set_impl
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
-        return F.linear(x, self.weight, _shifted(self))
+        return stacked_linear(x, [self.part()], impl=self.impl)
+
+    def part(self) -> Part:
+        """Give what the kernels need of this map: the tensors that are switched on."""
+        return Part(self.weight, self.bias, self.bias_delta if self.adapters_on else None)
 
     def extra_repr(self) -> str:
         """Show the sizes, as ``nn.Linear`` does, and what is attached."""
@@ -86,22 +93,18 @@ class LayerNorm(nn.Module):
         self.bias_delta: nn.Parameter | None = None  # δ (size,), zero when attached
         self.eps = eps
         self.adapters_on = True
+        self.impl = "auto"  # the form of the kernel; see spafit.set_impl
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension of (..., size)."""
-        return F.layer_norm(x, self.weight.shape, self.weight, _shifted(self), self.eps)
+        delta = self.bias_delta if self.adapters_on else None
+        b = self.bias if delta is None else self.bias + delta
+        return F.layer_norm(x, self.weight.shape, self.weight, b, self.eps)
 
     def extra_repr(self) -> str:
         """Show the size and what is attached."""
         delta = "" if self.bias_delta is None else ", bias_delta"
         return f"{self.weight.shape[0]}, eps={self.eps}{delta}"
-
-
-def _shifted(module: Linear | LayerNorm) -> torch.Tensor:
-    """Give b, or b + δ where a delta is attached and switched on."""
-    if module.bias_delta is None or not module.adapters_on:
-        return module.bias
-    return module.bias + module.bias_delta
 
 
 class LoRALinear(Linear):
@@ -138,6 +141,7 @@ class LoRALinear(Linear):
         self.bias = linear.bias  # b
         self.bias_delta = linear.bias_delta  # δ
         self.adapters_on = linear.adapters_on
+        self.impl = linear.impl
         self.scaling = alpha / r  # s
         self.dropout = dropout
         out_features, in_features = linear.weight.shape
@@ -149,19 +153,13 @@ class LoRALinear(Linear):
         self.lora_A = nn.Parameter(A.to(self.weight))  # A (r, in)
         self.lora_B = nn.Parameter(self.weight.new_zeros(out_features, r))  # B (out, r)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (..., in) to (..., out)."""
+    def part(self) -> Part:
+        """Give what the kernels need of this map: the tensors that are switched on."""
         if not self.adapters_on:
-            return F.linear(x, self.weight, self.bias)
-        return lora_linear(
-            x,
-            self.weight,
-            self.bias,
-            self.lora_A,
-            self.lora_B,
-            self.scaling,
-            bias_delta=self.bias_delta,
-            dropout=self.dropout if self.training else 0.0,
+            return Part(self.weight, self.bias)
+        rate = self.dropout if self.training else 0.0
+        return Part(
+            self.weight, self.bias, self.bias_delta, self.lora_A, self.lora_B, self.scaling, rate
         )
 
     def merged_weight(self) -> torch.Tensor:
@@ -173,6 +171,78 @@ class LoRALinear(Linear):
     def extra_repr(self) -> str:
         """Show the sizes, the rank and the scale."""
         return f"{super().extra_repr()}, r={self.lora_A.shape[0]}, scaling={self.scaling:g}"
+
+
+def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torch.Tensor:
+    """Apply several maps to one input as one product, their outputs side by side.
+
+    Maps that are not spafit's own, or that are watched by hooks, are called one by one, so that
+    whoever replaces or observes one of them sees it called.
+
+    Parameters
+    ----------
+    x : torch.Tensor, (..., in)
+        Input.
+    maps : sequence of Linear
+        With or without techniques.
+    gelu : bool
+        Whether to apply GELU (exact, erf) to what comes out.
+
+    Returns
+    -------
+    torch.Tensor, (..., Σ out)
+    """
+    if not all(type(each) in (Linear, LoRALinear) and _unwatched(each) for each in maps):
+        y = torch.cat([each(x) for each in maps], dim=-1) if len(maps) > 1 else maps[0](x)
+        return F.gelu(y) if gelu else y
+    impl = maps[0].impl
+    if len(maps) > 1 and impl != "reference":
+        lay_together([each.weight for each in maps])
+        lay_together([each.lora_A for each in maps if isinstance(each, LoRALinear)])
+    return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=impl)
+
+
+def add_norm(
+    x: torch.Tensor, residual: torch.Tensor, dropout: nn.Dropout, norm: LayerNorm
+) -> torch.Tensor:
+    """Give LayerNorm(Dropout(x) + residual), as one operation where nobody watches the two.
+
+    Parameters
+    ----------
+    x, residual : torch.Tensor, (..., D)
+        The sub-layer's output and its input.
+    dropout : nn.Dropout
+        Its rate is used while it is in training mode.
+    norm : LayerNorm
+        With or without a bias delta.
+
+    Returns
+    -------
+    torch.Tensor, (..., D)
+    """
+    ours = type(norm) is LayerNorm and type(dropout) is nn.Dropout
+    if not (ours and _unwatched(norm) and _unwatched(dropout)):
+        y: torch.Tensor = norm(dropout(x) + residual)
+        return y
+    return dropout_add_norm(
+        x,
+        residual,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        bias_delta=norm.bias_delta if norm.adapters_on else None,
+        dropout=dropout.p if dropout.training else 0.0,
+        impl=norm.impl,
+    )
+
+
+def _unwatched(module: nn.Module) -> bool:
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 @dataclass(frozen=True)

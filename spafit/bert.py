@@ -4,8 +4,10 @@ Devlin et al. (2019), arXiv 1810.04805; the sub-layers, their names and the numb
 are those of the SPAFIT paper (Arora and Wang, 2024, arXiv 2405.00201, section 3). Attribute names
 are the checkpoint's keys.
 
-Legend: B batch, T tokens of the longest sequence, D hidden, A heads, Dh = D / A head size,
-F intermediate, L layers, C labels. H1 .. H7 are the paper's hidden states; X is a layer's input.
+Legend: B batch, T tokens of the longest sequence, N tokens in all, D hidden, A heads, Dh = D / A
+head size, F intermediate, L layers, C labels. H1 .. H7 are the paper's hidden states; X is a
+layer's input. Tokens lie as (N, D) without padding, or as (B, T, D) with it: only ``layout`` knows
+which, and shapes are written here as (N, D).
 
 Where the paper's printed equations and the checkpoint differ, we compute what the checkpoint was
 trained with and say so at the line; tests/test_equations.py pins each such remark.
@@ -16,18 +18,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from spafit.adapters import LayerNorm, Linear
+from spafit.adapters import LayerNorm, Linear, add_norm, project
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
-from spafit.kernels import attention
+from spafit.kernels import dropout
+from spafit.layout import Layout, PackedBatch, Padded, pack
 from spafit.plans import Adaptation
 
 
 class Embeddings(nn.Module):
-    """Token ids (B, T) -> the first hidden state (B, T, D).
+    """Token ids (N,) -> the first hidden state (N, D).
 
     X = Dropout(LayerNorm(word + position + token type)).
     """
@@ -42,16 +45,25 @@ class Embeddings(nn.Module):
         self.LayerNorm = LayerNorm(D, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> torch.Tensor:
-        """Embed (B, T) ids; gives (B, T, D)."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed ids (N,) or (B, T); gives (N, D) or (B, T, D).
+
+        ``position_ids`` of the same shape may be left out for padded ids: they count from 0.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)  # (T,)
         X: torch.Tensor = (
             self.word_embeddings(input_ids)
             + self.token_type_embeddings(token_type_ids)
-            + self.position_embeddings(positions)
-        )  # (B, T, D)
-        X = self.dropout(self.LayerNorm(X))
-        return X
+            + self.position_embeddings(position_ids)
+        )  # (N, D)
+        X = self.LayerNorm(X)
+        return dropout(X, self.dropout.p if self.dropout.training else 0.0, self.LayerNorm.impl)
 
 
 def _embedding(entries: int, D: int, padding_idx: int | None = None) -> nn.Embedding:
@@ -70,23 +82,25 @@ class SelfAttention(nn.Module):
         self.key = Linear(D, D)
         self.value = Linear(D, D)
         self.dropout = config.attention_probs_dropout_prob
+        self.impl = "auto"  # the form of the kernel; see set_impl
 
-    def forward(self, X: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-        """Give H2 (B, T, D) for X (B, T, D); ``keep`` (B, 1, 1, T) is True at real tokens."""
-        Q = self._split_heads(self.query(X))  # Eq. (1)  Q = W_q X + b_q      (B, A, T, Dh)
-        K = self._split_heads(self.key(X))  # Eq. (2)  K = W_k X + b_k      (B, A, T, Dh)
-        V = self._split_heads(self.value(X))  # Eq. (3)  V = W_v X + b_v      (B, A, T, Dh)
+    def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
+        """Give H2 (N, D) for X (N, D); with ``first_only`` (B, D), from each first token alone."""
+        rate = self.dropout if self.training else 0.0
+        # Eq. (1)  Q = W_q X + b_q
+        # Eq. (2)  K = W_k X + b_k
+        # Eq. (3)  V = W_v X + b_v
         # Eq. (4)  H1 = softmax(QKᵀ / √Dh) V
         # Eq. (5) as printed drops out H1; the checkpoint was trained with dropout on the softmax's
         # probabilities, inside Eq. (4). We follow the checkpoint, so H2 is H1 with its heads
         # joined.
-        H1 = attention(Q, K, V, keep, dropout=self.dropout if self.training else 0.0)
-        H2 = H1.transpose(1, 2).flatten(2)  # (B, T, D)
+        if first_only:
+            Q = self.query(layout.first(X))  # (B, D)
+            KV = project(X, [self.key, self.value])  # (N, 2·D)
+            return layout.attend_first(Q, KV, self.num_heads, rate, self.impl)
+        QKV = project(X, [self.query, self.key, self.value])  # (N, 3·D)
+        H2 = layout.attend(QKV, self.num_heads, rate, self.impl)  # (N, D)
         return H2
-
-    def _split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        B, T, D = x.shape
-        return x.view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)  # (B, A, T, Dh)
 
 
 class SelfOutput(nn.Module):
@@ -100,11 +114,11 @@ class SelfOutput(nn.Module):
         self.LayerNorm = LayerNorm(D, config.layer_norm_eps)
 
     def forward(self, H2: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-        """Give H4 (B, T, D) for H2 (B, T, D) and the layer's input X (B, T, D)."""
+        """Give H4 (N, D) for H2 (N, D) and the layer's input X (N, D)."""
         H3 = self.dense(H2)  # Eq. (6)  H3 = W_m1 H2 + b_m1
         # Eq. (7) as printed is Dropout(LayerNorm(H3)), without the residual X. The checkpoint has
         # the residual, and dropout before it. We follow the checkpoint.
-        H4: torch.Tensor = self.LayerNorm(self.dropout(H3) + X)
+        H4 = add_norm(H3, X, self.dropout, self.LayerNorm)
         return H4
 
 
@@ -116,10 +130,10 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = SelfOutput(config)
 
-    def forward(self, X: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-        """Give H4 (B, T, D) for X (B, T, D)."""
-        H2 = self.self(X, keep)
-        H4: torch.Tensor = self.output(H2, X)
+    def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
+        """Give H4 (N, D) for X (N, D); with ``first_only`` (B, D)."""
+        H2 = self.self(X, layout, first_only)
+        H4: torch.Tensor = self.output(H2, layout.first(X) if first_only else X)
         return H4
 
 
@@ -131,8 +145,9 @@ class Intermediate(nn.Module):
         self.dense = Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, H4: torch.Tensor) -> torch.Tensor:
-        """Give H5 (B, T, F) for H4 (B, T, D)."""
-        H5 = F.gelu(self.dense(H4))  # Eq. (8)  H5 = GELU(W_m2 H4 + b_m2), the exact (erf) form
+        """Give H5 (N, F) for H4 (N, D)."""
+        # Eq. (8)  H5 = GELU(W_m2 H4 + b_m2), the exact (erf) form
+        H5 = project(H4, [self.dense], gelu=True)
         return H5
 
 
@@ -146,11 +161,11 @@ class Output(nn.Module):
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, H5: torch.Tensor, H4: torch.Tensor) -> torch.Tensor:
-        """Give H7 (B, T, D) for H5 (B, T, F) and the residual H4 (B, T, D)."""
+        """Give H7 (N, D) for H5 (N, F) and the residual H4 (N, D)."""
         H6 = self.dense(H5)  # Eq. (9)  H6 = W_m3 H5 + b_m3
         # Eq. (10) as printed is Dropout(LayerNorm(H6)), without the residual H4. The checkpoint
         # has the residual, and dropout before it. We follow the checkpoint.
-        H7: torch.Tensor = self.LayerNorm(self.dropout(H6) + H4)
+        H7 = add_norm(H6, H4, self.dropout, self.LayerNorm)
         return H7
 
 
@@ -163,31 +178,62 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Output(config)
 
-    def forward(self, X: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-        """Give H7 (B, T, D), the next layer's X, for X (B, T, D)."""
-        H4 = self.attention(X, keep)  # Eq. (1)-(7)
+    def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
+        """Give H7 (N, D), the next layer's X, for X (N, D).
+
+        With ``first_only`` only the rows of each sequence's first token are computed, (B, D): they
+        are all that the pooler looks at, and cost a last layer two twelfths of its work.
+        """
+        H4 = self.attention(X, layout, first_only)  # Eq. (1)-(7)
         H5 = self.intermediate(H4)  # Eq. (8)
         H7: torch.Tensor = self.output(H5, H4)  # Eq. (9)-(10)
         return H7
 
 
 class Encoder(nn.Module):
-    """The L layers, one after the other."""
+    """The L layers, one after the other.
+
+    Attributes
+    ----------
+    recomputed : set of int
+        Layers that keep only their input in training and are computed again in backward (activation
+        checkpointing): less memory for a third more time. Dropout draws the same again.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.recomputed: set[int] = set()
 
     def forward(
-        self, X: torch.Tensor, keep: torch.Tensor | None, output_hidden_states: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """Give the last layer's H7 (B, T, D) and, where asked for, all L + 1 hidden states."""
+        self,
+        X: torch.Tensor,
+        layout: Layout,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        first_only: bool = False,
+        output_hidden_states: bool = False,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run layers ``start`` to ``stop - 1``, all of them by default.
+
+        Gives the last one's H7, (N, D) or with ``first_only`` (B, D), and, where asked for, X and
+        every layer's H7.
+        """
+        stop = len(self.layer) if stop is None else stop
         hidden_states = [X] if output_hidden_states else []
-        for layer in self.layer:
-            X = layer(X, keep)
+        for number in range(start, stop):
+            layer = self.layer[number]
+            last_rows = first_only and number == len(self.layer) - 1
+            if number in self.recomputed and torch.is_grad_enabled():
+                # Not the reentrant form: it loses all gradients where X itself needs none, as above
+                # a frozen prefix.
+                X = checkpoint(layer, X, layout, last_rows, use_reentrant=False)
+            else:
+                X = layer(X, layout, last_rows)
             if output_hidden_states:
                 hidden_states.append(X)
-        return X, tuple(hidden_states) or None
+        return X, hidden_states
 
 
 class Pooler(nn.Module):
@@ -197,9 +243,9 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Give the pooled output (B, D) for (B, T, D)."""
-        return torch.tanh(self.dense(last_hidden_state[:, 0]))
+    def forward(self, first: torch.Tensor) -> torch.Tensor:
+        """Give the pooled output (B, D) for the first tokens' last hidden states (B, D)."""
+        return torch.tanh(self.dense(first))
 
 
 class BertOutput(NamedTuple):
@@ -208,11 +254,12 @@ class BertOutput(NamedTuple):
     Attributes
     ----------
     last_hidden_state : torch.Tensor, (B, T, D)
-        H7 of the last layer.
+        H7 of the last layer; 0 at padding, which is not computed. (Where a sequence begins with
+        padding the batch stays padded, because the pooler looks at that place.)
     pooler_output : torch.Tensor, (B, D), or None
         The pooled [CLS]; None where the model was built without a pooler.
     hidden_states : tuple of torch.Tensor or None
-        The embeddings and the L layers' H7, where they were asked for.
+        The embeddings and the L layers' H7, where they were asked for; 0 at padding.
     """
 
     last_hidden_state: torch.Tensor
@@ -229,6 +276,12 @@ class BertModel(nn.Module):
         The sizes.
     add_pooler : bool
         Whether to build the pooler.
+
+    Attributes
+    ----------
+    packed : bool
+        Whether padded input is packed inside, so that nothing is computed for padding; see
+        :func:`set_impl`.
     """
 
     def __init__(self, config: BertConfig, add_pooler: bool = True) -> None:
@@ -237,6 +290,7 @@ class BertModel(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config) if add_pooler else None
+        self.packed = True
         initialise(self, config.initializer_range)
 
     def forward(
@@ -274,13 +328,104 @@ class BertModel(nn.Module):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         self._check(input_ids, attention_mask, token_type_ids)
-        keep = None  # (B, 1, 1, T)
-        if attention_mask is not None:
-            keep = attention_mask.to(torch.bool)[:, None, None, :]
-        X = self.embeddings(input_ids, token_type_ids)
-        last_hidden_state, hidden_states = self.encoder(X, keep, output_hidden_states)
-        pooler_output = None if self.pooler is None else self.pooler(last_hidden_state)
-        return BertOutput(last_hidden_state, pooler_output, hidden_states)
+        if not self._packs(attention_mask):
+            layout = Padded(None if attention_mask is None else attention_mask.to(torch.bool))
+            X = self.embeddings(input_ids, token_type_ids)  # (B, T, D)
+            X, states = self.encoder(X, layout, output_hidden_states=output_hidden_states)
+            pooled = None if self.pooler is None else self.pooler(layout.first(X))
+            return BertOutput(X, pooled, tuple(states) or None)
+        batch, unpacking = pack(
+            input_ids, attention_mask, token_type_ids, self.config.pad_token_id or 0
+        )
+        X = self.embeddings(*batch[:3])  # (N, D)
+        X, states = self.encoder(X, batch.layout, output_hidden_states=output_hidden_states)
+        pooled = None
+        if self.pooler is not None:
+            pooled = unpacking.per_sequence(self.pooler(batch.layout.first(X)))
+        hidden_states = tuple(unpacking.hidden(state) for state in states) or None
+        return BertOutput(unpacking.hidden(X), pooled, hidden_states)
+
+    def pooled(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Give the pooled output (B, D) alone, for which the last layer computes fewer rows.
+
+        Arguments and errors as for :meth:`forward`.
+        """
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        self._check(input_ids, attention_mask, token_type_ids)
+        if self._packs(attention_mask):
+            batch, unpacking = pack(
+                input_ids, attention_mask, token_type_ids, self.config.pad_token_id or 0
+            )
+            return unpacking.per_sequence(self.pooled_of(batch))
+        layout = Padded(None if attention_mask is None else attention_mask.to(torch.bool))
+        X, _ = self.encoder(self.embeddings(input_ids, token_type_ids), layout)  # (B, T, D)
+        return self._pool(layout.first(X))
+
+    def pooled_of(self, batch: PackedBatch, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        """Give the pooled output (B, D) of a packed batch, in its order.
+
+        Parameters
+        ----------
+        batch : PackedBatch
+            From :meth:`spafit.tokenization.Encodings.packed`.
+        prefix : torch.Tensor, (N, D), optional
+            Hidden states of :meth:`prefix`, from which the encoder goes on.
+        """
+        start = 0
+        if prefix is None:
+            prefix = self.embeddings(*batch[:3])  # (N, D)
+        else:
+            start = self.frozen_depth
+        X, _ = self.encoder(prefix, batch.layout, start=start, first_only=True)  # (B, D)
+        return self._pool(X)
+
+    @property
+    def frozen_depth(self) -> int:
+        """The number of layers below the first one in which anything trains.
+
+        0 also where the embeddings train, for nothing is then the same in the next epoch.
+        """
+        if any(parameter.requires_grad for parameter in self.embeddings.parameters()):
+            return 0
+        depth = 0
+        for layer in self.encoder.layer:
+            if any(parameter.requires_grad for parameter in layer.parameters()):
+                break
+            depth += 1
+        return depth
+
+    def freeze_dropout(self) -> None:
+        """Put group 1, embeddings and layers below the first that trains, into evaluation mode."""
+        if self.frozen_depth:
+            self.embeddings.eval()
+        for layer in self.encoder.layer[: self.frozen_depth]:
+            layer.eval()
+
+    @torch.no_grad()
+    def prefix(self, batch: PackedBatch) -> torch.Tensor:
+        """Give the hidden states (N, D) after group 1, the layers below the first that trains.
+
+        In the mode that embeddings and layers are in: without dropout in evaluation mode.
+        """
+        X = self.embeddings(*batch[:3])
+        hidden: torch.Tensor = self.encoder(X, batch.layout, stop=self.frozen_depth)[0]
+        return hidden
+
+    def _pool(self, first: torch.Tensor) -> torch.Tensor:
+        if self.pooler is None:
+            raise ConfigError("this model was built without a pooler (add_pooler=False)")
+        pooled: torch.Tensor = self.pooler(first)
+        return pooled
+
+    def _packs(self, attention_mask: torch.Tensor | None) -> bool:
+        """Whether to pack: not where a row's first place is padding, for the pooler looks at it."""
+        return self.packed and (attention_mask is None or bool(attention_mask[:, 0].all()))
 
     def _check(
         self,
@@ -365,9 +510,52 @@ class BertForSequenceClassification(nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Give the logits (B, C) of a padded batch; arguments as for :class:`BertModel`."""
-        pooled = self.bert(input_ids, attention_mask, token_type_ids).pooler_output  # (B, D)
+        pooled = self.bert.pooled(input_ids, attention_mask, token_type_ids)  # (B, D)
         logits: torch.Tensor = self.classifier(self.dropout(pooled))
         return logits
+
+    def forward_packed(
+        self, batch: PackedBatch, prefix: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Give the logits (B, C) of a packed batch, in its order.
+
+        Parameters
+        ----------
+        batch : PackedBatch
+            From :meth:`spafit.tokenization.Encodings.packed`, on the model's device.
+        prefix : torch.Tensor, (N, D), optional
+            Kept hidden states after group 1 (:meth:`BertModel.prefix`), from which to go on.
+        """
+        pooled = self.bert.pooled_of(batch, prefix)  # (B, D)
+        logits: torch.Tensor = self.classifier(self.dropout(pooled))
+        return logits
+
+
+def set_impl(model: nn.Module, impl: str) -> None:
+    """Choose the form in which a model computes: the plain one, or the fast one.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model of this module, or a part of one.
+    impl : {"auto", "fused", "reference"}
+        ``"reference"``: padded batches, and every operation written out as its equation, as
+        Hugging Face computes it; it can be differentiated twice. ``"auto"``, the default: packed
+        batches and the best form of every operation that the machine has. ``"fused"``: as
+        ``"auto"``, but an operation without a fused form for the tensors at hand raises.
+
+    Raises
+    ------
+    ConfigError
+        If ``impl`` is not one of the three.
+    """
+    if impl not in ("auto", "fused", "reference"):
+        raise ConfigError(f'there is no impl={impl!r}; choose "auto", "fused" or "reference"')
+    for module in model.modules():
+        if isinstance(module, (Linear, LayerNorm, SelfAttention)):
+            module.impl = impl
+        elif isinstance(module, BertModel):
+            module.packed = impl != "reference"
 
 
 def initialise(

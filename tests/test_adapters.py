@@ -24,6 +24,7 @@ from spafit.adapters import (
 from spafit.bert import SelfAttention
 from spafit.config import BertConfig
 from spafit.errors import PlanError
+from spafit.layout import Padded
 
 B, T, N_IN, N_OUT, R = 3, 7, 20, 11, 4
 ALPHA = 6.0  # alpha / r = 1.5, not 1
@@ -384,7 +385,7 @@ class TestIsolation:
             moved = getattr(attention, name)(x)
             assert (torch.count_nonzero(moved) > 0) == (name == adapted)
         # Values alone reach the output; without them queries and keys weigh zeros.
-        assert (torch.count_nonzero(attention(x, None)) > 0) == (adapted == "value")
+        assert (torch.count_nonzero(attention(x, Padded())) > 0) == (adapted == "value")
 
 
 class TestLowPrecision:

@@ -141,7 +141,9 @@ class TestOutputs:
         assert len(out.hidden_states) == CONFIG.num_hidden_layers + 1
         assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
         embedded = model.bert.embeddings(batch["input_ids"], batch["token_type_ids"])
-        assert torch.equal(out.hidden_states[0], embedded)
+        keep = batch["attention_mask"].bool()
+        assert torch.equal(out.hidden_states[0][keep], embedded[keep])
+        assert torch.count_nonzero(out.hidden_states[0][~keep]) == 0
 
     def test_no_mask_means_all_real_and_no_types_means_all_0(
         self, model: BertForSequenceClassification, batch: dict[str, torch.Tensor]

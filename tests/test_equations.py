@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import spafit.bert
-from spafit.bert import BertForSequenceClassification
+import spafit.layout
+from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.config import BertConfig
-from spafit.kernels.attention import attention_reference
+from spafit.layout import Padded
 
 transformers = pytest.importorskip("transformers")
 hf_bert = pytest.importorskip("transformers.models.bert.modeling_bert")
@@ -125,13 +124,17 @@ def fill_with_random_weights(model: nn.Module, seed: int = 0) -> None:
 
 
 def make_pair(config: BertConfig, dtype: torch.dtype) -> tuple[BertForSequenceClassification, Any]:
-    """Build spafit's model and Hugging Face's with the same weights, in eval mode."""
+    """Build spafit's model and Hugging Face's with the same weights, in eval mode.
+
+    spafit's is in its plain form: padded, and every module called by itself.
+    """
     ours = BertForSequenceClassification(config, num_labels=C).to(dtype)
     fill_with_random_weights(ours)
     hf_config = transformers.BertConfig(**config.to_json_dict(), num_labels=C)
     hf_config._attn_implementation = "eager"
     theirs = transformers.BertForSequenceClassification(hf_config).to(dtype)
     theirs.load_state_dict(ours.state_dict(), strict=True)
+    set_impl(ours, "reference")
     return ours.eval(), theirs.eval()
 
 
@@ -151,11 +154,8 @@ class Trace:
         self.named = {**states, **symbols, "pooled": self.pooled, "logits": self.logits}
 
 
-def trace(model: nn.Module, batch: Batch, form: Callable[..., torch.Tensor] | None = None) -> Trace:
-    """Run either side's model forward and backward and record every intermediate tensor.
-
-    ``form`` takes the place of the attention that spafit's model calls.
-    """
+def trace(model: nn.Module, batch: Batch) -> Trace:
+    """Run either side's model forward and backward and record every intermediate tensor."""
     outputs: dict[str, torch.Tensor] = {}
     heads: list[dict[str, torch.Tensor]] = []
 
@@ -177,14 +177,14 @@ def trace(model: nn.Module, batch: Batch, form: Callable[..., torch.Tensor] | No
         heads.append({"Q": Q, "K": K, "V": V, "P": P, "H1": H1})
         return H1.transpose(1, 2), P
 
-    original = vars(spafit.bert)["attention"] if form is None else form
+    original = vars(spafit.layout)["attention"]
     original_hf = hf_bert.eager_attention_forward
     hooks = [
         module.register_forward_hook(functools.partial(record, path))
         for path, module in model.named_modules()
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spafit.bert.attention", spafit_attention)
+        patch.setattr("spafit.layout.attention", spafit_attention)
         patch.setattr(hf_bert, "eager_attention_forward", hf_attention)
         result = model(**batch)
     for hook in hooks:
@@ -475,7 +475,7 @@ class TestAsPrinted:
             part.dropout.p = 0.5
         X = torch.randn(200, 1, CONFIG.hidden_size, dtype=torch.float64)
         torch.manual_seed(4)
-        output = part(X, None)
+        output = part(X, Padded() if side == "spafit" else None)
         H2 = output if side == "spafit" else output[0]
         V = part.value(X)
         share = (H2 / V).unflatten(-1, (5, 4))  # (200, 1, A, Dh): 0 or 2
@@ -498,7 +498,7 @@ class TestAsPrinted:
         )
         ours, theirs = make_pair(config, torch.float64)
         torch.manual_seed(5)
-        mine = trace(ours.train(), PADDED, form=attention_reference)
+        mine = trace(ours.train(), PADDED)
         torch.manual_seed(5)
         expected = trace(theirs.train(), PADDED)
         still = trace(ours.eval(), PADDED)
@@ -509,15 +509,60 @@ class TestAsPrinted:
             assert_same(gradient, expected.gradients[name], name)
 
 
-class TestDefaultAttention:
-    """Oracle: the same model with Eq. (4) written out in place of PyTorch's fused attention."""
+def loss_of(states: list[torch.Tensor], pooled: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Pull at every entry of every hidden state at a real token, and at the pooled output."""
+    generator = torch.Generator().manual_seed(6)
+    loss = torch.zeros((), dtype=pooled.dtype)
+    for tensor in [*states, pooled]:
+        pull = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        pull = pull / math.sqrt(tensor[..., 0].numel())
+        pull = pull * keep[..., None] if tensor.dim() == 3 else pull
+        loss = loss + (tensor * pull.to(tensor.dtype)).sum()
+    return loss
 
-    @pytest.mark.parametrize("batch", ["padded", "no mask", "gaps"])
-    def test_plain_form_gives_the_same_model(self, batch: str) -> None:
-        fused, _, _ = traces(batch, torch.float64)
-        ours, _ = make_pair(CONFIG, torch.float64)
-        plain = trace(ours, BATCHES[batch][1], form=attention_reference)
-        for name, tensor in plain.named.items():
-            assert_same(fused.named[name], tensor, name)
-        for name, gradient in plain.gradients.items():
-            assert_same(fused.gradients[name], gradient, name)
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("batch", BATCHES)
+class TestDefaultForm:
+    """Oracle: Hugging Face's eager BERT, for the form that users run: packed and fused."""
+
+    def test_every_hidden_state_and_gradient(self, batch: str, dtype: torch.dtype) -> None:
+        config, inputs = BATCHES[batch]
+        ours, theirs = make_pair(config, dtype)
+        set_impl(ours, "auto")
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        keep = mask.bool()
+        sides = []
+        for model in (ours, theirs):
+            out = model.bert(**inputs, output_hidden_states=True)
+            loss = loss_of([*out.hidden_states], out.pooler_output, keep)
+            named = dict(model.bert.named_parameters())
+            gradients = torch.autograd.grad(loss, list(named.values()))
+            sides.append((out, dict(zip(named, gradients, strict=True))))
+        (mine, my_gradients), (expected, their_gradients) = sides
+        assert len(mine.hidden_states) == config.num_hidden_layers + 1
+        for i, state in enumerate(mine.hidden_states):
+            if keep[:, 0].all():  # else the batch stays padded, for the pooler looks there
+                assert torch.count_nonzero(state[~keep]) == 0
+            assert_same(state[keep], expected.hidden_states[i][keep], f"hidden state {i}")
+        assert torch.equal(mine.last_hidden_state, mine.hidden_states[-1])
+        assert_same(mine.pooler_output, expected.pooler_output)
+        for name, gradient in my_gradients.items():
+            assert_same(gradient, their_gradients[name], name)
+
+    def test_logits_and_gradients_of_the_classifier(self, batch: str, dtype: torch.dtype) -> None:
+        """The last layer computes [CLS] rows alone here."""
+        config, inputs = BATCHES[batch]
+        ours, theirs = make_pair(config, dtype)
+        set_impl(ours, "auto")
+        sides = []
+        for logits, model in ((ours(**inputs), ours), (theirs(**inputs).logits, theirs)):
+            generator = torch.Generator().manual_seed(7)
+            pull = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(dtype)
+            named = dict(model.named_parameters())
+            gradients = torch.autograd.grad((logits * pull).sum(), list(named.values()))
+            sides.append((logits, dict(zip(named, gradients, strict=True))))
+        (mine, my_gradients), (expected, their_gradients) = sides
+        assert_same(mine, expected)
+        for name, gradient in my_gradients.items():
+            assert_same(gradient, their_gradients[name], name)

@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         self.reply(200, content, **tag)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET
 
     def describe(self, revision: str) -> None:
         hub = self.server

@@ -5,7 +5,20 @@ best form that the machine has, and any other name asks for that form and raises
 had.
 """
 
+from spafit.kernels import compiled
+from spafit.kernels.add_norm import dropout_add_norm
 from spafit.kernels.attention import attention
-from spafit.kernels.lora_linear import lora_linear
+from spafit.kernels.dropout import dropout
+from spafit.kernels.lora_linear import Part, lora_linear, stacked_linear
+from spafit.kernels.packed_attention import packed_attention
 
-__all__ = ["attention", "lora_linear"]
+__all__ = [
+    "Part",
+    "attention",
+    "compiled",
+    "dropout",
+    "dropout_add_norm",
+    "lora_linear",
+    "packed_attention",
+    "stacked_linear",
+]

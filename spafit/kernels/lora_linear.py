@@ -1,11 +1,78 @@
-"""A frozen linear map with a low-rank update: y = x Wᵀ + b + δ + s·(drop(x) Aᵀ) Bᵀ."""
+"""Linear maps with low-rank updates: y = x Wᵀ + b + δ + s·(drop(x) Aᵀ) Bᵀ, one or several at once.
+
+Several maps of one input (query, key and value) are one product with their stacked weights, and one
+with their stacked A. A map may have a bias delta δ, a low-rank update, both or neither.
+
+N tokens, r rank, R the ranks of the stack together, U = x Aᵀ (N, R), V = s·dY B (N, R).
+
+======================  =======================================  ===================================
+quantity                additive order                           merged order, W' = W + s·BA
+======================  =======================================  ===================================
+forward                 y = x Wᵀ + b + δ + s·U Bᵀ, U is kept     y = x W'ᵀ + b + δ, U is made again
+dx                      dY W + V A                               dY W'
+======================  =======================================  ===================================
+
+and in both dA = Vᵀ x, dB = s·dYᵀ U, dδ = db = Σ dY, dW = dYᵀ x. The order is chosen by arithmetic,
+forward and backward apart; LoRA dropout allows the additive one alone.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from spafit.errors import ConfigError
+from spafit.kernels.dropout import apply_mask, keep_mask
+from spafit.kernels.products import product, product_gelu
+from spafit.kernels.stacking import stacked
+
+IMPLS = ("auto", "reference", "fused")
+
+# Writing an element of W' takes about as long as this many multiplications of a product.
+_WRITING = 16
+
+
+class Part(NamedTuple):
+    """One linear map of a stack.
+
+    Attributes
+    ----------
+    weight : torch.Tensor, (out, in)
+        W.
+    bias : torch.Tensor, (out,)
+        b.
+    bias_delta : torch.Tensor, (out,), optional
+        δ.
+    lora_A, lora_B : torch.Tensor, (r, in) and (out, r), optional
+        A and B: both or neither.
+    scaling : float
+        s = alpha / r.
+    dropout : float
+        Rate at which the input of A alone is dropped; 0 outside training.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    bias_delta: torch.Tensor | None = None
+    lora_A: torch.Tensor | None = None
+    lora_B: torch.Tensor | None = None
+    scaling: float = 1.0
+    dropout: float = 0.0
+
+    @property
+    def A(self) -> torch.Tensor:
+        """A of a part that has one."""
+        assert self.lora_A is not None
+        return self.lora_A
+
+    @property
+    def B(self) -> torch.Tensor:
+        """B of a part that has one."""
+        assert self.lora_B is not None
+        return self.lora_B
 
 
 def lora_linear_reference(
@@ -22,6 +89,32 @@ def lora_linear_reference(
     b = bias if bias_delta is None else bias + bias_delta
     low_rank = F.linear(F.linear(F.dropout(x, dropout), lora_A), lora_B)  # (..., out)
     return F.linear(x, weight, b) + scaling * low_rank
+
+
+def stacked_linear_reference(
+    x: torch.Tensor, parts: Sequence[Part], gelu: bool = False
+) -> torch.Tensor:
+    """Write the equations out, one part after the other; see :func:`stacked_linear`."""
+    outputs = []
+    for part in parts:
+        if part.lora_A is None or part.lora_B is None:
+            b = part.bias if part.bias_delta is None else part.bias + part.bias_delta
+            outputs.append(F.linear(x, part.weight, b))
+        else:
+            outputs.append(
+                lora_linear_reference(
+                    x,
+                    part.weight,
+                    part.bias,
+                    part.lora_A,
+                    part.lora_B,
+                    part.scaling,
+                    part.bias_delta,
+                    part.dropout,
+                )
+            )
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    return F.gelu(y) if gelu else y
 
 
 def lora_linear(
@@ -55,8 +148,9 @@ def lora_linear(
         δ, what is added to the frozen bias.
     dropout : float
         Rate at which the input of A alone is dropped; 0 outside training.
-    impl : {"auto", "reference"}
-        The form to use.
+    impl : {"auto", "reference", "fused"}
+        The form to use; ``"auto"`` is ``"fused"``, one operation with a backward of its own, which
+        cannot be differentiated twice.
 
     Returns
     -------
@@ -65,10 +159,311 @@ def lora_linear(
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the two.
+        If ``impl`` is not one of the three, or a second derivative is asked of the fused form.
     """
-    if impl in ("auto", "reference"):
-        return lora_linear_reference(
-            x, weight, bias, lora_A, lora_B, scaling, bias_delta=bias_delta, dropout=dropout
+    if impl not in IMPLS:
+        raise ConfigError(
+            f'lora_linear has no impl={impl!r}; choose "auto", "reference" or "fused"'
         )
-    raise ConfigError(f'lora_linear has no impl={impl!r}; choose "auto" or "reference"')
+    part = Part(weight, bias, bias_delta, lora_A, lora_B, scaling, dropout)
+    return stacked_linear(x, [part], impl=impl)
+
+
+def stacked_linear(
+    x: torch.Tensor, parts: Sequence[Part], *, gelu: bool = False, impl: str = "auto"
+) -> torch.Tensor:
+    """Apply several linear maps to one input, their outputs side by side in the last dimension.
+
+    Parameters
+    ----------
+    x : torch.Tensor, (..., in)
+        Input.
+    parts : sequence of Part
+        The maps, one or more.
+    gelu : bool
+        Whether the output is GELU (exact, erf) of the maps': Eq. (8) as one operation, which keeps
+        only what GELU was applied to.
+    impl : {"auto", "reference", "fused"}
+        As for :func:`lora_linear`.
+
+    Returns
+    -------
+    torch.Tensor, (..., Σ out)
+    """
+    if impl not in IMPLS:
+        raise ConfigError(
+            f'stacked_linear has no impl={impl!r}; choose "auto", "reference" or "fused"'
+        )
+    if impl == "reference":
+        return stacked_linear_reference(x, parts, gelu)
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type):
+        x = x.to(torch.get_autocast_dtype(device_type))
+        # What follows chooses its own types: the merged weight, for one, is summed in float32.
+        with torch.autocast(device_type, enabled=False):
+            return _fused(x, parts, gelu)
+    return _fused(x, parts, gelu)
+
+
+def _fused(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> torch.Tensor:
+    if len(parts) > 1 and any(part.dropout for part in parts):
+        # Each A then has an input of its own, and the parts share nothing but x.
+        return torch.cat([_fused(x, [part], gelu) for part in parts], dim=-1)
+    weights, biases, deltas, As, Bs, scalings, dropouts = map(list, zip(*parts, strict=True))
+    tensors = (*weights, *biases, *deltas, *As, *Bs)
+    flat = x.reshape(-1, x.shape[-1])
+    if torch.compiler.is_compiling():
+        y, *_ = torch.ops.spafit.stacked_linear(
+            flat, weights, biases, deltas, As, Bs, scalings, dropouts[0], gelu
+        )
+    elif torch.is_grad_enabled() and (
+        x.requires_grad or any(each is not None and each.requires_grad for each in tensors)
+    ):
+        y = _StackedLinear.apply(flat, scalings, dropouts[0], gelu, *tensors)  # type: ignore[no-untyped-call]
+    else:
+        y, _ = forward(flat, parts, gelu, keep=False)
+    result: torch.Tensor = y.view(*x.shape[:-1], y.shape[-1])
+    return result
+
+
+class Kept(NamedTuple):
+    """What backward needs beside the inputs: U, the dropout mask, and what GELU was applied to."""
+
+    U: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    before_gelu: torch.Tensor | None = None
+
+
+def forward(
+    x: torch.Tensor, parts: Sequence[Part], gelu: bool, keep: bool
+) -> tuple[torch.Tensor, Kept]:
+    """Give y (N, Σ out) for x (N, in), and what to keep for :func:`backward`."""
+    U = mask = None
+    adapted = [part for part in parts if part.lora_A is not None]
+    merges = bool(adapted) and merges_forward(x.shape[0], parts)
+    W = _merged(parts, x.dtype) if merges else _weight(parts, x.dtype)
+    b = _bias(parts, x.dtype)
+    if gelu and not keep and (merges or not adapted):
+        return product_gelu(x, W, b), Kept()
+    y = product(x, W, b)
+    if adapted and not merges:
+        mask = keep_mask(x, parts[0].dropout) if parts[0].dropout else None
+        U = _down(x, parts, mask)  # (N, R)
+        for part, y_i, U_i in _adapted(parts, y, U):
+            # y_i is a view of columns of y: this adds to y in place.
+            y_i.addmm_(U_i, part.B.to(y.dtype).t(), alpha=part.scaling)
+    if not keep:
+        return F.gelu(y) if gelu else y, Kept()
+    return (F.gelu(y), Kept(U, mask, y)) if gelu else (y, Kept(U, mask))
+
+
+def backward(
+    dY: torch.Tensor,
+    x: torch.Tensor | None,
+    parts: Sequence[Part],
+    kept: Kept,
+    needs_x: bool,
+    needs: Sequence[Sequence[bool]],
+) -> tuple[torch.Tensor | None, list[list[torch.Tensor | None]]]:
+    """Give dx, and the gradients of W, b, δ, A and B of every part, None where not asked for.
+
+    ``needs`` says what is asked for, in the same order; ``x`` may be None where no matrix is.
+    """
+    gradients: list[list[torch.Tensor | None]] = [[None] * len(parts) for _ in needs]
+    dW, db, ddelta, dA, dB = gradients
+    needs_W, needs_b, needs_delta, needs_A, needs_B = needs
+    if kept.before_gelu is not None:
+        dY = torch.ops.aten.gelu_backward(dY, kept.before_gelu)
+    dY = dY.contiguous()
+    numbers = [i for i, part in enumerate(parts) if part.lora_A is not None]
+
+    if any(needs_b) or any(needs_delta):
+        sums = torch.split(dY.sum(0, dtype=_wide(dY.dtype)), _outs(parts))
+        for i, part in enumerate(parts):
+            if needs_b[i]:
+                db[i] = sums[i].to(part.bias.dtype)
+            if needs_delta[i]:  # in memory of its own, for b's may be written to
+                ddelta[i] = sums[i].to(part.bias.dtype, copy=needs_b[i])
+    if any(needs_W):
+        assert x is not None
+        for i, dY_i in enumerate(torch.split(dY, _outs(parts), dim=1)):
+            if needs_W[i]:
+                dW[i] = _transposed_product(dY_i, x).to(parts[i].weight.dtype)
+
+    V = None
+    merges = needs_x and merges_backward(dY.shape[0], parts)
+    if any(needs_A) or (needs_x and numbers and not merges):
+        V = _up(dY, parts)  # (N, R)
+    if any(needs_B):
+        assert x is not None
+        U = _down(x, parts, kept.mask) if kept.U is None else kept.U
+        for i, (part, dY_i, U_i) in zip(numbers, _adapted(parts, dY, U), strict=True):
+            if needs_B[i]:
+                dB_i = _transposed_product(dY_i, U_i).mul_(part.scaling)  # (out, r)
+                dB[i] = dB_i.to(part.B.dtype)
+    if any(needs_A):
+        assert x is not None and V is not None
+        dropped = x if kept.mask is None else apply_mask(x, kept.mask, parts[0].dropout)
+        together = _transposed_product(V, dropped)  # (R, in)
+        for i, dA_i in zip(numbers, torch.split(together, _ranks(parts)), strict=True):
+            if needs_A[i]:
+                dA[i] = dA_i.to(parts[i].A.dtype)
+
+    if not needs_x:
+        return None, gradients
+    if merges:
+        return product(dY, _merged(parts, dY.dtype).t(), None), gradients
+    dx = product(dY, _weight(parts, dY.dtype).t(), None)
+    if V is not None and kept.mask is None:
+        dx.addmm_(V, _A(parts, dY.dtype))
+    elif V is not None and kept.mask is not None:
+        dx += apply_mask(V @ _A(parts, dY.dtype), kept.mask, parts[0].dropout)
+    return dx, gradients
+
+
+def merges_forward(N: int, parts: Sequence[Part]) -> bool:
+    """Whether y = x W'ᵀ, with W' made anew, costs less than the additive order."""
+    return _costs_less_merged(
+        parts, additive=N * (sum(_ranks(parts)) * _in(parts)) + N * _Br(parts)
+    )
+
+
+def merges_backward(N: int, parts: Sequence[Part]) -> bool:
+    """Whether dx = dY W', with W' made anew, costs less than adding V A, V being there for dA."""
+    return _costs_less_merged(parts, additive=N * sum(_ranks(parts)) * _in(parts))
+
+
+def _costs_less_merged(parts: Sequence[Part], additive: int) -> bool:
+    if parts[0].dropout or not _ranks(parts):
+        return False
+    rows = sum(_outs(parts))
+    return _in(parts) * (_Br(parts) + _WRITING * rows) < additive
+
+
+def _outs(parts: Sequence[Part]) -> list[int]:
+    return [len(part.bias) for part in parts]
+
+
+def _in(parts: Sequence[Part]) -> int:
+    return parts[0].weight.shape[1]
+
+
+def _ranks(parts: Sequence[Part]) -> list[int]:
+    return [len(part.lora_A) for part in parts if part.lora_A is not None]
+
+
+def _Br(parts: Sequence[Part]) -> int:
+    """Give the numbers of all B together: Σ out·r."""
+    return sum(part.lora_B.numel() for part in parts if part.lora_B is not None)
+
+
+def _weight(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
+    return stacked([part.weight for part in parts]).to(dtype)
+
+
+def _A(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
+    return stacked([part.lora_A for part in parts if part.lora_A is not None]).to(dtype)
+
+
+def _bias(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
+    """Give b + δ of all parts together, (Σ out,)."""
+    biases = [
+        part.bias if part.bias_delta is None else part.bias + part.bias_delta for part in parts
+    ]
+    return (biases[0] if len(biases) == 1 else torch.cat(biases)).to(dtype)
+
+
+def _merged(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
+    """Give W' = W + s·BA of all parts (Σ out, in), summed in float32 or wider, rounded once."""
+    outs = _outs(parts)
+    W = torch.empty(
+        sum(outs), _in(parts), dtype=_wide(parts[0].weight.dtype), device=parts[0].weight.device
+    )
+    for part, W_i in zip(parts, torch.split(W, outs), strict=True):
+        if part.lora_A is None:
+            W_i.copy_(part.weight)
+        else:
+            weight, B, A = (t.to(W.dtype) for t in (part.weight, part.B, part.A))
+            torch.addmm(weight, B, A, alpha=part.scaling, out=W_i)
+    return W.to(dtype)
+
+
+def _adapted(
+    parts: Sequence[Part], y: torch.Tensor, U: torch.Tensor
+) -> Iterator[tuple[Part, torch.Tensor, torch.Tensor]]:
+    """Give each adapted part with its columns of y (N, Σ out) and of U (N, R)."""
+    U_parts = iter(torch.split(U, _ranks(parts), dim=1))
+    for part, y_i in zip(parts, torch.split(y, _outs(parts), dim=1), strict=True):
+        if part.lora_A is not None:
+            yield part, y_i, next(U_parts)
+
+
+def _down(x: torch.Tensor, parts: Sequence[Part], mask: torch.Tensor | None) -> torch.Tensor:
+    """Give U = drop(x) Aᵀ (N, R)."""
+    dropped = x if mask is None else apply_mask(x, mask, parts[0].dropout)
+    return product(dropped, _A(parts, x.dtype), None)
+
+
+def _up(dY: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
+    """Give V = s·dY B (N, R), side by side for the adapted parts."""
+    V = dY.new_empty(dY.shape[0], sum(_ranks(parts)))
+    for part, dY_i, V_i in _adapted(parts, dY, V):
+        torch.mm(dY_i, part.scaling * part.B.to(dY.dtype), out=V_i)
+    return V
+
+
+def _transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Give aᵀ b for a (N, m) and b (N, n), in float32 or wider: the gradient of a matrix."""
+    dtype = _wide(a.dtype)
+    # oneDNN takes a transposed matrix as it lies, but is slow beyond use on columns cut from one.
+    return product(a.to(dtype).contiguous().t(), b.to(dtype).contiguous().t(), None)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+_FIELDS = 5  # tensors of a part: W, b, δ, A, B
+
+
+def _parts(
+    tensors: Sequence[torch.Tensor | None], scalings: Sequence[float], rate: float
+) -> list[Part]:
+    """Put the parts together again from all W, all b, all δ, all A and all B."""
+    n = len(scalings)
+    columns = [tensors[n * field : n * field + n] for field in range(_FIELDS)]
+    return [
+        Part(*(column[i] for column in columns), scalings[i], rate)  # type: ignore[arg-type,call-arg]
+        for i in range(n)
+    ]
+
+
+def _needs_input(needs: Sequence[Sequence[bool]]) -> bool:
+    needs_W, _, _, needs_A, needs_B = needs
+    return any(needs_W) or any(needs_A) or any(needs_B)
+
+
+class _StackedLinear(torch.autograd.Function):
+    """:func:`forward` and :func:`backward` in autograd; x is kept only for a matrix's gradient."""
+
+    @staticmethod
+    def forward(ctx, x, scalings, rate, gelu, *tensors):  # type: ignore[no-untyped-def]
+        n = len(scalings)
+        ctx.needs = [ctx.needs_input_grad[4 + n * f : 4 + n * f + n] for f in range(_FIELDS)]
+        ctx.scalings, ctx.rate = scalings, rate
+        y, kept = forward(x, _parts(tensors, scalings, rate), gelu, keep=True)
+        ctx.save_for_backward(x if _needs_input(ctx.needs) else None, *kept, *tensors)
+        return y
+
+    @staticmethod
+    def backward(ctx, dY):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():
+            raise ConfigError(
+                "the fused linear map cannot be differentiated twice (create_graph=True); use "
+                "impl='reference', or spafit.set_impl(model, 'reference')"
+            )
+        x, U, mask, before_gelu, *tensors = ctx.saved_tensors
+        parts = _parts(tensors, ctx.scalings, ctx.rate)
+        kept = Kept(U, mask, before_gelu)
+        dx, gradients = backward(dY, x, parts, kept, ctx.needs_input_grad[0], ctx.needs)
+        return dx, None, None, None, *(each for field in gradients for each in field)

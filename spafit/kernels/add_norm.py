@@ -1,0 +1,114 @@
+"""Dropout, residual and LayerNorm as one operation, the ends of Eq. (6)-(7) and (9)-(10)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from spafit.errors import ConfigError
+from spafit.kernels.dropout import apply_mask, keep_mask, scale_of
+
+
+def dropout_add_norm_reference(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    bias_delta: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Write the equation out; its arguments are described at :func:`dropout_add_norm`."""
+    b = bias if bias_delta is None else bias + bias_delta
+    return F.layer_norm(F.dropout(x, dropout) + residual, weight.shape, weight, b, eps)
+
+
+def dropout_add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    bias_delta: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Apply y = LayerNorm(Dropout(x) + residual) = γ ⊙ (z - mean) / √(variance + eps) + β + δ.
+
+    Parameters
+    ----------
+    x, residual : torch.Tensor, (..., D)
+        The sub-layer's output and its input.
+    weight, bias : torch.Tensor, (D,)
+        γ and β.
+    eps : float
+        Added to the variance.
+    bias_delta : torch.Tensor, (D,), optional
+        δ, what is added to the frozen β.
+    dropout : float
+        Rate at which elements of x are dropped; 0 outside training.
+    impl : {"auto", "reference", "fused"}
+        The form to use. ``"fused"`` keeps z, two numbers a token and one byte an element for
+        backward, where the plain form keeps what its dropout, sum and LayerNorm keep each for
+        itself; ``"auto"`` is ``"fused"`` on a CPU.
+
+    Returns
+    -------
+    torch.Tensor, (..., D)
+
+    Raises
+    ------
+    ConfigError
+        If ``impl`` is not one of the three, or a second derivative is asked of the fused form.
+    """
+    if impl not in ("auto", "reference", "fused"):
+        raise ConfigError(
+            f'dropout_add_norm has no impl={impl!r}; choose "auto", "reference" or "fused"'
+        )
+    plain = x.device.type != "cpu" or torch.compiler.is_compiling()
+    if impl == "reference" or (impl == "auto" and plain):
+        return dropout_add_norm_reference(x, residual, weight, bias, eps, bias_delta, dropout)
+    if torch.is_autocast_enabled(x.device.type):
+        # LayerNorm is taken in float32 under autocast, as PyTorch does.
+        x, residual = x.float(), residual.float()
+    y: torch.Tensor = _DropoutAddNorm.apply(x, residual, weight, bias, bias_delta, eps, dropout)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _DropoutAddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, bias, bias_delta, eps, dropout):  # type: ignore[no-untyped-def]
+        mask = None
+        if dropout:
+            mask = keep_mask(x, dropout)
+            m = mask.view(torch.uint8).to(x.dtype)
+            z = torch.addcmul(residual, x, m, value=scale_of(dropout, x.device))
+        else:
+            z = x + residual
+        b = bias if bias_delta is None else bias + bias_delta
+        y, mean, reciprocal_deviation = torch.native_layer_norm(z, weight.shape, weight, b, eps)
+        ctx.dropout = dropout
+        ctx.save_for_backward(z, mean, reciprocal_deviation, mask, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():
+            raise ConfigError(
+                "the fused dropout_add_norm cannot be differentiated twice (create_graph=True); "
+                "use impl='reference', or spafit.set_impl(model, 'reference')"
+            )
+        z, mean, reciprocal_deviation, mask, weight, bias = ctx.saved_tensors
+        needs_x, needs_residual, needs_weight, needs_bias, needs_delta, _, _ = ctx.needs_input_grad
+        wanted = [needs_x or needs_residual, needs_weight, needs_bias or needs_delta]
+        dz, dweight, db = torch.ops.aten.native_layer_norm_backward(
+            dy.contiguous(), z, weight.shape, mean, reciprocal_deviation, weight, bias, wanted
+        )
+        dx = None
+        if needs_x:
+            dx = dz if mask is None else apply_mask(dz, mask, ctx.dropout)
+        ddelta = None
+        if needs_delta:  # in memory of its own, for b's may be written to
+            ddelta = db.clone() if needs_bias else db
+        dbias = db if needs_bias else None
+        return dx, dz if needs_residual else None, dweight, dbias, ddelta, None, None

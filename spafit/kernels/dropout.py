@@ -1,0 +1,111 @@
+"""Dropout, with random numbers that cost little on a CPU.
+
+y = x ⊙ m / (1 - rate), where m is 1 with probability 1 - rate and else 0, independently for each
+element.
+
+PyTorch's ``bernoulli_`` takes one draw of 32 or 64 bits an element, about 4.5 ns on a CPU; here one
+draw of 64 bits serves four elements, 0.7 ns each. The rate is thereby rounded to a multiple of
+1/65,536 (0.1 becomes 0.100006), and the scale is that of the rounded rate, so that the mean is x
+exactly. The numbers come from PyTorch's own generator: a seed repeats them, and activation
+checkpointing draws the same ones again.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from spafit.errors import ConfigError
+
+_LEVELS = 65_536
+
+
+def scale_of(rate: float, device: torch.device) -> float:
+    """Give what the kept elements are multiplied by: 1 / (1 - the rate as it is drawn)."""
+    if device.type != "cpu":
+        return 1.0 / (1.0 - rate)
+    return _LEVELS / (_LEVELS - _dropped_levels(rate))
+
+
+def draw_bits(shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+    """Draw 16 random bits an element on the CPU, as int16 of ``shape``."""
+    numel = 1
+    for size in shape:
+        numel *= size
+    draws = torch.empty((numel + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return draws.view(torch.int16)[:numel].view(shape)
+
+
+def threshold(rate: float) -> int:
+    """Give t such that a number of :func:`draw_bits` is below t with probability ``rate``."""
+    return _dropped_levels(rate) - _LEVELS // 2
+
+
+def keep_mask(x: torch.Tensor, rate: float) -> torch.Tensor:
+    """Draw m for a tensor: bool of its shape, on its device, False where ``x`` is dropped."""
+    if x.device.type != "cpu":
+        return torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - rate)
+    mask = torch.empty(x.shape, dtype=torch.bool)
+    torch.ge(draw_bits(x.shape), threshold(rate), out=mask.view(torch.uint8))
+    return mask
+
+
+def apply_mask(x: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
+    """Give x ⊙ m / (1 - rate) for a mask of :func:`keep_mask`; its own backward, too."""
+    # Through uint8, for PyTorch converts bool to float six times as slowly.
+    m = mask.view(torch.uint8).to(x.dtype)
+    return m.mul_(x).mul_(scale_of(rate, x.device))
+
+
+def _dropped_levels(rate: float) -> int:
+    # At least one level is kept, so that no scale is infinite.
+    return min(round(rate * _LEVELS), _LEVELS - 1)
+
+
+class _Dropout(torch.autograd.Function):
+    """Keeps one byte an element for backward."""
+
+    @staticmethod
+    def forward(ctx, x, rate):  # type: ignore[no-untyped-def]
+        mask = keep_mask(x, rate)
+        ctx.rate = rate
+        ctx.save_for_backward(mask)
+        return apply_mask(x, mask, rate)
+
+    @staticmethod
+    def backward(ctx, dY):  # type: ignore[no-untyped-def]
+        (mask,) = ctx.saved_tensors
+        return apply_mask(dY, mask, ctx.rate), None
+
+
+def dropout(x: torch.Tensor, rate: float, impl: str = "auto") -> torch.Tensor:
+    """Drop each element with probability ``rate`` and scale the others by 1 / (1 - rate).
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        Any shape.
+    rate : float
+        From 0 to below 1; at 0 nothing is drawn.
+    impl : {"auto", "reference", "fused"}
+        ``"reference"`` is PyTorch's ``F.dropout``; ``"auto"`` is ``"fused"`` on a CPU.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the shape of ``x``.
+
+    Raises
+    ------
+    ConfigError
+        If ``impl`` is not one of the three.
+    """
+    if impl not in ("auto", "reference", "fused"):
+        raise ConfigError(f'dropout has no impl={impl!r}; choose "auto", "reference" or "fused"')
+    if rate == 0.0:
+        return x
+    plain = x.device.type != "cpu" or torch.compiler.is_compiling()
+    if impl == "reference" or (impl == "auto" and plain):
+        return F.dropout(x, rate)
+    dropped: torch.Tensor = _Dropout.apply(x, rate)  # type: ignore[no-untyped-call]
+    return dropped

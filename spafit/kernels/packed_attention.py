@@ -1,0 +1,286 @@
+"""Scaled dot-product attention, Eq. (4), over sequences that lie one after the other.
+
+Tokens never look beyond their sequence, so attention is the one operation that must know where each
+begins. Sequences that follow each other are taken together in groups, padded to the longest of the
+group where their lengths differ: one group a sequence wastes calls, one group for all wastes
+padding (:func:`grouping` finds the cheapest division).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from spafit.errors import ConfigError
+from spafit.kernels.attention import attention
+from spafit.kernels.dropout import draw_bits, scale_of, threshold
+
+# What one more group costs, in elements of a head's probabilities (T² of a sequence): the calls of
+# forward and backward take 120 µs, an element of twelve to sixteen heads 0.14 µs.
+_GROUP_COST = 850
+# What padding a group costs for each of its tokens: its rows are gathered and scattered.
+_GATHER_COST = 12
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that attention takes together.
+
+    Attributes
+    ----------
+    start, rows : int
+        Its tokens: rows start .. start + rows - 1 of the packed tensor.
+    count : int
+        n sequences.
+    longest : int
+        T tokens of the longest.
+    gather : torch.Tensor of int64, (n·T,), or None
+        The row, from start, that each place of the padded group is filled from; None where all
+        sequences have T tokens, so that nothing is padded.
+    scatter : torch.Tensor of int64, (rows,), or None
+        The place in the padded group of each row.
+    keep : torch.Tensor of bool, (n, 1, 1, T), or None
+        True where there is a token.
+    """
+
+    start: int
+    rows: int
+    count: int
+    longest: int
+    gather: torch.Tensor | None
+    scatter: torch.Tensor | None
+    keep: torch.Tensor | None
+
+
+def grouping(lengths: Sequence[int]) -> list[int]:
+    """Divide sequences, in their order, into the groups that cost least; give each one's count.
+
+    The cost of a group of n sequences padded to T is n·T² + 850, and 12·n·T more where lengths
+    differ.
+    """
+    best = [0.0] + [math.inf] * len(lengths)
+    first = [0] * (len(lengths) + 1)
+    for end in range(1, len(lengths) + 1):
+        longest = shortest = lengths[end - 1]
+        for start in range(end - 1, -1, -1):
+            longest, shortest = max(longest, lengths[start]), min(shortest, lengths[start])
+            cost = best[start] + (end - start) * longest**2 + _GROUP_COST
+            if longest != shortest:
+                cost += _GATHER_COST * (end - start) * longest
+            if cost < best[end]:
+                best[end], first[end] = cost, start
+    counts, end = [], len(lengths)
+    while end:
+        counts.append(end - first[end])
+        end = first[end]
+    return counts[::-1]
+
+
+def make_groups(
+    lengths: Sequence[int], counts: Sequence[int], device: torch.device
+) -> tuple[Group, ...]:
+    """Give the groups of so many sequences each, with the index tensors that padding needs."""
+    groups, sequence, row = [], 0, 0
+    for count in counts:
+        members = lengths[sequence : sequence + count]
+        T, rows = max(members), sum(members)
+        gather = scatter = keep = None
+        if min(members) < T:
+            sizes = torch.tensor(members)
+            place = torch.arange(T)
+            is_token = place < sizes[:, None]  # (n, T)
+            begins = sizes.cumsum(0) - sizes
+            # Padding repeats the first token of its sequence: a row that is there and finite.
+            gather = (begins[:, None] + place * is_token).flatten().to(device)
+            scatter = is_token.flatten().nonzero().flatten().to(device)
+            keep = is_token[:, None, None, :].to(device)
+        groups.append(Group(row, rows, count, T, gather, scatter, keep))
+        sequence, row = sequence + count, row + rows
+    return tuple(groups)
+
+
+def packed_attention_reference(
+    QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float = 0.0
+) -> torch.Tensor:
+    """Eq. (4) for one group after the other; see :func:`packed_attention`."""
+    return _by_groups(QKV, groups, num_heads, dropout, "reference")
+
+
+def packed_attention(
+    QKV: torch.Tensor,
+    groups: Sequence[Group],
+    num_heads: int,
+    dropout: float = 0.0,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Attend from every token to the tokens of its sequence, H1 = softmax(QKᵀ / √Dh) V, Eq. (4).
+
+    Parameters
+    ----------
+    QKV : torch.Tensor, (N, 3·D)
+        Queries, keys and values side by side, A heads of size Dh = D / A in each.
+    groups : sequence of Group
+        The sequences, one after the other from row 0. Rows after the last belong to none.
+    num_heads : int
+        A.
+    dropout : float
+        Rate at which attention probabilities are dropped; 0 outside training.
+    impl : {"auto", "reference", "sdpa", "fused"}
+        ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention`` on each group; ``"fused"`` is one
+        operation that keeps QKV and one number a probability for backward, in float32 or float64;
+        ``"auto"`` chooses it on a CPU.
+
+    Returns
+    -------
+    torch.Tensor, (N, D)
+        H1 with its heads joined; 0 in rows that belong to no sequence.
+
+    Raises
+    ------
+    ConfigError
+        If ``impl`` is not one of the four or cannot be had, or a second derivative is asked of the
+        fused form.
+    """
+    wide = QKV.dtype in (torch.float32, torch.float64)
+    if impl == "auto":
+        on_cpu = QKV.device.type == "cpu" and not torch.compiler.is_compiling()
+        impl = "fused" if on_cpu and wide else "sdpa"
+    if impl in ("reference", "sdpa"):
+        return _by_groups(QKV, groups, num_heads, dropout, impl)
+    if impl != "fused":
+        raise ConfigError(
+            f'packed_attention has no impl={impl!r}; choose "auto", "reference", "sdpa" or "fused"'
+        )
+    if not wide or QKV.device.type != "cpu":
+        raise ConfigError(
+            f"packed_attention(impl='fused') is for float32 and float64 on a CPU, found "
+            f'{QKV.dtype} on {QKV.device}; use "sdpa"'
+        )
+    if torch.is_grad_enabled() and QKV.requires_grad:
+        H1: torch.Tensor = _PackedAttention.apply(QKV, groups, num_heads, dropout)  # type: ignore[no-untyped-call]
+        return H1
+    return _forward(QKV, groups, num_heads, dropout, keep=False)[0]
+
+
+def _by_groups(
+    QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float, impl: str
+) -> torch.Tensor:
+    outputs = []
+    for group in groups:
+        Q, K, V = _heads(_padded(QKV, group), group, num_heads)  # (n, A, T, Dh)
+        H1 = attention(Q, K, V, group.keep, dropout, impl).transpose(1, 2).flatten(2)  # (n, T, D)
+        H1 = H1.flatten(0, 1)  # (n·T, D)
+        outputs.append(H1 if group.scatter is None else H1.index_select(0, group.scatter))
+    tail = len(QKV) - sum(group.rows for group in groups)
+    if tail:
+        outputs.append(QKV.new_zeros(tail, QKV.shape[1] // 3))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _padded(rows: torch.Tensor, group: Group) -> torch.Tensor:
+    """Give a group's rows of (N, ...) padded to (n·T, ...); without padding this is a view."""
+    x = rows[group.start : group.start + group.rows]
+    return x if group.gather is None else x.index_select(0, group.gather)
+
+
+def _heads(x: torch.Tensor, group: Group, num_heads: int, fields: int = 3) -> torch.Tensor:
+    """View (n·T, fields·D) as (fields, n, A, T, Dh): the fields are queries, keys and values."""
+    return x.view(group.count, group.longest, fields, num_heads, -1).permute(2, 0, 3, 1, 4)
+
+
+def _forward(
+    QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float, keep: bool
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Give H1, and for each group its probabilities (n·A, T, T), negated where they are dropped."""
+    N, D = QKV.shape[0], QKV.shape[1] // 3
+    H1 = QKV.new_empty(N, D)
+    H1[sum(group.rows for group in groups) :] = 0
+    scale = scale_of(dropout, QKV.device) if dropout else 1.0
+    signed = []
+    for group in groups:
+        # With one sequence these are views; with several, copies that lie head by head.
+        Q, K, V = _heads(_padded(QKV, group), group, num_heads).flatten(1, 2)  # (n·A, T, Dh)
+        scores = _bmm(Q, K.transpose(1, 2), 1.0 / math.sqrt(Q.shape[-1]))  # (n·A, T, T)
+        if group.keep is not None:
+            by_sequence = scores.view(group.count, num_heads, group.longest, group.longest)
+            by_sequence.masked_fill_(~group.keep, float("-inf"))
+        P = torch.softmax(scores, dim=-1)
+        if dropout:
+            dropped = torch.empty_like(P)
+            torch.lt(draw_bits(P.shape), threshold(dropout), out=dropped)
+            dropped.mul_(P)  # P where it is dropped, else 0
+            P.sub_(dropped)  # 0 where it is dropped
+        head_outputs = _bmm(P, V, scale)  # (n·A, T, Dh)
+        if keep:
+            # The sign is the mask, so that it needs no memory of its own.
+            signed.append(P.sub_(dropped) if dropout else P)
+        _write(H1, group, num_heads, [head_outputs])
+    return H1, signed
+
+
+class _PackedAttention(torch.autograd.Function):
+    """With dP = dH1 Vᵀ dropped as P was: dS = P ⊙ (dP - rowsum(dP ⊙ P)), dQ = dS K, dK = dSᵀ Q."""
+
+    @staticmethod
+    def forward(ctx, QKV, groups, num_heads, dropout):  # type: ignore[no-untyped-def]
+        H1, signed = _forward(QKV, groups, num_heads, dropout, keep=True)
+        ctx.groups, ctx.num_heads, ctx.dropout = groups, num_heads, dropout
+        ctx.save_for_backward(QKV, *signed)
+        return H1
+
+    @staticmethod
+    def backward(ctx, dH1):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():
+            raise ConfigError(
+                "the fused packed_attention cannot be differentiated twice (create_graph=True); "
+                "use impl='reference', or spafit.set_impl(model, 'reference')"
+            )
+        QKV, *all_signed = ctx.saved_tensors
+        A, dropout = ctx.num_heads, ctx.dropout
+        dropout_scale = scale_of(dropout, QKV.device) if dropout else 1.0
+        dQKV = torch.empty_like(QKV)
+        dQKV[sum(group.rows for group in ctx.groups) :] = 0
+        for group, signed in zip(ctx.groups, all_signed, strict=True):
+            Q, K, V = _heads(_padded(QKV, group), group, A).flatten(1, 2)  # (n·A, T, Dh)
+            scale = 1.0 / math.sqrt(Q.shape[-1])
+            padded = dH1[group.start : group.start + group.rows]
+            if group.scatter is not None:  # padding pulls at nothing
+                padded = padded.new_zeros(group.count * group.longest, padded.shape[1]).index_copy_(
+                    0, group.scatter, padded
+                )
+            [dO] = _heads(padded, group, A, fields=1).flatten(1, 2)  # (n·A, T, Dh)
+            kept = torch.relu(signed) if dropout else signed
+            dV = _bmm(kept.transpose(1, 2), dO, dropout_scale)
+            dP = _bmm(dO, V.transpose(1, 2), dropout_scale)  # (n·A, T, T)
+            P = signed
+            if dropout:
+                dP = torch.ops.aten.threshold_backward(dP, signed, 0.0)  # 0 where P was dropped
+                P = signed.abs()
+            dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
+            dQ = _bmm(dS, K, scale)
+            dK = _bmm(dS.transpose(1, 2), Q, scale)
+            _write(dQKV, group, A, [dQ, dK, dV])
+        return dQKV, None, None, None
+
+
+def _bmm(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0.0, alpha=scale)
+
+
+def _write(
+    rows: torch.Tensor, group: Group, num_heads: int, fields: Sequence[torch.Tensor]
+) -> None:
+    """Write fields (n·A, T, Dh) each into a group's rows of (N, fields·D), side by side."""
+    target = rows[group.start : group.start + group.rows]
+    places = target
+    if group.scatter is not None:
+        places = rows.new_empty(group.count * group.longest, rows.shape[1])
+    for into, field in zip(
+        _heads(places, group, num_heads, len(fields)), fields, strict=True
+    ):  # (n, A, T, Dh)
+        into.copy_(field.view(into.shape))
+    if group.scatter is not None:
+        torch.index_select(places, 0, group.scatter, out=target)

@@ -1,0 +1,253 @@
+"""How the tokens of several sequences lie in one tensor, and attention over each form.
+
+Everything but attention works on the last dimension alone, so the same layer serves both:
+
+- :class:`Padded`, (B, T, D): every sequence padded to the longest. The plain form.
+- :class:`Packed`, (N, D): real tokens only, one sequence after the other. The fast form: a batch of
+  16 random sentences of RTE has 2.3 times as many places as tokens.
+
+B sequences, T tokens of the longest, N tokens in all, D hidden, A heads, Dh = D / A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from spafit.errors import ConfigError
+from spafit.kernels import attention, packed_attention
+from spafit.kernels.packed_attention import Group, grouping, make_groups
+
+# oneDNN prepares every new size of a product once, and a captured step is one of fixed size; so the
+# number of rows is rounded up to a multiple of this.
+_ROWS_MULTIPLE = 8
+_LEAST_ROWS_ROUNDED = 64
+
+
+class Padded:
+    """Tokens lie as (B, T, D).
+
+    Parameters
+    ----------
+    keep : torch.Tensor of bool, (B, T), optional
+        True at real tokens; None means that all are.
+    """
+
+    def __init__(self, keep: torch.Tensor | None = None) -> None:
+        self.keep = None if keep is None else keep[:, None, None, :]  # (B, 1, 1, T)
+
+    def attend(
+        self, QKV: torch.Tensor, num_heads: int, dropout: float = 0.0, impl: str = "auto"
+    ) -> torch.Tensor:
+        """Eq. (4) for QKV (B, T, 3·D), queries, keys and values side by side; gives (B, T, D)."""
+        B, T, _ = QKV.shape
+        Q, K, V = QKV.view(B, T, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, A, T, Dh) each
+        H1 = attention(Q, K, V, self.keep, dropout, "auto" if impl == "fused" else impl)
+        return H1.transpose(1, 2).flatten(2)
+
+    def attend_first(
+        self,
+        Q: torch.Tensor,
+        KV: torch.Tensor,
+        num_heads: int,
+        dropout: float = 0.0,
+        impl: str = "auto",
+    ) -> torch.Tensor:
+        """Eq. (4) from the first token alone, Q (B, D), to KV (B, T, 2·D); gives (B, D)."""
+        return _attend_first(Q, KV, self.keep, num_heads, dropout, impl)
+
+    def first(self, X: torch.Tensor) -> torch.Tensor:
+        """Give the first token of each sequence, (B, D)."""
+        return X[:, 0]
+
+
+class Packed:
+    """Tokens lie as (N, D), one sequence after the other, without padding between them.
+
+    N is rounded up to a multiple of 8: the rows after the last token belong to no sequence, nothing
+    that is asked for depends on them, and their gradients are 0.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each sequence, known on the host. Sequences of like length side by side cost
+        attention least.
+    device : torch.device or str
+        Where the hidden states live.
+
+    Attributes
+    ----------
+    lengths : tuple of int
+        The same.
+    tokens : int
+        Real tokens in all.
+    rows : int
+        N: the tokens, rounded up.
+    device : torch.device
+        The same.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.lengths = tuple(lengths)
+        if not self.lengths or min(self.lengths) < 1:
+            raise ConfigError(
+                "a packed batch needs one or more sequences of at least one token each, found "
+                f"lengths {list(self.lengths)!r:.80}"
+            )
+        self.device = torch.device(device)
+        self.tokens = sum(self.lengths)
+        self.rows = self.tokens
+        if self.tokens >= _LEAST_ROWS_ROUNDED:
+            self.rows = -(-self.tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The sequences that attention takes together: on a GPU all of them."""
+        on_cpu = self.device.type == "cpu"
+        counts = grouping(self.lengths) if on_cpu else [len(self.lengths)]
+        return make_groups(self.lengths, counts, self.device)
+
+    @cached_property
+    def whole(self) -> Group:
+        """All sequences as one group."""
+        [group] = make_groups(self.lengths, [len(self.lengths)], self.device)
+        return group
+
+    @cached_property
+    def first_rows(self) -> torch.Tensor:
+        """The row of the first token of each sequence, (B,)."""
+        ends = torch.tensor(self.lengths).cumsum(0)
+        return (ends - torch.tensor(self.lengths)).to(self.device)
+
+    def attend(
+        self, QKV: torch.Tensor, num_heads: int, dropout: float = 0.0, impl: str = "auto"
+    ) -> torch.Tensor:
+        """Eq. (4) for QKV (N, 3·D), queries, keys and values side by side; gives (N, D)."""
+        return packed_attention(QKV, self.groups, num_heads, dropout, impl)
+
+    def attend_first(
+        self,
+        Q: torch.Tensor,
+        KV: torch.Tensor,
+        num_heads: int,
+        dropout: float = 0.0,
+        impl: str = "auto",
+    ) -> torch.Tensor:
+        """Eq. (4) from the first token alone, Q (B, D), to KV (N, 2·D); gives (B, D)."""
+        group = self.whole
+        KV = KV[: group.rows] if group.gather is None else KV.index_select(0, group.gather)
+        KV = KV.view(group.count, group.longest, -1)  # (B, T, 2·D)
+        return _attend_first(Q, KV, group.keep, num_heads, dropout, impl)
+
+    def first(self, X: torch.Tensor) -> torch.Tensor:
+        """Give the first token of each sequence, (B, D)."""
+        return X.index_select(0, self.first_rows)
+
+
+Layout = Padded | Packed
+
+
+def _attend_first(
+    Q: torch.Tensor,
+    KV: torch.Tensor,
+    keep: torch.Tensor | None,
+    num_heads: int,
+    dropout: float,
+    impl: str,
+) -> torch.Tensor:
+    B, T, _ = KV.shape
+    K, V = KV.view(B, T, 2, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, A, T, Dh) each
+    Q = Q.view(B, 1, num_heads, -1).transpose(1, 2)  # (B, A, 1, Dh)
+    H1 = attention(Q, K, V, keep, dropout, "auto" if impl == "fused" else impl)  # (B, A, 1, Dh)
+    return H1.flatten(1)
+
+
+class PackedBatch(NamedTuple):
+    """Examples as int64 tensors of shape (N,), without padding between them, and their layout."""
+
+    input_ids: torch.Tensor
+    """Token ids; that of [PAD] in the rows that belong to no sequence."""
+    token_type_ids: torch.Tensor
+    """1 for the second text and its [SEP], else 0."""
+    position_ids: torch.Tensor
+    """0, 1, 2 ... from the start of each sequence."""
+    layout: Packed
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """Move to a device, without waiting for it."""
+        device = torch.device(device)
+        if device == self.layout.device:
+            return self
+        ids, types, positions = (each.to(device, non_blocking=True) for each in self[:3])
+        return PackedBatch(ids, types, positions, Packed(self.layout.lengths, device))
+
+
+class Unpacking(NamedTuple):
+    """How to bring what was packed back into the order and shape of the padded batch."""
+
+    shape: tuple[int, int]
+    """(B, T)."""
+    places: torch.Tensor
+    """The place of each token in the flattened (B, T), (tokens,)."""
+    sequences: torch.Tensor
+    """The row of each padded sequence in the packed order, (B,)."""
+
+    def hidden(self, X: torch.Tensor) -> torch.Tensor:
+        """Give (N, D) as (B, T, D), 0 at padding."""
+        B, T = self.shape
+        padded = X.new_zeros(B * T, X.shape[1])
+        return padded.index_copy(0, self.places, X[: len(self.places)]).view(B, T, -1)
+
+    def per_sequence(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Give (B, ...) in the order of the padded batch."""
+        return pooled.index_select(0, self.sequences)
+
+
+def pack(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    token_type_ids: torch.Tensor,
+    pad_token_id: int = 0,
+) -> tuple[PackedBatch, Unpacking]:
+    """Pack a padded batch (B, T); the sequences are put in the order of their lengths.
+
+    The lengths must be known on the host: with tensors on a GPU this waits for it. Training packs
+    from the host's lists instead (:meth:`spafit.tokenization.Encodings.packed`).
+
+    Parameters
+    ----------
+    input_ids, token_type_ids : torch.Tensor of int64, (B, T)
+        The padded batch.
+    attention_mask : torch.Tensor, (B, T), optional
+        1 at real tokens; they need not be the first ones of a row. None means all.
+    pad_token_id : int
+        What the rows that belong to no sequence get.
+    """
+    B, T = input_ids.shape
+    device = input_ids.device
+    if attention_mask is None:
+        lengths = [T] * B
+        sequences = torch.arange(B, device=device)
+        places = torch.arange(B * T, device=device)
+    else:
+        keep = attention_mask.to(torch.bool)
+        order = torch.argsort(keep.sum(1), stable=True)  # (B,)
+        lengths = keep.sum(1)[order].tolist()
+        sequences = torch.argsort(order)
+        rows, columns = keep[order].nonzero(as_tuple=True)
+        places = order[rows] * T + columns
+    layout = Packed(lengths, device)
+    filler = layout.rows - layout.tokens
+
+    def packed(values: torch.Tensor, fill: int) -> torch.Tensor:
+        taken = values.flatten().index_select(0, places)
+        return torch.cat([taken, taken.new_full((filler,), fill)]) if filler else taken
+
+    positions = torch.arange(T, device=device).expand(B, T)
+    batch = PackedBatch(
+        packed(input_ids, pad_token_id), packed(token_type_ids, 0), packed(positions, 0), layout
+    )
+    return batch, Unpacking((B, T), places, sequences)
