@@ -147,8 +147,10 @@ class SafeFile:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Read one tensor into memory of its own.
+    def read(
+        self, name: str, dtype: torch.dtype | None = None, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Read one tensor into memory of its own, or into memory that is given.
 
         Parameters
         ----------
@@ -156,11 +158,14 @@ class SafeFile:
             A key of :attr:`tensors`.
         dtype : torch.dtype, optional
             Convert to this type; None keeps the file's.
+        into : torch.Tensor, optional
+            A contiguous CPU tensor of the header's shape and of the type asked for, to be filled;
+            what it holds after an error is undefined.
 
         Returns
         -------
         torch.Tensor
-            On the CPU, of the header's shape.
+            On the CPU, of the header's shape: ``into`` where it is given.
 
         Raises
         ------
@@ -169,7 +174,11 @@ class SafeFile:
             file or after conversion.
         """
         info = self.tensors[name]
-        tensor = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="cpu")
+        stored = TORCH_DTYPES[info.dtype]
+        if into is not None and into.dtype == stored:
+            tensor = into
+        else:
+            tensor = torch.empty(info.shape, dtype=stored, device="cpu")
         if info.nbytes:
             memory = tensor.reshape(-1).view(torch.uint8).numpy().data
             self._file.seek(self._data_start + info.start)
@@ -179,7 +188,7 @@ class SafeFile:
             self._require_finite(name, tensor, "")
         if dtype is None or dtype == tensor.dtype:
             return tensor
-        converted = tensor.to(dtype)
+        converted = tensor.to(dtype) if into is None else into.copy_(tensor)
         if info.dtype in FLOAT_DTYPES:
             self._require_finite(name, converted, f" once converted to {dtype}")
         return converted
@@ -339,9 +348,11 @@ class SafeFolder:
     def __exit__(self, *exception: object) -> None:
         self._opened.close()
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, dtype: torch.dtype | None = None, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Read one tensor (see :meth:`SafeFile.read`)."""
-        return self._file_of[name].read(name, dtype)
+        return self._file_of[name].read(name, dtype, into)
 
     def _require_index(self, index: Path, weight_map: dict[str, str]) -> None:
         found = {name: file.path.name for name, file in self._file_of.items()}
