@@ -14,7 +14,7 @@ from spafit import commands, doctor
 from spafit.demo import run_demo
 from spafit.download import glue_cache
 from spafit.errors import ConfigError, SpafitError, TrainingError
-from spafit.train import TrainConfig
+from spafit.train_config import TrainConfig
 from spafit.version import __version__
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
@@ -116,6 +116,12 @@ def _train(parsed: argparse.Namespace) -> None:
         max_length=parsed.max_length,
         eval_every=parsed.eval_every,
         precision=parsed.precision,
+        frozen_dropout=parsed.frozen_dropout,
+        cache_prefix=parsed.cache_prefix,
+        cache_dtype=parsed.cache_dtype,
+        cache_limit_gib=parsed.cache_limit_gib,
+        recompute=tuple(parsed.recompute),
+        frozen_weights=parsed.frozen_weights,
         device=parsed.device,
         overwrite=parsed.overwrite,
         quiet=parsed.quiet,
@@ -285,6 +291,34 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     group.add_argument("--eval-every", type=int, help="steps (default: an epoch)")
     group.add_argument("--precision", choices=("auto", "float32", "bf16", "fp16"), default="auto")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default auto)")
+    group.add_argument(
+        "--no-frozen-dropout",
+        dest="frozen_dropout",
+        action="store_false",
+        help="no dropout in group 1, whose hidden states can then be kept",
+    )
+    group.add_argument(
+        "--cache-prefix",
+        choices=("off", "memory", "disk"),
+        default="off",
+        help="keep the hidden states after group 1 (default off; takes --no-frozen-dropout)",
+    )
+    group.add_argument("--cache-dtype", choices=("float32", "half"), default="float32")
+    group.add_argument("--cache-limit-gib", type=float, default=16.0, help="default 16")
+    group.add_argument(
+        "--recompute",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="GROUP",
+        help="groups computed again in backward: less memory, more time",
+    )
+    group.add_argument(
+        "--frozen-weights",
+        choices=("float32", "half"),
+        default="float32",
+        help="how frozen matrices are stored; half goes with bf16 or fp16",
+    )
     group.add_argument("--quiet", action="store_true", help="show no progress")
 
 

@@ -25,7 +25,8 @@ from spafit.safefile import replacing
 from spafit.strata import Summary, adapt
 from spafit.submission import missing_submissions, write_submission, zip_submission
 from spafit.tokenization import Tokenizer, load_tokenizer
-from spafit.train import Result, TrainConfig, fit
+from spafit.train import Result, fit
+from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained, load_report
 
 _MNLI_FAMILY = ("mnli", "mnli-mm", "ax")  # one model predicts all three

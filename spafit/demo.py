@@ -12,7 +12,8 @@ from spafit.minilm import minilm_folder
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
 from spafit.tokenization import load_tokenizer
-from spafit.train import TrainConfig, fit
+from spafit.train import fit
+from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained
 
 METHOD = "SPAFIT-1-3-II"

@@ -14,6 +14,8 @@ from spafit import metrics
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.glue import Dataset
+from spafit.kept_prefix import KeptPrefix
+from spafit.memory import keep_freed_memory
 from spafit.tasks import Label
 from spafit.tokenization import Encodings, Tokenizer
 
@@ -188,13 +190,16 @@ def predict_logits(
     *,
     batch_size: int = 64,
     precision: str = "auto",
+    prefix: KeptPrefix | None = None,
 ) -> NDArray[np.float32]:
-    """Give the logits (n, C) of encoded examples, in their order."""
+    """Give the logits (n, C) of encoded examples in their order; with ``prefix``, from group 2."""
     if batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1: {batch_size!r}")
     device = model.classifier.weight.device
     arithmetic = resolve_precision(precision, device)
-    # Like lengths together: less padding. A stable sort keeps the batches reproducible.
+    if device.type == "cpu":
+        keep_freed_memory()
+    # Like lengths together, which attention takes as one. A stable sort keeps batches reproducible.
     order = np.argsort([len(ids) for ids in encodings.input_ids], kind="stable")
     logits = np.empty((len(encodings), model.num_labels), dtype=np.float32)
     was_training = model.training
@@ -203,8 +208,9 @@ def predict_logits(
         with torch.inference_mode(), autocast(arithmetic, device):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                batch = (tensor.to(device) for tensor in encodings.batch(rows.tolist()))
-                logits[rows] = model(*batch).float().cpu().numpy()
+                batch = encodings.packed(rows.tolist()).to(device)
+                kept = None if prefix is None else prefix(rows.tolist(), batch)
+                logits[rows] = model.forward_packed(batch, kept).float().cpu().numpy()
     finally:
         model.train(was_training)
     return logits

@@ -209,6 +209,39 @@ def summarise(model: BertForSequenceClassification) -> Summary:
     return _summarise(model, adaptation.plan, pretrained)
 
 
+def layers_of_group(model: BertForSequenceClassification, group: int) -> range:
+    """Give the layers of a group of an adapted model's plan; groups count from 1."""
+    stratum = _adaptation(model).plan.strata[group - 1]
+    return range(stratum.first, stratum.last + 1)
+
+
+def store_frozen(model: BertForSequenceClassification, dtype: torch.dtype) -> None:
+    """Store the frozen matrices of an adapted model's encoder in a narrower type.
+
+    Biases, LayerNorms, embeddings and all that trains stay as they are. The values are rounded for
+    good: the base's fingerprint is taken before, so that the adapter still fits the base, but what
+    is merged or switched off afterwards is the rounded base.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        An adapted model.
+    dtype : torch.dtype
+        ``torch.bfloat16`` or ``torch.float16``.
+
+    Raises
+    ------
+    PlanError
+        If the model was not adapted.
+    """
+    adaptation = _adaptation(model)
+    if adaptation.base_fingerprint is None:
+        adaptation.base_fingerprint = fingerprint(model)
+    for module in model.bert.encoder.modules():
+        if isinstance(module, Linear) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.to(dtype)
+
+
 def _summarise(model: BertForSequenceClassification, plan: Plan, pretrained: int) -> Summary:
     groups = [GroupSummary("embeddings", "", (plan.embeddings,), _count(model.bert.embeddings))]
     for stratum in plan.strata:

@@ -19,6 +19,7 @@ import torch
 
 from spafit.errors import ConfigError, DataError, WeightsError
 from spafit.hub import TOKENIZER_FILES, local_folder
+from spafit.layout import Packed, PackedBatch
 from spafit.safefile import replacing
 from spafit.vocabulary import CLS, PAD, SEP, SPECIAL_TOKENS, Recipe, read_recipe
 
@@ -82,10 +83,7 @@ class Encodings:
         DataError
             If there are no rows, or one is not the number of an example.
         """
-        if len(rows) == 0 or min(rows) < 0 or max(rows) >= len(self):
-            raise DataError(
-                f"a batch needs one or more row numbers from 0 to {len(self) - 1}, found {rows!r}"
-            )
+        self._check(rows)
         T = max(len(self.input_ids[row]) for row in rows)
         ids, mask, types = [], [], []
         for row in rows:
@@ -95,6 +93,43 @@ class Encodings:
             mask.append([1] * tokens + [0] * padding)
             types.append(self.token_type_ids[row] + [0] * padding)
         return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(types))
+
+    def packed(self, rows: Sequence[int]) -> PackedBatch:
+        """Put some examples into tensors one after the other, without padding.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Numbers of B examples, at least one, in the order wanted; attention costs least where
+            they are in the order of their lengths.
+
+        Raises
+        ------
+        DataError
+            If there are no rows, or one is not the number of an example.
+        """
+        self._check(rows)
+        layout = Packed([len(self.input_ids[row]) for row in rows])
+        filler = layout.rows - layout.tokens
+        ids: list[int] = []
+        types: list[int] = []
+        positions: list[int] = []
+        for row in rows:
+            ids += self.input_ids[row]
+            types += self.token_type_ids[row]
+            positions += range(len(self.input_ids[row]))
+        return PackedBatch(
+            torch.tensor(ids + [self.pad_id] * filler),
+            torch.tensor(types + [0] * filler),
+            torch.tensor(positions + [0] * filler),
+            layout,
+        )
+
+    def _check(self, rows: Sequence[int]) -> None:
+        if len(rows) == 0 or min(rows) < 0 or max(rows) >= len(self):
+            raise DataError(
+                f"a batch needs one or more row numbers from 0 to {len(self) - 1}, found {rows!r}"
+            )
 
 
 class Tokenizer:

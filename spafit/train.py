@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,15 @@ import torch
 from spafit import metrics
 from spafit.adapter_files import save_adapter
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import ConfigError, DataError, PlanError, TrainingError
+from spafit.errors import DataError, PlanError, TrainingError
 from spafit.fingerprint import fingerprint
 from spafit.glue import Dataset
-from spafit.inference import (
-    PRECISIONS,
-    autocast,
-    decode,
-    encode,
-    label_names,
-    predict_logits,
-    resolve_device,
-    resolve_precision,
-)
+from spafit.inference import autocast, decode, encode, label_names, predict_logits
+from spafit.kept_prefix import KeptPrefix, keep_prefix
+from spafit.kernels.products import library
+from spafit.memory import keep_freed_memory
 from spafit.optimisation import (
+    by_length,
     epoch_order,
     learning_rate_factor,
     loss_function,
@@ -46,120 +40,9 @@ from spafit.optimisation import (
 )
 from spafit.progress import Progress
 from spafit.run_folder import RunFolder, peak_memory_mib
-from spafit.strata import summarise
+from spafit.strata import layers_of_group, store_frozen, summarise
 from spafit.tokenization import Tokenizer
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The settings of one run; the model never sees them.
-
-    Attributes
-    ----------
-    out : str, Path or None
-        The run folder; None writes nothing.
-    seed : int
-        Of dropout and of the order of the data, which is a function of (seed, epoch) alone.
-    epochs : int
-        Passes over the training data.
-    batch_size : int or None
-        Examples per optimizer step; None is the paper's for the task.
-    accumulation : int
-        Parts that a batch is computed in, one after the other, to save memory; the gradient is the
-        same.
-    learning_rate : float or None
-        At its highest; None is 6e-5, or 2e-5 where a plan trains pre-trained matrices.
-    weight_decay : float
-        AdamW's, on matrices.
-    decay_biases : bool
-        Whether biases, bias deltas and LayerNorms decay too. A delta decays towards 0, that is
-        towards the pre-trained bias.
-    warmup : float
-        The share of all steps over which the learning rate rises linearly from 0.
-    max_grad_norm : float
-        The norm that the gradient of all trained numbers together is clipped at; 0 does not clip.
-    max_length : int or None
-        Tokens after which an example is cut; None is the model's longest.
-    eval_every : int or None
-        Steps between evaluations; None evaluates after each epoch. The last step is always
-        evaluated.
-    precision : {"auto", "float32", "bf16", "fp16"}
-        The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.inference
-        .resolve_precision`).
-    device : str
-        Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.
-    overwrite : bool
-        Whether a run in ``out`` may be replaced.
-    quiet : bool
-        Show no progress.
-
-    Raises
-    ------
-    ConfigError
-        If a setting is out of range.
-    """
-
-    out: str | Path | None = None
-    seed: int = 0
-    epochs: int = 10
-    batch_size: int | None = None
-    accumulation: int = 1
-    learning_rate: float | None = None
-    weight_decay: float = 0.01
-    decay_biases: bool = False
-    warmup: float = 0.0
-    max_grad_norm: float = 1.0
-    max_length: int | None = None
-    eval_every: int | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    overwrite: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("seed", 0),
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("accumulation", 1),
-            ("max_length", 8),
-            ("eval_every", 1),
-        ):
-            value = getattr(self, name)
-            if value is None and name in ("batch_size", "max_length", "eval_every"):
-                continue
-            if type(value) is not int or not least <= value < 2**63:
-                raise ConfigError(f"{name} must be a whole number of at least {least}: {value!r}")
-        for name, low, high in (
-            ("learning_rate", 0.0, 1.0),
-            ("weight_decay", 0.0, 1.0),
-            ("warmup", 0.0, 1.0),
-            ("max_grad_norm", 0.0, sys.float_info.max),
-        ):
-            value = getattr(self, name)
-            if value is None and name == "learning_rate":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigError(f"{name} must be a number: {value!r}")
-            if not low <= value <= high:  # NaN is not either
-                raise ConfigError(f"{name} must be a number from {low:g} to {high:g}: {value!r}")
-        if self.learning_rate == 0:
-            raise ConfigError("learning_rate must be above 0")
-        for name in ("decay_biases", "overwrite", "quiet"):
-            if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} must be True or False: {getattr(self, name)!r}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"precision must be one of {', '.join(PRECISIONS)}: {self.precision!r}"
-            )
-        if not isinstance(self.device, str):
-            raise ConfigError(f'device must be a name such as "cpu" or "cuda:1": {self.device!r}')
-        if not isinstance(self.out, (str, Path, type(None))):
-            raise ConfigError(f"out must be the path of a folder, or None: {self.out!r}")
-        if self.batch_size is not None and self.accumulation > self.batch_size:
-            raise ConfigError(
-                f"accumulation = {self.accumulation} cannot divide batches of {self.batch_size}"
-            )
+from spafit.train_config import TrainConfig, complete
 
 
 @dataclass(frozen=True)
@@ -260,7 +143,7 @@ def fit(
         if len(dataset) == 0 or None in dataset.labels:
             raise DataError(f"{dataset.source} has no labels to learn from or score against")
     names = label_names(model, train)
-    config = _complete(config, model, train)
+    config = complete(config, model, train)
     assert config.batch_size is not None and config.learning_rate is not None
     device = torch.device(config.device)
     arithmetic = config.precision
@@ -280,8 +163,30 @@ def fit(
     adaptation.task, adaptation.labels = task.name, names
 
     start = time.perf_counter()
-    with run or nullcontext(), _seeded(config.seed, device):
+    with run or nullcontext(), _seeded(config.seed, device), ExitStack() as opened:
+        if config.frozen_weights == "half":
+            store_frozen(model, torch.bfloat16 if arithmetic == "bf16" else torch.float16)
         model.to(device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        opened.enter_context(_recomputing(model, config.recompute))
+        prefixes: dict[str, KeptPrefix] = {}
+        if config.cache_prefix != "off":
+            prefixes = {
+                name: opened.enter_context(
+                    keep_prefix(
+                        model,
+                        tokenizer,
+                        encodings,
+                        record["base_fingerprint"],
+                        where=config.cache_prefix,
+                        dtype=config.cache_dtype,
+                        limit_gib=config.cache_limit_gib,
+                        arithmetic=f"{arithmetic}, {config.frozen_weights} weights",
+                    )
+                )
+                for name, encodings in encoded.items()
+            }
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         optimizer = make_optimizer(
@@ -295,6 +200,7 @@ def fit(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         batches_an_epoch = math.ceil(len(train) / config.batch_size)
         total_steps = batches_an_epoch * config.epochs
+        lengths = np.array(encoded["train"].lengths)
         losses: list[float] = []
         history: list[dict[str, Any]] = []
         best: dict[str, torch.Tensor] = {}
@@ -304,14 +210,18 @@ def fit(
             for step, (epoch, rows) in enumerate(_batches(len(train), config), start=1):
                 began = time.perf_counter()
                 model.train()
+                if not config.frozen_dropout:
+                    model.bert.freeze_dropout()
                 factor = learning_rate_factor(step - 1, total_steps, config.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * factor
                 loss = 0.0
                 for part in np.array_split(rows, min(config.accumulation, len(rows))):
+                    part = by_length(part, lengths)
                     with autocast(arithmetic, device):
-                        batch = encoded["train"].batch(part.tolist())
-                        logits = model(*(tensor.to(device) for tensor in batch))
+                        batch = encoded["train"].packed(part.tolist()).to(device)
+                        prefix = prefixes["train"](part.tolist(), batch) if prefixes else None
+                        logits = model.forward_packed(batch, prefix)
                     part_loss = loss_function(logits, targets[part].to(device)) / len(rows)
                     torch.autograd.backward(scaler.scale(part_loss))
                     loss += part_loss.item()
@@ -344,7 +254,9 @@ def fit(
                 if step % (config.eval_every or batches_an_epoch) and step < total_steps:
                     continue
 
-                logits_dev = predict_logits(model, encoded["dev"], precision=arithmetic)
+                logits_dev = predict_logits(
+                    model, encoded["dev"], precision=arithmetic, prefix=prefixes.get("dev")
+                )
                 if not np.isfinite(logits_dev).all():
                     raise TrainingError(f"the logits on dev after step {step} are not finite")
                 scores = metrics.compute(task, decode(logits_dev, names), dev.labels)
@@ -399,28 +311,6 @@ def _batches(
             yield epoch, order[start : start + config.batch_size]
 
 
-def _complete(
-    config: TrainConfig, model: BertForSequenceClassification, train: Dataset
-) -> TrainConfig:
-    """Replace what is None or "auto" by what it stands for."""
-    assert model.adaptation is not None
-    if model.classifier.weight.dtype not in (torch.float32, torch.float64):
-        raise ConfigError(
-            f"training needs parameters in float32, the model's are {model.classifier.weight.dtype}"
-            '; load it with dtype=torch.float32, and use precision="bf16" or "fp16"'
-        )
-    device = resolve_device(config.device)
-    is_full = any(name.endswith(".weight") for name in model.adaptation.trainable[:-2])
-    return dataclasses.replace(
-        config,
-        batch_size=config.batch_size or train.task.paper_batch_size,
-        learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),
-        max_length=config.max_length or model.config.max_position_embeddings,
-        device=str(device),
-        precision=resolve_precision(config.precision, device),
-    )
-
-
 def _record(
     model: BertForSequenceClassification,
     tokenizer: Tokenizer,
@@ -455,6 +345,8 @@ def _record(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "trainable": summary.trainable,
         "pretrained": summary.pretrained,
+        "dropout_in_group_1": config.frozen_dropout,
+        "products": library() if config.device == "cpu" else "cublas",
     }
 
 
@@ -463,6 +355,17 @@ def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
     if not names:
         return torch.tensor(dataset.labels, dtype=torch.float32)
     return torch.tensor([names.index(str(label)) for label in dataset.labels])
+
+
+@contextmanager
+def _recomputing(model: BertForSequenceClassification, groups: tuple[int, ...]) -> Iterator[None]:
+    """Have the layers of some groups computed again in backward, inside the block."""
+    encoder, before = model.bert.encoder, model.bert.encoder.recomputed
+    encoder.recomputed = {layer for group in groups for layer in layers_of_group(model, group)}
+    try:
+        yield
+    finally:
+        encoder.recomputed = before
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from spafit.optimisation import loss_function
 from spafit.plans import Plan
 from spafit.strata import adapt
 from spafit.tokenization import load_tokenizer
-from spafit.train import Result, TrainConfig, fit
+from spafit.train import Result, fit
+from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained
 
 N, N_DEV, BATCH, STEPS_AN_EPOCH = 25, 11, 6, 5

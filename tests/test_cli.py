@@ -154,6 +154,11 @@ ABSURD_TRAIN = {
     "--max-length": ["0", "-1", "7", "54", str(2**63), "1e308"],
     "--eval-every": ["0", "-1", "1e308"],
     "--precision": ["fp8", "fp16", ""],
+    "--cache-prefix": ["memory", "disk", "tape", ""],  # the first two: dropout is on in group 1
+    "--cache-dtype": ["int8", ""],
+    "--cache-limit-gib": ["-1", "nan", "inf", "1e308", "x"],
+    "--recompute": ["0", "-1", "4", "x", ""],
+    "--frozen-weights": ["half", "int8"],  # half: this run is in float32
     "--device": ["banana", "meta", "xla", "cuda:77", ""],
 }
 ABSURD_OTHERS = [

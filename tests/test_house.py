@@ -14,10 +14,13 @@ PACKAGE = Path(spafit.__file__).parent
 # Every module may import only what stands above it; the modules of one line do not know each other
 # unless they stand in that order.
 ORDER = """
-    version errors strict_json config kernels.attention kernels.lora_linear kernels adapters plans
-    methods bert fingerprint strata safefile hub weights adapter_files tasks glue metrics
+    version errors strict_json config kernels.stacking kernels.products kernels.dropout
+    kernels.attention kernels.packed_attention kernels.add_norm kernels.lora_linear kernels.compiled
+    kernels layout adapters plans
+    methods bert fingerprint strata safefile hub memory weights adapter_files tasks glue metrics
     submission download
-    vocabulary tokenization inference run_folder progress optimisation train
+    vocabulary tokenization prefix_file prefix_cache kept_prefix inference run_folder progress
+    optimisation train_config train
     minilm commands acceptability_lexicon acceptability_templates acceptability figure demo doctor
     cli __main__
 """.split()

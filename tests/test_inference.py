@@ -104,10 +104,10 @@ class TestPredict:
     ) -> None:
         model = small.model().train()
 
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(model.bert, "forward", fail)
+        monkeypatch.setattr(model.bert.encoder, "forward", fail)
         with pytest.raises(MemoryError):
             predict(model, small.tokenizer, small.train)
         assert model.training

@@ -31,10 +31,17 @@ from spafit.bert import BertForSequenceClassification
 from spafit.glue import Dataset, Example
 from spafit.inference import predict
 from spafit.methods import plan
-from spafit.optimisation import epoch_order, learning_rate_factor, loss_function, make_optimizer
+from spafit.optimisation import (
+    by_length,
+    epoch_order,
+    learning_rate_factor,
+    loss_function,
+    make_optimizer,
+)
 from spafit.strata import adapt
-from spafit.tokenization import Encodings, Tokenizer, load_tokenizer
-from spafit.train import Result, TrainConfig, fit
+from spafit.tokenization import Tokenizer, load_tokenizer
+from spafit.train import Result, fit
+from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained
 
 EPOCHS = 4
@@ -77,6 +84,7 @@ def plain_loop(
         while order:
             rows, order = order[:BATCH], order[BATCH:]
             examples = [small.train.examples[row] for row in rows]
+            examples.sort(key=lambda each: tokens_of(small.tokenizer, each))  # stable
             targets = torch.tensor([names.index(str(each.label)) for each in examples])
             loss = F.cross_entropy(model(*padded(small.tokenizer, examples)), targets)
             optimizer.zero_grad()
@@ -92,6 +100,11 @@ def plain_loop(
             norms.append(norm.item())
         after.append(trained(model))
     return losses, norms, after
+
+
+def tokens_of(tokenizer: Tokenizer, example: Example) -> int:
+    """Count the tokens of one example, frame included."""
+    return tokenizer.encode([example.text_a], [example.text_b], max_length=53).lengths[0]
 
 
 def padded(tokenizer: Tokenizer, examples: list[Example]) -> torch.Tensor:
@@ -157,16 +170,14 @@ class TestAgainstAPlainLoop:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Collect the row numbers of every batch of training examples that is made."""
+    """Collect the row numbers of every batch of training examples, as they are drawn."""
     rows_seen: list[list[int]] = []
-    batch = Encodings.batch
 
-    def spy(self: Encodings, rows: list[int]) -> Any:
-        if len(self) == N:
-            rows_seen.append(list(rows))
-        return batch(self, rows)
+    def spy(rows: Any, lengths: Any) -> Any:
+        rows_seen.append(rows.tolist())
+        return by_length(rows, lengths)
 
-    monkeypatch.setattr(Encodings, "batch", spy)
+    monkeypatch.setattr("spafit.train.by_length", spy)
     return rows_seen
 
 

@@ -221,7 +221,7 @@ class TestRunFolder:
         assert (record["task"], record["method"]) == ("rte", "SPAFIT-0-1-II")
         assert record["about"] == {"model": "tiny"}
         assert Plan.from_json(json.dumps(record["plan"])) == METHODS["spafit"]
-        settings = dataclasses.asdict(small.settings(**changes))
+        settings = {**dataclasses.asdict(small.settings(**changes)), "recompute": []}
         assert record["settings"] == {**settings, "out": str(out), "precision": "float32"}
         assert record["data"] == {
             name: {

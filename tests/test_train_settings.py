@@ -17,7 +17,7 @@ from small_runs import N, SmallRun, make_dataset, without_labels
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, ConfigError, DataError, PlanError
 from spafit.glue import Dataset
-from spafit.train import TrainConfig
+from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained
 
 NO_NUMBERS = ["3", [1], {}, object(), 1j, True]

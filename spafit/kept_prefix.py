@@ -1,0 +1,91 @@
+"""The hidden states after group 1 of a batch: read where they are kept, else computed and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from spafit.bert import BertForSequenceClassification
+from spafit.hub import cache_folder
+from spafit.layout import PackedBatch
+from spafit.prefix_cache import PrefixCache, PrefixKey
+from spafit.tokenization import Encodings, Tokenizer
+
+
+class KeptPrefix:
+    """Callable: rows and their packed batch -> hidden states after group 1, (N, D).
+
+    Group 1 must be in evaluation mode (:meth:`spafit.bert.BertModel.freeze_dropout`).
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        The model, on its device.
+    encodings : Encodings
+        The examples.
+    cache : PrefixCache
+        Of the same examples.
+    """
+
+    def __init__(
+        self, model: BertForSequenceClassification, encodings: Encodings, cache: PrefixCache
+    ) -> None:
+        self.model, self.encodings, self.cache = model, encodings, cache
+
+    def __call__(self, rows: Sequence[int], batch: PackedBatch) -> torch.Tensor:
+        """Give (N, D) on the batch's device, 0 in rows that belong to no sequence."""
+        missing = self.cache.missing(rows)
+        if missing:
+            computed = self.encodings.packed(missing).to(batch.layout.device)
+            hidden = self.model.bert.prefix(computed)[: computed.layout.tokens]
+            self.cache.store(missing, hidden)
+        kept = self.cache.read(rows)  # (tokens, D)
+        filler = batch.layout.rows - batch.layout.tokens
+        if filler:
+            kept = torch.cat([kept, kept.new_zeros(filler, kept.shape[1])])
+        return kept.to(batch.layout.device, non_blocking=True)
+
+
+@contextmanager
+def keep_prefix(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    encodings: Encodings,
+    base_fingerprint: str,
+    *,
+    where: str,
+    dtype: str,
+    limit_gib: float,
+    arithmetic: str,
+) -> Iterator[KeptPrefix]:
+    """Open the cache that a run's settings ask for, and save it on the way out.
+
+    Parameters
+    ----------
+    model, tokenizer, encodings, base_fingerprint
+        What the hidden states depend on.
+    where : {"memory", "disk"}
+        On disk they lie in the folder ``prefix`` of spafit's cache.
+    dtype : {"float32", "half"}
+        In what they are kept.
+    limit_gib : float
+        The most that they may take.
+    arithmetic : str
+        In what they are computed, such as ``"float32"``.
+    """
+    key = PrefixKey(
+        base_fingerprint,
+        model.bert.frozen_depth,
+        tokenizer.fingerprint,
+        model.config.hidden_size,
+        model.config.num_attention_heads,
+        model.config.layer_norm_eps,
+        dtype,
+        arithmetic,
+    )
+    folder = cache_folder() / "prefix" if where == "disk" else None
+    limit_bytes = int(limit_gib * 2**30)
+    with PrefixCache(encodings, key, folder=folder, limit_bytes=limit_bytes) as cache:
+        yield KeptPrefix(model, encodings, cache)

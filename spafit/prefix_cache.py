@@ -1,0 +1,409 @@
+"""Hidden states after the frozen layers, computed once and kept.
+
+With group 1 (the embeddings and layers 0 to N1) frozen and in evaluation mode, what comes out of
+layer N1 for an example never changes: not with the epoch, the run, the seed, the method, or the
+learning rate. It is computed once, kept in memory or in a file, and read from then on.
+
+What is kept is used only for what it was computed from (:class:`PrefixKey`, and the token ids and
+token types of every example), and only if it is what was stored. Anything else is computed anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import operator
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spafit import prefix_file
+from spafit.errors import CheckpointError, ConfigError, DataError, SpafitError, TrainingError
+from spafit.prefix_file import MappedFile, UnusableError
+from spafit.tokenization import Encodings
+
+# The key's names of types, as numpy's, always little-endian, and as torch's.
+_DTYPES = {"float32": ("<f4", torch.float32), "half": ("<f2", torch.float16)}
+
+
+@dataclass(frozen=True)
+class PrefixKey:
+    """What a kept hidden state depends on, beside the tokens.
+
+    Attributes
+    ----------
+    base_fingerprint : str
+        SHA-256 of the base model's values.
+    depth : int
+        Layers computed: N1 + 1.
+    tokenizer_fingerprint : str
+        SHA-256 of the tokenizer's recipe.
+    hidden_size : int
+        D.
+    num_attention_heads : int
+        A; like the next, it changes the states and not the fingerprint.
+    layer_norm_eps : float
+        Added to the variance under the root of every LayerNorm.
+    dtype : str
+        In what the states are kept: "float32", or "half" (float16, at half the size).
+    arithmetic : str
+        In what they were computed, such as "float32" or "bf16".
+
+    Raises
+    ------
+    ConfigError
+        If ``dtype`` is neither of the two.
+    """
+
+    base_fingerprint: str
+    depth: int
+    tokenizer_fingerprint: str
+    hidden_size: int
+    num_attention_heads: int
+    layer_norm_eps: float
+    dtype: str
+    arithmetic: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"hidden states are kept as float32 or half, found {self.dtype!r}")
+
+
+class PrefixCache:
+    """The hidden states after group 1 of the examples of one :class:`Encodings`.
+
+    A context manager: on the way out what is new is saved. A file that several processes fill at
+    once is right all the same: each writes its own, and the last one stays.
+
+    Parameters
+    ----------
+    encodings : Encodings
+        The examples; rows are their numbers.
+    key : PrefixKey
+        What the states depend on.
+    folder : str or Path, optional
+        Keep a file in this folder, which is made; None keeps the states in memory.
+    limit_bytes : int
+        The most bytes to take: of memory, or of all caches of the folder. In a folder the least
+        recently used caches of others make room.
+
+    Attributes
+    ----------
+    path : Path or None
+        The file; it exists once something was saved.
+    nbytes : int
+        The bytes that it takes, of memory or of disk, once all examples are kept.
+    notes : list of str
+        What was found damaged or foreign and is built anew, and what was removed to make room.
+
+    Raises
+    ------
+    ConfigError
+        If the examples do not fit in the limit, or on the disk.
+    CheckpointError
+        If something has to be written and the folder cannot be written to.
+    """
+
+    def __init__(
+        self, encodings: Encodings, key: PrefixKey, *, folder: str | Path | None, limit_bytes: int
+    ) -> None:
+        lengths = encodings.lengths
+        self._dtype, self._torch_dtype = _DTYPES[key.dtype]
+        self._starts = [0, *itertools.accumulate(lengths)]
+        self._shape = (self._starts[-1], key.hidden_size)
+        self._folder = None if folder is None else Path(folder)
+        self._limit_bytes = limit_bytes
+        # By example: where it lies, its CRC-32, and whether it has been checked here.
+        self._held: list[_Memory | MappedFile | None] = [None] * len(lengths)
+        self._checksums: list[int | None] = [None] * len(lengths)
+        self._checked = bytearray(len(lengths))
+        self._new: _Memory | MappedFile | None = None
+        self._kept: MappedFile | None = None
+        self._closed = False
+        self.path: Path | None = None
+        self.notes: list[str] = []
+
+        self.nbytes = prefix_file.data_bytes(self._shape, self._dtype)
+        if self._folder is not None:
+            self._about = _describe(encodings, key)
+            self._digest = hashlib.sha256(json.dumps(self._about).encode()).hexdigest()
+            self.path = prefix_file.kept_path(self._folder, self._digest)
+            self.nbytes += prefix_file.index_bytes(self._about)
+        if self.nbytes > limit_bytes:
+            half = "keep them as half, " if key.dtype == "float32" else ""
+            raise ConfigError(
+                f"the hidden states of {len(lengths)} examples ({self._shape[0]} tokens) take "
+                f"{self.nbytes} bytes, the limit is {limit_bytes}; {half}raise the limit, or do "
+                "not keep them"
+            )
+        if self._folder is not None:
+            prefix_file.prepare(self._folder)
+            self._open_kept()
+            if None in self._checksums:
+                self._new = self._begin()  # so that a folder that will not do is known at once
+
+    def __enter__(self) -> PrefixCache:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except SpafitError as failure:
+            if error is None:
+                raise
+            self.notes.append(str(failure))  # the error that is on its way matters more
+
+    def missing(self, rows: Sequence[int]) -> list[int]:
+        """Say which of some examples have to be computed and stored.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Numbers of examples.
+
+        Returns
+        -------
+        list of int
+            Those that are not kept, or were found damaged; each once, in the order given.
+        """
+        return [row for row in dict.fromkeys(self._numbers(rows)) if not self._is_usable(row)]
+
+    def store(self, rows: Sequence[int], hidden: Tensor) -> None:
+        """Keep the hidden states of some examples; what was kept of them before is replaced.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Numbers of examples.
+        hidden : Tensor
+            Their hidden states, one example after the other, (N, D), of any device and of at most
+            32 bits.
+
+        Raises
+        ------
+        TrainingError
+            If a value is NaN or infinite.
+        ConfigError
+            If a value is too large for half, or a type is too wide for float32.
+        DataError
+            If the shape is not that of these examples.
+        CheckpointError
+            If the file cannot be written.
+        """
+        rows = self._numbers(rows)
+        shape = (self._count(rows), self._shape[1])
+        if hidden.shape != shape:
+            raise DataError(
+                f"the hidden states of {len(rows)} examples must have shape {shape}, "
+                f"found {tuple(hidden.shape)}"
+            )
+        if hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ConfigError(
+                f"hidden states of {hidden.dtype} would lose digits; kept are float32 and narrower"
+            )
+        values = hidden.detach().to("cpu", self._torch_dtype).contiguous()
+        if not _is_finite(values):
+            if _is_finite(hidden):
+                raise ConfigError(
+                    "a hidden state is too large for half, which ends at 65504; keep float32"
+                )
+            raise TrainingError(
+                "the frozen layers gave hidden states that are NaN or infinite, which are not "
+                "kept; use the weights of a healthy run, or a wider arithmetic"
+            )
+        array = values.numpy().astype(self._dtype, copy=False)
+        if self._new is None:
+            self._new = self._begin()
+        position = 0
+        for row in rows:
+            start, stop = self._starts[row], self._starts[row + 1]
+            self._put(row, array[position : position + stop - start])
+            position += stop - start
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Read the hidden states of some examples.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Numbers of examples, all kept: :meth:`missing` says none of them.
+
+        Returns
+        -------
+        Tensor
+            (N, D), float32, on the CPU, one example after the other, in memory of its own.
+
+        Raises
+        ------
+        DataError
+            If an example is not kept.
+        """
+        rows = self._numbers(rows)
+        out = np.empty((self._count(rows), self._shape[1]), self._dtype)
+        position = 0
+        for row in rows:
+            if not self._is_usable(row):
+                raise DataError(
+                    f"the hidden states of example {row} are not kept; store what missing() names"
+                )
+            piece = self._piece(row)
+            out[position : position + len(piece)] = piece
+            position += len(piece)
+        native = out.astype(np.dtype(self._dtype).newbyteorder("="), copy=False)
+        return torch.from_numpy(native).to(torch.float32)
+
+    def save(self) -> None:
+        """Write what is new to the disk, so that it outlives this process; in memory, do nothing.
+
+        Raises
+        ------
+        CheckpointError
+            If the file cannot be written; what was saved before is as it was.
+        """
+        new, path = self._new, self.path
+        if path is None or not isinstance(new, MappedFile) or new not in self._held:
+            return
+        # A file never changes once it is in place: what the old one holds is copied over.
+        for row, source in enumerate(self._held):
+            if source is not new and self._is_usable(row):
+                self._put(row, self._piece(row))
+        pairs = zip(self._held, self._checksums, strict=True)
+        checksums = [None if source is None else crc for source, crc in pairs]
+        new.move_into_place(path, prefix_file.encode_index(self._about, checksums))
+        if self._kept is not None:
+            self._kept.close()
+        self._kept, self._new = new, None
+
+    def close(self) -> None:
+        """Save (see :meth:`save`), and let go of everything; nothing can be read any more."""
+        if self._closed:
+            return
+        try:
+            self.save()
+        finally:
+            self._closed = True
+            self._held = []
+            if isinstance(self._new, MappedFile):
+                self._new.discard()
+            if self._kept is not None:
+                self._kept.close()
+            self._new = self._kept = None
+
+    def _numbers(self, rows: Sequence[int]) -> list[int]:
+        if self._closed:
+            raise CheckpointError("these kept hidden states were closed; open them again")
+        try:
+            numbers = [operator.index(row) for row in rows]
+        except TypeError:
+            raise DataError(f"rows are the numbers of examples, found {rows!r:.200}") from None
+        if numbers and (min(numbers) < 0 or max(numbers) >= len(self._held)):
+            raise DataError(
+                f"rows are numbers of examples from 0 to {len(self._held) - 1}, found {rows!r:.200}"
+            )
+        return numbers
+
+    def _count(self, rows: list[int]) -> int:
+        """Give the tokens of some examples."""
+        return sum(self._starts[row + 1] - self._starts[row] for row in rows)
+
+    def _piece(self, row: int) -> NDArray[Any]:
+        """Give the states of an example that is usable, where they lie."""
+        source = self._held[row]
+        assert source is not None
+        return source.array[self._starts[row] : self._starts[row + 1]]
+
+    def _put(self, row: int, piece: NDArray[Any]) -> None:
+        """Write the states of an example to what is new."""
+        assert self._new is not None
+        self._held[row] = None  # should the writing fail
+        self._new.write(self._starts[row], piece)
+        self._held[row] = self._new
+        # What went to a disk is checked when it comes back, at its first use.
+        self._checked[row] = self._folder is None
+        self._checksums[row] = None if self._folder is None else zlib.crc32(piece.data)
+
+    def _is_usable(self, row: int) -> bool:
+        """Whether an example is kept and, at its first use here, is what was stored."""
+        source = self._held[row]
+        if source is None:
+            return False
+        if source.is_whole():
+            if not self._checked[row]:
+                self._checked[row] = zlib.crc32(self._piece(row).data) == self._checksums[row]
+            if self._checked[row]:
+                return True
+        self._held[row] = None
+        note = f"{self.path}: damaged hidden states were found, and are computed anew"
+        if note not in self.notes:
+            self.notes.append(note)
+        return False
+
+    def _open_kept(self) -> None:
+        """Take over what an earlier run kept, if it is there and fits."""
+        assert self.path is not None
+        try:
+            self._kept, self._checksums = prefix_file.open_kept(
+                self.path, self._about, self._shape, self._dtype
+            )
+        except FileNotFoundError:
+            return
+        except UnusableError as fault:
+            self.notes.append(f"{self.path} {fault}; it is built anew")
+            return
+        self._held = [None if crc is None else self._kept for crc in self._checksums]
+        with contextlib.suppress(OSError):  # the time of its last use, where we may set it
+            os.utime(self.path)
+
+    def _begin(self) -> _Memory | MappedFile:
+        """Begin what is new: the memory, or a file."""
+        if self._folder is None:
+            return _Memory(self._shape, self._dtype)
+        removed = prefix_file.make_room(self._folder, self._digest, self.nbytes, self._limit_bytes)
+        self.notes.extend(f"{path} was removed, to make room" for path in removed)
+        return prefix_file.create(self._folder, self._digest, self._shape, self._dtype)
+
+
+class _Memory:
+    """What :class:`MappedFile` is, without a file."""
+
+    def __init__(self, shape: tuple[int, int], dtype: str) -> None:
+        self.array: NDArray[Any] = np.empty(shape, dtype)
+
+    def is_whole(self) -> bool:
+        return True
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        self.array[start : start + len(values)] = values
+
+
+def _describe(encodings: Encodings, key: PrefixKey) -> dict[str, Any]:
+    """Say what the states belong to, as the index does; the lengths set the examples apart."""
+    digest = hashlib.sha256()
+    for sequences in (encodings.input_ids, encodings.token_type_ids):
+        digest.update(np.fromiter(itertools.chain.from_iterable(sequences), "<i8").tobytes())
+    return {
+        "format": prefix_file.FORMAT,
+        "key": dataclasses.asdict(key),
+        "tokens": digest.hexdigest(),
+        "lengths": encodings.lengths,
+    }
+
+
+def _is_finite(values: Tensor) -> bool:
+    if values.numel() == 0:
+        return True
+    # A NaN anywhere is both minimum and maximum: one pass, and no temporary of the same size.
+    lowest, highest = values.aminmax()
+    return math.isfinite(lowest) and math.isfinite(highest)

@@ -1,0 +1,337 @@
+"""Files of kept hidden states: one file a cache, there in full or not at all.
+
+A file holds, one after the other::
+
+    data    (N, D) numbers, little-endian, example by example; zeros where an example is not kept
+    index   JSON: what the states belong to, the length and the CRC-32 of each example
+    tail    length of the index (8 bytes), its SHA-256 (32 bytes), b"spafitp1"
+
+It is written under a temporary name, on which its writer holds a lock, and moved into place once it
+has reached the disk. A moved file never changes: who has opened it keeps what was in it, whatever
+others move into its place or remove.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spafit.errors import CheckpointError, ConfigError
+from spafit.strict_json import no_duplicates
+
+if sys.platform != "win32":
+    import fcntl
+
+FORMAT = 1
+"""Stands in every index, and goes into every name: other formats are other files."""
+
+_SUFFIX = ".prefix"
+_TAIL = struct.Struct("<Q32s8s")
+_MAGIC = b"spafitp1"
+_KEPT_NAME = re.compile(r"[0-9a-f]{64}\.prefix")
+_TEMPORARY_NAME = re.compile(r"[0-9a-f]{64}\.tmp-[0-9]+-[0-9a-f]{8}")
+
+_MEND = "give a folder that can be written to and has room, or keep the prefix in memory"
+
+
+class UnusableError(ValueError):
+    """A file that is damaged, or does not hold what its name says. It is built anew."""
+
+
+class MappedFile:
+    """The data of one open file, mapped; what :meth:`write` has written shows in it.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is, or was when it was opened.
+    array : numpy.ndarray
+        The data (N, D), read-only. Touching it where the file has been cut short kills the process:
+        ask :meth:`is_whole` first.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, shape: tuple[int, int], dtype: str) -> None:
+        self.path = path
+        self._file = file
+        self._row_bytes = data_bytes((1, shape[1]), dtype)
+        self._data_bytes = data_bytes(shape, dtype)
+        # A plain view, because slices of a memmap are slow to make; nothing can be mapped empty.
+        self.array: NDArray[Any] = np.asarray(
+            np.memmap(file, dtype, "r", shape=shape) if self._data_bytes else np.empty(shape, dtype)
+        )
+
+    def is_whole(self) -> bool:
+        """Whether the file is still as long as its data."""
+        return os.fstat(self._file.fileno()).st_size >= self._data_bytes
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        """Write values (n, D) from row ``start`` on; of a new file only.
+
+        Not through the mapping: a full disk is an error here, and kills the process there.
+        """
+        try:
+            self._file.seek(start * self._row_bytes)
+            self._file.write(values.data)
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self.path.parent, error) from error
+
+    def move_into_place(self, path: Path, index: bytes) -> None:
+        """Write the index, see everything to the disk, and give the file its final name."""
+        try:
+            self._file.seek(self._data_bytes)
+            self._file.write(index + _TAIL.pack(len(index), _sha256(index), _MAGIC))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.path.replace(path)
+        except OSError as error:
+            raise _unwritable(path.parent, error) from error
+        self.path = path
+
+    def close(self) -> None:
+        """Let go of the file; it stays where it is."""
+        # No explicit unmapping: a view of the array that is still in use must not turn into a trap.
+        self._file.close()
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what could not be written is written no more
+            self.close()
+
+
+def kept_path(folder: Path, digest: str) -> Path:
+    """Give the place of the file of a digest."""
+    return folder / (digest + _SUFFIX)
+
+
+def data_bytes(shape: tuple[int, int], dtype: str) -> int:
+    """Give the bytes of the states themselves."""
+    return shape[0] * shape[1] * np.dtype(dtype).itemsize
+
+
+def index_bytes(about: dict[str, Any]) -> int:
+    """Give the most bytes that a file takes beside its data."""
+    return len(encode_index(about, [2**32 - 1] * len(about["lengths"]))) + _TAIL.size
+
+
+def encode_index(about: dict[str, Any], checksums: list[int | None]) -> bytes:
+    """Write an index: what the states belong to, and the CRC-32 of each example that is kept."""
+    return json.dumps({**about, "crc32": checksums}, separators=(",", ":")).encode()
+
+
+def open_kept(
+    path: Path, about: dict[str, Any], shape: tuple[int, int], dtype: str
+) -> tuple[MappedFile, list[int | None]]:
+    """Open a file that was moved into place, and read its index.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    about : dict
+        What its index must say.
+    shape, dtype
+        Of its data.
+
+    Returns
+    -------
+    MappedFile
+        The data. Nothing of it has been checked but its size.
+    list of (int or None)
+        CRC-32 of each example, None where it is not kept.
+
+    Raises
+    ------
+    UnusableError
+        If there is a file that cannot be opened, is damaged, or belongs to something else.
+    FileNotFoundError
+        If there is no file.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(path.open("rb"))
+            checksums = _read_index(file, about, data_bytes(shape, dtype))
+            mapped = MappedFile(path, file, shape, dtype)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UnusableError(f"cannot be read: {error.strerror or error}") from None
+        opened.pop_all()
+    return mapped, checksums
+
+
+def create(folder: Path, digest: str, shape: tuple[int, int], dtype: str) -> MappedFile:
+    """Begin a file under a temporary name, locked, so that it can be told from a dead leftover.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder cannot be written to.
+    """
+    try:
+        while True:
+            path = folder / f"{digest}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            file = path.open("x+b")
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks: nothing is swept
+                    _lock(file, wait=True)
+                # Another process may have taken it for a leftover before it was locked.
+                if path.exists():
+                    file.truncate(data_bytes(shape, dtype))
+                    return MappedFile(path, file, shape, dtype)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                file.close()
+                raise
+            file.close()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def prepare(folder: Path) -> None:
+    """Make a folder, and remove from it what writers left that were killed.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        leftovers = [path for path in folder.iterdir() if _TEMPORARY_NAME.fullmatch(path.name)]
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    for path in leftovers:
+        # A lock ends with its process, and only then: also where process ids are used again, or
+        # belong to another container or machine.
+        try:
+            with path.open("r+b") as file:
+                _lock(file, wait=False)
+                path.unlink()
+        except OSError:
+            continue  # alive, or not ours to remove
+
+
+def make_room(folder: Path, digest: str, needed: int, limit: int) -> list[Path]:
+    """Remove the least recently used files until a new one fits.
+
+    Parameters
+    ----------
+    folder : Path
+        Of files and temporary files; all count, except those of ``digest`` itself, in whose place
+        the new one comes.
+    digest : str
+        Of the new file.
+    needed : int
+        Its bytes.
+    limit : int
+        The most bytes that all of them may take.
+
+    Returns
+    -------
+    list of Path
+        What was removed.
+
+    Raises
+    ------
+    ConfigError
+        If it does not fit, in the limit or on the disk; nothing is removed then.
+    CheckpointError
+        If a file cannot be removed.
+    """
+    kept, used = [], 0
+    try:
+        for path in folder.iterdir():
+            is_kept = _KEPT_NAME.fullmatch(path.name)
+            if path.name.startswith(digest) or not (
+                is_kept or _TEMPORARY_NAME.fullmatch(path.name)
+            ):
+                continue
+            try:
+                about = path.stat()
+            except FileNotFoundError:
+                continue  # removed at this moment by another process
+            used += about.st_size
+            if is_kept:
+                kept.append((about.st_mtime_ns, about.st_size, path))
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    victims = []
+    for _, size, path in sorted(kept):
+        if used + needed <= limit:
+            break
+        victims.append(path)
+        used -= size
+        free += size
+    if used + needed > limit:
+        raise ConfigError(
+            f"{folder}: keeping the prefix takes {needed} bytes, and {used} are being written by "
+            f"other runs; the limit is {limit} bytes: raise it, or wait for those runs"
+        )
+    if free < needed:
+        raise ConfigError(
+            f"{folder}: keeping the prefix takes {needed} bytes, the disk has {free} free; make "
+            "room, give a folder on another disk, or do not keep the prefix"
+        )
+    try:
+        for path in victims:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return victims
+
+
+def _read_index(file: BinaryIO, about: dict[str, Any], expected_bytes: int) -> list[int | None]:
+    size = os.fstat(file.fileno()).st_size
+    if size < expected_bytes + _TAIL.size:
+        raise UnusableError(f"is truncated: {size} bytes, its data alone take {expected_bytes}")
+    file.seek(size - _TAIL.size)
+    length, digest, magic = _TAIL.unpack(file.read(_TAIL.size))
+    if magic != _MAGIC or expected_bytes + length + _TAIL.size != size:
+        raise UnusableError("is truncated or damaged: it does not end as it should")
+    file.seek(expected_bytes)
+    index = file.read(length)
+    if _sha256(index) != digest:
+        raise UnusableError("has a damaged index")
+    try:
+        content = json.loads(index.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise UnusableError(f"has an index that cannot be used: {error}") from None
+    checksums = content.pop("crc32", None) if isinstance(content, dict) else None
+    if content != about:
+        raise UnusableError("belongs to another model, other texts or another format")
+    if (
+        not isinstance(checksums, list)
+        or len(checksums) != len(about["lengths"])
+        or not all(crc is None or (type(crc) is int and 0 <= crc < 2**32) for crc in checksums)
+    ):
+        raise UnusableError("has an index without a checksum for each example")
+    return checksums
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _lock(file: BinaryIO, *, wait: bool) -> None:
+    """Lock a file for as long as it is open here; an OSError where another has it."""
+    if sys.platform != "win32":  # where an open file cannot be removed anyway
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _unwritable(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{folder} cannot be written: {error.strerror or error}; {_MEND}")

@@ -1,0 +1,210 @@
+"""The settings of a training run, checked where they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import ConfigError, PlanError
+from spafit.glue import Dataset
+from spafit.inference import PRECISIONS, resolve_device, resolve_precision
+
+CACHES = ("off", "memory", "disk")
+"""Where the hidden states after group 1 may be kept."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of one run; the model never sees them.
+
+    Attributes
+    ----------
+    out : str, Path or None
+        The run folder; None writes nothing.
+    seed : int
+        Of dropout and of the order of the data, which is a function of (seed, epoch) alone.
+    epochs : int
+        Passes over the training data.
+    batch_size : int or None
+        Examples per optimizer step; None is the paper's for the task.
+    accumulation : int
+        Parts that a batch is computed in, one after the other, to save memory; the gradient is the
+        same.
+    learning_rate : float or None
+        At its highest; None is 6e-5, or 2e-5 where a plan trains pre-trained matrices.
+    weight_decay : float
+        AdamW's, on matrices.
+    decay_biases : bool
+        Whether biases, bias deltas and LayerNorms decay too. A delta decays towards 0, that is
+        towards the pre-trained bias.
+    warmup : float
+        The share of all steps over which the learning rate rises linearly from 0.
+    max_grad_norm : float
+        The norm that the gradient of all trained numbers together is clipped at; 0 does not clip.
+    max_length : int or None
+        Tokens after which an example is cut; None is the model's longest.
+    eval_every : int or None
+        Steps between evaluations; None evaluates after each epoch. The last step is always
+        evaluated.
+    precision : {"auto", "float32", "bf16", "fp16"}
+        The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.inference
+        .resolve_precision`).
+    frozen_dropout : bool
+        Whether group 1, the layers below the first that trains, has dropout in training as the rest
+        has. The paper's has; without it, its hidden states are the same in every epoch.
+    cache_prefix : {"off", "memory", "disk"}
+        Keep the hidden states after group 1 instead of computing them in every epoch, which takes
+        ``frozen_dropout=False``. On disk they also serve later runs with other seeds, methods and
+        learning rates (:mod:`spafit.prefix_cache`).
+    cache_dtype : {"float32", "half"}
+        In what they are kept.
+    cache_limit_gib : float
+        The most that they may take.
+    recompute : tuple of int
+        Groups (1, 2, 3 in a SPAFIT plan) whose layers keep only their input in training and are
+        computed again in backward: less memory, more time.
+    frozen_weights : {"float32", "half"}
+        In what the frozen matrices of the encoder are stored during and after the run: "half" is
+        the type of ``precision``, which must be bf16 or fp16. The products are the same, because
+        autocast rounds to it anyway; what is saved is two bytes a weight, and the rounding at every
+        use.
+    device : str
+        Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.
+    overwrite : bool
+        Whether a run in ``out`` may be replaced.
+    quiet : bool
+        Show no progress.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range.
+    """
+
+    out: str | Path | None = None
+    seed: int = 0
+    epochs: int = 10
+    batch_size: int | None = None
+    accumulation: int = 1
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    decay_biases: bool = False
+    warmup: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int | None = None
+    eval_every: int | None = None
+    precision: str = "auto"
+    frozen_dropout: bool = True
+    cache_prefix: str = "off"
+    cache_dtype: str = "float32"
+    cache_limit_gib: float = 16.0
+    recompute: tuple[int, ...] = ()
+    frozen_weights: str = "float32"
+    device: str = "auto"
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("seed", 0),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulation", 1),
+            ("max_length", 8),
+            ("eval_every", 1),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("batch_size", "max_length", "eval_every"):
+                continue
+            if type(value) is not int or not least <= value < 2**63:
+                raise ConfigError(f"{name} must be a whole number of at least {least}: {value!r}")
+        for name, low, high in (
+            ("learning_rate", 0.0, 1.0),
+            ("weight_decay", 0.0, 1.0),
+            ("warmup", 0.0, 1.0),
+            ("max_grad_norm", 0.0, sys.float_info.max),
+            ("cache_limit_gib", 0.0, 1e6),
+        ):
+            value = getattr(self, name)
+            if value is None and name == "learning_rate":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"{name} must be a number: {value!r}")
+            if not low <= value <= high:  # NaN is not either
+                raise ConfigError(f"{name} must be a number from {low:g} to {high:g}: {value!r}")
+        if self.learning_rate == 0:
+            raise ConfigError("learning_rate must be above 0")
+        for name in ("decay_biases", "frozen_dropout", "overwrite", "quiet"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} must be True or False: {getattr(self, name)!r}")
+        for name, known in (
+            ("precision", PRECISIONS),
+            ("cache_prefix", CACHES),
+            ("cache_dtype", ("float32", "half")),
+            ("frozen_weights", ("float32", "half")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(known)}: {getattr(self, name)!r}"
+                )
+        if self.cache_prefix != "off" and self.frozen_dropout:
+            raise ConfigError(
+                f"cache_prefix={self.cache_prefix!r} keeps what group 1 gives without dropout; say "
+                "so with frozen_dropout=False (--no-frozen-dropout), or leave cache_prefix off"
+            )
+        if type(self.recompute) is not tuple or not all(
+            type(group) is int and group >= 1 for group in self.recompute
+        ):
+            raise ConfigError(
+                f"recompute must be a tuple of group numbers from 1, found {self.recompute!r}"
+            )
+        if not isinstance(self.device, str):
+            raise ConfigError(f'device must be a name such as "cpu" or "cuda:1": {self.device!r}')
+        if not isinstance(self.out, (str, Path, type(None))):
+            raise ConfigError(f"out must be the path of a folder, or None: {self.out!r}")
+        if self.batch_size is not None and self.accumulation > self.batch_size:
+            raise ConfigError(
+                f"accumulation = {self.accumulation} cannot divide batches of {self.batch_size}"
+            )
+
+
+def complete(
+    config: TrainConfig, model: BertForSequenceClassification, train: Dataset
+) -> TrainConfig:
+    """Replace what is None or "auto" by what it stands for."""
+    assert model.adaptation is not None
+    if model.classifier.weight.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"training needs parameters in float32, the model's are {model.classifier.weight.dtype}"
+            '; load it with dtype=torch.float32, and use precision="bf16" or "fp16"'
+        )
+    device = resolve_device(config.device)
+    is_full = any(name.endswith(".weight") for name in model.adaptation.trainable[:-2])
+    precision = resolve_precision(config.precision, device)
+    if config.frozen_weights == "half" and precision == "float32":
+        raise ConfigError(
+            'frozen_weights="half" goes with precision bf16 or fp16, which rounds the weights at '
+            "every use; this run's is float32"
+        )
+    plan = model.adaptation.plan
+    beyond = [group for group in config.recompute if group > len(plan.strata)]
+    if beyond:
+        raise PlanError(f"recompute names group {beyond[0]}, {plan.name} has {len(plan.strata)}")
+    if config.cache_prefix != "off" and model.bert.frozen_depth == 0:
+        raise PlanError(
+            f"{plan.name} trains the first layer or the embeddings, so no hidden state stays the "
+            "same; leave cache_prefix off"
+        )
+    return dataclasses.replace(
+        config,
+        batch_size=config.batch_size or train.task.paper_batch_size,
+        learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),
+        max_length=config.max_length or model.config.max_position_embeddings,
+        device=str(device),
+        precision=precision,
+    )
