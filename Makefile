@@ -1,7 +1,7 @@
 # make demo    fine-tune a small real BERT here and now          (environment .venv)
 # make test    the default test suite: no network, no GPU         (environment .venv-test)
 # make lint types               what CI checks besides                    (environment .venv-test)
-# make bench                    one short real run; see benchmarks        (environment .venv-test)
+# make bench                    the short set of benchmarks, 10 minutes   (environment .venv-test)
 #
 # PYTHON=python3.12 make test     another interpreter
 # make test ARGS="-m slow"        other tests, or any argument of pytest
@@ -26,8 +26,7 @@ types: .venv-test/ready
 	.venv-test/bin/mypy
 
 bench: .venv-test/ready
-	.venv-test/bin/python -m benchmarks.glue_minilm --tasks wnli --epochs 1 \
-	    --out runs/glue_minilm.csv $(ARGS)
+	.venv-test/bin/python -m benchmarks --out runs/bench $(ARGS)
 
 .venv/ready: setup.cfg constraints.txt requirements-minilm.txt
 	$(PYTHON) -m venv .venv

@@ -13,17 +13,18 @@ import argparse
 import csv
 import dataclasses
 import statistics
-import subprocess
 from pathlib import Path
 
 import torch
 
+from benchmarks.report import commit
 from spafit import glue
 from spafit.minilm import minilm_folder
 from spafit.run_folder import machine, versions
 from spafit.strata import adapt
 from spafit.tokenization import load_tokenizer
-from spafit.train import TrainConfig, fit
+from spafit.train import fit
+from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained
 
 TASKS = ("rte", "mrpc", "cola", "sts-b", "wnli", "sst-2")
@@ -112,7 +113,7 @@ def run(
                           f"{where['torch_threads']} threads"),
             "torch": torch.__version__,
             "spafit": versions()["spafit"],
-            "commit": parsed.commit or _commit(),
+            "commit": parsed.commit or commit(),
         }
         for metric, score in result.metrics.items()
     ]  # fmt: skip
@@ -168,14 +169,6 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":

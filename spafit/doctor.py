@@ -11,6 +11,8 @@ import torch
 
 from spafit.hub import cache_folder
 from spafit.inference import resolve_precision
+from spafit.kernels.products import LIBRARY_VARIABLE, library
+from spafit.memory import keep_freed_memory
 from spafit.run_folder import machine, versions
 
 # Optional packages: what each is for, and how to get it.
@@ -44,8 +46,7 @@ def examine() -> Iterator[Finding]:
         "machine", f"{here['processor']}, {here['cpus']} CPUs, {here['torch_threads']} threads used"
     )
     yield from _devices()
-    yield Finding("kernels", "attention: PyTorch's scaled_dot_product_attention (impl='sdpa')")
-    yield Finding("kernels", "lora_linear: the plain form (impl='reference')")
+    yield from _kernels()
     for package, (purpose, mend) in _EXTRAS.items():
         if importlib.util.find_spec(package) is None:
             yield Finding("optional", f"{package} is not installed ({purpose})", mend)
@@ -59,6 +60,25 @@ def examine() -> Iterator[Finding]:
         yield Finding(
             "cache", f"{folder} cannot be written to", "set SPAFIT_CACHE to another folder", True
         )
+
+
+def _kernels() -> Iterator[Finding]:
+    """Say which form ``impl="auto"`` stands for."""
+    names = {"mkl": "MKL", "onednn": "oneDNN"}
+    yield Finding(
+        "kernels",
+        f"float32 products on the CPU: {names[library()]} ({LIBRARY_VARIABLE}=mkl or onednn "
+        "overrides)",
+    )
+    yield Finding("kernels", "lora_linear: fused, merged or additive by the shape's arithmetic")
+    if torch.cuda.is_available():
+        yield Finding("kernels", "attention: scaled_dot_product_attention on the padded batch")
+        yield Finding("kernels", "dropout_add_norm, dropout: the plain forms")
+    else:
+        yield Finding("kernels", "attention: fused, over packed sequences in groups of like length")
+        yield Finding("kernels", "dropout_add_norm, dropout: fused")
+    kept = "kept for the next request" if keep_freed_memory() else "given back to the system"
+    yield Finding("memory", f"what a step frees is {kept}")
 
 
 def _devices() -> Iterator[Finding]:

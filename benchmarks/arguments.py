@@ -1,0 +1,58 @@
+"""The arguments that several measurements have in common."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks.contenders import METHODS, SHAPES, TOLERANCES
+from benchmarks.lengths import DATA, TASKS, VOCABULARY
+from spafit.inference import resolve_device
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add what every measurement takes."""
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / out, help="writes OUT.csv, OUT.md and OUT.png"
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add what the measurements on batches of a task take, too."""
+    add_run_arguments(parser, out)
+    parser.add_argument("--task", choices=TASKS, default="rte")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda")
+    parser.add_argument("--dtype", choices=TOLERANCES, default="float32", help="bf16 is autocast")
+    parser.add_argument("--data", type=Path, default=DATA, help="GLUE's root")
+    parser.add_argument("--vocab", type=Path, default=VOCABULARY, help="folder of a vocabulary")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add what the measurements of a whole model on such batches take, too."""
+    add_data_arguments(parser, out)
+    parser.add_argument("--model-shape", choices=SHAPES, default="large")
+    parser.add_argument("--method", help="default: SPAFIT-4-9-II, or SPAFIT-1-3-II for minilm")
+
+
+def set_threads(parsed: argparse.Namespace) -> None:
+    """Set the number of threads that is asked for."""
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+
+
+def device_of(parsed: argparse.Namespace) -> torch.device:
+    """Set the number of threads, and give the device that is asked for."""
+    set_threads(parsed)
+    return resolve_device(parsed.device)
+
+
+def method_of(parsed: argparse.Namespace) -> str:
+    """Give the method that is asked for, or the shape's own."""
+    return str(parsed.method or METHODS[parsed.model_shape])

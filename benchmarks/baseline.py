@@ -1,0 +1,142 @@
+"""The baseline: transformers and PEFT doing the same work as an adapted spafit model.
+
+The same strata, the same LoRA, the same biases trained, the same head; SDPA; sequences padded to
+the longest of the batch or, as the paper's own code is likely to have done, to 128. The weights are
+copies of the spafit model's, so that logits and gradients can be compared before anything is timed.
+
+What must be known of PEFT (seen in 0.21): a wrapped Linear moves to ``query.base_layer``;
+``modules_to_save=["classifier"]`` trains a copy of the head; it has no stratum of biases, so these
+are switched on by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import peft
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from spafit.adapters import ADDED, LoRALinear
+from spafit.bert import BertForSequenceClassification
+from spafit.inference import autocast
+from spafit.tokenization import Batch, Encodings
+
+#: Gives the logits (B, C) of rows, in their order.
+Logits = Callable[[Sequence[int]], Tensor]
+
+
+def peft_twin(model: BertForSequenceClassification) -> nn.Module:
+    """Build what computes and trains the same as an adapted model, of transformers and PEFT.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Adapted by any plan whose LoRA has one rank, alpha and dropout.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode, with its own copies of all weights, on the model's device.
+
+    Raises
+    ------
+    ValueError
+        If the model was not adapted, or its LoRA has several ranks, scales or rates.
+    """
+    if model.adaptation is None:
+        raise ValueError("the model was not adapted; call spafit.adapt(model, plan) first")
+    config = transformers.BertConfig(
+        **model.config.to_json_dict(), num_labels=model.num_labels, attn_implementation="sdpa"
+    )
+    pretrained = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.rpartition(".")[2] not in ADDED
+    }
+    twin: nn.Module = transformers.BertForSequenceClassification(config)
+    twin.to(model.classifier.weight)
+    twin.load_state_dict(pretrained, strict=True)
+    twin.requires_grad_(False)
+    lora = {
+        name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
+    }
+    if lora:
+        twin = peft.get_peft_model(twin, _lora_config(lora))
+
+    theirs = {plain_name(name): parameter for name, parameter in twin.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias_delta"):
+                theirs[plain_name(name)].add_(parameter)
+            elif name.endswith((".lora_A", ".lora_B")):
+                theirs[name].copy_(parameter)
+    for name in model.adaptation.trainable:
+        theirs[plain_name(name)].requires_grad_(True)
+    return twin.eval()
+
+
+def _lora_config(lora: dict[str, LoRALinear]) -> peft.LoraConfig:
+    settings = {(each.lora_A.shape[0], each.scaling, each.dropout) for each in lora.values()}
+    if len(settings) > 1:
+        raise ValueError(f"the baseline has one rank, scale and rate of LoRA, found {settings}")
+    [(r, scaling, dropout)] = settings
+    return peft.LoraConfig(
+        r=r,
+        lora_alpha=scaling * r,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules="|".join(map(re.escape, lora)),  # matched against whole names
+        modules_to_save=["classifier"],
+    )
+
+
+def plain_name(name: str) -> str:
+    """Give the name that a parameter of either model has in common: a bias delta is a bias."""
+    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1", name)
+    name = re.sub(r"^classifier\.modules_to_save\.default\.", "classifier.", name)
+    return re.sub(r"\.bias_delta$", ".bias", name)
+
+
+def padded_logits(
+    twin: nn.Module, encodings: Encodings, arithmetic: str = "float32", pad_to: int = 0
+) -> Logits:
+    """Run a twin on padded batches.
+
+    Parameters
+    ----------
+    twin : nn.Module
+        From :func:`peft_twin`.
+    encodings : Encodings
+        The data.
+    arithmetic : {"float32", "bf16", "fp16"}
+        Other than float32 is autocast.
+    pad_to : int
+        The least length; 0 pads to the longest of the batch.
+    """
+    device = next(twin.parameters()).device
+
+    def logits(numbers: Sequence[int]) -> Tensor:
+        batch = padded_batch(encodings, numbers, pad_to)
+        ids, mask, types = (tensor.to(device) for tensor in batch)
+        with autocast(arithmetic, device):
+            output = twin(input_ids=ids, attention_mask=mask, token_type_ids=types)
+        found: Tensor = output.logits
+        return found
+
+    return logits
+
+
+def padded_batch(encodings: Encodings, numbers: Sequence[int], pad_to: int = 0) -> Batch:
+    """Pad rows to the longest of them, or further to ``pad_to``."""
+    ids, mask, types = encodings.batch(numbers)
+    missing = max(0, pad_to - ids.shape[1])
+    return Batch(
+        F.pad(ids, (0, missing), value=encodings.pad_id),
+        F.pad(mask, (0, missing)),
+        F.pad(types, (0, missing)),
+    )

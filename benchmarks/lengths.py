@@ -1,0 +1,172 @@
+"""Batches of real lengths: of the data where it is present, and of a recorded list where it is not.
+
+What a batch costs depends on the lengths of its sequences, not on its words. So where GLUE's files
+are missing, sequences of recorded lengths are filled with random token ids; everything after that
+is the same. The record holds, of each task, 256 rows of train drawn at random and the first rows of
+dev in the order of the file (up to 277, all of RTE's), in BERT's cased vocabulary. It is made by
+
+    python -m benchmarks.lengths --record
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Rows
+from spafit import glue
+from spafit.tokenization import Encodings, load_tokenizer
+
+TASKS = ("rte", "cola", "sst-2", "mrpc")
+DATA = Path("../shared/data/glue")
+VOCABULARY = Path("../shared/data/vocab/bert-cased")
+RECORD = Path(__file__).with_name("recorded_lengths.json")
+
+MAX_LENGTH = 512  # BERT's positions; no row of the four tasks is longer
+_TRAIN_ROWS, _DEV_ROWS = 256, 277
+_SEED = 0
+_CLS, _SEP, _FIRST_WORD, _WORDS = 101, 102, 1000, 28_996  # ids of the cased vocabulary
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Encoded rows of one task.
+
+    Attributes
+    ----------
+    encodings : Encodings
+        Token ids, real or random.
+    source : str
+        "data" or "recorded lengths".
+    """
+
+    encodings: Encodings
+    source: str
+
+    def first(self, count: int, batch_size: int) -> list[Rows]:
+        """Give the first rows in their order, in batches."""
+        count = min(count, len(self.encodings))
+        return self._batches(range(count), batch_size)
+
+    def draw(self, batches: int, batch_size: int, seed: int) -> list[Rows]:
+        """Give batches of rows drawn at random, none twice.
+
+        Raises
+        ------
+        ValueError
+            If there are not enough rows.
+        """
+        count = batches * batch_size
+        if count > len(self.encodings):
+            raise ValueError(
+                f"{batches} batches of {batch_size} need {count} rows, there are "
+                f"{len(self.encodings)} ({self.source})"
+            )
+        order = np.random.default_rng(seed).permutation(len(self.encodings))
+        return self._batches(order[:count].tolist(), batch_size)
+
+    def _batches(self, rows: Sequence[int], batch_size: int) -> list[Rows]:
+        lengths = self.encodings.lengths
+        return [
+            Rows(tuple(numbers), sum(lengths[row] for row in numbers))
+            for numbers in (
+                rows[start : start + batch_size] for start in range(0, len(rows), batch_size)
+            )
+        ]
+
+
+def load_rows(
+    task: str, split: str = "train", data: Path = DATA, vocabulary: Path = VOCABULARY
+) -> TaskRows:
+    """Encode a task's rows, or make rows of its recorded lengths where the files are missing.
+
+    Parameters
+    ----------
+    task : str
+        One of :data:`TASKS`.
+    split : {"train", "dev"}
+        Which file.
+    data, vocabulary : Path
+        GLUE's root, and the folder of a BERT vocabulary.
+    """
+    if data.is_dir() and vocabulary.is_dir():
+        dataset = glue.load(task, split, data)
+        tokenizer = load_tokenizer(vocabulary)
+        encodings = tokenizer.encode(dataset.texts_a, dataset.texts_b, max_length=MAX_LENGTH)
+        return TaskRows(encodings, "data")
+    recorded = json.loads(RECORD.read_text(encoding="utf-8"))
+    if task not in recorded:
+        raise ValueError(f"no lengths of {task!r} are recorded; there are {', '.join(recorded)}")
+    return TaskRows(_filled(**recorded[task][split]), "recorded lengths")
+
+
+def random_labels(count: int, num_labels: int, seed: int) -> torch.Tensor:
+    """Draw a class (count,) for each row; no timing depends on which."""
+    return torch.randint(num_labels, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def _filled(lengths: Sequence[int], first_texts: Sequence[int]) -> Encodings:
+    """Give sequences of these lengths, of random words, whose first texts have these lengths."""
+    generator = np.random.default_rng(_SEED)
+    input_ids, token_type_ids = [], []
+    for length, first in zip(lengths, first_texts, strict=True):
+        ids = generator.integers(_FIRST_WORD, _WORDS, length).tolist()
+        ids[0], ids[first - 1], ids[-1] = _CLS, _SEP, _SEP
+        input_ids.append(ids)
+        token_type_ids.append([0] * first + [1] * (length - first))
+    return Encodings(input_ids, token_type_ids, truncated=0, pad_id=0)
+
+
+def measured_lengths(
+    task: str, data: Path = DATA, vocabulary: Path = VOCABULARY
+) -> dict[str, dict[str, list[int]]]:
+    """Give what is recorded of a task: of each split, lengths of rows and of their first texts."""
+    found = {}
+    for split in ("train", "dev"):
+        rows = load_rows(task, split, data, vocabulary)
+        if split == "train":
+            numbers = rows.draw(1, _TRAIN_ROWS, _SEED)[0].numbers
+        else:
+            numbers = rows.first(_DEV_ROWS, _DEV_ROWS)[0].numbers
+        types = [rows.encodings.token_type_ids[row] for row in numbers]
+        found[split] = {
+            "lengths": [len(its) for its in types],
+            "first_texts": [len(its) - sum(its) for its in types],
+        }
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Record the lengths anew, or print what is recorded."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.name} from the data")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--vocab", type=Path, default=VOCABULARY)
+    parsed = parser.parse_args(arguments)
+    if parsed.record:
+        if not (parsed.data.is_dir() and parsed.vocab.is_dir()):
+            parser.error(f"{parsed.data} or {parsed.vocab} is missing")
+        record = {task: measured_lengths(task, parsed.data, parsed.vocab) for task in TASKS}
+        written = json.dumps(record, indent=1)
+        for whitespace in ("\n     ", "\n    "):  # a list to a line
+            written = written.replace(whitespace, " ")
+        RECORD.write_text(written + "\n", encoding="utf-8")
+    for task, splits in json.loads(RECORD.read_text(encoding="utf-8")).items():
+        for split, recorded in splits.items():
+            lengths = recorded["lengths"]
+            print(
+                f"{task:6} {split:6} {len(lengths):4} rows, {np.mean(lengths):5.1f} tokens on "
+                f"average, {max(lengths)} at most"
+            )
+
+
+if __name__ == "__main__":
+    main()

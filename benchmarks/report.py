@@ -1,0 +1,151 @@
+"""Results as rows: a CSV that grows, a Markdown table of it, and a figure of the ratios."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from spafit.kernels.products import library
+from spafit.run_folder import machine, versions
+
+Row = Mapping[str, str | int | float]
+
+SETTINGS = (
+    "task", "split", "lengths", "method", "model", "layers", "hidden", "intermediate", "rank",
+    "batch_size", "epochs", "train_rows", "dev_rows", "seed",
+    "device", "processor", "cpus", "threads", "dtype", "torch", "transformers", "peft", "spafit",
+    "commit",
+)  # fmt: skip
+"""The columns that say what was measured, where, and with what; a table names them once, below."""
+
+_QUARTILES = ("ratio_low_quartile", "ratio_high_quartile")
+
+
+def place(device: torch.device, dtype: str) -> dict[str, str | int]:
+    """Say where and with what something is measured."""
+    where, installed = machine(), versions()
+    return {
+        "device": str(where["gpu"]) if device.type == "cuda" else "cpu",
+        "processor": str(where["processor"]),
+        "cpus": int(where["cpus"]),
+        "threads": torch.get_num_threads(),
+        "products": library() if device.type == "cpu" else "cublas",
+        "dtype": dtype,
+        "torch": installed["torch"],
+        "transformers": metadata.version("transformers"),
+        "peft": metadata.version("peft"),
+        "spafit": installed["spafit"],
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """Name the commit that is checked out, with "-dirty" where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    folder = Path(__file__).parent
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return ran.stdout.strip()
+
+
+def text(value: str | int | float) -> str:
+    """Write a value with four digits, or to a tenth where it is large."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Add rows to a CSV, which is made if need be; give back all that it then holds.
+
+    Raises
+    ------
+    ValueError
+        If the file has other columns.
+    """
+    columns = list(rows[0])
+    earlier = read_rows(path)
+    if earlier and list(earlier[0]) != columns:
+        differing = sorted(set(earlier[0]) ^ set(columns))
+        raise ValueError(
+            f"{path} has other columns ({', '.join(differing) or 'in another order'}); move it "
+            "away, or give another --out"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    every = earlier + [{key: text(value) for key, value in row.items()} for row in rows]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(every)
+    return every
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV; none if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Write rows as a table, and below it the settings and places that they were measured with.
+
+    The columns of :data:`SETTINGS` are left out of the table, where a number in "setting" refers to
+    the list below. Quartiles stay in the CSV.
+    """
+    columns = [key for key in rows[0] if key not in (*SETTINGS, *_QUARTILES)]
+    settings: list[str] = []
+    lines = [f"| {' | '.join([*columns, 'setting'])} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        setting = ", ".join(f"{key} {text(row[key])}" for key in SETTINGS if key in row)
+        if setting not in settings:
+            settings.append(setting)
+        cells = [text(row[key]) for key in columns]
+        lines.append(f"| {' | '.join([*cells, str(settings.index(setting) + 1)])} |")
+    listed = [f"{number}. {setting}" for number, setting in enumerate(settings, start=1)]
+    return "\n".join([*lines, "", *listed, ""])
+
+
+def draw_ratios(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draw a bar for each row: its median ratio, with quartiles (thick) and extremes (thin)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 1.1 + 0.42 * len(rows)), layout="constrained")
+    for y, row in enumerate(rows):
+        keys = ("ratio", "ratio_min", "ratio_max", *_QUARTILES)
+        ratio, minimum, maximum, low, high = (float(row[key]) for key in keys)
+        is_baseline = minimum == maximum == 1.0
+        axes.barh(y, ratio, height=0.62, color="#bbbbbb" if is_baseline else "#88aacc")
+        axes.plot([minimum, maximum], [y, y], "k-", linewidth=1)
+        axes.plot([low, high], [y, y], "k-", linewidth=4)
+        axes.text(0, y, f" {ratio:.2f}", va="center")
+    axes.set_yticks(range(len(rows)), [str(row["contender"]) for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("times as fast as the baseline (median; quartiles thick, extremes thin)")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write_results(out: Path, rows: Sequence[Row], title: str) -> None:
+    """Append rows to OUT.csv, write OUT.md of all that it holds, and draw OUT.png of these."""
+    every = append_rows(out.with_suffix(".csv"), rows)
+    out.with_suffix(".md").write_text(markdown(every), encoding="utf-8")
+    if "ratio" in rows[0]:
+        draw_ratios(rows, out.with_suffix(".png"), title)
+    print(markdown(rows))
