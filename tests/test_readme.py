@@ -83,6 +83,7 @@ def test_the_snippets_run_from_top_to_bottom(places, monkeypatch):
 
 def test_the_commands_run_in_order(places, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
     for command in COMMANDS:
         arguments = shlex.split(fill_in(command, places))[1:]
         if command.startswith(NEEDS_NETWORK):

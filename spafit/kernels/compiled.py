@@ -17,13 +17,15 @@ from spafit.kernels.lora_linear import Kept, Part, backward, forward, merges_for
 def _make_parts(
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
-    deltas: Sequence[torch.Tensor | None],
-    lora_A: Sequence[torch.Tensor | None],
-    lora_B: Sequence[torch.Tensor | None],
+    deltas: Sequence[torch.Tensor],
+    lora_A: Sequence[torch.Tensor],
+    lora_B: Sequence[torch.Tensor],
     scalings: Sequence[float],
     dropout: float,
 ) -> list[Part]:
-    columns = (weights, biases, deltas, lora_A, lora_B, scalings, [dropout] * len(weights))
+    """Put the parts together; of δ, A and B, what a part lacks is an empty tensor."""
+    optional = [[t if t.numel() else None for t in row] for row in (deltas, lora_A, lora_B)]
+    columns = (weights, biases, *optional, scalings, [dropout] * len(weights))
     return [Part(*row) for row in zip(*columns, strict=True)]
 
 
@@ -32,9 +34,9 @@ def _stacked_linear(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
-    deltas: Sequence[torch.Tensor | None],
-    lora_A: Sequence[torch.Tensor | None],
-    lora_B: Sequence[torch.Tensor | None],
+    deltas: Sequence[torch.Tensor],
+    lora_A: Sequence[torch.Tensor],
+    lora_B: Sequence[torch.Tensor],
     scalings: Sequence[float],
     dropout: float,
     gelu: bool,
@@ -54,16 +56,16 @@ def _(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
-    deltas: Sequence[torch.Tensor | None],
-    lora_A: Sequence[torch.Tensor | None],
-    lora_B: Sequence[torch.Tensor | None],
+    deltas: Sequence[torch.Tensor],
+    lora_A: Sequence[torch.Tensor],
+    lora_B: Sequence[torch.Tensor],
     scalings: Sequence[float],
     dropout: float,
     gelu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     parts = _make_parts(weights, biases, deltas, lora_A, lora_B, scalings, dropout)
-    ranks = sum(len(A) for A in lora_A if A is not None)
-    additive = ranks > 0 and not merges_forward(x.shape[0], parts)
+    ranks = sum(len(A) for A in lora_A)
+    additive = ranks > 0 and not merges_forward(x, parts)
     y = x.new_empty(x.shape[0], sum(len(bias) for bias in biases))
     U = x.new_empty((x.shape[0], ranks) if additive else (0,))
     mask = torch.empty_like(x, dtype=torch.bool) if additive and dropout else x.new_empty(0).bool()
@@ -76,9 +78,9 @@ def _stacked_linear_backward(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
-    deltas: Sequence[torch.Tensor | None],
-    lora_A: Sequence[torch.Tensor | None],
-    lora_B: Sequence[torch.Tensor | None],
+    deltas: Sequence[torch.Tensor],
+    lora_A: Sequence[torch.Tensor],
+    lora_B: Sequence[torch.Tensor],
     scalings: Sequence[float],
     dropout: float,
     U: torch.Tensor,
@@ -103,9 +105,9 @@ def _(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
-    deltas: Sequence[torch.Tensor | None],
-    lora_A: Sequence[torch.Tensor | None],
-    lora_B: Sequence[torch.Tensor | None],
+    deltas: Sequence[torch.Tensor],
+    lora_A: Sequence[torch.Tensor],
+    lora_B: Sequence[torch.Tensor],
     scalings: Sequence[float],
     dropout: float,
     U: torch.Tensor,
@@ -126,7 +128,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     ctx.count, ctx.scalings, ctx.dropout = len(rows[0]), scalings, dropout
     ctx.save_for_backward(x, *(tensor for row in rows for tensor in row), *output[1:])
     ctx.needs_x = x.requires_grad
-    ctx.needs = [t is not None and t.requires_grad for row in rows for t in row]
+    ctx.needs = [t.requires_grad for row in rows for t in row]
     ctx.set_materialize_grads(True)
 
 

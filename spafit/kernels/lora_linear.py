@@ -13,7 +13,9 @@ dx                      dY W + V A                               dY W'
 ======================  =======================================  ===================================
 
 and in both dA = Vᵀ x, dB = s·dYᵀ U, dδ = db = Σ dY, dW = dYᵀ x. The order is chosen by arithmetic,
-forward and backward apart; LoRA dropout allows the additive one alone.
+forward and backward apart. LoRA dropout allows the additive one alone, and so does half precision:
+the rounding of W' is the same for every row, so that sums over rows, which all gradients are, add
+it up where they average the rounding of outputs.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from spafit.kernels.products import product, product_gelu
 from spafit.kernels.stacking import stacked
 
 IMPLS = ("auto", "reference", "fused")
+
+_HALF = (torch.float16, torch.bfloat16)
 
 # Writing an element of W' takes about as long as this many multiplications of a product.
 _WRITING = 16
@@ -213,8 +217,11 @@ def _fused(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> torch.Tensor:
     tensors = (*weights, *biases, *deltas, *As, *Bs)
     flat = x.reshape(-1, x.shape[-1])
     if torch.compiler.is_compiling():
+        # An operator's list holds tensors alone: what a part lacks is an empty one.
+        nothing = flat.new_empty(0)
+        optional = [[nothing if t is None else t for t in row] for row in (deltas, As, Bs)]
         y, *_ = torch.ops.spafit.stacked_linear(
-            flat, weights, biases, deltas, As, Bs, scalings, dropouts[0], gelu
+            flat, weights, biases, *optional, scalings, dropouts[0], gelu
         )
     elif torch.is_grad_enabled() and (
         x.requires_grad or any(each is not None and each.requires_grad for each in tensors)
@@ -240,7 +247,7 @@ def forward(
     """Give y (N, Σ out) for x (N, in), and what to keep for :func:`backward`."""
     U = mask = None
     adapted = [part for part in parts if part.lora_A is not None]
-    merges = bool(adapted) and merges_forward(x.shape[0], parts)
+    merges = bool(adapted) and merges_forward(x, parts)
     W = _merged(parts, x.dtype) if merges else _weight(parts, x.dtype)
     b = _bias(parts, x.dtype)
     if gelu and not keep and (merges or not adapted):
@@ -291,7 +298,7 @@ def backward(
                 dW[i] = _transposed_product(dY_i, x).to(parts[i].weight.dtype)
 
     V = None
-    merges = needs_x and merges_backward(dY.shape[0], parts)
+    merges = needs_x and merges_backward(dY, parts)
     if any(needs_A) or (needs_x and numbers and not merges):
         V = _up(dY, parts)  # (N, R)
     if any(needs_B):
@@ -321,16 +328,21 @@ def backward(
     return dx, gradients
 
 
-def merges_forward(N: int, parts: Sequence[Part]) -> bool:
+def merges_forward(x: torch.Tensor, parts: Sequence[Part]) -> bool:
     """Whether y = x W'ᵀ, with W' made anew, costs less than the additive order."""
+    if x.dtype in _HALF:
+        return False
+    N = x.shape[0]
     return _costs_less_merged(
         parts, additive=N * (sum(_ranks(parts)) * _in(parts)) + N * _Br(parts)
     )
 
 
-def merges_backward(N: int, parts: Sequence[Part]) -> bool:
+def merges_backward(dY: torch.Tensor, parts: Sequence[Part]) -> bool:
     """Whether dx = dY W', with W' made anew, costs less than adding V A, V being there for dA."""
-    return _costs_less_merged(parts, additive=N * sum(_ranks(parts)) * _in(parts))
+    if dY.dtype in _HALF:
+        return False
+    return _costs_less_merged(parts, additive=dY.shape[0] * sum(_ranks(parts)) * _in(parts))
 
 
 def _costs_less_merged(parts: Sequence[Part], additive: int) -> bool:
@@ -420,7 +432,7 @@ def _transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.float32 if dtype in _HALF else dtype
 
 
 _FIELDS = 5  # tensors of a part: W, b, δ, A, B

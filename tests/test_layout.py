@@ -1,0 +1,351 @@
+"""Packed batches: the same numbers as padded ones, and less work for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_bert import CONFIG, ROWS, C, L, short, tiny_bert
+from torch import nn
+
+from spafit.bert import BertForSequenceClassification, set_impl
+from spafit.errors import ConfigError, DataError
+from spafit.kernels.packed_attention import (
+    grouping,
+    make_groups,
+    packed_attention,
+    packed_attention_reference,
+)
+from spafit.layout import Packed, Padded, pack
+from spafit.strata import adapt
+from spafit.tokenization import Encodings
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+LONG = dataclasses.replace(CONFIG, max_position_embeddings=512, num_hidden_layers=2)
+CPU = torch.device("cpu")
+
+
+def make_encodings(lengths: list[int], seed: int = 0) -> Encodings:
+    draw = random.Random(seed)
+    ids = [[draw.randrange(1, CONFIG.vocab_size) for _ in range(n)] for n in lengths]
+    types = [[int(place >= n // 2) for place in range(n)] for n in lengths]
+    return Encodings(ids, types, 0, 0)
+
+
+def gradients(output: torch.Tensor, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Of Σ output ⊙ noise, for all that trains."""
+    generator = torch.Generator().manual_seed(8)
+    noise = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad((output * noise).sum(), list(named.values()))
+    return dict(zip(named, found, strict=True))
+
+
+def assert_near(ours: torch.Tensor, expected: torch.Tensor, what: str = "") -> None:
+    scale = max(1.0, float(expected.detach().abs().max()))
+    worst = float((ours.detach() - expected.detach()).abs().max())
+    assert worst <= TOLERANCE[expected.dtype] * scale, (what, worst, scale)
+
+
+def hold_against_padded(
+    model: BertForSequenceClassification, lengths: list[int], seed: int = 0
+) -> None:
+    """Logits and gradients by the plain padded model, the packed one, and a packed batch."""
+    encodings = make_encodings(lengths, seed)
+    rows = list(range(len(lengths)))
+    set_impl(model, "reference")
+    plain = model(*encodings.batch(rows))
+    expected = gradients(plain, model)
+    set_impl(model, "auto")
+    for logits in (
+        model(*encodings.batch(rows)),
+        model.forward_packed(encodings.packed(rows)),
+    ):
+        assert_near(logits, plain, "logits")
+        for name, gradient in gradients(logits, model).items():
+            assert_near(gradient, expected[name], name)
+
+
+class TestSameNumbers:
+    """Oracle: the padded reference form, which is held against Hugging Face's."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(0, 99))
+    def test_any_mixture_of_lengths(self, lengths: list[int], seed: int) -> None:
+        hold_against_padded(tiny_bert(config=LONG), lengths, seed)
+
+    @settings(max_examples=15, deadline=None)
+    @given(st.lists(st.integers(1, 60), min_size=1, max_size=20))
+    def test_in_float32(self, lengths: list[int]) -> None:
+        hold_against_padded(tiny_bert(torch.float32, config=LONG), lengths)
+
+    @pytest.mark.parametrize(
+        "lengths",
+        [
+            [512, 1, 2, 511, 64],
+            [512],
+            [1],
+            [1] * 64,
+            [7] * 64,
+            list(range(1, 65)),
+            [random.Random(1).randint(1, 300) for _ in range(9)],
+        ],
+        ids=lambda lengths: f"{len(lengths)} of {min(lengths)} to {max(lengths)}",
+    )
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_extremes(self, lengths: list[int], dtype: torch.dtype) -> None:
+        hold_against_padded(tiny_bert(dtype, config=LONG), lengths)
+
+    @pytest.mark.parametrize("method", ROWS)
+    def test_every_plan(self, method: str) -> None:
+        model = tiny_bert()
+        adapt(model, ROWS[method][0])
+        for name, parameter in model.named_parameters():
+            if name.endswith(("lora_B", "bias_delta")):
+                nn.init.normal_(parameter, std=0.3)
+        hold_against_padded(model, [3, 11, 7, 7, 1, 16])
+
+    def test_hidden_states(self) -> None:
+        model = tiny_bert(config=LONG)
+        batch = make_encodings([5, 60, 9, 33]).batch([0, 1, 2, 3])
+        keep = batch.attention_mask.bool()
+        ours = model.bert(*batch, output_hidden_states=True)
+        set_impl(model, "reference")
+        plain = model.bert(*batch, output_hidden_states=True)
+        for mine, expected in zip(ours.hidden_states, plain.hidden_states, strict=True):
+            assert_near(mine[keep], expected[keep])
+            assert torch.count_nonzero(mine[~keep]) == 0
+        assert_near(ours.pooler_output, plain.pooler_output)
+
+    def test_a_sequence_that_begins_with_padding(self) -> None:
+        """The pooler looks at the first place whatever it is, in Hugging Face's model too."""
+        model = tiny_bert()
+        ids = torch.randint(1, 50, (3, 7), generator=torch.Generator().manual_seed(0))
+        mask = torch.ones(3, 7)
+        mask[1, :3] = 0
+        ours = model(ids, mask)
+        set_impl(model, "reference")
+        assert_near(ours, model(ids, mask))
+
+    def test_rows_that_belong_to_no_sequence_matter_to_nothing(self) -> None:
+        model = tiny_bert(config=LONG)
+        batch = make_encodings([50, 17, 6]).packed([0, 1, 2])
+        assert batch.layout.rows == 80
+        assert batch.layout.tokens == 73
+        logits = model.forward_packed(batch)
+        expected = gradients(logits, model)
+        other = batch._replace(input_ids=batch.input_ids.clone())
+        other.input_ids[73:] = 5
+        changed = model.forward_packed(other)
+        assert torch.equal(changed, logits)
+        for name, gradient in gradients(changed, model).items():
+            assert torch.equal(gradient, expected[name]), name
+
+
+class TestLessWork:
+    """Oracle: the whole last layer; and the list of products that are computed."""
+
+    @pytest.mark.parametrize("method", ["spafit ii", "spafit i", "bitfit", "full"])
+    def test_the_last_layer_for_first_tokens_alone(self, method: str) -> None:
+        model = tiny_bert()
+        adapt(model, ROWS[method][0])
+        batch = make_encodings([3, 11, 7]).packed([0, 1, 2])
+        logits = model.forward_packed(batch)
+        X, _ = model.bert.encoder(model.bert.embeddings(*batch[:3]), batch.layout)
+        whole = model.classifier(model.bert._pool(batch.layout.first(X)))
+        assert_near(logits, whole)
+        expected = gradients(whole, model)
+        for name, gradient in gradients(logits, model).items():
+            assert_near(gradient, expected[name], name)
+
+    def test_no_graph_below_the_first_trained_layer_and_no_dx_at_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = tiny_bert()
+        adapt(model, short("SPAFIT-1-3-II"))
+        kernel = sys.modules["spafit.kernels.lora_linear"]
+        outputs, product, calls = [], kernel.product, []
+        for layer in model.bert.encoder.layer:
+            layer.register_forward_hook(lambda _, __, output: outputs.append(output))
+        batch = make_encodings([3, 11, 7]).packed([0, 1, 2])
+        logits = model.forward_packed(batch)
+        assert [output.requires_grad for output in outputs] == [False] * 2 + [True] * 4
+
+        def counted(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+            calls.append(tuple(W.shape))
+            return product(x, W, b)
+
+        monkeypatch.setattr(kernel, "product", counted)
+        logits.sum().backward()
+        D = CONFIG.hidden_size
+        # dX of query, key and value together: layer 3 and 4, and layer 5's key and value; layer 2
+        # is the first that trains, and what goes into it needs no gradient.
+        assert calls.count((D, 3 * D)) == 2
+        assert calls.count((D, 2 * D)) == 1
+
+    def test_a_prefix_goes_on_where_it_ends(self) -> None:
+        model = tiny_bert()
+        adapt(model, short("SPAFIT-1-3-II"))
+        assert model.bert.frozen_depth == 2
+        batch = make_encodings([3, 11, 7]).packed([0, 1, 2])
+        prefix = model.bert.prefix(batch)
+        assert not prefix.requires_grad
+        whole, rest = model.forward_packed(batch), model.forward_packed(batch, prefix)
+        assert torch.equal(whole, rest)
+        expected = gradients(whole, model)
+        for name, gradient in gradients(rest, model).items():
+            assert torch.equal(gradient, expected[name]), name
+
+    @pytest.mark.parametrize(
+        ("method", "depth"), [("SPAFIT-1-3-II", 2), ("bitfit", 0), ("full", 0), ("lora-i", 0)]
+    )
+    def test_frozen_depth(self, method: str, depth: int) -> None:
+        model = tiny_bert()
+        adapt(model, short(method))
+        assert model.bert.frozen_depth == depth
+
+    def test_what_is_computed_again_keeps_less_and_gives_the_same(self) -> None:
+        config = dataclasses.replace(
+            CONFIG, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3
+        )
+        model = tiny_bert(config=config)
+        adapt(model, short("SPAFIT-1-3-II"))
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                nn.init.normal_(parameter, std=0.3)
+        model.train()
+        batch = make_encodings([3, 11, 7]).packed([0, 1, 2])
+        results, kept = [], []
+        for layers in (set(), {2, 3}, {4, 5}, set(range(L))):
+            model.bert.encoder.recomputed = layers
+            torch.manual_seed(1)
+            sizes: dict[int, int] = {}
+
+            def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+                sizes[tensor.data_ptr()] = tensor.nbytes
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                logits = model.forward_packed(batch)
+            results.append([logits, *gradients(logits, model).values()])
+            kept.append(sum(sizes.values()))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        assert all(gradient.abs().max() > 0 for gradient in results[1][1:])
+        assert kept[0] > kept[1] > kept[3]
+        assert kept[0] > kept[2] > kept[3]
+
+
+class TestGrouping:
+    """Oracle: every division of the sequences, tried."""
+
+    @staticmethod
+    def cost(lengths: list[int]) -> float:
+        n, T = len(lengths), max(lengths)
+        return n * T**2 + 850 + (12 * n * T if min(lengths) < T else 0)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.integers(1, 70), min_size=1, max_size=8))
+    def test_is_the_cheapest_division(self, lengths: list[int]) -> None:
+        counts = grouping(lengths)
+        assert sum(counts) == len(lengths)
+
+        def total(counts: list[int]) -> float:
+            ends = list(itertools.accumulate(counts))
+            return sum(
+                self.cost(lengths[end - n : end]) for n, end in zip(counts, ends, strict=True)
+            )
+
+        n = len(lengths)
+        cheapest = min(
+            total([b - a for a, b in itertools.pairwise([0, *cuts, n])])
+            for size in range(n)
+            for cuts in itertools.combinations(range(1, n), size)
+        )
+        assert total(counts) == cheapest
+
+    @pytest.mark.parametrize("counts", [[6], [1] * 6, [2, 4], [1, 3, 2]], ids=str)
+    @pytest.mark.parametrize("impl", ["fused", "sdpa", "reference"])
+    def test_any_division_gives_the_same(self, counts: list[int], impl: str) -> None:
+        lengths, A, Dh = [1, 2, 2, 5, 9, 9], 5, 3
+        generator = torch.Generator().manual_seed(0)
+        QKV = torch.randn(31, 3 * A * Dh, generator=generator, dtype=torch.float64)
+        QKV.requires_grad_()
+        pull = torch.randn(31, A * Dh, generator=generator, dtype=torch.float64)
+        ours = packed_attention(QKV, make_groups(lengths, counts, CPU), A, impl=impl)
+        one_by_one = make_groups(lengths, [1] * 6, CPU)
+        expected = packed_attention_reference(QKV, one_by_one, A)
+        assert (ours - expected).abs().max() < 1e-12
+        assert torch.count_nonzero(ours[28:]) == 0
+        mine, true = (torch.autograd.grad((y * pull).sum(), QKV)[0] for y in (ours, expected))
+        assert (mine - true).abs().max() < 1e-12
+        assert torch.count_nonzero(mine[28:]) == 0
+
+
+class TestPacking:
+    """Oracle: the padded batch, token by token."""
+
+    def test_tokens_positions_and_the_way_back(self) -> None:
+        ids = torch.tensor([[4, 5, 6, 7], [8, 9, 0, 0], [1, 0, 2, 0]])
+        mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0]])
+        types = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0]])
+        batch, unpacking = pack(ids, mask, types)
+        assert batch.layout.lengths == (2, 2, 4)
+        assert batch.input_ids.tolist() == [8, 9, 1, 2, 4, 5, 6, 7]
+        assert batch.token_type_ids.tolist() == [0, 1, 0, 1, 0, 0, 1, 1]
+        assert batch.position_ids.tolist() == [0, 1, 0, 2, 0, 1, 2, 3]
+        assert batch.layout.first_rows.tolist() == [0, 2, 4]
+        hidden = unpacking.hidden(batch.input_ids[:, None].double())[..., 0]
+        assert hidden.tolist() == (ids * mask).tolist()
+        assert unpacking.per_sequence(torch.tensor([[8.0], [1.0], [4.0]])).tolist() == [
+            [4.0],
+            [8.0],
+            [1.0],
+        ]
+
+    @pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (63, 63), (64, 64), (65, 72), (73, 80)])
+    def test_rows_are_rounded_up(self, tokens: int, rows: int) -> None:
+        assert Packed([tokens]).rows == rows
+
+    @pytest.mark.parametrize("lengths", [[], [3, 0], [-1]], ids=str)
+    def test_no_sequence_or_an_empty_one(self, lengths: list[int]) -> None:
+        with pytest.raises(ConfigError, match="at least one token each"):
+            Packed(lengths)
+
+    @pytest.mark.parametrize("rows", [[], [3], [-1]], ids=str)
+    def test_rows_that_are_none(self, rows: list[int]) -> None:
+        with pytest.raises(DataError, match="row numbers from 0 to 2"):
+            make_encodings([1, 2, 3]).packed(rows)
+
+    def test_a_model_without_a_pooler(self) -> None:
+        model = tiny_bert()
+        model.bert.pooler = None
+        with pytest.raises(ConfigError, match="without a pooler"):
+            model(torch.ones(2, 3, dtype=torch.long))
+
+    def test_an_unknown_form(self) -> None:
+        with pytest.raises(ConfigError, match=r"no impl='fast'"):
+            set_impl(tiny_bert(), "fast")
+
+    def test_whoever_replaces_a_map_sees_it_called(self) -> None:
+        class Doubled(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return 2 * x
+
+        model = tiny_bert()
+        layer = model.bert.encoder.layer[0]
+        X = torch.randn(6, CONFIG.hidden_size, dtype=torch.float64)
+        plain = layer.attention.self(X, Packed([2, 4]))
+        layer.attention.self.value = Doubled()
+        assert (layer.attention.self(X, Packed([2, 4])) - plain).abs().max() > 1e-3
+        seen = []
+        layer.attention.self.query.register_forward_hook(lambda *_: seen.append(1))
+        layer.attention.self(X, Padded() if X.dim() == 3 else Packed([6]))
+        assert seen == [1]
+        assert model(torch.ones(2, 3, dtype=torch.long)).shape == (2, C)
