@@ -82,7 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", action="store_true", help="time by operation, of each")
     parsed = parser.parse_args(arguments)
     device = device_of(parsed)
-    keep_freed_memory()  # both sides then have what spafit.fit alone would ask for
     wanted = [PEFT, SPAFIT]
     wanted += [PEFT_128] if parsed.padded_128 else []
     wanted += [SPAFIT_KEPT] if parsed.kept_prefix else []
@@ -90,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     data = load_rows(parsed.task, "train", parsed.data, parsed.vocab)
     batches = data.draw(parsed.batches, parsed.batch_size, parsed.seed)
+    # First, while this process is still small: two models of both sides fill a small machine.
+    memory = {name: memory_columns(parsed, name) for name in names}
+    keep_freed_memory()  # both sides then have what spafit.fit alone would ask for
     model = adapted_model(parsed.model_shape, method_of(parsed), parsed.seed, device)
     first_trainable = first_trainable_layer(model)
     trainings = make_trainings(model, names, data, batches, parsed.dtype, parsed.seed)
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kept = first_trainable if timing.name == SPAFIT_KEPT else 0
         settings = {**settings_of(parsed, data), **timing.columns()}
         settings |= floor_columns(parsed, data, batches, timing, rates, first_trainable, kept)
-        settings |= memory_columns(parsed, timing.name)
+        settings |= memory[timing.name]
         rows.append({**settings, **place(device, parsed.dtype)})
     if parsed.memory:
         for row in rows:

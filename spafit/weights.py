@@ -19,7 +19,7 @@ from spafit.config import BertConfig
 from spafit.errors import WeightsError
 from spafit.hub import commit_of, local_folder
 from spafit.memory import empty_in_large_pages
-from spafit.safefile import FLOAT_DTYPES, SafeFolder, TensorInfo
+from spafit.safefile import FLOAT_DTYPES, TORCH_DTYPES, SafeFolder, TensorInfo
 
 LOADABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """The types that a model may be loaded in."""
@@ -115,6 +115,7 @@ def load_pretrained(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    mapped: bool = True,
 ) -> BertForSequenceClassification:
     """Build a classifier and load pre-trained weights into it.
 
@@ -133,6 +134,10 @@ def load_pretrained(
         Where they live.
     seed : int
         Of the generator that draws the head, and the pooler, where the file has none that fit.
+    mapped : bool
+        Whether large matrices may be the file's own pages, copied only when they are written to
+        (:meth:`spafit.safefile.SafeFile.view`). False reads everything into the process's own
+        memory, for a file that may be cut short or written to in place while the model is in use.
 
     Returns
     -------
@@ -151,7 +156,7 @@ def load_pretrained(
     # On the meta device nothing is allocated or drawn: the file's tensors become the parameters.
     with torch.device("meta"):
         model = BertForSequenceClassification(config, num_labels)
-    load_weights(model, folder, dtype=dtype, device=device, seed=seed)
+    load_weights(model, folder, dtype=dtype, device=device, seed=seed, mapped=mapped)
     return model.eval()
 
 
@@ -162,6 +167,7 @@ def load_weights(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    mapped: bool = True,
 ) -> LoadReport:
     """Replace all parameters of a model, which may be on the meta device, by a folder's weights.
 
@@ -169,7 +175,7 @@ def load_weights(
     ----------
     model : BertForSequenceClassification
         A model as built, without techniques.
-    folder, dtype, device, seed
+    folder, dtype, device, seed, mapped
         As for :func:`load_pretrained`.
 
     Returns
@@ -190,10 +196,17 @@ def load_weights(
         chosen = _match(files.tensors, shapes, folder)
         state = {}
         faults = []
-        places = _places({name: shapes[name] for name in chosen.sources}, dtype)
+        places = _places(shapes, dtype)
         for name, info in chosen.sources.items():
             try:
-                state[name] = files.read(info.name, dtype, into=places.pop(name)).to(device)
+                if name in places:
+                    tensor = files.read(info.name, dtype, into=places.pop(name))
+                elif mapped and TORCH_DTYPES[info.dtype] == dtype:
+                    tensor = files.view(info.name)
+                else:
+                    into = empty_in_large_pages(info.shape, dtype)
+                    tensor = files.read(info.name, dtype, into=into)
+                state[name] = tensor.to(device)
             except WeightsError as error:
                 faults.append(str(error))
         for name, _ in chosen.dropped:
@@ -222,24 +235,19 @@ def load_weights(
 
 
 def _places(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Make the memory to read into, the three matrices of each attention one after the other.
+    """Make memory to read the three matrices of each attention into, one after the other.
 
     One product then serves all three (:func:`spafit.kernels.stacking.lay_together` finds nothing
     left to move).
     """
     places: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
-        before, part, after = name.partition(".attention.self.query.weight")
-        if not part:
+        before, query, after = name.partition(".attention.self.query.weight")
+        if not query or after:
             continue
         trio = [f"{before}.attention.self.{each}.weight" for each in ("query", "key", "value")]
-        if after or any(shapes.get(each) != shape for each in trio):
-            continue
         whole = empty_in_large_pages((3 * shape[0], *shape[1:]), dtype)
         places |= zip(trio, torch.split(whole, shape[0]), strict=True)
-    for name, shape in shapes.items():
-        if name not in places:
-            places[name] = empty_in_large_pages(shape, dtype)
     return places
 
 

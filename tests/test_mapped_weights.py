@@ -1,0 +1,111 @@
+"""Weights as the file's own pages: the same values, never written to, read where they must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spafit.errors import WeightsError
+from spafit.kernels.stacking import are_together
+from spafit.memory import empty_in_large_pages, keep_freed_memory
+from spafit.safefile import SafeFile
+from spafit.weights import load_pretrained
+
+ROWS = 1031  # times 257 float32: more than 1 MiB
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "large": torch.randn(ROWS, 257, generator=generator),
+        "small": torch.randn(5, 3, generator=generator),
+        "half": torch.randn(ROWS, 1027, generator=generator).bfloat16(),
+    }
+    save_file(tensors, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+class TestView:
+    """Oracle: the tensor as it is read."""
+
+    def test_is_what_is_read_and_outlives_the_file_object(self, path: Path) -> None:
+        with SafeFile(path) as file:
+            pairs = {name: (file.view(name), file.read(name)) for name in file.tensors}
+        for name, (view, read) in pairs.items():
+            assert torch.equal(view, read), name
+            assert view.shape == read.shape
+            assert view.dtype == read.dtype
+
+    def test_writing_to_it_does_not_reach_the_file_or_another_view(self, path: Path) -> None:
+        before = path.read_bytes()
+        with SafeFile(path) as first, SafeFile(path) as second:
+            written, other, read = first.view("large"), second.view("large"), first.read("large")
+        written.zero_()
+        assert torch.equal(other, read)
+        assert path.read_bytes() == before
+
+    def test_a_file_that_is_replaced_stays_as_it_was(self, path: Path, tmp_path: Path) -> None:
+        with SafeFile(path) as file:
+            view, read = file.view("large"), file.read("large")
+        save_file({"large": torch.zeros(3)}, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+        assert torch.equal(view, read)
+
+    def test_a_file_that_was_cut_short_is_refused(self, path: Path) -> None:
+        with SafeFile(path) as file:
+            with path.open("r+b") as raw:
+                raw.truncate(path.stat().st_size - 4096)
+            with pytest.raises(WeightsError, match="ended while"):
+                for name in file.tensors:
+                    file.view(name)
+
+    def test_values_that_are_not_finite_are_refused(self, tmp_path: Path) -> None:
+        tensor = torch.zeros(ROWS, 257)
+        tensor[ROWS - 1, 256] = torch.nan
+        save_file({"large": tensor}, tmp_path / "w.safetensors")
+        with SafeFile(tmp_path / "w.safetensors") as file, pytest.raises(WeightsError, match="NaN"):
+            file.view("large")
+
+
+class TestModel:
+    """Oracle: the model whose weights are read."""
+
+    def test_mapped_and_read_are_the_same_model(self, minilm_folder: Path) -> None:
+        mapped = load_pretrained(minilm_folder)
+        read = load_pretrained(minilm_folder, mapped=False)
+        for (name, ours), theirs in zip(mapped.named_parameters(), read.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
+        for layer in (*mapped.bert.encoder.layer, *read.bert.encoder.layer):
+            attention = layer.attention.self
+            assert are_together([getattr(attention, n).weight for n in ("query", "key", "value")])
+
+    def test_training_does_not_reach_the_file(self, minilm_folder: Path) -> None:
+        model = load_pretrained(minilm_folder)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+        again = load_pretrained(minilm_folder)
+        weight = "bert.encoder.layer.1.output.dense.weight"
+        moved = model.get_parameter(weight) - again.get_parameter(weight)
+        assert (moved - 1.0).abs().max() < 1e-5
+
+
+class TestMemory:
+    @pytest.mark.parametrize("shape", [(3, 5), (1031, 1033), (4 * 2**20,), (0, 7)], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+    def test_large_pages_are_memory_like_any_other(
+        self, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        tensor = empty_in_large_pages(shape, dtype)
+        assert tensor.shape == shape
+        assert tensor.dtype == dtype
+        assert tensor.is_contiguous()
+        tensor.fill_(2.0)
+        assert float(tensor.double().sum()) == 2.0 * tensor.numel()
+
+    def test_keeping_freed_memory_may_be_asked_twice(self) -> None:
+        assert keep_freed_memory() is keep_freed_memory()
