@@ -259,6 +259,7 @@ def fit(
                 )
                 if not np.isfinite(logits_dev).all():
                     raise TrainingError(f"the logits on dev after step {step} are not finite")
+                _pass_on_notes(prefixes, progress, run)
                 scores = metrics.compute(task, decode(logits_dev, names), dev.labels)
                 first = task.metrics[0]
                 is_best = not history or scores[first] > max(h["metrics"][first] for h in history)
@@ -355,6 +356,18 @@ def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
     if not names:
         return torch.tensor(dataset.labels, dtype=torch.float32)
     return torch.tensor([names.index(str(label)) for label in dataset.labels])
+
+
+def _pass_on_notes(
+    prefixes: dict[str, KeptPrefix], progress: Progress, run: RunFolder | None
+) -> None:
+    """Say once what a cache found damaged, or removed to make room."""
+    for prefix in prefixes.values():
+        while prefix.cache.notes:
+            note = prefix.cache.notes.pop(0)
+            progress.line(note)
+            if run is not None:
+                run.log({"note": note})
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import N, SmallRun, trained
+from small_runs import N, SmallRun, read_log, trained
 
 from spafit.bert import BertForSequenceClassification, BertModel
 from spafit.errors import ConfigError, PlanError
@@ -141,7 +141,7 @@ class TestLaterRuns:
             assert sum(computed) == N + len(small.dev)
 
     def test_what_is_damaged_is_computed_anew(
-        self, small: SmallRun, computed: list[int], cache: Path
+        self, small: SmallRun, computed: list[int], cache: Path, tmp_path: Path
     ) -> None:
         disk = {"cache_prefix": "disk", "frozen_dropout": False}
         first = small.fit(**disk)
@@ -151,8 +151,11 @@ class TestLaterRuns:
                 content = bytearray(path.read_bytes())
                 content[len(content) // 2] ^= 8
                 path.write_bytes(content)
-        again = small.fit(**disk)
+        again = small.fit(out=tmp_path / "run", **disk)
         assert computed
+        notes = [row["note"] for row in read_log(tmp_path / "run", "note")]
+        assert len(notes) == 2  # of train and of dev
+        assert all(str(cache) in note for note in notes)
         assert np.abs(np.subtract(first.losses, again.losses)).max() < 1e-6
 
     def test_the_record_says_which(self, small: SmallRun, tmp_path: Path) -> None:
