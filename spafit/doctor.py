@@ -64,7 +64,7 @@ def examine() -> Iterator[Finding]:
 
 def _kernels() -> Iterator[Finding]:
     """Say which form ``impl="auto"`` stands for."""
-    names = {"mkl": "MKL", "onednn": "oneDNN"}
+    names = {"mkl": "PyTorch's own (MKL on x86)", "onednn": "oneDNN"}
     yield Finding(
         "kernels",
         f"float32 products on the CPU: {names[library()]} ({LIBRARY_VARIABLE}=mkl or onednn "

@@ -189,6 +189,18 @@ class TestIsTheEquation:
         with pytest.raises(ConfigError, match=r"no impl='triton'"):
             stacked_linear(x, parts, impl="triton")
 
+    @pytest.mark.parametrize("stack", STACKS)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_without_a_gradient_it_gives_the_same_bits(
+        self, stack: str, dtype: torch.dtype
+    ) -> None:
+        """So that a model whose adapters are off is the pre-trained one, bit for bit."""
+        x, parts = make_x(64, dtype=dtype), make_parts(stack, dtype)
+        for gelu in (False, True):
+            with torch.no_grad():
+                still = stacked_linear(x, parts, gelu=gelu)
+            assert torch.equal(stacked_linear(x, parts, gelu=gelu), still)
+
     def test_a_second_derivative_is_refused_with_the_mend(self) -> None:
         x, parts = make_x(), make_parts("one")
         y = stacked_linear(x, parts)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from spafit.errors import ConfigError
 from spafit.kernels.dropout import apply_mask, keep_mask
-from spafit.kernels.products import product, product_gelu
+from spafit.kernels.products import product
 from spafit.kernels.stacking import stacked
 
 IMPLS = ("auto", "reference", "fused")
@@ -249,19 +249,17 @@ def forward(
     adapted = [part for part in parts if part.lora_A is not None]
     merges = bool(adapted) and merges_forward(x, parts)
     W = _merged(parts, x.dtype) if merges else _weight(parts, x.dtype)
-    b = _bias(parts, x.dtype)
-    if gelu and not keep and (merges or not adapted):
-        return product_gelu(x, W, b), Kept()
-    y = product(x, W, b)
+    y = product(x, W, _bias(parts, x.dtype))
     if adapted and not merges:
         mask = keep_mask(x, parts[0].dropout) if parts[0].dropout else None
         U = _down(x, parts, mask)  # (N, R)
         for part, y_i, U_i in _adapted(parts, y, U):
             # y_i is a view of columns of y: this adds to y in place.
             y_i.addmm_(U_i, part.B.to(y.dtype).t(), alpha=part.scaling)
-    if not keep:
-        return F.gelu(y) if gelu else y, Kept()
-    return (F.gelu(y), Kept(U, mask, y)) if gelu else (y, Kept(U, mask))
+    if keep:
+        return (F.gelu(y), Kept(U, mask, y)) if gelu else (y, Kept(U, mask))
+    # In place, and not in oneDNN's product: a frozen map gives the bits that a trained one gives.
+    return torch.ops.aten.gelu_(y) if gelu else y, Kept()
 
 
 def backward(

@@ -66,16 +66,6 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return F.linear(x, weight, bias)
 
 
-def product_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Give GELU(x Wᵀ + b), without a gradient; arguments as for :func:`product`."""
-    if _by_onednn(x, weight):
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
-        return y
-    y = F.linear(x, weight, bias)
-    torch.ops.aten.gelu_(y)
-    return y
-
-
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.dtype == torch.float32
