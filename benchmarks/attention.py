@@ -4,7 +4,9 @@
 
 The baseline is what transformers does: queries, keys and values padded to the longest sequence of
 the batch, PyTorch's ``scaled_dot_product_attention`` with a mask. The candidates take the packed
-tokens, in each form of ``spafit.kernels.packed_attention``.
+tokens, in each form of ``spafit.kernels.packed_attention``; in the fused one also with one group a
+sequence, and with one group for all, which pads to the longest as the baseline does, to show what
+dividing the sequences into groups is worth.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from benchmarks.lengths import load_rows
 from benchmarks.packed_pairs import Pair
 from benchmarks.report import place, write_results
 from spafit.kernels import packed_attention
+from spafit.kernels.packed_attention import make_groups
 
 TOLERANCE = 1e-4
 
@@ -51,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = {rows: Pair.draw(its, 3 * D, D, device) for rows, its in drawn.items()}
     timings = compare(
         padded_contender(pairs, A, parsed.dropout),
-        [packed_contender(pairs, A, parsed.dropout, impl) for impl in parsed.impls],
+        [
+            *(packed_contender(pairs, A, parsed.dropout, impl) for impl in parsed.impls),
+            packed_contender(pairs, A, parsed.dropout, "fused", "one a sequence"),
+            packed_contender(pairs, A, parsed.dropout, "fused", "one for all"),
+        ],
         batches,
         repeats=parsed.repeats,
         tolerance=TOLERANCE,
@@ -94,12 +101,17 @@ def padded_contender(pairs: dict[Rows, Pair], num_heads: int, dropout: float) ->
 
 
 def packed_contender(
-    pairs: dict[Rows, Pair], num_heads: int, dropout: float, impl: str
+    pairs: dict[Rows, Pair], num_heads: int, dropout: float, impl: str, division: str = ""
 ) -> Contender:
-    """Make a candidate on packed tokens."""
+    """Make a candidate on packed tokens, in the layout's groups or in another division."""
 
     def attend(batch: Pair, rate: float) -> tuple[Tensor, Tensor]:
-        output = packed_attention(batch.packed, batch.layout.groups, num_heads, rate, impl)
+        lengths = batch.layout.lengths
+        groups = batch.layout.groups
+        if division:
+            counts = [len(lengths)] if division == "one for all" else [1] * len(lengths)
+            groups = make_groups(lengths, counts, batch.packed.device)
+        output = packed_attention(batch.packed, groups, num_heads, rate, impl)
         [gradient] = torch.autograd.grad(output, batch.packed, batch.packed_upstream)
         return output, gradient
 
@@ -110,7 +122,8 @@ def packed_contender(
             "gradient of Q, K and V": gradient[: rows.tokens],
         }
 
-    return Contender(f"packed, {impl}", lambda rows: attend(pairs[rows], dropout), check)
+    name = ", ".join(filter(None, ("packed", impl, division)))
+    return Contender(name, lambda rows: attend(pairs[rows], dropout), check)
 
 
 if __name__ == "__main__":
