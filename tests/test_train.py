@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from spafit.optimisation import (
     make_optimizer,
 )
 from spafit.strata import adapt
-from spafit.tokenization import Tokenizer, load_tokenizer
+from spafit.tokenization import Encodings, Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained
@@ -169,16 +169,31 @@ class TestAgainstAPlainLoop:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Collect the row numbers of every batch of training examples, as they are drawn."""
-    rows_seen: list[list[int]] = []
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
+    """Collect the row numbers of every batch of training examples, in the order of the draw.
 
-    def spy(rows: Any, lengths: Any) -> Any:
+    Each is then made, and made once, of the same rows in the order of their lengths.
+    """
+    rows_seen: list[list[int]] = []
+    to_be_made: list[list[int]] = []
+    packed = Encodings.packed
+
+    def spy_on_draws(rows: Any, lengths: Any) -> Any:
         rows_seen.append(rows.tolist())
+        to_be_made.append(rows.tolist())
         return by_length(rows, lengths)
 
-    monkeypatch.setattr("spafit.train.by_length", spy)
-    return rows_seen
+    def spy_on_batches(self: Encodings, rows: list[int]) -> Any:
+        if len(self) == N:
+            drawn = to_be_made.pop()
+            assert not to_be_made
+            assert list(rows) == sorted(drawn, key=lambda row: self.lengths[row])  # stable
+        return packed(self, rows)
+
+    monkeypatch.setattr("spafit.train.by_length", spy_on_draws)
+    monkeypatch.setattr(Encodings, "packed", spy_on_batches)
+    yield rows_seen
+    assert not to_be_made
 
 
 class TestAccumulation:
