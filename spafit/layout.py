@@ -120,7 +120,7 @@ class Packed:
     def first_rows(self) -> torch.Tensor:
         """The row of the first token of each sequence, (B,)."""
         ends = torch.tensor(self.lengths).cumsum(0)
-        return (ends - torch.tensor(self.lengths)).to(self.device)
+        return (ends - torch.tensor(self.lengths)).to(self.device, non_blocking=True)
 
     def attend(
         self, QKV: torch.Tensor, num_heads: int, dropout: float = 0.0, impl: str = "auto"

@@ -222,7 +222,9 @@ def fit(
                         batch = encoded["train"].packed(part.tolist()).to(device)
                         prefix = prefixes["train"](part.tolist(), batch) if prefixes else None
                         logits = model.forward_packed(batch, prefix)
-                    part_loss = loss_function(logits, targets[part].to(device)) / len(rows)
+                    part_loss = loss_function(
+                        logits, targets[part].to(device, non_blocking=True)
+                    ) / len(rows)
                     torch.autograd.backward(scaler.scale(part_loss))
                     loss += part_loss.item()
                 if not math.isfinite(loss):

@@ -94,9 +94,10 @@ def make_groups(
             is_token = place < sizes[:, None]  # (n, T)
             begins = sizes.cumsum(0) - sizes
             # Padding repeats the first token of its sequence: a row that is there and finite.
-            gather = (begins[:, None] + place * is_token).flatten().to(device)
-            scatter = is_token.flatten().nonzero().flatten().to(device)
-            keep = is_token[:, None, None, :].to(device)
+            # Made on the host and sent without waiting, so that a GPU is never held up.
+            gather = (begins[:, None] + place * is_token).flatten().to(device, non_blocking=True)
+            scatter = is_token.flatten().nonzero().flatten().to(device, non_blocking=True)
+            keep = is_token[:, None, None, :].to(device, non_blocking=True)
         groups.append(Group(row, rows, count, T, gather, scatter, keep))
         sequence, row = sequence + count, row + rows
     return tuple(groups)
