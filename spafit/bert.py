@@ -222,6 +222,8 @@ class Encoder(nn.Module):
         """
         stop = len(self.layer) if stop is None else stop
         hidden_states = [X] if output_hidden_states else []
+        if first_only and start == len(self.layer):
+            X = layout.first(X)  # no layer is left that would do it
         for number in range(start, stop):
             layer = self.layer[number]
             last_rows = first_only and number == len(self.layer) - 1
@@ -259,7 +261,7 @@ class BertOutput(NamedTuple):
     pooler_output : torch.Tensor, (B, D), or None
         The pooled [CLS]; None where the model was built without a pooler.
     hidden_states : tuple of torch.Tensor or None
-        The embeddings and the L layers' H7, where they were asked for; 0 at padding.
+        The embeddings and the L layers' H7, where they were asked for; at padding as above.
     """
 
     last_hidden_state: torch.Tensor
@@ -376,7 +378,14 @@ class BertModel(nn.Module):
             From :meth:`spafit.tokenization.Encodings.packed`.
         prefix : torch.Tensor, (N, D), optional
             Hidden states of :meth:`prefix`, from which the encoder goes on.
+
+        Raises
+        ------
+        ConfigError
+            If a sequence is longer than the model's positions, the prefix has another shape, or (on
+            a CPU, where looking costs nothing) an id is outside its vocabulary.
         """
+        self._check_packed(batch, prefix)
         start = 0
         if prefix is None:
             prefix = self.embeddings(*batch[:3])  # (N, D)
@@ -453,6 +462,33 @@ class BertModel(nn.Module):
                     f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, "
                     f"found {tuple(tensor.shape)}"
                 )
+        self._check_ids(input_ids, token_type_ids)
+        if attention_mask is None or input_ids.device.type != "cpu":
+            return
+        if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+            raise ConfigError(
+                "attention_mask must be 1 at real tokens and 0 at padding; this one holds other "
+                "values, such as those that some programs add to the scores"
+            )
+        if not bool(attention_mask.any(dim=1).all()):
+            raise ConfigError("every row of attention_mask needs at least one real token")
+
+    def _check_packed(self, batch: PackedBatch, prefix: torch.Tensor | None) -> None:
+        longest, positions = max(batch.layout.lengths), self.config.max_position_embeddings
+        if longest > positions:
+            raise ConfigError(
+                f"sequences of {longest} tokens do not fit the model's {positions} positions; "
+                f"encode with max_length={positions} or less"
+            )
+        shape = (batch.layout.rows, self.config.hidden_size)
+        if prefix is not None and prefix.shape != shape:
+            raise ConfigError(
+                f"the prefix of this batch must have shape {shape}, found {tuple(prefix.shape)}; "
+                "give what BertModel.prefix gives for the same batch"
+            )
+        self._check_ids(batch.input_ids, batch.token_type_ids)
+
+    def _check_ids(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> None:
         if input_ids.device.type != "cpu":
             return
         for name, ids, size in (
@@ -465,15 +501,6 @@ class BertModel(nn.Module):
                     f"{name} must lie in 0 .. {size - 1}, found {lowest} .. {highest}; "
                     "is this the tokenizer of this model?"
                 )
-        if attention_mask is None:
-            return
-        if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
-            raise ConfigError(
-                "attention_mask must be 1 at real tokens and 0 at padding; this one holds other "
-                "values, such as those that some programs add to the scores"
-            )
-        if not bool(attention_mask.any(dim=1).all()):
-            raise ConfigError("every row of attention_mask needs at least one real token")
 
 
 class BertForSequenceClassification(nn.Module):

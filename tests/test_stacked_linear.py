@@ -414,7 +414,7 @@ class TestCompiled:
         scalings = [part.scaling for part in parts]
         torch.library.opcheck(
             torch.ops.spafit.stacked_linear,
-            (make_x(dtype=torch.float32), *columns, scalings, 0.0, gelu),
+            (make_x(dtype=torch.float32), *columns, scalings, 0.0, gelu, nothing),
         )
 
     @pytest.mark.parametrize("stack", ["one", "all three"])

@@ -70,7 +70,12 @@ def dropout_add_norm(
         return dropout_add_norm_reference(x, residual, weight, bias, eps, bias_delta, dropout)
     if torch.is_autocast_enabled(x.device.type):
         # LayerNorm is taken in float32 under autocast, as PyTorch does.
-        x, residual = x.float(), residual.float()
+        x, residual, weight, bias = (
+            each if each.dtype == torch.float64 else each.float()
+            for each in (x, residual, weight, bias)
+        )
+        if bias_delta is not None:
+            bias_delta = bias_delta.to(bias.dtype)
     y: torch.Tensor = _DropoutAddNorm.apply(x, residual, weight, bias, bias_delta, eps, dropout)  # type: ignore[no-untyped-call]
     return y
 

@@ -29,7 +29,10 @@ def _make_parts(
     return [Part(*row) for row in zip(*columns, strict=True)]
 
 
-@torch.library.custom_op("spafit::stacked_linear", mutates_args=())
+# Whoever computes it again must not draw again: it is kept instead (activation checkpointing).
+@torch.library.custom_op(
+    "spafit::stacked_linear", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
 def _stacked_linear(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
@@ -40,8 +43,13 @@ def _stacked_linear(
     scalings: Sequence[float],
     dropout: float,
     gelu: bool,
+    fresh: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Give y, and U, the mask and what GELU was applied to, each empty where there is none."""
+    """Give y, and U, the mask and what GELU was applied to, each empty where there is none.
+
+    ``fresh`` is an empty tensor made for each call: without it two equal calls would be taken for
+    one, with one draw of dropout.
+    """
     parts = _make_parts(weights, biases, deltas, lora_A, lora_B, scalings, dropout)
     y, kept = forward(x, parts, gelu, keep=True)
     empty = [x.new_empty(0, dtype=dtype) for dtype in (x.dtype, torch.bool, x.dtype)]
@@ -62,13 +70,14 @@ def _(
     scalings: Sequence[float],
     dropout: float,
     gelu: bool,
+    fresh: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     parts = _make_parts(weights, biases, deltas, lora_A, lora_B, scalings, dropout)
     ranks = sum(len(A) for A in lora_A)
     additive = ranks > 0 and not merges_forward(x, parts)
     y = x.new_empty(x.shape[0], sum(len(bias) for bias in biases))
     U = x.new_empty((x.shape[0], ranks) if additive else (0,))
-    mask = torch.empty_like(x, dtype=torch.bool) if additive and dropout else x.new_empty(0).bool()
+    mask = x.new_empty(x.shape, dtype=torch.bool) if additive and dropout else x.new_empty(0).bool()
     return y, U, mask, torch.empty_like(y) if gelu else x.new_empty(0)
 
 
@@ -119,12 +128,12 @@ def _(
     inputs = [*weights, *biases, *deltas, *lora_A, *lora_B]
     wanted = [each for each, needed in zip(inputs, needs, strict=True) if needed]
     return [
-        torch.empty_like(each) for each in ([x] if needs_x else []) + wanted if each is not None
+        each.new_empty(each.shape) for each in ([x] if needs_x else []) + wanted if each is not None
     ]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    x, *rows, scalings, dropout, _ = inputs
+    x, *rows, scalings, dropout, _, _ = inputs
     ctx.count, ctx.scalings, ctx.dropout = len(rows[0]), scalings, dropout
     ctx.save_for_backward(x, *(tensor for row in rows for tensor in row), *output[1:])
     ctx.needs_x = x.requires_grad
@@ -144,7 +153,7 @@ def _backward(ctx: Any, dY: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:
     dx = next(found) if ctx.needs_x else None
     gradients = [next(found) if needed else None for needed in ctx.needs]
     by_row = [gradients[n * field : n * field + n] for field in range(5)]
-    return dx, *by_row, None, None, None
+    return dx, *by_row, None, None, None, None
 
 
 _stacked_linear.register_autograd(_backward, setup_context=_setup_context)

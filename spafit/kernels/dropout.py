@@ -44,7 +44,7 @@ def threshold(rate: float) -> int:
 def keep_mask(x: torch.Tensor, rate: float) -> torch.Tensor:
     """Draw m for a tensor: bool of its shape, on its device, False where ``x`` is dropped."""
     if x.device.type != "cpu":
-        return torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - rate)
+        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - rate)
     mask = torch.empty(x.shape, dtype=torch.bool)
     torch.ge(draw_bits(x.shape), threshold(rate), out=mask.view(torch.uint8))
     return mask

@@ -201,7 +201,7 @@ def stacked_linear(
     if impl == "reference":
         return stacked_linear_reference(x, parts, gelu)
     device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
+    if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device_type))
         # What follows chooses its own types: the merged weight, for one, is summed in float32.
         with torch.autocast(device_type, enabled=False):
@@ -221,7 +221,7 @@ def _fused(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> torch.Tensor:
         nothing = flat.new_empty(0)
         optional = [[nothing if t is None else t for t in row] for row in (deltas, As, Bs)]
         y, *_ = torch.ops.spafit.stacked_linear(
-            flat, weights, biases, *optional, scalings, dropouts[0], gelu
+            flat, weights, biases, *optional, scalings, dropouts[0], gelu, torch.empty(0)
         )
     elif torch.is_grad_enabled() and (
         x.requires_grad or any(each is not None and each.requires_grad for each in tensors)
@@ -288,7 +288,8 @@ def backward(
             if needs_b[i]:
                 db[i] = sums[i].to(part.bias.dtype)
             if needs_delta[i]:  # in memory of its own, for b's may be written to
-                ddelta[i] = sums[i].to(part.bias.dtype, copy=needs_b[i])
+                assert part.bias_delta is not None
+                ddelta[i] = sums[i].to(part.bias_delta.dtype, copy=needs_b[i])
     if any(needs_W):
         assert x is not None
         for i, dY_i in enumerate(torch.split(dY, _outs(parts), dim=1)):
@@ -475,5 +476,7 @@ class _StackedLinear(torch.autograd.Function):
         x, U, mask, before_gelu, *tensors = ctx.saved_tensors
         parts = _parts(tensors, ctx.scalings, ctx.rate)
         kept = Kept(U, mask, before_gelu)
-        dx, gradients = backward(dY, x, parts, kept, ctx.needs_input_grad[0], ctx.needs)
+        # Backward may be called under autocast, which would round the sums over rows.
+        with torch.autocast(dY.device.type, enabled=False):
+            dx, gradients = backward(dY, x, parts, kept, ctx.needs_input_grad[0], ctx.needs)
         return dx, None, None, None, *(each for field in gradients for each in field)
