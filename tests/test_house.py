@@ -14,7 +14,8 @@ PACKAGE = Path(spafit.__file__).parent
 # Every module may import only what stands above it; the modules of one line do not know each other
 # unless they stand in that order.
 ORDER = """
-    version errors strict_json config kernels.stacking kernels.products kernels.dropout
+    version errors strict_json config
+    kernels.forms kernels.stacking kernels.products kernels.dropout
     kernels.attention kernels.packed_attention kernels.add_norm kernels.lora_linear kernels.compiled
     kernels layout adapters plans
     methods bert fingerprint strata safefile hub memory weights adapter_files tasks glue metrics

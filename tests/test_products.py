@@ -20,7 +20,7 @@ SIZES = [(300, 170, 130), (123, 128, 127), (126, 128, 129), (1, 2000, 1500), (9,
 
 PROGRAM = """
 import json, sys, torch
-from spafit.kernels import products
+from spafit.kernels.products import library, product
 calls, linear = [], torch.ops.mkldnn._linear_pointwise
 torch.ops.mkldnn._linear_pointwise = lambda *given: calls.append(1) or linear(*given)
 worst = []
@@ -30,15 +30,15 @@ for n, k, m in json.loads(sys.argv[1]):
     exact = x.double() @ W.double().T + b.double()
     scale = (x.double().abs() @ W.double().abs().T + b.double().abs()).clamp(min=1)
     forms = {
-        "plain": (products.product(x, W, b), exact),
-        "no bias": (products.product(x, W, None), exact - b.double()),
-        "W by columns": (products.product(x, W.t().contiguous().t(), b), exact),
-        "x by columns": (products.product(x.t().contiguous().t(), W, b), exact),
+        "plain": (product(x, W, b), exact),
+        "no bias": (product(x, W, None), exact - b.double()),
+        "W by columns": (product(x, W.t().contiguous().t(), b), exact),
+        "x by columns": (product(x.t().contiguous().t(), W, b), exact),
     }
     for form, (ours, true) in forms.items():
         assert ours.shape == true.shape and ours.dtype == torch.float32, form
         worst.append(float(((ours - true).abs() / scale).max()) if true.numel() else 0.0)
-print(json.dumps([products.library(), len(calls), max(worst)]))
+print(json.dumps([library(), len(calls), max(worst)]))
 """
 
 
@@ -69,7 +69,7 @@ class TestBothLibraries:
 
     @pytest.mark.parametrize("asked", ["mkl", "onednn"])
     def test_each_in_a_process_that_asks_for_it(self, asked: str) -> None:
-        if asked == "onednn" and not products._has_onednn():
+        if asked == "onednn" and not products.has_onednn():
             pytest.skip("this PyTorch has no oneDNN")
         ran = run(asked)
         assert ran.returncode == 0, ran.stderr
@@ -106,12 +106,12 @@ class TestTheChoice:
     ) -> None:
         fresh.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         fresh.setattr(products, "_is_intel", lambda: intel)
-        fresh.setattr(products, "_has_onednn", lambda: has)
+        fresh.setattr(products, "has_onednn", lambda: has)
         assert library() == expected
 
     @pytest.mark.parametrize("asked", ["mkl", "onednn"])
     def test_the_environment_comes_first(self, fresh: pytest.MonkeyPatch, asked: str) -> None:
-        fresh.setattr(products, "_has_onednn", lambda: True)
+        fresh.setattr(products, "has_onednn", lambda: True)
         for intel in (True, False):
             fresh.setattr(products, "_is_intel", lambda intel=intel: intel)
             fresh.setenv(LIBRARY_VARIABLE, asked)
@@ -125,7 +125,7 @@ class TestTheChoice:
             library()
 
     def test_what_is_not_there_is_refused(self, fresh: pytest.MonkeyPatch) -> None:
-        fresh.setattr(products, "_has_onednn", lambda: False)
+        fresh.setattr(products, "has_onednn", lambda: False)
         fresh.setenv(LIBRARY_VARIABLE, "onednn")
         with pytest.raises(ConfigError, match="asks for oneDNN, which this PyTorch lacks"):
             library()

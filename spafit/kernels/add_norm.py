@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from spafit.errors import ConfigError
 from spafit.kernels.dropout import apply_mask, keep_mask, scale_of
+from spafit.kernels.forms import best_on, choose_form, refuse_second_derivative
 
 
 def dropout_add_norm_reference(
@@ -61,12 +61,8 @@ def dropout_add_norm(
     ConfigError
         If ``impl`` is not one of the three, or a second derivative is asked of the fused form.
     """
-    if impl not in ("auto", "reference", "fused"):
-        raise ConfigError(
-            f'dropout_add_norm has no impl={impl!r}; choose "auto", "reference" or "fused"'
-        )
-    plain = x.device.type != "cpu" or torch.compiler.is_compiling()
-    if impl == "reference" or (impl == "auto" and plain):
+    form = choose_form("dropout_add_norm", impl, ("reference", "fused"), best_on(x.device))
+    if form == "reference":
         return dropout_add_norm_reference(x, residual, weight, bias, eps, bias_delta, dropout)
     if torch.is_autocast_enabled(x.device.type):
         # LayerNorm is taken in float32 under autocast, as PyTorch does.
@@ -81,6 +77,8 @@ def dropout_add_norm(
 
 
 class _DropoutAddNorm(torch.autograd.Function):
+    """dx = m ⊙ dz / (1 - rate), dresidual = dz, dβ = dδ = Σ dy; dz and dγ are LayerNorm's."""
+
     @staticmethod
     def forward(ctx, x, residual, weight, bias, bias_delta, eps, dropout):  # type: ignore[no-untyped-def]
         mask = None
@@ -98,11 +96,7 @@ class _DropoutAddNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        if torch.is_grad_enabled():
-            raise ConfigError(
-                "the fused dropout_add_norm cannot be differentiated twice (create_graph=True); "
-                "use impl='reference', or spafit.set_impl(model, 'reference')"
-            )
+        refuse_second_derivative("dropout_add_norm")
         z, mean, reciprocal_deviation, mask, weight, bias = ctx.saved_tensors
         needs_x, needs_residual, needs_weight, needs_bias, needs_delta, _, _ = ctx.needs_input_grad
         wanted = [needs_x or needs_residual, needs_weight, needs_bias or needs_delta]

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from spafit.errors import ConfigError
+from spafit.kernels.forms import choose_form
 
 
 def attention_reference(
@@ -48,8 +48,9 @@ def attention(
         there is none, the forms do not agree (the plain one gives NaN).
     dropout : float
         Rate at which attention probabilities are dropped; 0 outside training.
-    impl : {"auto", "reference", "sdpa"}
-        ``"auto"`` is PyTorch's ``scaled_dot_product_attention``.
+    impl : {"auto", "reference", "sdpa", "fused"}
+        ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention``, which is the fused form here, and
+        what ``"auto"`` takes.
 
     Returns
     -------
@@ -58,10 +59,8 @@ def attention(
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the three.
+        If ``impl`` is not one of the four.
     """
-    if impl == "reference":
+    if choose_form("attention", impl, ("reference", "sdpa", "fused"), "sdpa") == "reference":
         return attention_reference(Q, K, V, keep, dropout)
-    if impl in ("auto", "sdpa"):
-        return F.scaled_dot_product_attention(Q, K, V, attn_mask=keep, dropout_p=dropout)
-    raise ConfigError(f'attention has no impl={impl!r}; choose "auto", "reference" or "sdpa"')
+    return F.scaled_dot_product_attention(Q, K, V, attn_mask=keep, dropout_p=dropout)

@@ -12,10 +12,12 @@ checkpointing draws the same ones again.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
-from spafit.errors import ConfigError
+from spafit.kernels.forms import best_on, choose_form
 
 _LEVELS = 65_536
 
@@ -29,9 +31,7 @@ def scale_of(rate: float, device: torch.device) -> float:
 
 def draw_bits(shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
     """Draw 16 random bits an element on the CPU, as int16 of ``shape``."""
-    numel = 1
-    for size in shape:
-        numel *= size
+    numel = math.prod(shape)
     draws = torch.empty((numel + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     return draws.view(torch.int16)[:numel].view(shape)
 
@@ -100,12 +100,10 @@ def dropout(x: torch.Tensor, rate: float, impl: str = "auto") -> torch.Tensor:
     ConfigError
         If ``impl`` is not one of the three.
     """
-    if impl not in ("auto", "reference", "fused"):
-        raise ConfigError(f'dropout has no impl={impl!r}; choose "auto", "reference" or "fused"')
+    form = choose_form("dropout", impl, ("reference", "fused"), best_on(x.device))
     if rate == 0.0:
         return x
-    plain = x.device.type != "cpu" or torch.compiler.is_compiling()
-    if impl == "reference" or (impl == "auto" and plain):
+    if form == "reference":
         return F.dropout(x, rate)
     dropped: torch.Tensor = _Dropout.apply(x, rate)  # type: ignore[no-untyped-call]
     return dropped

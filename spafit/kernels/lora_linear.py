@@ -21,17 +21,15 @@ it up where they average the rounding of outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 
-from spafit.errors import ConfigError
 from spafit.kernels.dropout import apply_mask, keep_mask
+from spafit.kernels.forms import choose_form, refuse_second_derivative
 from spafit.kernels.products import product
 from spafit.kernels.stacking import stacked
-
-IMPLS = ("auto", "reference", "fused")
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -165,10 +163,6 @@ def lora_linear(
     ConfigError
         If ``impl`` is not one of the three, or a second derivative is asked of the fused form.
     """
-    if impl not in IMPLS:
-        raise ConfigError(
-            f'lora_linear has no impl={impl!r}; choose "auto", "reference" or "fused"'
-        )
     part = Part(weight, bias, bias_delta, lora_A, lora_B, scaling, dropout)
     return stacked_linear(x, [part], impl=impl)
 
@@ -194,11 +188,7 @@ def stacked_linear(
     -------
     torch.Tensor, (..., Σ out)
     """
-    if impl not in IMPLS:
-        raise ConfigError(
-            f'stacked_linear has no impl={impl!r}; choose "auto", "reference" or "fused"'
-        )
-    if impl == "reference":
+    if choose_form("a linear map", impl, ("reference", "fused"), "fused") == "reference":
         return stacked_linear_reference(x, parts, gelu)
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
@@ -328,27 +318,27 @@ def backward(
 
 
 def merges_forward(x: torch.Tensor, parts: Sequence[Part]) -> bool:
-    """Whether y = x W'ᵀ, with W' made anew, costs less than the additive order."""
-    if x.dtype in _HALF:
-        return False
-    N = x.shape[0]
-    return _costs_less_merged(
-        parts, additive=N * (sum(_ranks(parts)) * _in(parts)) + N * _Br(parts)
-    )
+    """Whether y = x W'ᵀ, with W' made anew, costs less than the additive order.
+
+    In multiplications, a token's additive ones are R·in for U and Σ out·r for U Bᵀ.
+    """
+    return _merges(x, parts, sum(_ranks(parts)) * _in(parts) + _elements_of_B(parts))
 
 
 def merges_backward(dY: torch.Tensor, parts: Sequence[Part]) -> bool:
-    """Whether dx = dY W', with W' made anew, costs less than adding V A, V being there for dA."""
-    if dY.dtype in _HALF:
-        return False
-    return _costs_less_merged(parts, additive=dY.shape[0] * sum(_ranks(parts)) * _in(parts))
+    """Whether dx = dY W', with W' made anew, costs less than adding V A, V being there for dA.
+
+    In multiplications, a token's additive ones are R·in.
+    """
+    return _merges(dY, parts, sum(_ranks(parts)) * _in(parts))
 
 
-def _costs_less_merged(parts: Sequence[Part], additive: int) -> bool:
-    if parts[0].dropout or not _ranks(parts):
+def _merges(rows: torch.Tensor, parts: Sequence[Part], additive_of_a_token: int) -> bool:
+    """Whether making W', Σ out·in·r and its writing, costs less than the additive order."""
+    if rows.dtype in _HALF or parts[0].dropout or not _ranks(parts):
         return False
-    rows = sum(_outs(parts))
-    return _in(parts) * (_Br(parts) + _WRITING * rows) < additive
+    merging = _in(parts) * (_elements_of_B(parts) + _WRITING * sum(_outs(parts)))
+    return merging < len(rows) * additive_of_a_token
 
 
 def _outs(parts: Sequence[Part]) -> list[int]:
@@ -363,8 +353,8 @@ def _ranks(parts: Sequence[Part]) -> list[int]:
     return [len(part.lora_A) for part in parts if part.lora_A is not None]
 
 
-def _Br(parts: Sequence[Part]) -> int:
-    """Give the numbers of all B together: Σ out·r."""
+def _elements_of_B(parts: Sequence[Part]) -> int:
+    """Give Σ out·r."""
     return sum(part.lora_B.numel() for part in parts if part.lora_B is not None)
 
 
@@ -434,19 +424,20 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
-_FIELDS = 5  # tensors of a part: W, b, δ, A, B
+Each = TypeVar("Each")
 
 
-def _parts(
-    tensors: Sequence[torch.Tensor | None], scalings: Sequence[float], rate: float
+def by_field(flat: Sequence[Each], count: int) -> list[Sequence[Each]]:
+    """Divide what is given of all W, all b, all δ, all A and all B, ``count`` of each."""
+    return [flat[start : start + count] for start in range(0, 5 * count, count)]
+
+
+def make_parts(
+    fields: Sequence[Sequence[torch.Tensor | None]], scalings: Sequence[float], dropout: float
 ) -> list[Part]:
-    """Put the parts together again from all W, all b, all δ, all A and all B."""
-    n = len(scalings)
-    columns = [tensors[n * field : n * field + n] for field in range(_FIELDS)]
-    return [
-        Part(*(column[i] for column in columns), scalings[i], rate)  # type: ignore[arg-type,call-arg]
-        for i in range(n)
-    ]
+    """Put the parts together from all W, all b, all δ, all A and all B."""
+    columns = zip(*fields, scalings, [dropout] * len(scalings), strict=True)
+    return [Part(*column) for column in columns]
 
 
 def _needs_input(needs: Sequence[Sequence[bool]]) -> bool:
@@ -460,21 +451,17 @@ class _StackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scalings, rate, gelu, *tensors):  # type: ignore[no-untyped-def]
         n = len(scalings)
-        ctx.needs = [ctx.needs_input_grad[4 + n * f : 4 + n * f + n] for f in range(_FIELDS)]
+        ctx.needs = by_field(ctx.needs_input_grad[4:], n)
         ctx.scalings, ctx.rate = scalings, rate
-        y, kept = forward(x, _parts(tensors, scalings, rate), gelu, keep=True)
+        y, kept = forward(x, make_parts(by_field(tensors, n), scalings, rate), gelu, keep=True)
         ctx.save_for_backward(x if _needs_input(ctx.needs) else None, *kept, *tensors)
         return y
 
     @staticmethod
     def backward(ctx, dY):  # type: ignore[no-untyped-def]
-        if torch.is_grad_enabled():
-            raise ConfigError(
-                "the fused linear map cannot be differentiated twice (create_graph=True); use "
-                "impl='reference', or spafit.set_impl(model, 'reference')"
-            )
+        refuse_second_derivative("linear map")
         x, U, mask, before_gelu, *tensors = ctx.saved_tensors
-        parts = _parts(tensors, ctx.scalings, ctx.rate)
+        parts = make_parts(by_field(tensors, len(ctx.scalings)), ctx.scalings, ctx.rate)
         kept = Kept(U, mask, before_gelu)
         # Backward may be called under autocast, which would round the sums over rows.
         with torch.autocast(dY.device.type, enabled=False):

@@ -17,6 +17,7 @@ import torch
 from spafit.errors import ConfigError
 from spafit.kernels.attention import attention
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
+from spafit.kernels.forms import choose_form, refuse_second_derivative
 
 # What one more group costs, in elements of a head's probabilities (T² of a sequence): the calls of
 # forward and backward take 120 µs, an element of twelve to sixteen heads 0.14 µs.
@@ -145,17 +146,12 @@ def packed_attention(
         If ``impl`` is not one of the four or cannot be had, or a second derivative is asked of the
         fused form.
     """
-    wide = QKV.dtype in (torch.float32, torch.float64)
-    if impl == "auto":
-        on_cpu = QKV.device.type == "cpu" and not torch.compiler.is_compiling()
-        impl = "fused" if on_cpu and wide else "sdpa"
-    if impl in ("reference", "sdpa"):
-        return _by_groups(QKV, groups, num_heads, dropout, impl)
-    if impl != "fused":
-        raise ConfigError(
-            f'packed_attention has no impl={impl!r}; choose "auto", "reference", "sdpa" or "fused"'
-        )
-    if not wide or QKV.device.type != "cpu":
+    can_fuse = QKV.device.type == "cpu" and QKV.dtype in (torch.float32, torch.float64)
+    auto = "fused" if can_fuse and not torch.compiler.is_compiling() else "sdpa"
+    form = choose_form("packed_attention", impl, ("reference", "sdpa", "fused"), auto)
+    if form != "fused":
+        return _by_groups(QKV, groups, num_heads, dropout, form)
+    if not can_fuse:
         raise ConfigError(
             f"packed_attention(impl='fused') is for float32 and float64 on a CPU, found "
             f'{QKV.dtype} on {QKV.device}; use "sdpa"'
@@ -171,7 +167,7 @@ def _by_groups(
 ) -> torch.Tensor:
     outputs = []
     for group in groups:
-        Q, K, V = _heads(_padded(QKV, group), group, num_heads)  # (n, A, T, Dh)
+        Q, K, V = _heads(padded_rows(QKV, group), group, num_heads)  # (n, A, T, Dh)
         H1 = attention(Q, K, V, group.keep, dropout, impl).transpose(1, 2).flatten(2)  # (n, T, D)
         H1 = H1.flatten(0, 1)  # (n·T, D)
         outputs.append(H1 if group.scatter is None else H1.index_select(0, group.scatter))
@@ -181,8 +177,8 @@ def _by_groups(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _padded(rows: torch.Tensor, group: Group) -> torch.Tensor:
-    """Give a group's rows of (N, ...) padded to (n·T, ...); without padding this is a view."""
+def padded_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
+    """Give a group's rows of (N, ...) padded to (n·T, ...); a view where nothing is padded."""
     x = rows[group.start : group.start + group.rows]
     return x if group.gather is None else x.index_select(0, group.gather)
 
@@ -203,7 +199,7 @@ def _forward(
     signed = []
     for group in groups:
         # With one sequence these are views; with several, copies that lie head by head.
-        Q, K, V = _heads(_padded(QKV, group), group, num_heads).flatten(1, 2)  # (n·A, T, Dh)
+        Q, K, V = _heads(padded_rows(QKV, group), group, num_heads).flatten(1, 2)  # (n·A, T, Dh)
         scores = _bmm(Q, K.transpose(1, 2), 1.0 / math.sqrt(Q.shape[-1]))  # (n·A, T, T)
         if group.keep is not None:
             by_sequence = scores.view(group.count, num_heads, group.longest, group.longest)
@@ -234,18 +230,14 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dH1):  # type: ignore[no-untyped-def]
-        if torch.is_grad_enabled():
-            raise ConfigError(
-                "the fused packed_attention cannot be differentiated twice (create_graph=True); "
-                "use impl='reference', or spafit.set_impl(model, 'reference')"
-            )
+        refuse_second_derivative("packed_attention")
         QKV, *all_signed = ctx.saved_tensors
         A, dropout = ctx.num_heads, ctx.dropout
         dropout_scale = scale_of(dropout, QKV.device) if dropout else 1.0
         dQKV = torch.empty_like(QKV)
         dQKV[sum(group.rows for group in ctx.groups) :] = 0
         for group, signed in zip(ctx.groups, all_signed, strict=True):
-            Q, K, V = _heads(_padded(QKV, group), group, A).flatten(1, 2)  # (n·A, T, Dh)
+            Q, K, V = _heads(padded_rows(QKV, group), group, A).flatten(1, 2)  # (n·A, T, Dh)
             scale = 1.0 / math.sqrt(Q.shape[-1])
             padded = dH1[group.start : group.start + group.rows]
             if group.scatter is not None:  # padding pulls at nothing

@@ -36,12 +36,17 @@ def library() -> str:
     asked = os.environ.get(LIBRARY_VARIABLE, "")
     if asked not in ("", "mkl", "onednn"):
         raise ConfigError(f'{LIBRARY_VARIABLE} must be "mkl" or "onednn", found {asked!r}')
-    if asked == "onednn" and not _has_onednn():
+    if asked == "onednn" and not has_onednn():
         raise ConfigError(f"{LIBRARY_VARIABLE} asks for oneDNN, which this PyTorch lacks")
     if asked:
         return asked
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return "onednn" if wide and _has_onednn() and not _is_intel() else "mkl"
+    return "onednn" if wide and has_onednn() and not _is_intel() else "mkl"
+
+
+def library_on(device: torch.device) -> str:
+    """Name the library of products on a device: :func:`library`'s, or ``"cublas"`` on a GPU."""
+    return library() if device.type == "cpu" else "cublas"
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -75,7 +80,8 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
+    """Whether this PyTorch carries oneDNN's product."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
