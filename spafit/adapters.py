@@ -28,10 +28,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from spafit.config import is_number
 from spafit.errors import PlanError
-from spafit.kernels import Part, dropout_add_norm, stacked_linear
+from spafit.kernels import Part, dropout, dropout_add_norm, stacked_linear
 from spafit.kernels.stacking import lay_together
 
 #: The keys that techniques add beside the pre-trained ones.
@@ -105,6 +106,18 @@ class LayerNorm(nn.Module):
         """Show the size and what is attached."""
         delta = "" if self.bias_delta is None else ", bias_delta"
         return f"{self.weight.shape[0]}, eps={self.eps}{delta}"
+
+
+class Dropout(nn.Dropout):
+    """PyTorch's Dropout, drawn by :func:`spafit.kernels.dropout`."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        self.impl = "auto"  # the form of the kernel; see spafit.set_impl
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Drop elements of x (...) in training."""
+        return dropout(x, self.p if self.training else 0.0, self.impl)
 
 
 class LoRALinear(Linear):
@@ -203,7 +216,7 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
 
 
 def add_norm(
-    x: torch.Tensor, residual: torch.Tensor, dropout: nn.Dropout, norm: LayerNorm
+    x: torch.Tensor, residual: torch.Tensor, drop: Dropout, norm: LayerNorm
 ) -> torch.Tensor:
     """Give LayerNorm(Dropout(x) + residual), as one operation where nobody watches the two.
 
@@ -211,7 +224,7 @@ def add_norm(
     ----------
     x, residual : torch.Tensor, (..., D)
         The sub-layer's output and its input.
-    dropout : nn.Dropout
+    drop : Dropout
         Its rate is used while it is in training mode.
     norm : LayerNorm
         With or without a bias delta.
@@ -220,9 +233,9 @@ def add_norm(
     -------
     torch.Tensor, (..., D)
     """
-    ours = type(norm) is LayerNorm and type(dropout) is nn.Dropout
-    if not (ours and _unwatched(norm) and _unwatched(dropout)):
-        y: torch.Tensor = norm(dropout(x) + residual)
+    ours = type(norm) is LayerNorm and type(drop) is Dropout
+    if not (ours and _unwatched(norm) and _unwatched(drop)):
+        y: torch.Tensor = norm(drop(x) + residual)
         return y
     return dropout_add_norm(
         x,
@@ -231,14 +244,17 @@ def add_norm(
         norm.bias,
         norm.eps,
         bias_delta=norm.bias_delta if norm.adapters_on else None,
-        dropout=dropout.p if dropout.training else 0.0,
+        dropout=drop.p if drop.training else 0.0,
         impl=norm.impl,
     )
 
 
 def _unwatched(module: nn.Module) -> bool:
+    """Whether nobody notices if a module's function is computed without calling the module."""
     return not (
-        module._forward_hooks
+        "forward" in vars(module)
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

@@ -21,11 +21,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spafit.adapters import LayerNorm, Linear, add_norm, project
+from spafit.adapters import Dropout, LayerNorm, Linear, add_norm, project
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
-from spafit.kernels import dropout
-from spafit.layout import Layout, PackedBatch, Padded, pack
+from spafit.layout import Layout, PackedBatch, Padded, Unchanged, Unpacking, pack
 from spafit.plans import Adaptation
 
 
@@ -43,7 +42,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = _embedding(config.max_position_embeddings, D)
         self.token_type_embeddings = _embedding(config.type_vocab_size, D)
         self.LayerNorm = LayerNorm(D, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -62,8 +61,8 @@ class Embeddings(nn.Module):
             + self.token_type_embeddings(token_type_ids)
             + self.position_embeddings(position_ids)
         )  # (N, D)
-        X = self.LayerNorm(X)
-        return dropout(X, self.dropout.p if self.dropout.training else 0.0, self.LayerNorm.impl)
+        X = self.dropout(self.LayerNorm(X))
+        return X
 
 
 def _embedding(entries: int, D: int, padding_idx: int | None = None) -> nn.Embedding:
@@ -110,7 +109,7 @@ class SelfOutput(nn.Module):
         super().__init__()
         D = config.hidden_size
         self.dense = Linear(D, D)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.LayerNorm = LayerNorm(D, config.layer_norm_eps)
 
     def forward(self, H2: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
@@ -157,7 +156,7 @@ class Output(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.dense = Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, H5: torch.Tensor, H4: torch.Tensor) -> torch.Tensor:
@@ -327,25 +326,13 @@ class BertModel(nn.Module):
             holds more than 0 and 1, or a sequence has no real token. (Ids and masks that live on a
             GPU are not looked into, because that would stop the GPU at every step.)
         """
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        self._check(input_ids, attention_mask, token_type_ids)
-        if not self._packs(attention_mask):
-            layout = Padded(None if attention_mask is None else attention_mask.to(torch.bool))
-            X = self.embeddings(input_ids, token_type_ids)  # (B, T, D)
-            X, states = self.encoder(X, layout, output_hidden_states=output_hidden_states)
-            pooled = None if self.pooler is None else self.pooler(layout.first(X))
-            return BertOutput(X, pooled, tuple(states) or None)
-        batch, unpacking = pack(
-            input_ids, attention_mask, token_type_ids, self.config.pad_token_id or 0
-        )
-        X = self.embeddings(*batch[:3])  # (N, D)
-        X, states = self.encoder(X, batch.layout, output_hidden_states=output_hidden_states)
+        tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
+        X = self.embeddings(*tokens)
+        X, states = self.encoder(X, layout, output_hidden_states=output_hidden_states)
         pooled = None
         if self.pooler is not None:
-            pooled = unpacking.per_sequence(self.pooler(batch.layout.first(X)))
-        hidden_states = tuple(unpacking.hidden(state) for state in states) or None
-        return BertOutput(unpacking.hidden(X), pooled, hidden_states)
+            pooled = back.per_sequence(self.pooler(layout.first(X)))
+        return BertOutput(back.hidden(X), pooled, tuple(map(back.hidden, states)) or None)
 
     def pooled(
         self,
@@ -357,17 +344,10 @@ class BertModel(nn.Module):
 
         Arguments and errors as for :meth:`forward`.
         """
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        self._check(input_ids, attention_mask, token_type_ids)
-        if self._packs(attention_mask):
-            batch, unpacking = pack(
-                input_ids, attention_mask, token_type_ids, self.config.pad_token_id or 0
-            )
-            return unpacking.per_sequence(self.pooled_of(batch))
-        layout = Padded(None if attention_mask is None else attention_mask.to(torch.bool))
-        X, _ = self.encoder(self.embeddings(input_ids, token_type_ids), layout)  # (B, T, D)
-        return self._pool(layout.first(X))
+        tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
+        # The plain form (see set_impl) computes the last layer whole, as it is written.
+        X, _ = self.encoder(self.embeddings(*tokens), layout, first_only=self.packed)
+        return back.per_sequence(self._pool(X if self.packed else layout.first(X)))
 
     def pooled_of(self, batch: PackedBatch, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """Give the pooled output (B, D) of a packed batch, in its order.
@@ -386,13 +366,10 @@ class BertModel(nn.Module):
             a CPU, where looking costs nothing) an id is outside its vocabulary.
         """
         self._check_packed(batch, prefix)
-        start = 0
-        if prefix is None:
-            prefix = self.embeddings(*batch[:3])  # (N, D)
-        else:
-            start = self.frozen_depth
-        X, _ = self.encoder(prefix, batch.layout, start=start, first_only=True)  # (B, D)
-        return self._pool(X)
+        start = 0 if prefix is None else self.frozen_depth
+        X = self.embeddings(*batch[:3]) if prefix is None else prefix  # (N, D)
+        first, _ = self.encoder(X, batch.layout, start=start, first_only=True)  # (B, D)
+        return self._pool(first)
 
     @property
     def frozen_depth(self) -> int:
@@ -411,9 +388,10 @@ class BertModel(nn.Module):
 
     def freeze_dropout(self) -> None:
         """Put group 1, embeddings and layers below the first that trains, into evaluation mode."""
-        if self.frozen_depth:
+        depth = self.frozen_depth
+        if depth:
             self.embeddings.eval()
-        for layer in self.encoder.layer[: self.frozen_depth]:
+        for layer in self.encoder.layer[:depth]:
             layer.eval()
 
     @torch.no_grad()
@@ -432,9 +410,23 @@ class BertModel(nn.Module):
         pooled: torch.Tensor = self.pooler(first)
         return pooled
 
-    def _packs(self, attention_mask: torch.Tensor | None) -> bool:
-        """Whether to pack: not where a row's first place is padding, for the pooler looks at it."""
-        return self.packed and (attention_mask is None or bool(attention_mask[:, 0].all()))
+    def _lay_out(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+    ) -> tuple[tuple[torch.Tensor, ...], Layout, Unpacking | Unchanged]:
+        """Check a padded batch; give what the embeddings take, its layout, and the way back."""
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        self._check(input_ids, attention_mask, token_type_ids)
+        keep = None if attention_mask is None else attention_mask.to(torch.bool)
+        # Not packed where a row begins with padding, for the pooler looks at that place.
+        if self.packed and (keep is None or bool(keep[:, 0].all())):
+            pad_id = self.config.pad_token_id or 0
+            batch, back = pack(input_ids, keep, token_type_ids, pad_id)
+            return batch[:3], batch.layout, back
+        return (input_ids, token_type_ids), Padded(keep), Unchanged()
 
     def _check(
         self,
@@ -447,12 +439,7 @@ class BertModel(nn.Module):
                 f"input_ids must be a batch of sequences, (B, T) with B and T at least 1, "
                 f"found {tuple(input_ids.shape)}"
             )
-        longest = self.config.max_position_embeddings
-        if input_ids.shape[1] > longest:
-            raise ConfigError(
-                f"sequences of {input_ids.shape[1]} tokens do not fit the model's {longest} "
-                f"positions; encode with max_length={longest} or less"
-            )
+        self._check_length(input_ids.shape[1])
         for name, tensor in (
             ("attention_mask", attention_mask),
             ("token_type_ids", token_type_ids),
@@ -474,12 +461,7 @@ class BertModel(nn.Module):
             raise ConfigError("every row of attention_mask needs at least one real token")
 
     def _check_packed(self, batch: PackedBatch, prefix: torch.Tensor | None) -> None:
-        longest, positions = max(batch.layout.lengths), self.config.max_position_embeddings
-        if longest > positions:
-            raise ConfigError(
-                f"sequences of {longest} tokens do not fit the model's {positions} positions; "
-                f"encode with max_length={positions} or less"
-            )
+        self._check_length(max(batch.layout.lengths))
         shape = (batch.layout.rows, self.config.hidden_size)
         if prefix is not None and prefix.shape != shape:
             raise ConfigError(
@@ -487,6 +469,14 @@ class BertModel(nn.Module):
                 "give what BertModel.prefix gives for the same batch"
             )
         self._check_ids(batch.input_ids, batch.token_type_ids)
+
+    def _check_length(self, tokens: int) -> None:
+        positions = self.config.max_position_embeddings
+        if tokens > positions:
+            raise ConfigError(
+                f"sequences of {tokens} tokens do not fit the model's {positions} positions; "
+                f"encode with max_length={positions} or less"
+            )
 
     def _check_ids(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> None:
         if input_ids.device.type != "cpu":
@@ -579,7 +569,7 @@ def set_impl(model: nn.Module, impl: str) -> None:
     if impl not in ("auto", "fused", "reference"):
         raise ConfigError(f'there is no impl={impl!r}; choose "auto", "fused" or "reference"')
     for module in model.modules():
-        if isinstance(module, (Linear, LayerNorm, SelfAttention)):
+        if isinstance(module, (Linear, LayerNorm, Dropout, SelfAttention)):
             module.impl = impl
         elif isinstance(module, BertModel):
             module.packed = impl != "reference"

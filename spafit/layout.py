@@ -16,10 +16,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from spafit.errors import ConfigError
 from spafit.kernels import attention, packed_attention
-from spafit.kernels.packed_attention import Group, grouping, make_groups
+from spafit.kernels.packed_attention import Group, grouping, make_groups, padded_rows
 
 # oneDNN prepares every new size of a product once, and a captured step is one of fixed size; so the
 # number of rows is rounded up to a multiple of this.
@@ -45,7 +46,7 @@ class Padded:
         """Eq. (4) for QKV (B, T, 3·D), queries, keys and values side by side; gives (B, T, D)."""
         B, T, _ = QKV.shape
         Q, K, V = QKV.view(B, T, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, A, T, Dh) each
-        H1 = attention(Q, K, V, self.keep, dropout, "auto" if impl == "fused" else impl)
+        H1 = attention(Q, K, V, self.keep, dropout, impl)
         return H1.transpose(1, 2).flatten(2)
 
     def attend_first(
@@ -84,8 +85,10 @@ class Packed:
         The same.
     tokens : int
         Real tokens in all.
+    filler : int
+        Rows after them that belong to no sequence.
     rows : int
-        N: the tokens, rounded up.
+        N: both together.
     device : torch.device
         The same.
     """
@@ -99,16 +102,15 @@ class Packed:
             )
         self.device = torch.device(device)
         self.tokens = sum(self.lengths)
-        self.rows = self.tokens
-        if self.tokens >= _LEAST_ROWS_ROUNDED:
-            self.rows = -(-self.tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+        self.filler = -self.tokens % _ROWS_MULTIPLE if self.tokens >= _LEAST_ROWS_ROUNDED else 0
+        self.rows = self.tokens + self.filler
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The sequences that attention takes together: on a GPU all of them."""
-        on_cpu = self.device.type == "cpu"
-        counts = grouping(self.lengths) if on_cpu else [len(self.lengths)]
-        return make_groups(self.lengths, counts, self.device)
+        if self.device.type != "cpu":
+            return (self.whole,)
+        return make_groups(self.lengths, grouping(self.lengths), self.device)
 
     @cached_property
     def whole(self) -> Group:
@@ -138,8 +140,7 @@ class Packed:
     ) -> torch.Tensor:
         """Eq. (4) from the first token alone, Q (B, D), to KV (N, 2·D); gives (B, D)."""
         group = self.whole
-        KV = KV[: group.rows] if group.gather is None else KV.index_select(0, group.gather)
-        KV = KV.view(group.count, group.longest, -1)  # (B, T, 2·D)
+        KV = padded_rows(KV, group).view(group.count, group.longest, -1)  # (B, T, 2·D)
         return _attend_first(Q, KV, group.keep, num_heads, dropout, impl)
 
     def first(self, X: torch.Tensor) -> torch.Tensor:
@@ -161,7 +162,7 @@ def _attend_first(
     B, T, _ = KV.shape
     K, V = KV.view(B, T, 2, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, A, T, Dh) each
     Q = Q.view(B, 1, num_heads, -1).transpose(1, 2)  # (B, A, 1, Dh)
-    H1 = attention(Q, K, V, keep, dropout, "auto" if impl == "fused" else impl)  # (B, A, 1, Dh)
+    H1 = attention(Q, K, V, keep, dropout, impl)  # (B, A, 1, Dh)
     return H1.flatten(1)
 
 
@@ -206,6 +207,18 @@ class Unpacking(NamedTuple):
         return pooled.index_select(0, self.sequences)
 
 
+class Unchanged:
+    """The way back for a batch that stayed padded: none."""
+
+    def hidden(self, X: torch.Tensor) -> torch.Tensor:
+        """Give (B, T, D) as it is."""
+        return X
+
+    def per_sequence(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Give (B, ...) as it is."""
+        return pooled
+
+
 def pack(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
@@ -240,11 +253,10 @@ def pack(
         rows, columns = keep[order].nonzero(as_tuple=True)
         places = order[rows] * T + columns
     layout = Packed(lengths, device)
-    filler = layout.rows - layout.tokens
 
     def packed(values: torch.Tensor, fill: int) -> torch.Tensor:
         taken = values.flatten().index_select(0, places)
-        return torch.cat([taken, taken.new_full((filler,), fill)]) if filler else taken
+        return F.pad(taken, (0, layout.filler), value=fill)
 
     positions = torch.arange(T, device=device).expand(B, T)
     batch = PackedBatch(
