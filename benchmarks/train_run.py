@@ -192,11 +192,11 @@ def fit_peft(
             optimizer.zero_grad(set_to_none=True)
             step += 1
         twin.eval()
-        by_length = np.argsort(encoded["dev"].lengths, kind="stable").tolist()
+        order = encoded["dev"].by_length(range(len(dev)))
         found = np.empty((len(dev), len(names)), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(dev), _DEV_BATCH):
-                rows = by_length[start : start + _DEV_BATCH]
+                rows = order[start : start + _DEV_BATCH]
                 found[rows] = dev_logits(rows).numpy()
         scores = metrics.compute(dev.task, decode(found, names), dev.labels)
     return scores

@@ -199,8 +199,7 @@ def predict_logits(
     arithmetic = resolve_precision(precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    # Like lengths together, which attention takes as one. A stable sort keeps batches reproducible.
-    order = np.argsort([len(ids) for ids in encodings.input_ids], kind="stable")
+    order = encodings.by_length(range(len(encodings)))
     logits = np.empty((len(encodings), model.num_labels), dtype=np.float32)
     was_training = model.training
     model.eval()
@@ -208,8 +207,8 @@ def predict_logits(
         with torch.inference_mode(), autocast(arithmetic, device):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                batch = encodings.packed(rows.tolist()).to(device)
-                kept = None if prefix is None else prefix(rows.tolist(), batch)
+                batch = encodings.packed(rows).to(device)
+                kept = None if prefix is None else prefix(rows, batch)
                 logits[rows] = model.forward_packed(batch, kept).float().cpu().numpy()
     finally:
         model.train(was_training)

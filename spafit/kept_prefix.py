@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
 from spafit.hub import cache_folder
@@ -42,10 +43,29 @@ class KeptPrefix:
             hidden = self.model.bert.prefix(computed)[: computed.layout.tokens]
             self.cache.store(missing, hidden)
         kept = self.cache.read(rows)  # (tokens, D)
-        filler = batch.layout.rows - batch.layout.tokens
-        if filler:
-            kept = torch.cat([kept, kept.new_zeros(filler, kept.shape[1])])
+        kept = F.pad(kept, (0, 0, 0, batch.layout.filler))
         return kept.to(batch.layout.device, non_blocking=True)
+
+
+def prefix_key(
+    model: BertForSequenceClassification,
+    base_fingerprint: str,
+    tokenizer_fingerprint: str,
+    *,
+    dtype: str,
+    arithmetic: str,
+) -> PrefixKey:
+    """Say what the hidden states after a model's group 1 depend on, beside the tokens."""
+    return PrefixKey(
+        base_fingerprint=base_fingerprint,
+        depth=model.bert.frozen_depth,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        hidden_size=model.config.hidden_size,
+        num_attention_heads=model.config.num_attention_heads,
+        layer_norm_eps=model.config.layer_norm_eps,
+        dtype=dtype,
+        arithmetic=arithmetic,
+    )
 
 
 @contextmanager
@@ -75,15 +95,8 @@ def keep_prefix(
     arithmetic : str
         In what they are computed, such as ``"float32"``.
     """
-    key = PrefixKey(
-        base_fingerprint,
-        model.bert.frozen_depth,
-        tokenizer.fingerprint,
-        model.config.hidden_size,
-        model.config.num_attention_heads,
-        model.config.layer_norm_eps,
-        dtype,
-        arithmetic,
+    key = prefix_key(
+        model, base_fingerprint, tokenizer.fingerprint, dtype=dtype, arithmetic=arithmetic
     )
     folder = cache_folder() / "prefix" if where == "disk" else None
     limit_bytes = int(limit_gib * 2**30)

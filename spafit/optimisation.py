@@ -85,14 +85,3 @@ def loss_function(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Shuffle 0 .. n-1 as a function of (seed, epoch) alone; epochs count from 1."""
     return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def by_length(
-    rows: np.ndarray[Any, np.dtype[np.int64]], lengths: np.ndarray[Any, np.dtype[np.int64]]
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Put rows in the order of their lengths: attention takes sequences of like length together.
-
-    The loss sums over a batch, so its order changes nothing but rounding and which random numbers
-    dropout draws for which row.
-    """
-    return rows[np.argsort(lengths[rows], kind="stable")]

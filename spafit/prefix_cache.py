@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import operator
 import os
 import zlib
@@ -32,6 +31,7 @@ from torch import Tensor
 from spafit import prefix_file
 from spafit.errors import CheckpointError, ConfigError, DataError, SpafitError, TrainingError
 from spafit.prefix_file import MappedFile, UnusableError
+from spafit.safefile import all_finite
 from spafit.tokenization import Encodings
 
 # The key's names of types, as numpy's, always little-endian, and as torch's.
@@ -214,8 +214,8 @@ class PrefixCache:
                 f"hidden states of {hidden.dtype} would lose digits; kept are float32 and narrower"
             )
         values = hidden.detach().to("cpu", self._torch_dtype).contiguous()
-        if not _is_finite(values):
-            if _is_finite(hidden):
+        if not all_finite(values):
+            if all_finite(hidden):
                 raise ConfigError(
                     "a hidden state is too large for half, which ends at 65504; keep float32"
                 )
@@ -399,11 +399,3 @@ def _describe(encodings: Encodings, key: PrefixKey) -> dict[str, Any]:
         "tokens": digest.hexdigest(),
         "lengths": encodings.lengths,
     }
-
-
-def _is_finite(values: Tensor) -> bool:
-    if values.numel() == 0:
-        return True
-    # A NaN anywhere is both minimum and maximum: one pass, and no temporary of the same size.
-    lowest, highest = values.aminmax()
-    return math.isfinite(lowest) and math.isfinite(highest)

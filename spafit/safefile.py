@@ -240,11 +240,7 @@ class SafeFile:
         return tensor.view(info.shape)
 
     def _require_finite(self, name: str, tensor: torch.Tensor, when: str) -> None:
-        if tensor.numel() == 0:
-            return
-        # A NaN anywhere is both minimum and maximum: one pass, and no temporary of the same size.
-        lowest, highest = tensor.aminmax()
-        if math.isfinite(lowest.item()) and math.isfinite(highest.item()):
+        if all_finite(tensor):
             return
         bad = int((~torch.isfinite(tensor)).sum())
         raise self._error(
@@ -451,6 +447,15 @@ def save_tensors(
             save_file(ready, temporary, metadata=dict(metadata))
         except SafetensorError as error:
             raise WeightsError(f"{path} cannot be written: {error}") from None
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    if tensor.numel() == 0:
+        return True
+    # A NaN anywhere is both minimum and maximum: one pass, and no temporary of the same size.
+    lowest, highest = tensor.aminmax()
+    return math.isfinite(lowest.item()) and math.isfinite(highest.item())
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ text would then be cut and padded without a word.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +110,6 @@ class Encodings:
         """
         self._check(rows)
         layout = Packed([len(self.input_ids[row]) for row in rows])
-        filler = layout.rows - layout.tokens
         ids: list[int] = []
         types: list[int] = []
         positions: list[int] = []
@@ -119,11 +118,18 @@ class Encodings:
             types += self.token_type_ids[row]
             positions += range(len(self.input_ids[row]))
         return PackedBatch(
-            torch.tensor(ids + [self.pad_id] * filler),
-            torch.tensor(types + [0] * filler),
-            torch.tensor(positions + [0] * filler),
+            torch.tensor(ids + [self.pad_id] * layout.filler),
+            torch.tensor(types + [0] * layout.filler),
+            torch.tensor(positions + [0] * layout.filler),
             layout,
         )
+
+    def by_length(self, rows: Iterable[int]) -> list[int]:
+        """Put row numbers in the order of their lengths, those of one length as they stand.
+
+        So packed, sequences of like length lie side by side, and attention takes them together.
+        """
+        return sorted(rows, key=lambda row: len(self.input_ids[row]))
 
     def _check(self, rows: Sequence[int]) -> None:
         if len(rows) == 0 or min(rows) < 0 or max(rows) >= len(self):

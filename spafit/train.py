@@ -29,10 +29,9 @@ from spafit.fingerprint import fingerprint
 from spafit.glue import Dataset
 from spafit.inference import autocast, decode, encode, label_names, predict_logits
 from spafit.kept_prefix import KeptPrefix, keep_prefix
-from spafit.kernels.products import library
+from spafit.kernels.products import library_on
 from spafit.memory import keep_freed_memory
 from spafit.optimisation import (
-    by_length,
     epoch_order,
     learning_rate_factor,
     loss_function,
@@ -200,7 +199,6 @@ def fit(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         batches_an_epoch = math.ceil(len(train) / config.batch_size)
         total_steps = batches_an_epoch * config.epochs
-        lengths = np.array(encoded["train"].lengths)
         losses: list[float] = []
         history: list[dict[str, Any]] = []
         best: dict[str, torch.Tensor] = {}
@@ -216,11 +214,11 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * factor
                 loss = 0.0
-                for part in np.array_split(rows, min(config.accumulation, len(rows))):
-                    part = by_length(part, lengths)
+                for drawn in np.array_split(rows, min(config.accumulation, len(rows))):
+                    part = encoded["train"].by_length(drawn.tolist())
                     with autocast(arithmetic, device):
-                        batch = encoded["train"].packed(part.tolist()).to(device)
-                        prefix = prefixes["train"](part.tolist(), batch) if prefixes else None
+                        batch = encoded["train"].packed(part).to(device)
+                        prefix = prefixes["train"](part, batch) if prefixes else None
                         logits = model.forward_packed(batch, prefix)
                     part_loss = loss_function(
                         logits, targets[part].to(device, non_blocking=True)
@@ -349,7 +347,7 @@ def _record(
         "trainable": summary.trainable,
         "pretrained": summary.pretrained,
         "dropout_in_group_1": config.frozen_dropout,
-        "products": library() if config.device == "cpu" else "cublas",
+        "products": library_on(torch.device(config.device)),
     }
 
 

@@ -242,10 +242,9 @@ def _places(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str,
     """
     places: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
-        before, query, after = name.partition(".attention.self.query.weight")
-        if not query or after:
+        if not name.endswith(".attention.self.query.weight"):
             continue
-        trio = [f"{before}.attention.self.{each}.weight" for each in ("query", "key", "value")]
+        trio = [name.replace("query", each) for each in ("query", "key", "value")]
         whole = empty_in_large_pages((3 * shape[0], *shape[1:]), dtype)
         places |= zip(trio, torch.split(whole, shape[0]), strict=True)
     return places

@@ -32,7 +32,6 @@ from spafit.glue import Dataset, Example
 from spafit.inference import predict
 from spafit.methods import plan
 from spafit.optimisation import (
-    by_length,
     epoch_order,
     learning_rate_factor,
     loss_function,
@@ -176,12 +175,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
     """
     rows_seen: list[list[int]] = []
     to_be_made: list[list[int]] = []
-    packed = Encodings.packed
+    packed, by_length = Encodings.packed, Encodings.by_length
 
-    def spy_on_draws(rows: Any, lengths: Any) -> Any:
-        rows_seen.append(rows.tolist())
-        to_be_made.append(rows.tolist())
-        return by_length(rows, lengths)
+    def spy_on_draws(self: Encodings, rows: Any) -> list[int]:
+        if len(self) == N:
+            rows_seen.append(list(rows))
+            to_be_made.append(list(rows))
+        return by_length(self, rows)
 
     def spy_on_batches(self: Encodings, rows: list[int]) -> Any:
         if len(self) == N:
@@ -190,7 +190,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
             assert list(rows) == sorted(drawn, key=lambda row: self.lengths[row])  # stable
         return packed(self, rows)
 
-    monkeypatch.setattr("spafit.train.by_length", spy_on_draws)
+    monkeypatch.setattr(Encodings, "by_length", spy_on_draws)
     monkeypatch.setattr(Encodings, "packed", spy_on_batches)
     yield rows_seen
     assert not to_be_made
