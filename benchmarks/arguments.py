@@ -53,6 +53,18 @@ def device_of(parsed: argparse.Namespace) -> torch.device:
     return resolve_device(parsed.device)
 
 
+def settings_of(parsed: argparse.Namespace, source: str) -> dict[str, str | int | float]:
+    """Give the columns that say what was measured, as far as all measurements on batches say it."""
+    return {
+        "task": parsed.task,
+        "lengths": source,
+        "model": parsed.model_shape,
+        "hidden": SHAPES[parsed.model_shape].hidden_size,
+        "batch_size": parsed.batch_size,
+        "seed": parsed.seed,
+    }
+
+
 def method_of(parsed: argparse.Namespace) -> str:
     """Give the method that is asked for, or the shape's own."""
     return str(parsed.method or METHODS[parsed.model_shape])

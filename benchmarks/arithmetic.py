@@ -20,8 +20,8 @@ from functools import partial
 
 import torch
 
-from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
+from spafit.kernels.products import has_onednn
 
 _REPEATS = 7
 
@@ -59,16 +59,6 @@ def step_flop(
     attention = sum(4.0 * 2 * t * t * D for t in lengths)
     backward = (L - first_trainable) * (linears + attention)
     return forward_flop(config, lengths, L - first_computed) + backward
-
-
-def first_trainable_layer(model: BertForSequenceClassification) -> int:
-    """Give the number of the first layer in which anything trains; L if there is none."""
-    layers = [
-        int(name.split(".")[3])
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and name.startswith("bert.encoder.layer.")
-    ]
-    return min(layers, default=model.config.num_hidden_layers)
 
 
 def product_shapes(config: BertConfig, tokens: int) -> list[tuple[int, int, int]]:
@@ -115,22 +105,18 @@ def matmul_rate_gflops(
         Of the factors.
     """
     device = torch.device("cpu") if device is None else device
-    has_onednn = (
-        device.type == "cpu"
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    by_onednn = device.type == "cpu" and has_onednn()
     flop = sum(2.0 * n * inner * outer for n, inner, outer in shapes)
     torch_s = onednn_s = 0.0
     for n, inner, outer in shapes:
         x = torch.randn(n, inner, device=device, dtype=dtype)
         w = torch.randn(outer, inner, device=device, dtype=dtype)
         torch_s += _median_s(partial(torch.mm, x, w.t()), device)
-        if has_onednn:
+        if by_onednn:
             linear = torch.ops.mkldnn._linear_pointwise
             b = torch.zeros(outer, dtype=dtype)
             onednn_s += _median_s(partial(linear, x, w, b, "none", [], ""), device)
-    return MatmulRate(flop / torch_s / 1e9, flop / onednn_s / 1e9 if has_onednn else None)
+    return MatmulRate(flop / torch_s / 1e9, flop / onednn_s / 1e9 if by_onednn else None)
 
 
 def _median_s(product: Callable[[], object], device: torch.device) -> float:

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.arguments import add_data_arguments, device_of
+from benchmarks.arguments import add_data_arguments, device_of, settings_of
 from benchmarks.contenders import SHAPES
 from benchmarks.harness import Contender, Rows, compare
 from benchmarks.lengths import load_rows
 from benchmarks.packed_pairs import Pair
-from benchmarks.report import place, write_results
+from benchmarks.report import place, results, write_results
 from spafit.kernels import packed_attention
 from spafit.kernels.packed_attention import make_groups
 
@@ -64,16 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tolerance=TOLERANCE,
     )
     settings = {
-        "task": parsed.task,
-        "lengths": data.source,
-        "hidden": D,
+        **settings_of(parsed, data.source),
         "heads": A,
         "dropout": parsed.dropout,
-        "batch_size": parsed.batch_size,
-        "seed": parsed.seed,
     }
-    where = place(device, "float32")
-    rows = [{**settings, **timing.columns(), **where} for timing in timings]
+    rows = results(settings, timings, place(device, "float32"))
     title = f"Attention, D = {D}, {A} heads, dropout {parsed.dropout:g}, {parsed.task.upper()}"
     write_results(parsed.out, rows, title)
 

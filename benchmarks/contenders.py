@@ -18,6 +18,7 @@ from benchmarks.harness import Contender, Rows
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.inference import autocast
+from spafit.kept_prefix import KeptPrefix, prefix_key
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.strata import adapt
 from spafit.tokenization import Encodings
@@ -46,14 +47,14 @@ TOLERANCES = {"float32": 1e-3, "bf16": 0.1}
 
 
 def adapted_model(
-    shape: str, method: str, seed: int, device: torch.device
+    config: BertConfig, method: str, seed: int, device: torch.device
 ) -> BertForSequenceClassification:
-    """Build a model of a shape with random weights, adapted; its B and deltas are not zero.
+    """Build a model with random weights, adapted; its B and deltas are not zero.
 
     LoRA's B and the deltas start at zero; drawn at random, a mistake in them shows in the check.
     """
     torch.manual_seed(seed)
-    model = BertForSequenceClassification(SHAPES[shape], num_labels=2)
+    model = BertForSequenceClassification(config, num_labels=2)
     adapt(model, method, seed=seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -123,11 +124,6 @@ class Training:
         return F.cross_entropy(logits.float(), self.labels[list(rows.numbers)])
 
 
-def by_length(encodings: Encodings, numbers: Sequence[int]) -> list[int]:
-    """Put rows in the order of their lengths."""
-    return sorted(numbers, key=lambda row: len(encodings.input_ids[row]))
-
-
 def in_order(logits: Tensor, order: Sequence[int], numbers: Sequence[int]) -> Tensor:
     """Bring logits (B, C) of rows in one order into the order of ``numbers``."""
     place = {row: at for at, row in enumerate(order)}
@@ -142,7 +138,7 @@ def packed_logits(
     device = model.classifier.weight.device
 
     def logits(numbers: Sequence[int]) -> Tensor:
-        order = by_length(encodings, numbers)
+        order = encodings.by_length(numbers)
         batch = encodings.packed(order).to(device)
         with autocast(arithmetic, device):
             found = model.forward_packed(batch)
@@ -162,19 +158,18 @@ def kept_logits(
     The states of the batches are computed here, without dropout, as a first epoch would.
     """
     device = model.classifier.weight.device
-    key = prefix_key(model, "float32", arithmetic)
+    key = random_weights_key(model, "float32", arithmetic)
     cache = PrefixCache(encodings, key, folder=None, limit_bytes=2**40)
+    kept = KeptPrefix(model, encodings, cache)
     for rows in batches:
-        order = by_length(encodings, rows.numbers)
+        order = encodings.by_length(rows.numbers)
         cache.store(order, prefix_states(model, encodings, order, arithmetic))
 
     def logits(numbers: Sequence[int]) -> Tensor:
-        order = by_length(encodings, numbers)
+        order = encodings.by_length(numbers)
         batch = encodings.packed(order).to(device)
-        filler = batch.layout.rows - batch.layout.tokens
-        prefix = F.pad(cache.read(order), (0, 0, 0, filler)).to(device)
         with autocast(arithmetic, device):
-            found = model.forward_packed(batch, prefix=prefix)
+            found = model.forward_packed(batch, prefix=kept(order, batch))
         return in_order(found, order, numbers)
 
     return logits
@@ -197,18 +192,8 @@ def prefix_states(
     return states
 
 
-def prefix_key(
+def random_weights_key(
     model: BertForSequenceClassification, dtype: str, arithmetic: str = "float32"
 ) -> PrefixKey:
     """Name what the kept states of a model with random weights belong to."""
-    config = model.config
-    return PrefixKey(
-        base_fingerprint="random weights",
-        depth=model.bert.frozen_depth,
-        tokenizer_fingerprint="benchmark",
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        layer_norm_eps=config.layer_norm_eps,
-        dtype=dtype,
-        arithmetic=arithmetic,
-    )
+    return prefix_key(model, "random weights", "benchmark", dtype=dtype, arithmetic=arithmetic)

@@ -19,15 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.arguments import add_data_arguments, device_of
+from benchmarks.arguments import add_data_arguments, device_of, settings_of
 from benchmarks.baseline import peft_twin, plain_name
-from benchmarks.contenders import SHAPES
+from benchmarks.contenders import SHAPES, adapted_model
 from benchmarks.harness import Contender, Rows, compare
 from benchmarks.lengths import load_rows
 from benchmarks.packed_pairs import Pair
-from benchmarks.report import place, write_results
-from spafit.bert import BertForSequenceClassification
-from spafit.strata import adapt
+from benchmarks.report import place, results, write_results
 
 LAYERS = ("frozen", "biases", "LoRA and biases")
 METHOD = "SPAFIT-0-1-II"
@@ -51,17 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = load_rows(parsed.task, "train", parsed.data, parsed.vocab)
     batches = data.draw(parsed.batches, parsed.batch_size, parsed.seed)
     lengths = data.encodings.lengths
-    torch.manual_seed(parsed.seed)
-    model = BertForSequenceClassification(config, num_labels=2)
-    adapt(model, METHOD, seed=parsed.seed)
-    for name, parameter in model.named_parameters():
-        if name.endswith((".lora_B", ".bias_delta")):
-            nn.init.normal_(parameter, 0.0, 0.02)
-    model.to(device)
+    model = adapted_model(config, METHOD, parsed.seed, device).train()
     twin: Any = peft_twin(model)
     drawn = {rows: [lengths[row] for row in rows.numbers] for rows in batches}
     pairs = {rows: Pair.draw(its, D, D, device) for rows, its in drawn.items()}
-    results = []
+    found = []
     for number, kind in enumerate(LAYERS):
         theirs = twin.base_model.model.bert.encoder.layer[number]
         timings = compare(
@@ -72,19 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tolerance=TOLERANCE,
         )
         settings = {
-            "task": parsed.task,
-            "lengths": data.source,
+            **settings_of(parsed, data.source),
             "method": METHOD,
-            "model": parsed.model_shape,
-            "hidden": config.hidden_size,
             "intermediate": config.intermediate_size,
-            "batch_size": parsed.batch_size,
-            "seed": parsed.seed,
         }
-        where = place(device, "float32")
-        results += [{**settings, **timing.columns(), **where} for timing in timings]
+        found += results(settings, timings, place(device, "float32"))
     title = f"Encoder layer: {parsed.model_shape}, {parsed.task.upper()}, dropout on"
-    write_results(parsed.out, results, title)
+    write_results(parsed.out, found, title)
 
 
 def padded_contender(name: str, layer: nn.Module, pairs: dict[Rows, Pair]) -> Contender:

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.arguments import add_model_arguments, device_of, method_of
+from benchmarks.arguments import add_model_arguments, device_of, method_of, settings_of
 from benchmarks.baseline import Logits, padded_logits, peft_twin
-from benchmarks.contenders import SHAPES, TOLERANCES, adapted_model, by_length, packed_logits
+from benchmarks.contenders import SHAPES, TOLERANCES, adapted_model, packed_logits
 from benchmarks.harness import Contender, Rows, compare
 from benchmarks.lengths import load_rows
-from benchmarks.report import place, write_results
+from benchmarks.report import place, results, write_results
 from spafit.memory import keep_freed_memory
 from spafit.tokenization import Encodings
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     data = load_rows(parsed.task, "dev", parsed.data, parsed.vocab)
     [rows] = data.first(parsed.rows, parsed.rows)
-    model = adapted_model(parsed.model_shape, method_of(parsed), parsed.seed, device)
+    model = adapted_model(SHAPES[parsed.model_shape], method_of(parsed), parsed.seed, device)
     twin = peft_twin(model)
     theirs = padded_logits(twin, data.encodings, parsed.dtype)
     ours = packed_logits(model, data.encodings, parsed.dtype)
@@ -76,20 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tolerance=TOLERANCES[parsed.dtype],
     )
     settings = {
-        "task": parsed.task,
+        **settings_of(parsed, data.source),
         "split": f"dev, {len(rows.numbers)} rows",
-        "lengths": data.source,
         "method": method_of(parsed),
-        "model": parsed.model_shape,
         "layers": SHAPES[parsed.model_shape].num_hidden_layers,
-        "hidden": SHAPES[parsed.model_shape].hidden_size,
-        "batch_size": parsed.batch_size,
-        "seed": parsed.seed,
     }
-    where = place(device, parsed.dtype)
-    results = [{**settings, **timing.columns(), **where} for timing in timings]
     title = f"Inference: {parsed.model_shape}, {method_of(parsed)}, {parsed.task.upper()} dev"
-    write_results(parsed.out, results, f"{title}, batches of {parsed.batch_size}")
+    found = results(settings, timings, place(device, parsed.dtype))
+    write_results(parsed.out, found, f"{title}, batches of {parsed.batch_size}")
 
 
 def predicting(
@@ -111,7 +105,7 @@ def predictor(
 
     @torch.inference_mode()
     def predict(numbers: Sequence[int]) -> Tensor:
-        taken = by_length(encodings, numbers) if order == SORTED else list(numbers)
+        taken = encodings.by_length(numbers) if order == SORTED else list(numbers)
         batches = (
             logits(taken[start : start + batch_size]) for start in range(0, len(taken), batch_size)
         )

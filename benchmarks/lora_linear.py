@@ -18,11 +18,11 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from benchmarks.arguments import add_data_arguments, device_of
+from benchmarks.arguments import add_data_arguments, device_of, settings_of
 from benchmarks.contenders import SHAPES
 from benchmarks.harness import Contender, Rows, compare
 from benchmarks.lengths import load_rows
-from benchmarks.report import place, write_results
+from benchmarks.report import place, results, write_results
 from spafit.inference import autocast
 from spafit.kernels import Part, stacked_linear
 
@@ -81,16 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tolerance=TOLERANCES[parsed.dtype],
     )
     settings = {
-        "task": parsed.task,
-        "lengths": data.source,
+        **settings_of(parsed, data.source),
         "maps": parsed.maps,
-        "hidden": D,
         "rank": parsed.rank,
-        "batch_size": parsed.batch_size,
-        "seed": parsed.seed,
     }
-    where = place(device, parsed.dtype)
-    rows = [{**settings, **timing.columns(), **where} for timing in timings]
+    rows = results(settings, timings, place(device, parsed.dtype))
     title = f"{parsed.maps} linear map(s) with LoRA, D = {D}, r = {parsed.rank}"
     write_results(parsed.out, rows, f"{title}, {parsed.task.upper()}")
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks.arguments import add_model_arguments, device_of, method_of
-from benchmarks.contenders import SHAPES, adapted_model, by_length, prefix_key, prefix_states
+from benchmarks.arguments import add_model_arguments, device_of, method_of, settings_of
+from benchmarks.contenders import SHAPES, adapted_model, prefix_states, random_weights_key
 from benchmarks.harness import Contender, Rows, compare
 from benchmarks.lengths import load_rows
-from benchmarks.report import place, write_results
+from benchmarks.report import place, results, write_results
 from spafit.prefix_cache import PrefixCache
 
 HALF_TOLERANCE = 1e-3  # float16 has 11 bits
@@ -47,16 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = load_rows(parsed.task, "train", parsed.data, parsed.vocab)
     encodings = data.encodings
     batches = data.draw(parsed.batches, parsed.batch_size, parsed.seed)
-    model = adapted_model(parsed.model_shape, method_of(parsed), parsed.seed, device)
+    model = adapted_model(SHAPES[parsed.model_shape], method_of(parsed), parsed.seed, device)
 
     def compute(rows: Rows) -> Tensor:
-        order = by_length(encodings, rows.numbers)
+        order = encodings.by_length(rows.numbers)
         return prefix_states(model, encodings, order, parsed.dtype)
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
 
         def opened(dtype: str, name: str) -> PrefixCache:
-            key = prefix_key(model, dtype, parsed.dtype)
+            key = random_weights_key(model, dtype, parsed.dtype)
             where = Path(folder) / name if name else None
             cache = PrefixCache(encodings, key, folder=where, limit_bytes=_LIMIT_BYTES)
             return stack.enter_context(cache)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         def filled(dtype: str, name: str) -> PrefixCache:
             cache = opened(dtype, name)
             for rows in batches:
-                cache.store(by_length(encodings, rows.numbers), compute(rows).float())
+                cache.store(encodings.by_length(rows.numbers), compute(rows).float())
             if not name:
                 return cache
             cache.close()
@@ -73,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         def filling(cache: PrefixCache) -> Callable[[Rows], Tensor]:
             def fill(rows: Rows) -> Tensor:
                 states = compute(rows)
-                cache.store(by_length(encodings, rows.numbers), states.float())
+                cache.store(encodings.by_length(rows.numbers), states.float())
                 return states
 
             return fill
 
         def reading(cache: PrefixCache) -> Callable[[Rows], Tensor]:
-            return lambda rows: cache.read(by_length(encodings, rows.numbers)).to(device)
+            return lambda rows: cache.read(encodings.by_length(rows.numbers)).to(device)
 
         candidates = [
             _contender("fill memory", filling(opened("float32", ""))),
@@ -96,17 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tolerance=1e-5,
         )
     settings = {
-        "task": parsed.task,
-        "lengths": data.source,
+        **settings_of(parsed, data.source),
         "method": method_of(parsed),
-        "model": parsed.model_shape,
         "layers": model.bert.frozen_depth,
-        "hidden": SHAPES[parsed.model_shape].hidden_size,
-        "batch_size": parsed.batch_size,
-        "seed": parsed.seed,
     }
-    where = place(device, parsed.dtype)
-    rows = [{**settings, **timing.columns(), **where} for timing in timings]
+    rows = results(settings, timings, place(device, parsed.dtype))
     title = f"Group 1 ({model.bert.frozen_depth} layers), computed, stored and read"
     write_results(parsed.out, rows, f"{title}: {parsed.model_shape}, {parsed.task.upper()}")
 

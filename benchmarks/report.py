@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from spafit.kernels.products import library
+from benchmarks.harness import Timing
+from spafit.kernels.products import library_on
 from spafit.run_folder import machine, versions
 
 Row = Mapping[str, str | int | float]
@@ -34,7 +35,7 @@ def place(device: torch.device, dtype: str) -> dict[str, str | int]:
         "processor": str(where["processor"]),
         "cpus": int(where["cpus"]),
         "threads": torch.get_num_threads(),
-        "products": library() if device.type == "cpu" else "cublas",
+        "products": library_on(device),
         "dtype": dtype,
         "torch": installed["torch"],
         "transformers": metadata.version("transformers"),
@@ -42,6 +43,11 @@ def place(device: torch.device, dtype: str) -> dict[str, str | int]:
         "spafit": installed["spafit"],
         "commit": commit(),
     }
+
+
+def results(settings: Row, timings: Sequence[Timing], where: Row) -> list[Row]:
+    """Give a row for each contender: what was measured, what was seen, and where."""
+    return [{**settings, **timing.columns(), **where} for timing in timings]
 
 
 def commit() -> str:

@@ -37,10 +37,9 @@ import numpy as np
 import torch
 
 from benchmarks import operations
-from benchmarks.arguments import add_model_arguments, device_of, method_of
+from benchmarks.arguments import add_model_arguments, device_of, method_of, settings_of
 from benchmarks.arithmetic import (
     MatmulRate,
-    first_trainable_layer,
     matmul_rate_gflops,
     product_shapes,
     step_flop,
@@ -92,14 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # First, while this process is still small: two models of both sides fill a small machine.
     memory = {name: memory_columns(parsed, name) for name in names}
     keep_freed_memory()  # both sides then have what spafit.fit alone would ask for
-    model = adapted_model(parsed.model_shape, method_of(parsed), parsed.seed, device)
-    first_trainable = first_trainable_layer(model)
+    model_config = SHAPES[parsed.model_shape]
+    model = adapted_model(model_config, method_of(parsed), parsed.seed, device)
+    first_trainable = model.bert.frozen_depth
     trainings = make_trainings(model, names, data, batches, parsed.dtype, parsed.seed)
     contenders = [training.contender() for training in trainings]
 
     tokens = int(np.median([rows.tokens for rows in batches]))
     dtype = torch.float32 if parsed.dtype == "float32" else torch.bfloat16
-    shapes = product_shapes(model.config, tokens)
+    shapes = product_shapes(model_config, tokens)
     rates = [matmul_rate_gflops(shapes, device, dtype)]
     timings = compare(
         contenders[0],
@@ -113,10 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_profiles(trainings, batches[0], device)
     del model, trainings, contenders
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for timing in timings:
         kept = first_trainable if timing.name == SPAFIT_KEPT else 0
-        settings = {**settings_of(parsed, data), **timing.columns()}
+        settings: dict[str, Any] = {
+            **settings_of(parsed, data.source),
+            "method": method_of(parsed),
+            "layers": model_config.num_hidden_layers,
+            "intermediate": model_config.intermediate_size,
+            **timing.columns(),
+        }
         settings |= floor_columns(parsed, data, batches, timing, rates, first_trainable, kept)
         settings |= memory[timing.name]
         rows.append({**settings, **place(device, parsed.dtype)})
@@ -179,7 +185,7 @@ def peak_of_steps(
     torch.set_num_threads(threads)
     rows = load_rows(task, "train", Path(data), Path(vocab))
     drawn = rows.draw(batches, batch_size, seed)
-    model = adapted_model(shape, method, seed, torch.device(device))
+    model = adapted_model(SHAPES[shape], method, seed, torch.device(device))
     if name not in (PEFT, PEFT_128):
         keep_freed_memory()  # as spafit.fit does
     [training] = make_trainings(model, [name], rows, drawn, dtype, seed)
@@ -217,22 +223,6 @@ def memory_columns(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
     )
     found = (peak.after_setup_mib, peak.peak_mib, peak.above_weights_mib, "")
     return dict(zip(columns, found, strict=True))
-
-
-def settings_of(parsed: argparse.Namespace, data: TaskRows) -> dict[str, Any]:
-    """Give the columns that say what was measured."""
-    config = SHAPES[parsed.model_shape]
-    return {
-        "task": parsed.task,
-        "lengths": data.source,
-        "method": method_of(parsed),
-        "model": parsed.model_shape,
-        "layers": config.num_hidden_layers,
-        "hidden": config.hidden_size,
-        "intermediate": config.intermediate_size,
-        "batch_size": parsed.batch_size,
-        "seed": parsed.seed,
-    }
 
 
 def floor_columns(

@@ -318,7 +318,7 @@ class TestArithmetic:
         assert arithmetic.step_flop(CONFIG, [7, 5], 4, 4) == 2 * layer + 2 * layer_backward
 
     def test_the_first_trainable_layer(self) -> None:
-        firsts = {method: arithmetic.first_trainable_layer(adapted(method)) for method in METHODS}
+        firsts = {method: adapted(method).bert.frozen_depth for method in METHODS}
         assert firsts["SPAFIT-1-3-II"] == 2 and firsts["bitfit"] == 0
 
     def test_a_rate_is_measured(self) -> None:
