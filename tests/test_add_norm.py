@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
+from spafit.errors import ConfigError
 from spafit.kernels import dropout_add_norm
 from spafit.kernels.dropout import keep_mask
 
@@ -260,3 +261,11 @@ class TestOnlyWhatIsAskedFor:
         if any(wanted):
             found = backwards(y, tensors)
             assert tuple(found[name] is not None for name in NAMES) == wanted
+
+    def test_refusals(self) -> None:
+        tensors = make(7)
+        with pytest.raises(ConfigError, match=r"no impl='best'"):
+            fused(tensors, impl="best")
+        y = fused(tensors)
+        with pytest.raises(ConfigError, match="differentiated twice"):
+            torch.autograd.grad(y.sum(), tensors["x"], create_graph=True)

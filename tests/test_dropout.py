@@ -12,12 +12,13 @@ import torch
 from scipy import stats
 from tiny_bert import CONFIG, L, tiny_bert
 
+from spafit.errors import ConfigError
 from spafit.kernels import Part, dropout, dropout_add_norm, packed_attention, stacked_linear
 from spafit.kernels.dropout import draw_bits, keep_mask, scale_of, threshold
 from spafit.kernels.packed_attention import make_groups
 
 CPU = torch.device("cpu")
-RATES = [1e-6, 1e-4, 0.1, 0.25, 0.5, 0.75, 0.9, 0.9999, 0.999999]
+RATES = [1e-6, 1e-4, 0.1, 0.25, 0.5, 0.75, 0.9, 0.9999, 0.999999, 1 - 1e-12]
 
 
 def drawn_rate(rate: float) -> float:
@@ -78,6 +79,18 @@ class TestBits:
         assert dropped == round(drawn_rate(rate) * 65536)
         assert dropped < 65536
 
+    def test_every_bit_is_fair_and_no_two_go_together(self) -> None:
+        torch.manual_seed(0)
+        n = 100_003  # not a multiple of 4
+        bits = draw_bits((n,))
+        assert bits.shape == (n,)
+        signs = torch.stack([((bits.int() >> place) & 1).double() * 2 - 1 for place in range(16)])
+        assert (signs.mean(1).abs() < 5 / n**0.5).all()
+        together = signs @ signs.T / n - torch.eye(16).double()
+        assert (together.abs() < 5 / n**0.5).all()
+        neighbours = (signs[:, :-1] * signs[:, 1:]).mean(1)
+        assert (neighbours.abs() < 5 / n**0.5).all()
+
 
 class TestRate:
     """Oracle: the binomial distribution, and the equation of the mean."""
@@ -137,6 +150,16 @@ class TestRate:
         with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
             dropout(x, 0.1, "fused")
         assert [(tensor.nbytes, tensor.numel()) for tensor in kept] == [(260, 260)]
+
+    def test_forms(self) -> None:
+        x = torch.randn(13, 20)
+        assert dropout(x, 0.0) is x
+        torch.manual_seed(3)
+        plain = dropout(x, 0.3, "reference")
+        torch.manual_seed(3)
+        assert torch.equal(plain, torch.nn.functional.dropout(x, 0.3))
+        with pytest.raises(ConfigError, match=r"no impl='best'"):
+            dropout(x, 0.3, "best")
 
 
 def linear(x: torch.Tensor) -> torch.Tensor:

@@ -775,7 +775,7 @@ class TestDefaultFormInTraining:
         """Without padding, packed rows are the padded ones one after the other.
 
         So the same masks fall on the same entries, in the order of the data; that those masks are
-        fair is tested in test_fused_forms.py.
+        fair is tested in test_dropout.py.
         """
         config = dataclasses.replace(
             CONFIG, hidden_dropout_prob=0.15, attention_probs_dropout_prob=0.25

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bert import CONFIG, ROWS, C, L, short, tiny_bert
+from tiny_bert import CONFIG, C, tiny_bert
 from torch import nn
 
 from spafit.bert import BertForSequenceClassification, set_impl
@@ -23,7 +22,6 @@ from spafit.kernels.packed_attention import (
     packed_attention_reference,
 )
 from spafit.layout import Packed, Padded, pack
-from spafit.strata import adapt
 from spafit.tokenization import Encodings
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -102,27 +100,6 @@ class TestSameNumbers:
     def test_extremes(self, lengths: list[int], dtype: torch.dtype) -> None:
         hold_against_padded(tiny_bert(dtype, config=LONG), lengths)
 
-    @pytest.mark.parametrize("method", ROWS)
-    def test_every_plan(self, method: str) -> None:
-        model = tiny_bert()
-        adapt(model, ROWS[method][0])
-        for name, parameter in model.named_parameters():
-            if name.endswith(("lora_B", "bias_delta")):
-                nn.init.normal_(parameter, std=0.3)
-        hold_against_padded(model, [3, 11, 7, 7, 1, 16])
-
-    def test_hidden_states(self) -> None:
-        model = tiny_bert(config=LONG)
-        batch = make_encodings([5, 60, 9, 33]).batch([0, 1, 2, 3])
-        keep = batch.attention_mask.bool()
-        ours = model.bert(*batch, output_hidden_states=True)
-        set_impl(model, "reference")
-        plain = model.bert(*batch, output_hidden_states=True)
-        for mine, expected in zip(ours.hidden_states, plain.hidden_states, strict=True):
-            assert_near(mine[keep], expected[keep])
-            assert torch.count_nonzero(mine[~keep]) == 0
-        assert_near(ours.pooler_output, plain.pooler_output)
-
     def test_a_sequence_that_begins_with_padding(self) -> None:
         """The pooler looks at the first place whatever it is, in Hugging Face's model too."""
         model = tiny_bert()
@@ -132,114 +109,6 @@ class TestSameNumbers:
         ours = model(ids, mask)
         set_impl(model, "reference")
         assert_near(ours, model(ids, mask))
-
-    def test_rows_that_belong_to_no_sequence_matter_to_nothing(self) -> None:
-        model = tiny_bert(config=LONG)
-        batch = make_encodings([50, 17, 6]).packed([0, 1, 2])
-        assert batch.layout.rows == 80
-        assert batch.layout.tokens == 73
-        logits = model.forward_packed(batch)
-        expected = gradients(logits, model)
-        other = batch._replace(input_ids=batch.input_ids.clone())
-        other.input_ids[73:] = 5
-        changed = model.forward_packed(other)
-        assert torch.equal(changed, logits)
-        for name, gradient in gradients(changed, model).items():
-            assert torch.equal(gradient, expected[name]), name
-
-
-class TestLessWork:
-    """Oracle: the whole last layer; and the list of products that are computed."""
-
-    @pytest.mark.parametrize("method", ["spafit ii", "spafit i", "bitfit", "full"])
-    def test_the_last_layer_for_first_tokens_alone(self, method: str) -> None:
-        model = tiny_bert()
-        adapt(model, ROWS[method][0])
-        batch = make_encodings([3, 11, 7]).packed([0, 1, 2])
-        logits = model.forward_packed(batch)
-        X, _ = model.bert.encoder(model.bert.embeddings(*batch[:3]), batch.layout)
-        whole = model.classifier(model.bert._pool(batch.layout.first(X)))
-        assert_near(logits, whole)
-        expected = gradients(whole, model)
-        for name, gradient in gradients(logits, model).items():
-            assert_near(gradient, expected[name], name)
-
-    def test_no_graph_below_the_first_trained_layer_and_no_dx_at_it(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        model = tiny_bert()
-        adapt(model, short("SPAFIT-1-3-II"))
-        kernel = sys.modules["spafit.kernels.lora_linear"]
-        outputs, product, calls = [], kernel.product, []
-        for layer in model.bert.encoder.layer:
-            layer.register_forward_hook(lambda _, __, output: outputs.append(output))
-        batch = make_encodings([3, 11, 7]).packed([0, 1, 2])
-        logits = model.forward_packed(batch)
-        assert [output.requires_grad for output in outputs] == [False] * 2 + [True] * 4
-
-        def counted(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
-            calls.append(tuple(W.shape))
-            return product(x, W, b)
-
-        monkeypatch.setattr(kernel, "product", counted)
-        logits.sum().backward()
-        D = CONFIG.hidden_size
-        # dX of query, key and value together: layer 3 and 4, and layer 5's key and value; layer 2
-        # is the first that trains, and what goes into it needs no gradient.
-        assert calls.count((D, 3 * D)) == 2
-        assert calls.count((D, 2 * D)) == 1
-
-    def test_a_prefix_goes_on_where_it_ends(self) -> None:
-        model = tiny_bert()
-        adapt(model, short("SPAFIT-1-3-II"))
-        assert model.bert.frozen_depth == 2
-        batch = make_encodings([3, 11, 7]).packed([0, 1, 2])
-        prefix = model.bert.prefix(batch)
-        assert not prefix.requires_grad
-        whole, rest = model.forward_packed(batch), model.forward_packed(batch, prefix)
-        assert torch.equal(whole, rest)
-        expected = gradients(whole, model)
-        for name, gradient in gradients(rest, model).items():
-            assert torch.equal(gradient, expected[name]), name
-
-    @pytest.mark.parametrize(
-        ("method", "depth"), [("SPAFIT-1-3-II", 2), ("bitfit", 0), ("full", 0), ("lora-i", 0)]
-    )
-    def test_frozen_depth(self, method: str, depth: int) -> None:
-        model = tiny_bert()
-        adapt(model, short(method))
-        assert model.bert.frozen_depth == depth
-
-    def test_what_is_computed_again_keeps_less_and_gives_the_same(self) -> None:
-        config = dataclasses.replace(
-            CONFIG, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3
-        )
-        model = tiny_bert(config=config)
-        adapt(model, short("SPAFIT-1-3-II"))
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                nn.init.normal_(parameter, std=0.3)
-        model.train()
-        batch = make_encodings([3, 11, 7]).packed([0, 1, 2])
-        results, kept = [], []
-        for layers in (set(), {2, 3}, {4, 5}, set(range(L))):
-            model.bert.encoder.recomputed = layers
-            torch.manual_seed(1)
-            sizes: dict[int, int] = {}
-
-            def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
-                sizes[tensor.data_ptr()] = tensor.nbytes
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                logits = model.forward_packed(batch)
-            results.append([logits, *gradients(logits, model).values()])
-            kept.append(sum(sizes.values()))
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-        assert all(gradient.abs().max() > 0 for gradient in results[1][1:])
-        assert kept[0] > kept[1] > kept[3]
-        assert kept[0] > kept[2] > kept[3]
 
 
 class TestGrouping:

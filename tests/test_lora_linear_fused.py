@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import library as torch_library
 from torch.utils.checkpoint import checkpoint
 
 from spafit.errors import ConfigError
@@ -620,7 +621,7 @@ class TestOperator:
         rows = rows if x == "transposed" else rows.contiguous()
         scalings = [part.scaling for part in parts]
         arguments = (rows.requires_grad_(), *columns(parts), scalings, rate, True, torch.empty(0))
-        torch.library.opcheck(torch.ops.spafit.stacked_linear, arguments)
+        torch_library.opcheck(torch.ops.spafit.stacked_linear, arguments)
 
     @pytest.mark.parametrize("transposed", [False, True])
     def test_opcheck_of_backward(self, transposed: bool) -> None:
@@ -632,7 +633,7 @@ class TestOperator:
         nothing = torch.empty(0)
         needs = [bool(t.numel()) for row in rows for t in row]
         scalings = [part.scaling for part in parts]
-        torch.library.opcheck(
+        torch_library.opcheck(
             torch.ops.spafit.stacked_linear_backward,
             (dY, x, *rows, scalings, 0.0, nothing, nothing.bool(), nothing, True, needs),
         )

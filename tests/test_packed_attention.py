@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
+from spafit.errors import ConfigError
 from spafit.kernels import packed_attention
 from spafit.kernels.attention import attention_reference
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
@@ -183,6 +184,34 @@ class TestIsTheEquation:
             assert torch.equal(plain[:3], spoilt[:3])
             assert torch.equal(plain[9:], spoilt[9:])
         assert found[1][0][3:9].isnan().all()
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    @pytest.mark.parametrize("counts", [(5,), (1,) * 5, (2, 3)], ids=str)
+    @pytest.mark.parametrize("impl", ["auto", "fused", "sdpa", "reference"])
+    def test_fixed_divisions(self, impl: str, counts: tuple[int, ...], dtype: torch.dtype) -> None:
+        """With the bound on gradients that small sizes keep; without a gradient, the same bits."""
+        lengths = (4, 4, 7, 1, 6)
+        QKV = (1.5 * draw(sum(lengths) + 2, 3 * D)).to(dtype).requires_grad_()
+        pull = draw(len(QKV), D, seed=2).to(dtype)
+        groups = make_groups(lengths, counts, CPU)
+        forms = (packed_attention(QKV, groups, A, impl=impl), one_by_one(QKV, lengths))
+        results = [(y, torch.autograd.grad((y * pull).sum(), QKV)[0]) for y in forms]
+        for ours, expected in zip(*results, strict=True):
+            assert (ours - expected).abs().max() <= TOLERANCE[dtype]
+        with torch.no_grad():
+            assert torch.equal(packed_attention(QKV, groups, A, impl=impl), results[0][0])
+
+    def test_refusals(self) -> None:
+        QKV = draw(9, 3 * D).requires_grad_()
+        groups = make_groups((4, 5), (2,), CPU)
+        with pytest.raises(ConfigError, match=r"no impl='flash'"):
+            packed_attention(QKV, groups, A, impl="flash")
+        with pytest.raises(ConfigError, match=r"float32 and float64.*sdpa"):
+            packed_attention(QKV.bfloat16(), groups, A, impl="fused")
+        assert packed_attention(QKV.bfloat16(), groups, A).dtype == torch.bfloat16
+        y = packed_attention(QKV, groups, A)
+        with pytest.raises(ConfigError, match="differentiated twice"):
+            torch.autograd.grad(y.sum(), QKV, create_graph=True)
 
 
 class TestProbabilities:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from spafit.errors import ConfigError
 from spafit.kernels import Part, lora_linear, stacked_linear
-from spafit.kernels.lora_linear import stacked_linear_reference
-from spafit.kernels.stacking import are_together, lay_together, stacked
 
 # The module, which the function of the same name hides as an attribute of the package.
 KERNEL = sys.modules["spafit.kernels.lora_linear"]
@@ -122,37 +118,6 @@ class TestIsTheEquation:
     def test_outputs_and_gradients(self, stack: str, gelu: bool, dtype: torch.dtype) -> None:
         assert_same(both(make_x(dtype=dtype), make_parts(stack, dtype), gelu))
 
-    @pytest.mark.parametrize("forward", [True, False], ids=["merged", "additive"])
-    @pytest.mark.parametrize("backward", [True, False], ids=["merged back", "additive back"])
-    @pytest.mark.parametrize("stack", ["one", "all three", "first and last", "second"])
-    def test_each_order_of_products(
-        self, monkeypatch: pytest.MonkeyPatch, stack: str, forward: bool, backward: bool
-    ) -> None:
-        monkeypatch.setattr(KERNEL, "merges_forward", lambda *_: forward)
-        monkeypatch.setattr(KERNEL, "merges_backward", lambda *_: backward)
-        for gelu in (False, True):
-            assert_same(both(make_x(), make_parts(stack), gelu))
-        with torch.no_grad():
-            x, parts = make_x(), make_parts(stack)
-            assert_near(
-                stacked_linear(x, parts, gelu=True), stacked_linear_reference(x, parts, gelu=True)
-            )
-
-    @pytest.mark.parametrize("shape", [(0,), (1,), (2, 3), (2, 1, 3), (0, 4)], ids=str)
-    def test_leading_dimensions(self, shape: tuple[int, ...]) -> None:
-        assert_same(both(make_x(*shape), make_parts("all three")))
-
-    def test_a_single_vector(self) -> None:
-        x = make_x(1)[0]
-        y = stacked_linear(x, make_parts("all three"))
-        assert_near(y, stacked_linear_reference(x, make_parts("all three")))
-
-    def test_x_need_not_be_contiguous(self) -> None:
-        for x in (make_x(N_IN)[:, :N_IN].t(), make_x(3, 4).transpose(0, 1), make_x(7)[::2]):
-            x = x.detach().requires_grad_()
-            assert not x.is_contiguous()
-            assert_same(both(x, make_parts("first and last")))
-
     def test_a_gradient_that_is_not_contiguous(self) -> None:
         x, parts = make_x(), make_parts("all three")
         results = []
@@ -161,26 +126,6 @@ class TestIsTheEquation:
             pull = torch.ones(1, 1, dtype=y.dtype).expand_as(y)  # strides 0
             results.append(torch.autograd.grad(y, x, pull)[0])
         assert_near(*results)
-
-    @pytest.mark.parametrize("r", [1, 2, 16, 64, 256])
-    def test_ranks(self, r: int) -> None:
-        generator = torch.Generator().manual_seed(1)
-        A, B = (torch.randn(*s, generator=generator).double() for s in ((r, N_IN), (6, r)))
-        part = make_parts("one")[0]._replace(
-            lora_A=A.requires_grad_(), lora_B=B.requires_grad_(), scaling=2 / r
-        )
-        assert_same(both(make_x(), [part]))
-
-    def test_gradients_are_finite_differences(self) -> None:
-        x = make_x(3)
-        for stack in ("one", "first and last"):
-            parts = make_parts(stack)
-            tensors = tensors_of(parts)
-
-            def apply(x: torch.Tensor, *_: Any, parts: list[Part] = parts) -> torch.Tensor:
-                return stacked_linear(x, parts, gelu=True, impl="fused")
-
-            assert torch.autograd.gradcheck(apply, (x, *tensors.values()))
 
     def test_auto_is_fused_and_others_are_refused(self) -> None:
         x, parts = make_x(), make_parts("one")
@@ -200,15 +145,6 @@ class TestIsTheEquation:
             with torch.no_grad():
                 still = stacked_linear(x, parts, gelu=gelu)
             assert torch.equal(stacked_linear(x, parts, gelu=gelu), still)
-
-    def test_a_second_derivative_is_refused_with_the_mend(self) -> None:
-        x, parts = make_x(), make_parts("one")
-        y = stacked_linear(x, parts)
-        with pytest.raises(ConfigError, match=r"differentiated twice.*impl='reference'"):
-            torch.autograd.grad(y.sum(), x, create_graph=True)
-        y = stacked_linear(x, parts, impl="reference").square().sum()
-        [dx] = torch.autograd.grad(y, x, create_graph=True)
-        torch.autograd.grad(dx.sum(), x)
 
 
 class TestOnlyWhatIsAskedFor:
@@ -239,52 +175,6 @@ class TestOnlyWhatIsAskedFor:
             assert (mine[name] is None) == (tensor.grad is None), name
             if tensor.grad is not None:
                 assert_near(mine[name], tensor.grad, name)
-
-    def test_no_dx_no_product_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import spafit.kernels.products as products
-
-        shapes = []
-
-        def counted(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
-            shapes.append((tuple(x.shape), tuple(W.shape)))
-            return products.product(x, W, b)
-
-        monkeypatch.setattr(KERNEL, "product", counted)
-        for needs_x, expected in ((True, 2), (False, 1)):
-            x, parts = make_x(), make_parts("bias only")
-            parts[0].weight.requires_grad_(False)
-            x.requires_grad_(needs_x)
-            shapes.clear()
-            stacked_linear(x, parts).sum().backward()
-            assert len(shapes) == expected
-
-    @pytest.mark.parametrize(
-        ("stack", "keeps"), [("bias only", 0), ("none", 0), ("one", N * N_IN), ("second", N * N_IN)]
-    )
-    def test_what_is_kept(self, monkeypatch: pytest.MonkeyPatch, stack: str, keeps: int) -> None:
-        """Keeps x where a matrix learns, U (N, R) where forward made it, no more of N rows."""
-        monkeypatch.setattr(KERNEL, "merges_forward", lambda *_: False)
-        parts = make_parts(stack)
-        for part in parts:
-            part.weight.requires_grad_(False)
-        R = sum(part.lora_A.shape[0] for part in parts if part.lora_A is not None)
-        kept: list[torch.Tensor] = []
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            kept.append(tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            stacked_linear(make_x(), parts)
-        rows = [tensor for tensor in kept if tensor.shape[0] == N]
-        assert sum(tensor.numel() for tensor in rows) == keeps + N * R
-
-    def test_gradients_of_b_and_delta_do_not_share_memory(self) -> None:
-        x, parts = make_x(), make_parts("one")
-        stacked_linear(x, parts).sum().backward()
-        before = parts[0].bias.grad.clone()
-        parts[0].bias_delta.grad.mul_(2)
-        assert torch.equal(parts[0].bias.grad, before)
 
     def test_backward_twice(self) -> None:
         x, parts = make_x(), make_parts("all three")
@@ -378,113 +268,3 @@ class TestLowPrecision:
             assert ours.dtype == theirs.dtype, name
             error, allowed = ((t.double() - true).norm() for t in (ours, theirs))
             assert error <= 2 * allowed + 1e-6 * true.norm(), (name, error, allowed)
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    def test_is_never_merged(self, dtype: torch.dtype) -> None:
-        parts = make_parts("one", dtype)
-        many = make_x(100_000, dtype=dtype)
-        assert not KERNEL.merges_forward(many, parts)
-        assert not KERNEL.merges_backward(many, parts)
-        assert KERNEL.merges_forward(many.float(), parts)
-        assert KERNEL.merges_backward(many.float(), parts)
-
-    def test_lora_gradients_are_float32_and_not_rounded_to_bf16(self) -> None:
-        """Ones: dB = s dYᵀ U is a whole number beyond bf16's 8 bits, and exact in float32."""
-        rows = 771
-        A, B = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1, requires_grad=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = lora_linear(torch.ones(rows, 1), torch.zeros(1, 1), torch.zeros(1), A, B, 1.0)
-        y.sum().backward()
-        assert A.grad.dtype == B.grad.dtype == torch.float32
-        assert A.grad.item() == B.grad.item() == rows
-
-
-class TestCompiled:
-    """Oracle: eager mode, and PyTorch's own checks of an operator."""
-
-    @pytest.mark.parametrize("stack", ["one", "bias only", "all three", "first and last"])
-    @pytest.mark.parametrize("gelu", [False, True], ids=["linear", "gelu"])
-    def test_opcheck(self, stack: str, gelu: bool) -> None:
-        parts = make_parts(stack, torch.float32)
-        nothing = torch.empty(0)
-        columns = [
-            [nothing if tensor is None else tensor for tensor in column]
-            for column in zip(*(part[:5] for part in parts), strict=True)
-        ]
-        scalings = [part.scaling for part in parts]
-        torch.library.opcheck(
-            torch.ops.spafit.stacked_linear,
-            (make_x(dtype=torch.float32), *columns, scalings, 0.0, gelu, nothing),
-        )
-
-    @pytest.mark.parametrize("stack", ["one", "all three"])
-    def test_no_graph_break(self, stack: str) -> None:
-        x, parts = make_x(dtype=torch.float32), make_parts(stack, torch.float32)
-        compiled = torch.compile(
-            lambda x: stacked_linear(x, parts, gelu=True), fullgraph=True, backend="aot_eager"
-        )
-        sources = [x, *tensors_of(parts).values()]
-        results = []
-        for form in (compiled, lambda x: stacked_linear(x, parts, gelu=True)):
-            y = form(x)
-            results.append([y, *torch.autograd.grad((y * noise_like(y)).sum(), sources)])
-        for ours, expected in zip(*results, strict=True):
-            assert_near(ours, expected)
-
-
-class TestStacking:
-    """Oracle: torch.cat, and the addresses of the memory."""
-
-    def make(self, requires_grad: bool = True) -> list[nn.Parameter]:
-        sizes = (4, 2, 3)
-        return [nn.Parameter(torch.randn(rows, 5), requires_grad=requires_grad) for rows in sizes]
-
-    def test_laying_together_changes_no_value_and_stacking_copies_nothing(self) -> None:
-        parameters = self.make()
-        before = [parameter.detach().clone() for parameter in parameters]
-        assert not are_together(parameters)
-        assert torch.equal(stacked(parameters), torch.cat(before))
-        lay_together(parameters)
-        assert are_together(parameters)
-        for parameter, values in zip(parameters, before, strict=True):
-            assert torch.equal(parameter, values)
-            assert parameter.requires_grad
-            assert parameter.is_leaf
-        whole = stacked(parameters)
-        assert whole.data_ptr() == parameters[0].data_ptr()
-        assert torch.equal(whole, torch.cat(before))
-        address = parameters[0].data_ptr()
-        lay_together(parameters)
-        assert parameters[0].data_ptr() == address
-
-    def test_a_step_on_one_moves_the_whole(self) -> None:
-        parameters = self.make()
-        lay_together(parameters)
-        with torch.no_grad():
-            parameters[1].add_(1.0)
-        assert torch.equal(stacked(parameters), torch.cat([p.detach() for p in parameters]))
-
-    def test_order_and_gaps_are_seen(self) -> None:
-        first, second, third = parameters = self.make()
-        lay_together(parameters)
-        for mixed in ([second, first], [first, third], [third, first, second]):
-            assert not are_together(mixed)
-            assert torch.equal(stacked(mixed), torch.cat([p.detach() for p in mixed]))
-
-    def test_made_in_inference_mode_it_can_still_be_trained(self) -> None:
-        parameters = self.make()
-        with torch.inference_mode():
-            lay_together(parameters)
-        F.linear(torch.ones(5), parameters[0]).sum().backward()
-        with torch.no_grad():
-            parameters[0].add_(1.0)
-
-    def test_what_cannot_lie_together_is_left(self) -> None:
-        for parameters in (
-            [],
-            self.make()[:1],
-            [nn.Parameter(torch.ones(2, 5)), nn.Parameter(torch.ones(2, 5).double())],
-            [nn.Parameter(torch.ones(2, 5)), nn.Parameter(torch.ones(2, 4))],
-            [nn.Parameter(torch.ones(2, 5, device="meta"))] * 2,
-        ):
-            lay_together(parameters)
