@@ -202,6 +202,41 @@ class TestPacking:
         with pytest.raises(ConfigError, match=r"no impl='fast'"):
             set_impl(tiny_bert(), "fast")
 
+    @pytest.mark.parametrize(
+        "path", ["attention.self.value", "attention.output.LayerNorm", "output.dropout"]
+    )
+    @pytest.mark.parametrize("how", ["hook", "pre-hook", "forward", "global hook"])
+    def test_whoever_watches_a_part_sees_it_called(self, path: str, how: str) -> None:
+        """A part whose function is inside a fused operation; and the embeddings' dropout."""
+        model = tiny_bert()
+        for part in (
+            model.bert.encoder.layer[1].get_submodule(path),
+            model.bert.embeddings.dropout,
+        ):
+            seen: list[nn.Module] = []
+
+            def note(module: nn.Module, *_: object, seen: list[nn.Module] = seen) -> None:
+                seen.append(module)
+
+            handle = None
+            if how == "hook":
+                handle = part.register_forward_hook(note)
+            elif how == "pre-hook":
+                handle = part.register_forward_pre_hook(note)
+            elif how == "global hook":
+                handle = nn.modules.module.register_module_forward_hook(note)
+            else:
+                forward = part.forward
+                part.forward = lambda x, part=part, forward=forward, note=note: (
+                    note(part) or forward(x)
+                )
+            model(torch.ones(2, 3, dtype=torch.long))
+            if handle is None:
+                del part.forward
+            else:
+                handle.remove()
+            assert sum(each is part for each in seen) == 1
+
     def test_whoever_replaces_a_map_sees_it_called(self) -> None:
         class Doubled(nn.Module):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
