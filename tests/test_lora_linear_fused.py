@@ -314,6 +314,26 @@ class TestOrders:
             expected.append("V")
         assert sorted(calls) == sorted(expected)
 
+    def test_in_a_stack_only_the_matrix_that_trains_gets_a_product(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parts = make_parts([0, 0, 0])
+        x = draw(N, N_IN, seed=1)
+        for name, tensor in sources_of(x, parts).items():
+            tensor.requires_grad_(name == "1 weight")
+        y = stacked_linear(x, parts)
+        calls: list[tuple[int, ...]] = []
+        product = KERNEL.product
+
+        def counted(a: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+            calls.append((*a.shape, W.shape[0]))
+            result: torch.Tensor = product(a, W, b)
+            return result
+
+        monkeypatch.setattr(KERNEL, "product", counted)
+        y.sum().backward()
+        assert calls == [(OUTS[1], N, N_IN)]
+
 
 class TestKept:
     """Oracle: bytes of the tensors that autograd is given, the parts' own not counted."""

@@ -101,7 +101,7 @@ class _DropoutAddNorm(torch.autograd.Function):
         needs_x, needs_residual, needs_weight, needs_bias, needs_delta, _, _ = ctx.needs_input_grad
         wanted = [needs_x or needs_residual, needs_weight, needs_bias or needs_delta]
         dz, dweight, db = torch.ops.aten.native_layer_norm_backward(
-            dy.contiguous(), z, weight.shape, mean, reciprocal_deviation, weight, bias, wanted
+            dy, z, weight.shape, mean, reciprocal_deviation, weight, bias, wanted
         )
         dx = None
         if needs_x:

@@ -269,7 +269,6 @@ def backward(
     needs_W, needs_b, needs_delta, needs_A, needs_B = needs
     if kept.before_gelu is not None:
         dY = torch.ops.aten.gelu_backward(dY, kept.before_gelu)
-    dY = dY.contiguous()
     numbers = [i for i, part in enumerate(parts) if part.lora_A is not None]
 
     if any(needs_b) or any(needs_delta):

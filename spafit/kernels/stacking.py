@@ -47,8 +47,6 @@ def lay_together(parameters: Sequence[nn.Parameter]) -> None:
     """
     if len(parameters) < 2 or torch.compiler.is_compiling():
         return
-    if any(parameter.is_meta for parameter in parameters):
-        return
     if len({(each.dtype, each.device, each.shape[1:]) for each in parameters}) > 1:
         return
     if are_together(parameters):
