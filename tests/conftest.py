@@ -1,13 +1,19 @@
 """Fixtures shared by all tests: where real data and real weights lie, or why a test is skipped."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from small_runs import SmallRun
+
+if not torch.cuda.is_available():
+    # Before anything imports triton: its kernels then run on the CPU, in numpy.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -15,7 +15,7 @@ PACKAGE = Path(spafit.__file__).parent
 # unless they stand in that order.
 ORDER = """
     version errors strict_json config
-    kernels.forms kernels.stacking kernels.products kernels.dropout
+    kernels.forms kernels.stacking kernels.products kernels.dropout kernels.triton_common
     kernels.attention kernels.packed_attention kernels.add_norm kernels.lora_linear kernels.compiled
     kernels layout adapters plans
     methods bert fingerprint strata safefile hub memory weights adapter_files tasks glue metrics

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+
 import torch
 
 from spafit.errors import ConfigError
@@ -39,3 +43,48 @@ def refuse_second_derivative(operation: str) -> None:
             f"the fused {operation} cannot be differentiated twice (create_graph=True); use "
             "impl='reference', or spafit.set_impl(model, 'reference')"
         )
+
+
+TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the Triton kernels compute in; their sums are float32."""
+
+
+@functools.cache
+def why_no_triton(device: torch.device) -> str:
+    """Say why Triton kernels cannot run on a device, with the mend; empty where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; a CUDA build of torch brings it along"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type == "cpu":
+        return "" if interpreted else "Triton needs a GPU; TRITON_INTERPRET=1 runs it on the CPU"
+    if device.type != "cuda":
+        return f"Triton needs a CUDA device, found {device}"
+    if interpreted:
+        return "TRITON_INTERPRET=1 is set, which runs Triton on the CPU; unset it"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"Triton needs compute capability 8.0, {device} has {major}.{minor}; use the others"
+    return ""
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton kernels run on a device."""
+    return not why_no_triton(device)
+
+
+def require_triton(operation: str, *tensors: torch.Tensor | None) -> None:
+    """Raise where an operation's Triton form cannot be had for the tensors at hand.
+
+    Raises
+    ------
+    ConfigError
+        Naming the operation, the reason and the mend.
+    """
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        reason = why_no_triton(tensor.device)
+        if not reason and tensor.dtype not in TRITON_TYPES:
+            reason = f"it computes in float32, bfloat16 or float16, found {tensor.dtype}"
+        if reason:
+            raise ConfigError(f"{operation}(impl='triton') cannot be had: {reason}")
