@@ -14,7 +14,7 @@ from spafit import commands, doctor
 from spafit.demo import run_demo
 from spafit.download import glue_cache
 from spafit.errors import ConfigError, SpafitError, TrainingError
-from spafit.train_config import TrainConfig
+from spafit.train_config import STEPS, TrainConfig
 from spafit.version import __version__
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
@@ -122,6 +122,7 @@ def _train(parsed: argparse.Namespace) -> None:
         cache_limit_gib=parsed.cache_limit_gib,
         recompute=tuple(parsed.recompute),
         frozen_weights=parsed.frozen_weights,
+        step=parsed.step,
         device=parsed.device,
         overwrite=parsed.overwrite,
         quiet=parsed.quiet,
@@ -315,9 +316,15 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--frozen-weights",
-        choices=("float32", "half"),
-        default="float32",
-        help="how frozen matrices are stored; half goes with bf16 or fp16",
+        choices=("auto", "float32", "half"),
+        default="auto",
+        help="how frozen matrices are stored; auto: half on a GPU in bf16 or fp16",
+    )
+    group.add_argument(
+        "--step",
+        choices=STEPS,
+        default="auto",
+        help="how a step is launched; auto: captured as CUDA graphs on a GPU, else eager",
     )
     group.add_argument("--quiet", action="store_true", help="show no progress")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spafit.hub import cache_folder
+from spafit.folders import cache_folder
 from spafit.inference import resolve_precision
 from spafit.kernels.products import LIBRARY_VARIABLE, library
 from spafit.memory import keep_freed_memory

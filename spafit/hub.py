@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit.errors import WeightsError
+from spafit.folders import cache_folder
 from spafit.safefile import replacing
 
 TOKENIZER_FILES = (
@@ -187,12 +187,6 @@ def commit_of(folder: Path) -> str | None:
     """Give the commit that a folder of huggingface_hub's cache holds; None for other folders."""
     is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     return folder.name if is_snapshot else None
-
-
-def cache_folder() -> Path:
-    """Give spafit's own cache folder: ``$SPAFIT_CACHE``, else ``~/.cache/spafit``."""
-    configured = os.environ.get("SPAFIT_CACHE")
-    return Path(configured or "~/.cache/spafit").expanduser()
 
 
 def _parse(name_or_path: str | Path, revision: str | None) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
-from spafit.hub import cache_folder
+from spafit.folders import cache_folder
 from spafit.layout import PackedBatch
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.tokenization import Encodings, Tokenizer

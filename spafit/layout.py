@@ -11,7 +11,8 @@ B sequences, T tokens of the longest, N tokens in all, D hidden, A heads, Dh = D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 
 from spafit.errors import ConfigError
 from spafit.kernels import attention, packed_attention
-from spafit.kernels.packed_attention import Group, grouping, make_groups, padded_rows
+from spafit.kernels.packed_attention import Group, Spans, grouping, make_groups, padded_rows
 
 # oneDNN prepares every new size of a product once, and a captured step is one of fixed size; so the
 # number of rows is rounded up to a multiple of this.
@@ -65,11 +66,43 @@ class Padded:
         return X[:, 0]
 
 
+class Bucket(NamedTuple):
+    """A fixed shape of packed batches, so that what was prepared for one serves another.
+
+    Attributes
+    ----------
+    rows : int
+        N.
+    longest : int
+        The most tokens that a sequence may have.
+    """
+
+    rows: int
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Bucket:
+        """Give the bucket of some lengths.
+
+        There are eight sizes of N to each doubling, so that at most an eighth of the rows, and a
+        sixteenth in the mean, is filler, and one longest length to each doubling from 64.
+        """
+        tokens = sum(lengths)
+        step = max(64, 2 ** (tokens.bit_length() - 4))
+        rows = tokens + step - tokens % step  # one row of filler or more
+        longest = max(64, *lengths, step)
+        return cls(rows, 2 ** (longest - 1).bit_length())
+
+
 class Packed:
     """Tokens lie as (N, D), one sequence after the other, without padding between them.
 
     N is rounded up to a multiple of 8: the rows after the last token belong to no sequence, nothing
     that is asked for depends on them, and their gradients are 0.
+
+    A layout of fixed shape (:class:`Bucket`) has as many rows, and sequences as long, as its
+    bucket says. There the rows after the last token are one more sequence, of padding, for
+    attention alone, so that every shape depends on the bucket and no value on what memory held.
 
     Parameters
     ----------
@@ -78,10 +111,12 @@ class Packed:
         attention least.
     device : torch.device or str
         Where the hidden states live.
+    bucket : Bucket, optional
+        The fixed shape.
 
     Attributes
     ----------
-    lengths : tuple of int
+    lengths, bucket
         The same.
     tokens : int
         Real tokens in all.
@@ -89,11 +124,18 @@ class Packed:
         Rows after them that belong to no sequence.
     rows : int
         N: both together.
+    longest : int
+        Tokens that the longest sequence has, or may have in the bucket.
     device : torch.device
         The same.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        bucket: Bucket | None = None,
+    ) -> None:
         self.lengths = tuple(lengths)
         if not self.lengths or min(self.lengths) < 1:
             raise ConfigError(
@@ -102,21 +144,41 @@ class Packed:
             )
         self.device = torch.device(device)
         self.tokens = sum(self.lengths)
-        self.filler = -self.tokens % _ROWS_MULTIPLE if self.tokens >= _LEAST_ROWS_ROUNDED else 0
+        self.longest = max(self.lengths)
+        self.bucket = bucket
+        if bucket is None:
+            self.filler = -self.tokens % _ROWS_MULTIPLE if self.tokens >= _LEAST_ROWS_ROUNDED else 0
+        else:
+            self.filler = bucket.rows - self.tokens
+            if self.filler < 1 or bucket.longest < max(self.longest, self.filler):
+                raise ConfigError(f"sequences of {self.lengths} tokens do not fit into {bucket}")
+            self.longest = bucket.longest
         self.rows = self.tokens + self.filler
+
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """The lengths that attention sees: the filler of a bucket is a sequence of its own."""
+        return self.lengths if self.bucket is None else (*self.lengths, self.filler)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The sequences that attention takes together: on a GPU all of them."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.bucket is not None:
             return (self.whole,)
         return make_groups(self.lengths, grouping(self.lengths), self.device)
 
     @cached_property
     def whole(self) -> Group:
         """All sequences as one group."""
-        [group] = make_groups(self.lengths, [len(self.lengths)], self.device)
+        longest = 0 if self.bucket is None else self.longest
+        [group] = make_groups(self.attended, [len(self.attended)], self.device, longest)
         return group
+
+    @cached_property
+    def spans(self) -> Spans:
+        """Where each sequence that attention sees begins and ends, for kernels that look it up."""
+        ends = torch.tensor((0, *self.attended), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return Spans(ends.to(self.device, non_blocking=True), sum(self.attended), self.longest)
 
     @cached_property
     def first_rows(self) -> torch.Tensor:
@@ -124,11 +186,39 @@ class Packed:
         ends = torch.tensor(self.lengths).cumsum(0)
         return (ends - torch.tensor(self.lengths)).to(self.device, non_blocking=True)
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Give all index tensors that a GPU needs; in a bucket their shapes depend on it alone."""
+        padding = (self.whole.gather, self.whole.scatter, self.whole.keep)
+        return (
+            self.first_rows,
+            self.spans.boundaries,
+            *(each for each in padding if each is not None),
+        )
+
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
+        """Give the same layout with every index tensor changed, as to another device or memory."""
+        first_rows = change(self.first_rows)
+        other = Packed(self.lengths, first_rows.device, self.bucket)
+        # What these properties would make anew at their first use is there already.
+        other.first_rows = first_rows
+        other.spans = self.spans._replace(boundaries=change(self.spans.boundaries))
+        whole = self.whole
+        if whole.gather is not None and whole.scatter is not None and whole.keep is not None:
+            whole = dataclasses.replace(
+                whole,
+                gather=change(whole.gather),
+                scatter=change(whole.scatter),
+                keep=change(whole.keep),
+            )
+        other.whole = whole
+        return other
+
     def attend(
         self, QKV: torch.Tensor, num_heads: int, dropout: float = 0.0, impl: str = "auto"
     ) -> torch.Tensor:
         """Eq. (4) for QKV (N, 3·D), queries, keys and values side by side; gives (N, D)."""
-        return packed_attention(QKV, self.groups, num_heads, dropout, impl)
+        spans = None if self.device.type == "cpu" and impl != "triton" else self.spans
+        return packed_attention(QKV, self.groups, num_heads, dropout, impl, spans)
 
     def attend_first(
         self,
@@ -139,9 +229,10 @@ class Packed:
         impl: str = "auto",
     ) -> torch.Tensor:
         """Eq. (4) from the first token alone, Q (B, D), to KV (N, 2·D); gives (B, D)."""
-        group = self.whole
-        KV = padded_rows(KV, group).view(group.count, group.longest, -1)  # (B, T, 2·D)
-        return _attend_first(Q, KV, group.keep, num_heads, dropout, impl)
+        group, B = self.whole, len(self.lengths)
+        KV = padded_rows(KV, group).view(group.count, group.longest, -1)[:B]  # (B, T, 2·D)
+        keep = None if group.keep is None else group.keep[:B]
+        return _attend_first(Q, KV, keep, num_heads, dropout, impl)
 
     def first(self, X: torch.Tensor) -> torch.Tensor:
         """Give the first token of each sequence, (B, D)."""
@@ -182,8 +273,20 @@ class PackedBatch(NamedTuple):
         device = torch.device(device)
         if device == self.layout.device:
             return self
-        ids, types, positions = (each.to(device, non_blocking=True) for each in self[:3])
-        return PackedBatch(ids, types, positions, Packed(self.layout.lengths, device))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> PackedBatch:
+        """Give the same in memory of the host that a GPU reads by itself."""
+        return self.mapped(torch.Tensor.pin_memory)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Give the three tensors and the layout's."""
+        return (*self[:3], *self.layout.tensors())
+
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+        """Give the same batch with every tensor changed, as to another device or memory."""
+        ids, types, positions = map(change, self[:3])
+        return PackedBatch(ids, types, positions, self.layout.mapped(change))
 
 
 class Unpacking(NamedTuple):

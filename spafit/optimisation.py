@@ -18,6 +18,7 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     decay_biases: bool = False,
+    capturable: bool = False,
 ) -> torch.optim.AdamW:
     """Give AdamW over what trains, with weight decay on matrices alone unless told otherwise.
 
@@ -29,6 +30,8 @@ def make_optimizer(
         AdamW's.
     decay_biases : bool
         Whether vectors (biases, bias deltas, LayerNorm weights) decay too.
+    capturable : bool
+        Whether the learning rate lies on the device, where the graph of a captured step reads it.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
@@ -39,12 +42,23 @@ def make_optimizer(
     ]
     # Fused: all tensors in one call, of which there are some hundred, most of them small.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
+    device = trained[0].device
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=learning_rate,
+        lr=torch.tensor(learning_rate, device=device) if capturable else learning_rate,
         betas=(0.9, 0.999),
         fused=fused,
+        capturable=capturable and device.type == "cuda",
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all parameters, where it lies on the device there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup: float) -> float:

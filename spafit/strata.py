@@ -215,12 +215,12 @@ def layers_of_group(model: BertForSequenceClassification, group: int) -> range:
     return range(stratum.first, stratum.last + 1)
 
 
-def store_frozen(model: BertForSequenceClassification, dtype: torch.dtype) -> None:
-    """Store the frozen matrices of an adapted model's encoder in a narrower type.
+@contextmanager
+def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -> Iterator[None]:
+    """Store the frozen matrices of an adapted model's encoder in a narrower type, inside the block.
 
-    Biases, LayerNorms, embeddings and all that trains stay as they are. The values are rounded for
-    good: the base's fingerprint is taken before, so that the adapter still fits the base, but what
-    is merged or switched off afterwards is the rounded base.
+    Biases, LayerNorms, embeddings and all that trains stay as they are. At the end the matrices are
+    the pre-trained ones again, bit for bit, on the device where the model then is.
 
     Parameters
     ----------
@@ -235,11 +235,21 @@ def store_frozen(model: BertForSequenceClassification, dtype: torch.dtype) -> No
         If the model was not adapted.
     """
     adaptation = _adaptation(model)
-    if adaptation.base_fingerprint is None:
+    if adaptation.base_fingerprint is None:  # what is saved inside belongs to the unrounded base
         adaptation.base_fingerprint = fingerprint(model)
-    for module in model.bert.encoder.modules():
-        if isinstance(module, Linear) and not module.weight.requires_grad:
-            module.weight.data = module.weight.data.to(dtype)
+    frozen = [
+        module
+        for module in model.bert.encoder.modules()
+        if isinstance(module, Linear) and not module.weight.requires_grad
+    ]
+    pretrained = [module.weight.data for module in frozen]
+    for module in frozen:
+        module.weight.data = module.weight.data.to(dtype)
+    try:
+        yield
+    finally:
+        for module, weight in zip(frozen, pretrained, strict=True):
+            module.weight.data = weight.to(module.weight.device)
 
 
 def _summarise(model: BertForSequenceClassification, plan: Plan, pretrained: int) -> Summary:

@@ -19,7 +19,7 @@ import torch
 
 from spafit.errors import ConfigError, DataError, WeightsError
 from spafit.hub import TOKENIZER_FILES, local_folder
-from spafit.layout import Packed, PackedBatch
+from spafit.layout import Bucket, Packed, PackedBatch
 from spafit.safefile import replacing
 from spafit.vocabulary import CLS, PAD, SEP, SPECIAL_TOKENS, Recipe, read_recipe
 
@@ -94,7 +94,7 @@ class Encodings:
             types.append(self.token_type_ids[row] + [0] * padding)
         return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(types))
 
-    def packed(self, rows: Sequence[int]) -> PackedBatch:
+    def packed(self, rows: Sequence[int], bucketed: bool = False) -> PackedBatch:
         """Put some examples into tensors one after the other, without padding.
 
         Parameters
@@ -102,6 +102,8 @@ class Encodings:
         rows : sequence of int
             Numbers of B examples, at least one, in the order wanted; attention costs least where
             they are in the order of their lengths.
+        bucketed : bool
+            Whether the tensors get the fixed shape of their :class:`~spafit.layout.Bucket`.
 
         Raises
         ------
@@ -109,7 +111,8 @@ class Encodings:
             If there are no rows, or one is not the number of an example.
         """
         self._check(rows)
-        layout = Packed([len(self.input_ids[row]) for row in rows])
+        lengths = [len(self.input_ids[row]) for row in rows]
+        layout = Packed(lengths, bucket=Bucket.of(lengths) if bucketed else None)
         ids: list[int] = []
         types: list[int] = []
         positions: list[int] = []

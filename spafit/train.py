@@ -25,23 +25,25 @@ from spafit import metrics
 from spafit.adapter_files import save_adapter
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import DataError, PlanError, TrainingError
+from spafit.feed import Feed
 from spafit.fingerprint import fingerprint
 from spafit.glue import Dataset
-from spafit.inference import autocast, decode, encode, label_names, predict_logits
+from spafit.inference import decode, encode, label_names, predict_logits
 from spafit.kept_prefix import KeptPrefix, keep_prefix
+from spafit.kernels import choices
 from spafit.kernels.products import library_on
 from spafit.memory import keep_freed_memory
-from spafit.optimisation import (
-    epoch_order,
-    learning_rate_factor,
-    loss_function,
-    make_optimizer,
-)
+from spafit.optimisation import learning_rate_factor
 from spafit.progress import Progress
 from spafit.run_folder import RunFolder, peak_memory_mib
-from spafit.strata import layers_of_group, store_frozen, summarise
+from spafit.steps import Readings, make_step
+from spafit.strata import frozen_stored_in, layers_of_group, summarise
 from spafit.tokenization import Tokenizer
 from spafit.train_config import TrainConfig, complete
+
+
+# fp16 skips a few steps at its start, until the loss is scaled to fit; a run of these is no start.
+_MOST_SICK = 25
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def fit(
     start = time.perf_counter()
     with run or nullcontext(), _seeded(config.seed, device), ExitStack() as opened:
         if config.frozen_weights == "half":
-            store_frozen(model, torch.bfloat16 if arithmetic == "bf16" else torch.float16)
+            half = torch.bfloat16 if arithmetic == "bf16" else torch.float16
+            opened.enter_context(frozen_stored_in(model, half))
         model.to(device)
         if device.type == "cpu":
             keep_freed_memory()
@@ -188,70 +191,81 @@ def fit(
             }
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        optimizer = make_optimizer(
-            model,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            decay_biases=config.decay_biases,
+        feed = Feed(
+            encoded["train"],
+            targets,
+            device,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            epochs=config.epochs,
+            seed=config.seed,
+            arithmetic=arithmetic,
+            prefix=prefixes.get("train"),
+            bucketed=config.step in ("captured", "compiled"),
         )
-        # fp16's smallest gradients vanish unless the loss is scaled up; else this does nothing.
-        scaler = torch.amp.GradScaler(device.type, enabled=arithmetic == "fp16")
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        batches_an_epoch = math.ceil(len(train) / config.batch_size)
-        total_steps = batches_an_epoch * config.epochs
+        total_steps = feed.steps_an_epoch * config.epochs
         losses: list[float] = []
         history: list[dict[str, Any]] = []
         best: dict[str, torch.Tensor] = {}
         training_s = 0.0
+        sick = 0  # steps in a row that were skipped, for their gradient was not finite
 
         with Progress(total_steps, quiet=config.quiet) as progress:
-            for step, (epoch, rows) in enumerate(_batches(len(train), config), start=1):
-                began = time.perf_counter()
+
+            def say(note: str) -> None:
+                progress.line(note)
+                if run is not None:
+                    run.log({"note": note})
+
+            def into_training() -> None:
                 model.train()
                 if not config.frozen_dropout:
                     model.bert.freeze_dropout()
+
+            take_step = make_step(model, config, say)
+            opened.callback(take_step.close)
+            readings: Readings[tuple[int, int, int, float]] = Readings(device)
+            into_training()
+            since = time.perf_counter()
+            for step, fed in enumerate(feed, start=1):
                 factor = learning_rate_factor(step - 1, total_steps, config.warmup)
-                for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * factor
-                loss = 0.0
-                for drawn in np.array_split(rows, min(config.accumulation, len(rows))):
-                    part = encoded["train"].by_length(drawn.tolist())
-                    with autocast(arithmetic, device):
-                        batch = encoded["train"].packed(part).to(device)
-                        prefix = prefixes["train"](part, batch) if prefixes else None
-                        logits = model.forward_packed(batch, prefix)
-                    part_loss = loss_function(
-                        logits, targets[part].to(device, non_blocking=True)
-                    ) / len(rows)
-                    torch.autograd.backward(scaler.scale(part_loss))
-                    loss += part_loss.item()
-                if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss at step {step} (epoch {epoch}) is {loss}; try a lower "
-                        f"learning rate than {config.learning_rate:g}, or precision float32"
-                    )
-                scaler.unscale_(optimizer)
-                limit = config.max_grad_norm or math.inf
-                grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, limit))
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-                step_s = time.perf_counter() - began
-                training_s += step_s
-                losses.append(loss)
-                progress.step(step, epoch, loss, len(rows) / step_s)
-                if run is not None:
-                    run.log(
-                        {
-                            "step": step,
-                            "epoch": epoch,
-                            "loss": loss,
-                            "learning_rate": config.learning_rate * factor,
-                            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-                            "step_time_ms": 1000 * step_s,
-                        }
-                    )
-                if step % (config.eval_every or batches_an_epoch) and step < total_steps:
+                learning_rate = config.learning_rate * factor
+                readings.add(
+                    (step, fed.epoch, fed.examples, learning_rate),
+                    take_step(fed.parts, learning_rate),
+                )
+                is_due = step % (config.eval_every or feed.steps_an_epoch) == 0
+                is_due = is_due or step == total_steps
+                for read, loss, grad_norm in readings.ready(wait=is_due):
+                    number, epoch, examples, rate = read
+                    if not math.isfinite(loss):
+                        raise TrainingError(
+                            f"the loss at step {number} (epoch {epoch}) is {loss}; try a lower "
+                            f"learning rate than {config.learning_rate:g}, or precision float32"
+                        )
+                    step_s, since = time.perf_counter() - since, time.perf_counter()
+                    training_s += step_s
+                    losses.append(loss)
+                    sick = 0 if math.isfinite(grad_norm) else sick + 1
+                    progress.step(number, epoch, loss, examples / step_s)
+                    if run is not None:
+                        run.log(
+                            {
+                                "step": number,
+                                "epoch": epoch,
+                                "loss": loss,
+                                "learning_rate": rate,
+                                "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+                                "step_time_ms": 1000 * step_s,
+                            }
+                        )
+                    if sick == _MOST_SICK:
+                        raise TrainingError(
+                            f"the gradients of {sick} steps in a row were not finite, so that "
+                            "nothing was learnt from them; try a lower learning rate than "
+                            f"{config.learning_rate:g}, or precision float32"
+                        )
+                if not is_due:
                     continue
 
                 logits_dev = predict_logits(
@@ -259,14 +273,16 @@ def fit(
                 )
                 if not np.isfinite(logits_dev).all():
                     raise TrainingError(f"the logits on dev after step {step} are not finite")
-                _pass_on_notes(prefixes, progress, run)
+                for prefix in prefixes.values():  # what a cache found damaged, or made room for
+                    while prefix.cache.notes:
+                        say(prefix.cache.notes.pop(0))
                 scores = metrics.compute(task, decode(logits_dev, names), dev.labels)
                 first = task.metrics[0]
                 is_best = not history or scores[first] > max(h["metrics"][first] for h in history)
-                history.append({"step": step, "epoch": epoch, "metrics": scores})
+                history.append({"step": step, "epoch": fed.epoch, "metrics": scores})
                 progress.line(_evaluation_line(history[-1], majority, is_best))
                 if run is not None:
-                    run.log({"step": step, "epoch": epoch, "evaluation": scores})
+                    run.log({"step": step, "epoch": fed.epoch, "evaluation": scores})
                 if is_best:
                     best = {
                         name: model.get_parameter(name).detach().to("cpu", copy=True)
@@ -274,6 +290,8 @@ def fit(
                     }
                     if run is not None:
                         save_adapter(model, run.adapter)
+                into_training()
+                since = time.perf_counter()
 
         with torch.no_grad():
             for name, tensor in best.items():
@@ -297,19 +315,10 @@ def fit(
             files=() if run is None else run.files,
         )
         if run is not None:
+            if chosen := choices.made():  # another choice of kernels rounds otherwise
+                run.record["kernels"] = chosen
             run.record["result"] = _jsonable(result, without=("losses", "files"))
     return result
-
-
-def _batches(
-    n: int, config: TrainConfig
-) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.int64]]]]:
-    """Give (epoch, row numbers) for every step; the last batch of an epoch may be smaller."""
-    assert config.batch_size is not None
-    for epoch in range(1, config.epochs + 1):
-        order = epoch_order(n, config.seed, epoch)
-        for start in range(0, n, config.batch_size):
-            yield epoch, order[start : start + config.batch_size]
 
 
 def _record(
@@ -356,18 +365,6 @@ def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
     if not names:
         return torch.tensor(dataset.labels, dtype=torch.float32)
     return torch.tensor([names.index(str(label)) for label in dataset.labels])
-
-
-def _pass_on_notes(
-    prefixes: dict[str, KeptPrefix], progress: Progress, run: RunFolder | None
-) -> None:
-    """Say once what a cache found damaged, or removed to make room."""
-    for prefix in prefixes.values():
-        while prefix.cache.notes:
-            note = prefix.cache.notes.pop(0)
-            progress.line(note)
-            if run is not None:
-                run.log({"note": note})
 
 
 @contextmanager

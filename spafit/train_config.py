@@ -10,12 +10,16 @@ from pathlib import Path
 import torch
 
 from spafit.bert import BertForSequenceClassification
+from spafit.captured import why_not_captured
 from spafit.errors import ConfigError, PlanError
 from spafit.glue import Dataset
 from spafit.inference import PRECISIONS, resolve_device, resolve_precision
 
 CACHES = ("off", "memory", "disk")
 """Where the hidden states after group 1 may be kept."""
+
+STEPS = ("auto", "eager", "captured", "compiled")
+"""How a training step may be launched."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,16 @@ class TrainConfig:
     recompute : tuple of int
         Groups (1, 2, 3 in a SPAFIT plan) whose layers keep only their input in training and are
         computed again in backward: less memory, more time.
-    frozen_weights : {"float32", "half"}
-        In what the frozen matrices of the encoder are stored during and after the run: "half" is
-        the type of ``precision``, which must be bf16 or fp16. The products are the same, because
-        autocast rounds to it anyway; what is saved is two bytes a weight, and the rounding at every
-        use.
+    frozen_weights : {"auto", "float32", "half"}
+        In what the frozen matrices of the encoder are stored during the run: "half" is the type of
+        ``precision``, which must be bf16 or fp16. The products are the same, because autocast
+        rounds to it anyway; what is saved is two bytes a weight, and the rounding at every use.
+        ``"auto"`` is half on a GPU in bf16 or fp16, else float32. After the run they are the
+        pre-trained ones again, bit for bit.
+    step : {"auto", "eager", "captured", "compiled"}
+        How a step is launched. ``"captured"``: as CUDA graphs (:mod:`spafit.captured`), without
+        gaps between the launches. ``"compiled"``: forward and backward by torch.compile.
+        ``"auto"``: captured on a GPU where it can be, else eager.
     device : str
         Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.
     overwrite : bool
@@ -104,7 +113,8 @@ class TrainConfig:
     cache_dtype: str = "float32"
     cache_limit_gib: float = 16.0
     recompute: tuple[int, ...] = ()
-    frozen_weights: str = "float32"
+    frozen_weights: str = "auto"
+    step: str = "auto"
     device: str = "auto"
     overwrite: bool = False
     quiet: bool = False
@@ -146,7 +156,8 @@ class TrainConfig:
             ("precision", PRECISIONS),
             ("cache_prefix", CACHES),
             ("cache_dtype", ("float32", "half")),
-            ("frozen_weights", ("float32", "half")),
+            ("frozen_weights", ("auto", "float32", "half")),
+            ("step", STEPS),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(
@@ -191,6 +202,10 @@ def complete(
             'frozen_weights="half" goes with precision bf16 or fp16, which rounds the weights at '
             "every use; this run's is float32"
         )
+    is_half = precision in ("bf16", "fp16") and device.type == "cuda"
+    frozen_weights = config.frozen_weights
+    if frozen_weights == "auto":
+        frozen_weights = "half" if is_half else "float32"
     plan = model.adaptation.plan
     beyond = [group for group in config.recompute if group > len(plan.strata)]
     if beyond:
@@ -207,4 +222,17 @@ def complete(
         max_length=config.max_length or model.config.max_position_embeddings,
         device=str(device),
         precision=precision,
+        frozen_weights=frozen_weights,
+        step=_resolve_step(config, device),
     )
+
+
+def _resolve_step(config: TrainConfig, device: torch.device) -> str:
+    reason = why_not_captured(device, recomputes=bool(config.recompute))
+    if config.step == "captured" and reason:
+        raise ConfigError(f'step="captured" cannot be had: {reason}; use "eager", or "auto"')
+    if config.step == "compiled" and config.recompute:
+        raise ConfigError('step="compiled" does not go with recompute; use step="eager"')
+    if config.step != "auto":
+        return config.step
+    return "eager" if reason else "captured"

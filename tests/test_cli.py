@@ -159,6 +159,7 @@ ABSURD_TRAIN = {
     "--cache-limit-gib": ["-1", "nan", "inf", "1e308", "x"],
     "--recompute": ["0", "-1", "4", "x", ""],
     "--frozen-weights": ["half", "int8"],  # half: this run is in float32
+    "--step": ["captured", "graph", ""],  # captured: this run is on a CPU
     "--device": ["banana", "meta", "xla", "cuda:77", ""],
 }
 ABSURD_OTHERS = [

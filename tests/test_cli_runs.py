@@ -19,6 +19,7 @@ from small_runs import N_DEV, N, SmallRun, loss_failing_at, make_dataset, write_
 
 import spafit
 import spafit.train
+import spafit.training_step
 from spafit import commands, glue
 from spafit.cli import main
 from weights_tools.tiny import make_tiny
@@ -222,7 +223,7 @@ class TestTrain:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(spafit.train, "loss_function", loss_failing_at(3))
+        monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_at(3))
         arguments = train_arguments(small, root, "--out", str(tmp_path), "--quiet")
         code, _, err = call(capsys, *arguments)
         assert code == 1

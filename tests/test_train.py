@@ -183,12 +183,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
             to_be_made.append(list(rows))
         return by_length(self, rows)
 
-    def spy_on_batches(self: Encodings, rows: list[int]) -> Any:
+    def spy_on_batches(self: Encodings, rows: list[int], bucketed: bool = False) -> Any:
         if len(self) == N:
             drawn = to_be_made.pop()
             assert not to_be_made
             assert list(rows) == sorted(drawn, key=lambda row: self.lengths[row])  # stable
-        return packed(self, rows)
+        return packed(self, rows, bucketed)
 
     monkeypatch.setattr(Encodings, "by_length", spy_on_draws)
     monkeypatch.setattr(Encodings, "packed", spy_on_batches)

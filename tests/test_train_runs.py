@@ -26,6 +26,7 @@ from small_runs import (
 )
 
 import spafit.train
+import spafit.training_step
 from spafit.adapter_files import load_adapter, read_adapter_header
 from spafit.errors import CheckpointError, TrainingError
 from spafit.inference import evaluate
@@ -74,7 +75,7 @@ class TestRepeatable:
 
         before = states()
         if fails:
-            monkeypatch.setattr(spafit.train, "loss_function", loss_failing_at(2))
+            monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_at(2))
             with pytest.raises(TrainingError):
                 small.fit()
         else:
@@ -168,7 +169,7 @@ class TestFailure:
         value: float,
         shown: str,
     ) -> None:
-        monkeypatch.setattr(spafit.train, "loss_function", loss_failing_at(8, value))
+        monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_at(8, value))
         match = rf"loss at step 8 \(epoch 2\) is {shown}; try a lower learning rate than 0\.003"
         with pytest.raises(TrainingError, match=match):
             small.fit(out=tmp_path)
@@ -185,17 +186,29 @@ class TestFailure:
     def test_logits_on_dev_that_are_not_finite(
         self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The loss is finite and its gradient is not, so the step makes every parameter NaN."""
+        monkeypatch.setattr(
+            spafit.train, "predict_logits", lambda *_, **__: np.full((N_DEV, 2), np.nan)
+        )
+        with pytest.raises(TrainingError, match="logits on dev after step 5 are not finite"):
+            small.fit(out=tmp_path, epochs=1)
+        assert not (tmp_path / "adapter.safetensors").exists()
+
+    def test_a_sick_gradient_moves_nothing_and_is_counted(
+        self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The loss is finite and its gradient is not: a step would make every parameter NaN."""
 
         def steep(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             return (logits - logits.detach()).abs().sqrt().sum()
 
-        monkeypatch.setattr(spafit.train, "loss_function", steep)
-        with pytest.raises(TrainingError, match="logits on dev after step 1 are not finite"):
-            small.fit(out=tmp_path, eval_every=1)
-        assert not (tmp_path / "adapter.safetensors").exists()
-        (row,) = read_log(tmp_path, "loss")
-        assert row["grad_norm"] is None  # JSON has no NaN
+        model = small.model()
+        before = trained(model)
+        monkeypatch.setattr(spafit.training_step, "loss_function", steep)
+        with pytest.raises(TrainingError, match="25 steps in a row"):
+            small.fit(model, out=tmp_path, epochs=6)
+        rows = read_log(tmp_path, "loss")
+        assert [row["step"] for row in rows if row["grad_norm"] is None] == list(range(1, 26))
+        assert all(torch.equal(before[name], value) for name, value in trained(model).items())
 
     def test_an_interrupt_is_recorded(
         self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,7 +216,7 @@ class TestFailure:
         def interrupt(*_: object) -> torch.Tensor:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(spafit.train, "loss_function", interrupt)
+        monkeypatch.setattr(spafit.training_step, "loss_function", interrupt)
         with pytest.raises(KeyboardInterrupt):
             small.fit(out=tmp_path)
         assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
@@ -222,7 +235,8 @@ class TestRunFolder:
         assert record["about"] == {"model": "tiny"}
         assert Plan.from_json(json.dumps(record["plan"])) == METHODS["spafit"]
         settings = {**dataclasses.asdict(small.settings(**changes)), "recompute": []}
-        assert record["settings"] == {**settings, "out": str(out), "precision": "float32"}
+        resolved = {"precision": "float32", "frozen_weights": "float32", "step": "eager"}
+        assert record["settings"] == {**settings, "out": str(out), **resolved}
         assert record["data"] == {
             name: {
                 "source": f"rte {name}",

@@ -89,7 +89,7 @@ def compiling_for(capability: int) -> Iterator[list[CompiledKernel]]:
     with (
         mock.patch.object(driver, "_active", _Driver(capability)),
         mock.patch.object(KernelInterface, "__getitem__", compile_instead),
-        mock.patch.object(forms, "why_no_triton", lambda device: ""),
+        mock.patch.object(forms, "_why_not_on", lambda device: ""),
         _fresh_caches(),
     ):
         yield kernels

@@ -49,9 +49,16 @@ TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the Triton kernels compute in; their sums are float32."""
 
 
+def why_no_triton(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """Say why Triton kernels cannot run on a device in a type; empty where they can."""
+    reason = _why_not_on(device)
+    if not reason and dtype not in TRITON_TYPES:
+        reason = f"it computes in float32, bfloat16 or float16, found {dtype}"
+    return reason
+
+
 @functools.cache
-def why_no_triton(device: torch.device) -> str:
-    """Say why Triton kernels cannot run on a device, with the mend; empty where they can."""
+def _why_not_on(device: torch.device) -> str:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; a CUDA build of torch brings it along"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -63,7 +70,7 @@ def why_no_triton(device: torch.device) -> str:
         return "TRITON_INTERPRET=1 is set, which runs Triton on the CPU; unset it"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
-        return f"Triton needs compute capability 8.0, {device} has {major}.{minor}; use the others"
+        return f"Triton needs compute capability 8.0, {device} has {major}.{minor}"
     return ""
 
 
@@ -81,10 +88,5 @@ def require_triton(operation: str, *tensors: torch.Tensor | None) -> None:
         Naming the operation, the reason and the mend.
     """
     for tensor in tensors:
-        if tensor is None:
-            continue
-        reason = why_no_triton(tensor.device)
-        if not reason and tensor.dtype not in TRITON_TYPES:
-            reason = f"it computes in float32, bfloat16 or float16, found {tensor.dtype}"
-        if reason:
+        if tensor is not None and (reason := why_no_triton(tensor.device, tensor.dtype)):
             raise ConfigError(f"{operation}(impl='triton') cannot be had: {reason}")

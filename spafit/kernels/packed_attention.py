@@ -11,13 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from spafit.errors import ConfigError
+from spafit.kernels import choices
 from spafit.kernels.attention import attention
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
-from spafit.kernels.forms import choose_form, refuse_second_derivative
+from spafit.kernels.forms import choose_form, refuse_second_derivative, why_no_triton
+
+BY_SPANS = ("triton", "flash", "efficient")
+"""The forms that find each sequence by its boundaries and compute no padding."""
+
+FORMS = ("reference", "sdpa", "fused", *BY_SPANS)
 
 # What one more group costs, in elements of a head's probabilities (T² of a sequence): the calls of
 # forward and backward take 120 µs, an element of twelve to sixteen heads 0.14 µs.
@@ -56,6 +63,24 @@ class Group:
     keep: torch.Tensor | None
 
 
+class Spans(NamedTuple):
+    """Where each sequence lies, for the forms that look it up on the device.
+
+    Attributes
+    ----------
+    boundaries : torch.Tensor of int32, (B + 1,)
+        Sequence i has the rows from boundaries[i] to boundaries[i + 1] - 1.
+    tokens : int
+        boundaries[B], known on the host.
+    longest : int
+        What no sequence's length exceeds, known on the host.
+    """
+
+    boundaries: torch.Tensor
+    tokens: int
+    longest: int
+
+
 def grouping(lengths: Sequence[int]) -> list[int]:
     """Divide sequences, in their order, into the groups that cost least; give each one's count.
 
@@ -81,15 +106,19 @@ def grouping(lengths: Sequence[int]) -> list[int]:
 
 
 def make_groups(
-    lengths: Sequence[int], counts: Sequence[int], device: torch.device
+    lengths: Sequence[int], counts: Sequence[int], device: torch.device, longest: int = 0
 ) -> tuple[Group, ...]:
-    """Give the groups of so many sequences each, with the index tensors that padding needs."""
+    """Give the groups of so many sequences each, with the index tensors that padding needs.
+
+    With ``longest`` every group is padded to that many tokens and has its index tensors even where
+    none of them is needed, so that their shapes depend on it alone.
+    """
     groups, sequence, row = [], 0, 0
     for count in counts:
         members = lengths[sequence : sequence + count]
-        T, rows = max(members), sum(members)
+        T, rows = longest or max(members), sum(members)
         gather = scatter = keep = None
-        if min(members) < T:
+        if longest or min(members) < T:
             sizes = torch.tensor(members)
             place = torch.arange(T)
             is_token = place < sizes[:, None]  # (n, T)
@@ -117,6 +146,7 @@ def packed_attention(
     num_heads: int,
     dropout: float = 0.0,
     impl: str = "auto",
+    spans: Spans | None = None,
 ) -> torch.Tensor:
     """Attend from every token to the tokens of its sequence, H1 = softmax(QKᵀ / √Dh) V, Eq. (4).
 
@@ -130,10 +160,15 @@ def packed_attention(
         A.
     dropout : float
         Rate at which attention probabilities are dropped; 0 outside training.
-    impl : {"auto", "reference", "sdpa", "fused"}
+    impl : {"auto", "reference", "sdpa", "fused", "triton", "flash", "efficient"}
         ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention`` on each group; ``"fused"`` is one
-        operation that keeps QKV and one number a probability for backward, in float32 or float64;
-        ``"auto"`` chooses it on a CPU.
+        operation that keeps QKV and one number a probability for backward, in float32 or float64 on
+        a CPU; ``"triton"`` (:mod:`~spafit.kernels.triton_attention`), ``"flash"`` and
+        ``"efficient"`` (:mod:`~spafit.kernels.varlen_attention`) are for a GPU and compute no
+        padding. ``"auto"`` is ``"fused"`` on a CPU; on a GPU the fastest of those that the device
+        has (:mod:`~spafit.kernels.choices`).
+    spans : Spans, optional
+        The same sequences once more, for the last three forms.
 
     Returns
     -------
@@ -143,15 +178,18 @@ def packed_attention(
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the four or cannot be had, or a second derivative is asked of the
-        fused form.
+        If ``impl`` is none of the seven or cannot be had, or a second derivative is asked of a form
+        of ours.
     """
-    can_fuse = QKV.device.type == "cpu" and QKV.dtype in (torch.float32, torch.float64)
-    auto = "fused" if can_fuse and not torch.compiler.is_compiling() else "sdpa"
-    form = choose_form("packed_attention", impl, ("reference", "sdpa", "fused"), auto)
-    if form != "fused":
+    auto = ""
+    if impl == "auto":
+        auto = _best(QKV, groups, num_heads, dropout, spans)
+    form = choose_form("packed_attention", impl, FORMS, auto)
+    if form in ("reference", "sdpa"):
         return _by_groups(QKV, groups, num_heads, dropout, form)
-    if not can_fuse:
+    if form != "fused":
+        return _by_spans(QKV, spans, num_heads, dropout, form)
+    if not _can_fuse(QKV):
         raise ConfigError(
             f"packed_attention(impl='fused') is for float32 and float64 on a CPU, found "
             f'{QKV.dtype} on {QKV.device}; use "sdpa"'
@@ -160,6 +198,83 @@ def packed_attention(
         H1: torch.Tensor = _PackedAttention.apply(QKV, groups, num_heads, dropout)  # type: ignore[no-untyped-call]
         return H1
     return _forward(QKV, groups, num_heads, dropout, keep=False)[0]
+
+
+def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
+    """Say why one of the forms that take spans cannot be had for QKV; empty where it can."""
+    head_size = QKV.shape[1] // 3 // num_heads
+    if form == "triton":
+        return why_no_triton(QKV.device, QKV.dtype)
+    from spafit.kernels import varlen_attention
+
+    reasons = {
+        "flash": varlen_attention.why_no_flash,
+        "efficient": varlen_attention.why_no_efficient,
+    }
+    return reasons[form](QKV.device, QKV.dtype, head_size)
+
+
+def _can_fuse(QKV: torch.Tensor) -> bool:
+    return QKV.device.type == "cpu" and QKV.dtype in (torch.float32, torch.float64)
+
+
+def _best(
+    QKV: torch.Tensor,
+    groups: Sequence[Group],
+    num_heads: int,
+    dropout: float,
+    spans: Spans | None,
+) -> str:
+    """Name the form that is fastest for such sequences on such a device."""
+    if torch.compiler.is_compiling():
+        return "sdpa"
+    if QKV.device.type == "cpu":
+        return "fused" if _can_fuse(QKV) else "sdpa"
+    if spans is None:
+        return "sdpa"
+    can_be_had = [form for form in BY_SPANS if not why_not(form, QKV, num_heads)]
+    if not can_be_had:
+        return "sdpa"
+    learns = torch.is_grad_enabled() and QKV.requires_grad
+    head_size = QKV.shape[1] // 3 // num_heads
+    key = (
+        f"T<={spans.longest} A={num_heads} Dh={head_size} dropout={dropout > 0} backward={learns} "
+        f"{QKV.dtype}"
+    )
+
+    given = _stand_in(QKV, learns)
+
+    def run(form: str, rate: float) -> list[torch.Tensor]:
+        H1 = packed_attention(given, groups, num_heads, rate, form, spans)
+        return [H1, *torch.autograd.grad(H1, given, H1.detach())] if learns else [H1]
+
+    forms = [*can_be_had, "sdpa"]
+    return choices.fastest("packed_attention", key, QKV.device, forms, run, dropout)
+
+
+def _stand_in(QKV: torch.Tensor, learns: bool) -> torch.Tensor:
+    """Give numbers of QKV's shape and type to be timed with, from a generator of their own."""
+    generator = torch.Generator(QKV.device).manual_seed(0)
+    given = torch.randn(QKV.shape, generator=generator, device=QKV.device)
+    return given.to(QKV.dtype).requires_grad_(learns)
+
+
+def _by_spans(
+    QKV: torch.Tensor, spans: Spans | None, num_heads: int, dropout: float, form: str
+) -> torch.Tensor:
+    if spans is None:
+        raise ConfigError(f"packed_attention(impl={form!r}) needs the sequences' spans")
+    reason = why_not(form, QKV, num_heads)
+    if reason:
+        raise ConfigError(f"packed_attention(impl={form!r}) cannot be had: {reason}")
+    if form == "triton":
+        from spafit.kernels.triton_attention import packed_attention_triton
+
+        return packed_attention_triton(QKV, *spans, num_heads, dropout)
+    from spafit.kernels import varlen_attention
+
+    attend = varlen_attention.flash if form == "flash" else varlen_attention.efficient
+    return attend(QKV, *spans, num_heads, dropout)
 
 
 def _by_groups(

@@ -31,14 +31,14 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def rounded(x, DTYPE: tl.constexpr):
-    """Give float32 ``x`` in the type ``DTYPE``, rounded to the nearest, ties to even."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+def rounded(x, dtype: tl.constexpr):
+    """Give float32 ``x`` in the type ``dtype``, rounded to the nearest, ties to even."""
+    if INTERPRETED and dtype == tl.bfloat16:
         # The interpreter cuts the lower half of the bits off, so they are rounded away before it.
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = bits.to(tl.float32, bitcast=True)
-    return x.to(DTYPE)
+    return x.to(dtype)
 
 
 @triton.jit

@@ -1,0 +1,209 @@
+"""The training step as CUDA graphs: recorded once for each shape, then replayed by one call.
+
+At batch 16 a GPU computes a layer's operation faster than a host launches it, so that most of an
+eager step is waiting. A CUDA graph is a recorded sequence of launches; it works on the memory that
+it was recorded with. So batches get one of a few fixed shapes (:class:`spafit.layout.Bucket`), and
+each shape has tensors of its own that a batch is copied into before the replay.
+
+Two kinds of graphs make a step: one for each shape with forward and backward, which adds to
+gradients that stay where they are, and one with the rest (unscaling, clipping, AdamW, zeroing the
+gradients). So gradient accumulation needs no graphs of its own.
+
+The first batch of a shape is an eager step, which also warms up whatever prepares itself at its
+first use; the second is recorded and replayed. Random numbers come from PyTorch's generator in
+both: a replay advances it as the eager step would, so that the losses are the eager step's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import TrainingError
+from spafit.training_step import MicroBatch, TrainingStep
+
+#: Records what a function does to the device without doing it; gives the function's result, which
+#: holds what each replay computes, and the replay.
+Capture = Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, Callable[[], object]]]
+
+#: What a graph of forward and backward was recorded for: see :func:`_shape`.
+Shape = tuple[object, ...]
+
+
+class _Recorded(NamedTuple):
+    """A graph of forward and backward, and the memory that it works on."""
+
+    given: MicroBatch
+    loss: torch.Tensor
+    replay: Callable[[], object]
+
+    def __call__(self, part: MicroBatch) -> torch.Tensor:
+        """Run it on another batch of the same shape."""
+        for mine, new in zip(_tensors(self.given), _tensors(part), strict=True):
+            mine.copy_(new, non_blocking=True)
+        self.replay()
+        return self.loss.clone()  # the next replay writes there
+
+
+class CapturedStep(TrainingStep):
+    """A :class:`~spafit.training_step.TrainingStep` that is replayed from CUDA graphs.
+
+    Its batches must have fixed shapes (``Encodings.packed(rows, bucketed=True)``), and its
+    optimizer a learning rate on the device (``make_optimizer(..., capturable=True)``).
+
+    Parameters
+    ----------
+    model, optimizer, arithmetic, max_grad_norm
+        As for :class:`~spafit.training_step.TrainingStep`.
+    on_failure : callable of str, optional
+        What to do where recording fails, with the reason in one line. Every step is then an eager
+        one. Without it a TrainingError is raised.
+    capture : callable, optional
+        Another way of recording, for tests without a GPU.
+
+    Attributes
+    ----------
+    graphs : int
+        How many shapes have been recorded.
+    """
+
+    def __init__(
+        self,
+        model: BertForSequenceClassification,
+        optimizer: torch.optim.Optimizer,
+        *,
+        arithmetic: str = "float32",
+        max_grad_norm: float = 1.0,
+        on_failure: Callable[[str], object] | None = None,
+        capture: Capture | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, arithmetic=arithmetic, max_grad_norm=max_grad_norm)
+        self._capture = CudaCapture(self.device) if capture is None else capture
+        self._on_failure = on_failure
+        self._is_captured = True
+        self._seen: set[Shape] = set()
+        self._recorded: dict[Shape, _Recorded] = {}
+        self._updated = False
+        self._update: tuple[torch.Tensor, Callable[[], object]] | None = None
+        for parameter in self.trained:  # where all graphs add their gradients
+            parameter.grad = torch.zeros_like(parameter)
+
+    @property
+    def graphs(self) -> int:
+        """The number of shapes that have been recorded."""
+        return len(self._recorded)
+
+    def accumulate(self, part: MicroBatch, n: int) -> torch.Tensor:
+        """Add a part's gradient, and give its share () of the mean loss of all n examples."""
+        shape = _shape(part, n)
+        recorded = self._recorded.get(shape)
+        if recorded is not None:
+            return recorded(part)
+        if shape not in self._seen or not self._is_captured:
+            self._seen.add(shape)
+            return super().accumulate(part, n)
+        given = MicroBatch(
+            part.batch.mapped(torch.clone),
+            part.targets.clone(),
+            None if part.prefix is None else part.prefix.clone(),
+        )
+        found = self._try(lambda: super(CapturedStep, self).accumulate(given, n))
+        if found is None:
+            return super().accumulate(part, n)
+        recorded = self._recorded[shape] = _Recorded(given, *found)
+        return recorded(part)
+
+    def update(self) -> torch.Tensor:
+        """Clip the gradient, move what trains, forget the gradient; give its norm ()."""
+        if self._update is None and self._updated and self._is_captured:
+            self._update = self._try(super().update)
+        self._updated = True
+        if self._update is None:
+            return super().update()
+        norm, replay = self._update
+        replay()
+        return norm.clone()
+
+    def forget_gradients(self) -> None:
+        """Set all gradients to 0 where they are, for the graphs add to this memory."""
+        self.optimizer.zero_grad(set_to_none=False)
+
+    def close(self) -> None:
+        """Give back the graphs and the gradients."""
+        self._recorded.clear()
+        self._update = None
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _try(
+        self, function: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, Callable[[], object]] | None:
+        """Record a function; where that fails, say so and give None."""
+        scaler = self.scaler.state_dict()
+        try:
+            return self._capture(function)
+        except Exception as error:  # whatever refuses to be recorded, an eager step does it
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if self._on_failure is None:
+                raise TrainingError(
+                    f"the step cannot be captured as a CUDA graph ({reason}); use step='eager', or "
+                    "'auto'"
+                ) from error
+            self._is_captured = False
+            if scaler:  # nothing of the update was done, so it begins anew
+                fresh = torch.amp.GradScaler(self.device.type)
+                fresh.load_state_dict(scaler)
+                self.scaler = fresh
+            self._on_failure(f"steps are eager: they cannot be captured as CUDA graphs ({reason})")
+            return None
+
+
+class CudaCapture:
+    """Callable: records a function's work on a GPU as a CUDA graph.
+
+    All graphs take their memory from one pool, for only one of them runs at a time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def __call__(
+        self, function: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, Callable[[], object]]:
+        """Give the function's result, which holds what each replay computes, and the replay."""
+        state = torch.cuda.get_rng_state(self.device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may allocate meanwhile: the one that prepares the next batches does.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                result = function()
+        except BaseException:
+            torch.cuda.set_rng_state(state, self.device)
+            raise
+        return result, graph.replay
+
+
+def why_not_captured(device: torch.device, recomputes: bool) -> str:
+    """Say why steps cannot be captured as CUDA graphs; empty where they can."""
+    if device.type != "cuda":
+        return f"CUDA graphs need a GPU, the device is {device}"
+    if recomputes:
+        return "layers computed again in backward set the generator back, which a graph cannot"
+    return ""
+
+
+def _shape(part: MicroBatch, n: int) -> Shape:
+    """Give all that a graph depends on beside values."""
+    layout = part.batch.layout
+    if layout.bucket is None:
+        raise TrainingError("a captured step needs batches of fixed shape (bucketed=True)")
+    prefix = None if part.prefix is None else part.prefix.dtype
+    return (*layout.bucket, len(part.targets), n, prefix)
+
+
+def _tensors(part: MicroBatch) -> tuple[torch.Tensor, ...]:
+    prefix = () if part.prefix is None else (part.prefix,)
+    return (*part.batch.tensors(), part.targets, *prefix)

@@ -1,0 +1,168 @@
+"""The batches of a run, in their order, on the device before it asks for them.
+
+Examples are tokenised once, before the first step. A batch is made of the host's lists, so that all
+lengths are known there and nothing is ever asked of the device. For a GPU the next batches are made
+by a thread while the current one is computed, in pinned memory, from which the GPU fetches them
+itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spafit.inference import autocast
+from spafit.kept_prefix import KeptPrefix
+from spafit.layout import PackedBatch
+from spafit.optimisation import epoch_order
+from spafit.tokenization import Encodings
+from spafit.training_step import MicroBatch
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+_AHEAD = 2
+"""Batches that are made before they are asked for."""
+
+
+class Fed(NamedTuple):
+    """What one step of the optimizer is given.
+
+    Attributes
+    ----------
+    epoch : int
+        From 1.
+    examples : int
+        In all parts together.
+    parts : list of MicroBatch
+        On the device.
+    """
+
+    epoch: int
+    examples: int
+    parts: list[MicroBatch]
+
+
+class _Part(NamedTuple):
+    """One part of a batch, on the host."""
+
+    rows: list[int]
+    batch: PackedBatch
+    targets: torch.Tensor
+
+
+class Feed:
+    """Iterable: the batches of all epochs of a run.
+
+    The order of an epoch is a function of (seed, epoch) alone; its last batch may be smaller.
+
+    Parameters
+    ----------
+    encodings : Encodings
+        The examples.
+    targets : torch.Tensor, (n,)
+        Their class numbers or scores.
+    device : torch.device
+        Where the batches are wanted.
+    batch_size, accumulation, epochs, seed : int
+        As in :class:`~spafit.train_config.TrainConfig`.
+    arithmetic : str
+        In which a kept prefix that is missing is computed.
+    prefix : KeptPrefix, optional
+        Where the hidden states after group 1 are kept.
+    bucketed : bool
+        Whether batches get one of a few fixed shapes, as a captured step needs.
+    """
+
+    def __init__(
+        self,
+        encodings: Encodings,
+        targets: torch.Tensor,
+        device: torch.device,
+        *,
+        batch_size: int,
+        accumulation: int,
+        epochs: int,
+        seed: int,
+        arithmetic: str = "float32",
+        prefix: KeptPrefix | None = None,
+        bucketed: bool = False,
+    ) -> None:
+        self.encodings, self.targets, self.device = encodings, targets, device
+        self.batch_size, self.accumulation = batch_size, accumulation
+        self.epochs, self.seed = epochs, seed
+        self.arithmetic, self.prefix, self.bucketed = arithmetic, prefix, bucketed
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Steps of the optimizer in one epoch."""
+        return math.ceil(len(self.encodings) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Fed]:
+        ahead = _AHEAD if self.device.type == "cuda" else 0
+        for epoch, examples, parts in made_ahead(self._orders(), self._make, ahead):
+            yield Fed(epoch, examples, [self._send(part) for part in parts])
+
+    def _orders(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Give (epoch, row numbers) of every step."""
+        n = len(self.encodings)
+        for epoch in range(1, self.epochs + 1):
+            order = epoch_order(n, self.seed, epoch)
+            for start in range(0, n, self.batch_size):
+                yield epoch, order[start : start + self.batch_size]
+
+    def _make(self, step: tuple[int, NDArray[np.int64]]) -> tuple[int, int, list[_Part]]:
+        """Make a step's parts on the host."""
+        epoch, drawn = step
+        parts = []
+        for some in np.array_split(drawn, min(self.accumulation, len(drawn))):
+            rows = self.encodings.by_length(some.tolist())
+            batch, targets = self.encodings.packed(rows, self.bucketed), self.targets[rows]
+            if self.device.type == "cuda":
+                batch, targets = batch.pinned(), targets.pin_memory()
+            parts.append(_Part(rows, batch, targets))
+        return epoch, len(drawn), parts
+
+    def _send(self, part: _Part) -> MicroBatch:
+        """Bring a part to the device, without waiting for it, with its kept prefix."""
+        batch = part.batch.to(self.device)
+        targets = part.targets.to(self.device, non_blocking=True)
+        if self.prefix is None:
+            return MicroBatch(batch, targets)
+        with autocast(self.arithmetic, self.device):
+            return MicroBatch(batch, targets, self.prefix(part.rows, batch))
+
+
+def made_ahead(items: Iterable[Item], make: Callable[[Item], Made], ahead: int) -> Iterator[Made]:
+    """Give ``make(item)`` of each item in order, made by a thread before it is asked for.
+
+    Parameters
+    ----------
+    items : iterable
+        What to make something of; it is read by the caller's thread.
+    make : callable
+        An error of it is raised where its result would have been given.
+    ahead : int
+        How many are made beforehand; at 0 there is no thread.
+    """
+    if ahead == 0:
+        yield from map(make, items)
+        return
+    waiting: deque[Future[Made]] = deque()
+    maker = ThreadPoolExecutor(1, thread_name_prefix="spafit-feed")
+    try:
+        for item in items:
+            waiting.append(maker.submit(make, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also where the caller stops halfway
+        maker.shutdown(cancel_futures=True)

@@ -1,0 +1,96 @@
+"""The step that a run's settings ask for, and its results read without holding the device up."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+
+from spafit.bert import BertForSequenceClassification
+from spafit.captured import CapturedStep
+from spafit.optimisation import make_optimizer
+from spafit.train_config import TrainConfig
+from spafit.training_step import StepResult, TrainingStep
+
+About = TypeVar("About")
+
+
+def make_step(
+    model: BertForSequenceClassification, config: TrainConfig, say: Callable[[str], object]
+) -> TrainingStep:
+    """Make the training step of a run.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Adapted, on its device.
+    config : TrainConfig
+        Complete (:func:`spafit.train_config.complete`).
+    say : callable of str
+        Told in one line where steps cannot be captured after all.
+    """
+    assert config.learning_rate is not None
+    optimizer = make_optimizer(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        decay_biases=config.decay_biases,
+        capturable=config.step == "captured",
+    )
+    if config.step == "captured":
+        return CapturedStep(
+            model,
+            optimizer,
+            arithmetic=config.precision,
+            max_grad_norm=config.max_grad_norm,
+            on_failure=say,
+        )
+    forward = None
+    if config.step == "compiled":
+        # Of several shapes, after the first: one compilation serves all of them.
+        forward = torch.compile(model.forward_packed, fullgraph=True, dynamic=True)
+    return TrainingStep(
+        model,
+        optimizer,
+        arithmetic=config.precision,
+        max_grad_norm=config.max_grad_norm,
+        forward=forward,
+    )
+
+
+class Readings(Generic[About]):
+    """The results of steps on the host: on a GPU one step late, so that it is never waited for.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the steps are computed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._behind = 1 if device.type == "cuda" else 0
+        self._waiting: deque[tuple[About, torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def add(self, about: About, result: StepResult) -> None:
+        """Have a step's result brought to the host."""
+        numbers = torch.stack([each.detach().double() for each in result])
+        event = None
+        if self._behind:
+            numbers = numbers.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._waiting.append((about, numbers, event))
+
+    def ready(self, wait: bool = False) -> Iterator[tuple[About, float, float]]:
+        """Give what is known about each step, its loss and its gradient norm, in order.
+
+        With ``wait`` all of them, else not those of the last step on a GPU.
+        """
+        while len(self._waiting) > (0 if wait else self._behind):
+            about, numbers, event = self._waiting.popleft()
+            if event is not None:
+                event.synchronize()
+            loss, grad_norm = numbers.tolist()
+            yield about, loss, grad_norm

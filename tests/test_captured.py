@@ -1,0 +1,292 @@
+"""The captured step, with a recorder in the place of CUDA graphs that calls what it recorded.
+
+What a CUDA graph adds to it (that nothing is computed while recording, that a replay draws anew) is
+in tests/test_gpu_step.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from small_runs import SmallRun, trained
+
+import spafit.captured
+import spafit.train_config
+from spafit.bert import BertForSequenceClassification
+from spafit.captured import CapturedStep, why_not_captured
+from spafit.errors import ConfigError, TrainingError
+from spafit.feed import Feed
+from spafit.layout import Bucket, Packed
+from spafit.optimisation import make_optimizer
+from spafit.steps import Readings
+from spafit.training_step import StepResult, TrainingStep
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Recorder:
+    """Records a function as a CUDA graph does: its replay calls it and writes to the same result.
+
+    ``fails_at`` is the number of the recording that fails, from 1.
+    """
+
+    fails_at: float = math.inf
+    dtype: torch.dtype = torch.float32
+    recordings: int = 0
+    replays: list[int] = field(default_factory=list)
+
+    def __call__(
+        self, function: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, Callable[[], object]]:
+        self.recordings += 1
+        number = self.recordings
+        if number >= self.fails_at:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        result = torch.full((), math.nan, dtype=self.dtype)
+
+        def replay() -> None:
+            self.replays.append(number)
+            result.copy_(function())
+
+        return result, replay
+
+
+def make_feed(small: SmallRun, *, bucketed: bool = True, accumulation: int = 1) -> Feed:
+    encodings = small.tokenizer.encode(small.train.texts_a, small.train.texts_b, max_length=53)
+    targets = torch.arange(len(encodings)) % 2
+    return Feed(
+        encodings,
+        targets,
+        CPU,
+        batch_size=6,
+        accumulation=accumulation,
+        epochs=4,
+        seed=5,
+        bucketed=bucketed,
+    )
+
+
+def run(step: TrainingStep, feed: Feed, seed: int = 0) -> list[tuple[float, float]]:
+    """Train on all of a feed; give the losses and gradient norms.
+
+    The learning rates are powers of two, which float32, in which it lies on a device, has exactly.
+    """
+    torch.manual_seed(seed)
+    step.model.train()
+    results = [step(fed.parts, 2.0 ** -(7 + number % 3)) for number, fed in enumerate(feed)]
+    return [(float(each.loss), float(each.grad_norm)) for each in results]
+
+
+def eager(model: BertForSequenceClassification) -> TrainingStep:
+    return TrainingStep(model, make_optimizer(model, learning_rate=1e-2, weight_decay=0.01))
+
+
+def captured(
+    model: BertForSequenceClassification,
+    recorder: Recorder,
+    on_failure: Callable[[str], object] | None = None,
+) -> CapturedStep:
+    optimizer = make_optimizer(model, learning_rate=1e-2, weight_decay=0.01, capturable=True)
+    return CapturedStep(model, optimizer, on_failure=on_failure, capture=recorder)
+
+
+class TestIsTheEagerStep:
+    """Oracle: the eager step on the same batches, from the same generator state."""
+
+    @pytest.mark.parametrize("accumulation", [1, 4])
+    @pytest.mark.parametrize("method", ["spafit", "full"])
+    def test_bit_for_bit_with_dropout(
+        self, small: SmallRun, method: str, accumulation: int
+    ) -> None:
+        ours, theirs, recorder = small.model(method), small.model(method), Recorder()
+        step = captured(ours, recorder)
+        results = run(step, make_feed(small, accumulation=accumulation))
+        expected = run(eager(theirs), make_feed(small, accumulation=accumulation))
+        assert results == expected
+        first, second = trained(ours), trained(theirs)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        # Not all of it was eager: every shape beyond its first batch, and every second update.
+        steps, parts = len(results), sum(len(fed.parts) for fed in make_feed(small, accumulation=4))
+        parts = steps if accumulation == 1 else parts
+        shapes = {
+            (len(part.targets), part.batch.layout.bucket, fed.examples)
+            for fed in make_feed(small, accumulation=accumulation)
+            for part in fed.parts
+        }
+        assert step.graphs <= len(shapes)
+        assert len(recorder.replays) == (parts - len(shapes)) + (steps - 1)
+
+    def test_dropout_draws_anew_at_every_replay(self, small: SmallRun) -> None:
+        model = small.model()
+        step = captured(model, Recorder())
+        model.train()
+        fed = next(iter(make_feed(small)))
+        losses = {float(step(fed.parts, 0.0).loss) for _ in range(6)}
+        assert len(losses) == 6
+
+    def test_from_a_kept_prefix(self, small: SmallRun) -> None:
+        def with_prefix(step: TrainingStep) -> list[float]:
+            step.model.train()
+            step.model.bert.freeze_dropout()
+            torch.manual_seed(1)
+            losses = []
+            for _ in range(3):
+                for fed in make_feed(small):
+                    parts = [
+                        part._replace(prefix=step.model.bert.prefix(part.batch))
+                        for part in fed.parts
+                    ]
+                    losses.append(float(step(parts, 2.0**-7).loss))
+            return losses
+
+        assert with_prefix(captured(small.model(), Recorder())) == with_prefix(eager(small.model()))
+
+    def test_a_sick_gradient_moves_nothing(self, small: SmallRun) -> None:
+        model = small.model()
+        step = captured(model, Recorder())
+        model.train()
+        feed = list(make_feed(small))
+        for fed in feed[:3]:
+            step(fed.parts, 1e-2)
+        before = copy.deepcopy(trained(model))
+        with torch.no_grad():
+            kept = model.bert.pooler.dense.bias.clone()  # type: ignore[union-attr]
+            model.bert.pooler.dense.bias.fill_(math.nan)  # type: ignore[union-attr]
+        result = step(feed[1].parts, 1e-2)
+        assert math.isnan(float(result.loss))
+        assert math.isnan(float(result.grad_norm))
+        after = trained(model)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        with torch.no_grad():
+            model.bert.pooler.dense.bias.copy_(kept)  # type: ignore[union-attr]
+        assert math.isfinite(float(step(feed[1].parts, 1e-2).grad_norm))
+
+
+class TestFallback:
+    """Oracle: the eager step; the reason is told once."""
+
+    @pytest.mark.parametrize("fails_at", [1, 2, 3])
+    def test_an_eager_step_takes_over(self, small: SmallRun, fails_at: int) -> None:
+        said: list[str] = []
+        recorder = Recorder(fails_at)
+        step = captured(small.model(), recorder, said.append)
+        assert run(step, make_feed(small)) == run(eager(small.model()), make_feed(small))
+        assert len(said) == 1
+        assert "RuntimeError: operation not permitted when stream is capturing" in said[0]
+        assert "\n" not in said[0]
+        assert recorder.recordings == fails_at
+
+    def test_what_is_asked_for_is_not_replaced(self, small: SmallRun) -> None:
+        step = captured(small.model(), Recorder(1))
+        with pytest.raises(TrainingError, match=r"cannot be captured.*step='eager'"):
+            run(step, make_feed(small))
+
+    def test_batches_of_any_shape_are_refused(self, small: SmallRun) -> None:
+        with pytest.raises(TrainingError, match="fixed shape"):
+            run(captured(small.model(), Recorder()), make_feed(small, bucketed=False))
+
+    def test_reasons(self, small: SmallRun) -> None:
+        assert "GPU" in why_not_captured(CPU, recomputes=False)
+        assert "again in backward" in why_not_captured(torch.device("cuda"), recomputes=True)
+        assert why_not_captured(torch.device("cuda"), recomputes=False) == ""
+        with pytest.raises(ConfigError, match='step="captured" cannot be had: CUDA graphs need'):
+            small.fit(step="captured")
+        with pytest.raises(ConfigError, match='step="compiled" does not go with recompute'):
+            small.fit(step="compiled", recompute=(3,))
+
+    def test_what_was_kept_is_given_back(self, small: SmallRun) -> None:
+        model = small.model()
+        step = captured(model, Recorder())
+        run(step, make_feed(small))
+        assert step.graphs > 0
+        step.close()
+        assert step.graphs == 0
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class TestRun:
+    """Oracle: the same run with eager steps, dropout off: rounding alone may differ.
+
+    In float64, but where hidden states are kept, which are float32. The captured step's learning
+    rate is float32 in both.
+    """
+
+    @pytest.mark.parametrize("cache", ["off", "memory"])
+    def test_a_captured_run(
+        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch, cache: str
+    ) -> None:
+        settings = {"cache_prefix": cache, "frozen_dropout": cache == "off", "accumulation": 2}
+        dtype = torch.float64 if cache == "off" else torch.float32
+        ours, theirs = (small.model(dtype=dtype, dropout=False) for _ in range(2))
+        expected = small.fit(theirs, **settings)
+        recorder = Recorder(dtype=dtype)
+        monkeypatch.setattr(spafit.train_config, "why_not_captured", lambda *_, **__: "")
+        monkeypatch.setattr(spafit.captured, "CudaCapture", lambda _: recorder)
+        result = small.fit(ours, **settings)
+        assert len(recorder.replays) > len(result.losses)
+        worst = max(abs(a - b) for a, b in zip(result.losses, expected.losses, strict=True))
+        assert worst < (1e-6 if cache == "off" else 1e-4)
+        assert result.metrics == expected.metrics
+
+
+class TestBucket:
+    """Oracle: the rule of its docstring; and the same batch in its own shape."""
+
+    @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 127, 128, 500, 1000, 1023, 1024, 5000])
+    def test_rule(self, tokens: int) -> None:
+        lengths = [tokens // 2, tokens - tokens // 2] if tokens > 1 else [1]
+        bucket = Bucket.of(lengths)
+        step = max(64, 2 ** (tokens.bit_length() - 4))
+        assert bucket.rows % step == 0
+        assert 1 <= bucket.rows - tokens <= step
+        assert bucket.rows - tokens <= max(64, tokens / 8)
+        assert bucket.longest >= max(64, *lengths, bucket.rows - tokens)
+        assert bucket.longest & (bucket.longest - 1) == 0
+
+    def test_few_shapes(self) -> None:
+        buckets = {Bucket.of([length] * 16) for length in range(4, 129)}
+        assert len(buckets) <= 40
+
+    def test_what_does_not_fit_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="do not fit"):
+            Packed([60, 4], bucket=Bucket(64, 64))
+        with pytest.raises(ConfigError, match="do not fit"):
+            Packed([60, 70], bucket=Bucket(192, 64))
+
+    @pytest.mark.parametrize("impl", ["auto", "reference"])
+    def test_same_logits_and_gradients(self, small: SmallRun, impl: str) -> None:
+        model = small.model(dtype=torch.float64, dropout=False)
+        spafit.set_impl(model, impl)
+        results = []
+        for bucketed in (False, True):
+            fed = next(iter(make_feed(small, bucketed=bucketed)))
+            logits = model.forward_packed(fed.parts[0].batch)
+            torch.autograd.backward(logits.square().sum())
+            gradients = [each.grad for each in model.parameters() if each.requires_grad]
+            results.append([logits, *gradients])
+            model.zero_grad(set_to_none=True)
+        for a, b in zip(*results, strict=True):
+            assert (a - b).abs().max() < 1e-12
+
+    def test_shapes_depend_on_the_bucket_alone(self) -> None:
+        bucket = Bucket(192, 128)
+        shapes = [
+            [tensor.shape for tensor in Packed(lengths, bucket=bucket).tensors()]
+            for lengths in ([100, 50], [64, 64], [128, 1])
+        ]
+        assert shapes[0] == shapes[1] == shapes[2]
+        assert len(shapes[0]) == 5
+
+
+def test_results_are_read_in_order() -> None:
+    readings: Readings[int] = Readings(CPU)
+    for number in range(3):
+        readings.add(number, StepResult(torch.tensor(0.5 * number), torch.tensor(2.0)))
+    assert list(readings.ready()) == [(0, 0.0, 2.0), (1, 0.5, 2.0), (2, 1.0, 2.0)]
+    assert list(readings.ready(wait=True)) == []

@@ -1,0 +1,200 @@
+"""The choice of the fastest form: measured once, remembered in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from spafit.kernels import choices
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the file in a folder of the test's own; this process knows nothing yet."""
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(choices, "_made", {})
+    return tmp_path / "cache" / "kernels.json"
+
+
+class Forms:
+    """Forms of x -> 2 x that cost what they are said to cost, and count how often they run."""
+
+    def __init__(self, **costs_ms: float) -> None:
+        self.costs_ms = costs_ms
+        self.calls: list[tuple[str, float]] = []
+        self.timed: list[str] = []
+        self.wrong: dict[str, torch.Tensor] = {}
+        self.failing: dict[str, Exception] = {}
+
+    def run(self, form: str, dropout: float) -> list[torch.Tensor]:
+        self.calls.append((form, dropout))
+        if form in self.failing:
+            raise self.failing[form]
+        x = torch.arange(5.0)
+        return [self.wrong.get(form, 2 * x), x]
+
+    def timer(self, call: Callable[[], object], device: torch.device) -> list[float]:
+        call()
+        form = self.calls[-1][0]
+        self.timed.append(form)
+        cost = self.costs_ms[form]
+        return [cost, 1000.0, cost / 2, cost, cost]  # the median counts
+
+    def fastest(self, shape: str = "N=5", **changes: object) -> str:
+        arguments = {"dropout": 0.3, "timer": self.timer, **changes}
+        names = list(self.costs_ms)
+        return choices.fastest("doubling", shape, CPU, names, self.run, **arguments)  # type: ignore[arg-type]
+
+
+class TestChoice:
+    """Oracle: costs that are given."""
+
+    @pytest.mark.parametrize("costs", [(1.0, 2.0, 3.0), (3.0, 1.0, 2.0), (3.0, 2.0, 1.0)])
+    def test_the_fastest_wins(self, costs: tuple[float, ...], place: Path) -> None:
+        forms = Forms(**dict(zip("abc", costs, strict=True)))
+        winner = "abc"[costs.index(1.0)]
+        assert forms.fastest() == winner
+        assert forms.timed == ["a", "b", "c"]
+        assert {rate for _, rate in forms.calls} == {0.0, 0.3}
+        [entry] = json.loads(place.read_text())[choices.device_name(CPU)]["doubling"].values()
+        assert entry == {"choice": winner, "median_ms": dict(zip("abc", costs, strict=True))}
+        assert choices.made() == {"doubling": {"N=5": winner}}
+
+    def test_measured_once_and_remembered(self, place: Path) -> None:
+        assert Forms(a=2.0, b=1.0).fastest() == "b"
+        again = Forms(a=1.0, b=2.0)
+        assert again.fastest() == "b"
+        choices.forget()  # as another process
+        assert again.fastest() == "b"
+        assert not again.calls
+        place.unlink()
+        assert again.fastest() == "b"  # this process knows it still
+        choices.forget()
+        assert again.fastest() == "a"
+
+    def test_each_shape_and_operation_for_itself(self) -> None:
+        assert Forms(a=2.0, b=1.0).fastest("N=5") == "b"
+        assert Forms(a=1.0, b=2.0).fastest("N=6") == "a"
+        choices.forget()
+        assert Forms(a=2.0, b=1.0).fastest("N=6") == "a"
+
+    def test_a_form_that_is_gone_is_not_taken(self) -> None:
+        assert Forms(a=2.0, b=1.0).fastest() == "b"
+        assert Forms(a=2.0, c=3.0).fastest() == "a"
+        choices.forget()
+        assert Forms(a=2.0, c=3.0).fastest() == "a"
+
+    def test_the_generator_stays_as_it_was(self) -> None:
+        forms = Forms(a=1.0, b=2.0)
+        forms.run = lambda form, rate: [torch.rand(3) * 0 + 1]  # type: ignore[method-assign, assignment]
+        before = torch.get_rng_state()
+        choices.fastest("d", "s", CPU, ["a"], forms.run, timer=lambda call, _: [1.0])
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_a_real_clock(self) -> None:
+        def run(form: str, dropout: float) -> list[torch.Tensor]:
+            x = torch.ones(200, 200)
+            for _ in range(40 if form == "slow" else 1):
+                x = (x @ x).clamp(max=1.0)
+            return [x]
+
+        assert choices.fastest("power", "200", CPU, ["slow", "quick"], run) == "quick"
+
+
+class TestRefusals:
+    """Oracle: the last form; another that fails or disagrees is named with the reason."""
+
+    def entry(self, place: Path) -> dict[str, dict[str, str]]:
+        [entry] = json.loads(place.read_text())[choices.device_name(CPU)]["doubling"].values()
+        return dict(entry)
+
+    def test_one_that_fails(self, place: Path) -> None:
+        forms = Forms(a=1.0, plain=2.0)
+        forms.failing["a"] = RuntimeError("no kernel image\nis available")
+        assert forms.fastest() == "plain"
+        assert self.entry(place)["refused"] == {"a": "RuntimeError: no kernel image"}
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            2 * torch.arange(5.0) + torch.tensor([0.0, 0, 0, 0, 0.1]),
+            torch.tensor([0.0, 2, 4, 6, torch.nan]),
+            torch.tensor([0.0, 2, 4, 6, torch.inf]),
+            torch.zeros(5),
+        ],
+    )
+    def test_one_that_disagrees(self, place: Path, wrong: torch.Tensor) -> None:
+        forms = Forms(a=1.0, plain=2.0)
+        forms.wrong["a"] = wrong
+        assert forms.fastest() == "plain"
+        assert "differs from plain by" in self.entry(place)["refused"]["a"]
+
+    def test_rounding_is_no_disagreement(self) -> None:
+        forms = Forms(a=1.0, plain=2.0)
+        forms.wrong["a"] = 2 * torch.arange(5.0) * (1 + 1e-4)
+        assert forms.fastest() == "a"
+
+    def test_where_the_plain_form_fails_it_is_an_error(self) -> None:
+        forms = Forms(a=1.0, plain=2.0)
+        forms.failing["plain"] = RuntimeError("out of memory")
+        with pytest.raises(RuntimeError, match="out of memory"):
+            forms.fastest()
+
+
+class TestFile:
+    """A file that cannot be read or written never stops anything."""
+
+    @pytest.mark.parametrize(
+        "content",
+        ["", "{", "[]", "null", '"x"', '{"cpu": 3}', "\x00", '{"a": {"doubling": []}}'],
+    )
+    def test_foreign_content(self, place: Path, content: str) -> None:
+        place.parent.mkdir(parents=True)
+        where = choices.device_name(CPU)
+        place.write_text(content.replace("cpu", where))
+        assert Forms(a=2.0, b=1.0).fastest() == "b"
+        assert json.loads(place.read_text())[where]["doubling"]["N=5"]["choice"] == "b"
+
+    @pytest.mark.parametrize("entry", [3, [], {"choice": 3}, {"choice": "z"}, {}])
+    def test_foreign_entries(self, place: Path, entry: object) -> None:
+        place.parent.mkdir(parents=True)
+        where = choices.device_name(CPU)
+        place.write_text(json.dumps({where: {"doubling": {"N=5": entry}}, "other": {"x": 1}}))
+        assert Forms(a=2.0, b=1.0).fastest() == "b"
+        assert json.loads(place.read_text())["other"] == {"x": 1}
+
+    def test_a_folder_that_cannot_be_made(self, place: Path) -> None:
+        place.parent.write_text("a file")
+        assert Forms(a=2.0, b=1.0).fastest() == "b"
+
+    def test_nothing_half_written_is_left(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert Forms(a=2.0, b=1.0).fastest("first") == "b"
+        before = place.read_text()
+
+        def full(self: Path, *_: object, **__: object) -> None:
+            self.touch()
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        assert Forms(a=2.0, b=1.0).fastest("second") == "b"
+        monkeypatch.undo()
+        assert place.read_text() == before
+        assert [each.name for each in place.parent.iterdir()] == [place.name]
+
+    def test_made_with_the_users_umask(self, place: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            Forms(a=2.0, b=1.0).fastest()
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(place.stat().st_mode) == 0o640
