@@ -8,13 +8,16 @@ had.
 from spafit.kernels import compiled
 from spafit.kernels.add_norm import dropout_add_norm
 from spafit.kernels.attention import attention
+from spafit.kernels.bias_gelu import bias_gelu
 from spafit.kernels.dropout import dropout
-from spafit.kernels.lora_linear import Part, lora_linear, stacked_linear
+from spafit.kernels.lora_linear import lora_linear, stacked_linear
 from spafit.kernels.packed_attention import packed_attention
+from spafit.kernels.parts import Part
 
 __all__ = [
     "Part",
     "attention",
+    "bias_gelu",
     "compiled",
     "dropout",
     "dropout_add_norm",

@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from spafit.errors import ConfigError
 from spafit.kernels.dropout import apply_mask, keep_mask, scale_of
-from spafit.kernels.forms import best_on, choose_form, refuse_second_derivative
+from spafit.kernels.forms import (
+    best_on,
+    choose_form,
+    refuse_second_derivative,
+    require_triton,
+    suits_triton,
+)
+
+TRITON_WIDEST = 4096
+"""The longest row that the registers of a Triton program hold well."""
 
 
 def dropout_add_norm_reference(
@@ -47,10 +57,12 @@ def dropout_add_norm(
         δ, what is added to the frozen β.
     dropout : float
         Rate at which elements of x are dropped; 0 outside training.
-    impl : {"auto", "reference", "fused"}
+    impl : {"auto", "reference", "fused", "triton"}
         The form to use. ``"fused"`` keeps z, two numbers a token and one byte an element for
         backward, where the plain form keeps what its dropout, sum and LayerNorm keep each for
-        itself; ``"auto"`` is ``"fused"`` on a CPU.
+        itself; ``"auto"`` is ``"fused"`` on a CPU. ``"triton"`` is one kernel each way, which keeps
+        z, two numbers a token and what the mask is drawn from; ``"auto"`` takes it on a CUDA device
+        that has it.
 
     Returns
     -------
@@ -59,12 +71,31 @@ def dropout_add_norm(
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the three, or a second derivative is asked of the fused form.
+        If ``impl`` is not one of the four or cannot be had, or a second derivative is asked of a
+        form that is not plain.
     """
-    form = choose_form("dropout_add_norm", impl, ("reference", "fused"), best_on(x.device))
+    tensors = (x, residual, weight, bias, bias_delta)
+    known = ("reference", "fused", "triton")
+    auto = best_on(x.device)
+    if suits_triton(*tensors) and x.shape[-1] <= TRITON_WIDEST:
+        auto = "triton"
+    form = choose_form("dropout_add_norm", impl, known, auto)
     if form == "reference":
         return dropout_add_norm_reference(x, residual, weight, bias, eps, bias_delta, dropout)
-    if torch.is_autocast_enabled(x.device.type):
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if form == "triton":
+        require_triton("dropout_add_norm", *tensors)
+        if x.shape[-1] > TRITON_WIDEST:
+            raise ConfigError(
+                f"dropout_add_norm(impl='triton') is for rows of at most {TRITON_WIDEST}, found "
+                f"{x.shape[-1]}; use impl='reference'"
+            )
+        from spafit.kernels.triton_add_norm import dropout_add_norm_triton
+
+        # The kernel reads each tensor in its own type: nothing is cast before it.
+        dtype = torch.float32 if autocast else torch.promote_types(x.dtype, residual.dtype)
+        return dropout_add_norm_triton(x, residual, weight, bias, eps, bias_delta, dropout, dtype)
+    if autocast:
         # LayerNorm is taken in float32 under autocast, as PyTorch does.
         x, residual, weight, bias = (
             each if each.dtype == torch.float64 else each.float()

@@ -74,6 +74,14 @@ def _why_not_on(device: torch.device) -> str:
     return ""
 
 
+def suits_triton(*tensors: torch.Tensor | None) -> bool:
+    """Whether ``auto`` may take a Triton form: eager work on a GPU, in the types that it has."""
+    given = [each for each in tensors if each is not None]
+    return not torch.compiler.is_compiling() and all(
+        each.device.type == "cuda" and not why_no_triton(each.device, each.dtype) for each in given
+    )
+
+
 def has_triton(device: torch.device) -> bool:
     """Whether Triton kernels run on a device."""
     return not why_no_triton(device)
