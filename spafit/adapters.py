@@ -211,7 +211,8 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
     impl = maps[0].impl
     if len(maps) > 1 and impl != "reference":
         lay_together([each.weight for each in maps])
-        lay_together([each.lora_A for each in maps if isinstance(each, LoRALinear)])
+        for name in ("lora_A", "lora_B"):
+            lay_together([getattr(each, name) for each in maps if isinstance(each, LoRALinear)])
     return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=impl)
 
 

@@ -21,6 +21,7 @@ from spafit.kernels.stacking import are_together
 
 # The module, which the function of the same name hides as an attribute of the package.
 KERNEL = sys.modules["spafit.kernels.lora_linear"]
+PARTS = sys.modules["spafit.kernels.parts"]
 FIELDS = ("weight", "bias", "bias_delta", "lora_A", "lora_B")
 N, N_IN, OUTS = 13, 11, (6, 4, 7)
 ORDERS = list(itertools.product([False, True], repeat=2))
@@ -214,7 +215,7 @@ class TestAnyStack:
 
     def test_weights_that_lie_together_are_not_copied(self) -> None:
         addresses = []
-        whole = KERNEL.stacked
+        whole = PARTS.stacked
 
         def spy(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             found: torch.Tensor = whole(tensors)
@@ -226,7 +227,7 @@ class TestAnyStack:
             parts = make_parts([3, 2, 5], lying=lying)
             addresses.clear()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(KERNEL, "stacked", spy)
+                patch.setattr(PARTS, "stacked", spy)
                 with Orders(False, False):
                     x = draw(N, N_IN, seed=1).requires_grad_()
                     stacked_linear(x, parts).sum().backward()

@@ -15,15 +15,8 @@ from typing import Any
 import torch
 from torch import library as torch_library
 
-from spafit.kernels.lora_linear import (
-    Kept,
-    Part,
-    backward,
-    by_field,
-    forward,
-    make_parts,
-    merges_forward,
-)
+from spafit.kernels.lora_linear import backward, forward, merges_forward
+from spafit.kernels.parts import Kept, Part, by_field, make_parts
 
 _STACK = (
     "Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] deltas, Tensor[] lora_A, "
@@ -53,7 +46,7 @@ def _stacked_linear(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...
     y, kept = forward(x, _parts(stack), gelu, keep=True)
     empty = (x.new_empty(0, dtype=dtype) for dtype in (x.dtype, torch.bool, x.dtype))
     return y, *(
-        nothing if each is None else each for each, nothing in zip(kept, empty, strict=True)
+        nothing if each is None else each for each, nothing in zip(kept[:3], empty, strict=True)
     )
 
 

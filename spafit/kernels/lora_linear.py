@@ -20,61 +20,40 @@ it up where they average the rounding of outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from spafit.kernels.choices import fastest
 from spafit.kernels.dropout import apply_mask, keep_mask
-from spafit.kernels.forms import choose_form, refuse_second_derivative
+from spafit.kernels.forms import (
+    choose_form,
+    refuse_second_derivative,
+    require_triton,
+    suits_triton,
+)
+from spafit.kernels.parts import (
+    Kept,
+    Part,
+    all_A,
+    all_W,
+    are_uniform,
+    by_field,
+    give_sums,
+    make_parts,
+    outs,
+    ranks,
+    wide,
+    width_in,
+)
 from spafit.kernels.products import product
-from spafit.kernels.stacking import stacked
 
 _HALF = (torch.float16, torch.bfloat16)
 
 # Writing an element of W' takes about as long as this many multiplications of a product.
 _WRITING = 16
-
-
-class Part(NamedTuple):
-    """One linear map of a stack.
-
-    Attributes
-    ----------
-    weight : torch.Tensor, (out, in)
-        W.
-    bias : torch.Tensor, (out,)
-        b.
-    bias_delta : torch.Tensor, (out,), optional
-        δ.
-    lora_A, lora_B : torch.Tensor, (r, in) and (out, r), optional
-        A and B: both or neither.
-    scaling : float
-        s = alpha / r.
-    dropout : float
-        Rate at which the input of A alone is dropped; 0 outside training.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    bias_delta: torch.Tensor | None = None
-    lora_A: torch.Tensor | None = None
-    lora_B: torch.Tensor | None = None
-    scaling: float = 1.0
-    dropout: float = 0.0
-
-    @property
-    def A(self) -> torch.Tensor:
-        """A of a part that has one."""
-        assert self.lora_A is not None
-        return self.lora_A
-
-    @property
-    def B(self) -> torch.Tensor:
-        """B of a part that has one."""
-        assert self.lora_B is not None
-        return self.lora_B
 
 
 def lora_linear_reference(
@@ -150,9 +129,13 @@ def lora_linear(
         δ, what is added to the frozen bias.
     dropout : float
         Rate at which the input of A alone is dropped; 0 outside training.
-    impl : {"auto", "reference", "fused"}
-        The form to use; ``"auto"`` is ``"fused"``, one operation with a backward of its own, which
-        cannot be differentiated twice.
+    impl : {"auto", "reference", "fused", "triton"}
+        The form to use. ``"fused"`` is one operation with a backward of its own, which cannot be
+        differentiated twice. ``"triton"`` is that operation in kernels for a GPU: bias, update and
+        dropout in the product itself, bias and GELU in one kernel. What has neither update nor
+        GELU, and what is compiled by ``torch.compile``, takes the fused form there too.
+        ``"auto"`` is ``"fused"``; on a GPU that has Triton, the faster of the two
+        (:mod:`~spafit.kernels.choices`).
 
     Returns
     -------
@@ -161,7 +144,8 @@ def lora_linear(
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the three, or a second derivative is asked of the fused form.
+        If ``impl`` is not one of the four, if the Triton form cannot be had for the device or the
+        types, or if a second derivative is asked of the fused or the Triton form.
     """
     part = Part(weight, bias, bias_delta, lora_A, lora_B, scaling, dropout)
     return stacked_linear(x, [part], impl=impl)
@@ -181,28 +165,83 @@ def stacked_linear(
     gelu : bool
         Whether the output is GELU (exact, erf) of the maps': Eq. (8) as one operation, which keeps
         only what GELU was applied to.
-    impl : {"auto", "reference", "fused"}
+    impl : {"auto", "reference", "fused", "triton"}
         As for :func:`lora_linear`.
 
     Returns
     -------
     torch.Tensor, (..., Σ out)
+
+    Raises
+    ------
+    ConfigError
+        As :func:`lora_linear` does.
     """
-    if choose_form("a linear map", impl, ("reference", "fused"), "fused") == "reference":
+    form = choose_form("a linear map", impl, ("reference", "fused", "triton"), "auto")
+    if form == "reference":
         return stacked_linear_reference(x, parts, gelu)
+    if torch.compiler.is_compiling():
+        form = "fused"
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device_type))
         # What follows chooses its own types: the merged weight, for one, is summed in float32.
         with torch.autocast(device_type, enabled=False):
-            return _fused(x, parts, gelu)
-    return _fused(x, parts, gelu)
+            return _in_form(x, parts, gelu, form)
+    return _in_form(x, parts, gelu, form)
 
 
-def _fused(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> torch.Tensor:
-    if len(parts) > 1 and any(part.dropout for part in parts):
-        # Each A then has an input of its own, and the parts share nothing but x.
-        return torch.cat([_fused(x, [part], gelu) for part in parts], dim=-1)
+def _in_form(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> torch.Tensor:
+    """Apply the form, part by part where they cannot be one operation."""
+    adapted = any(part.lora_A is not None for part in parts)
+    tensors = [tensor for part in parts for tensor in part[:5]]
+    if form == "triton":
+        require_triton("a linear map", x, *tensors)
+    # A map without update and GELU is one product, which nothing does better than PyTorch's own.
+    if not (adapted or (gelu and len(parts) == 1)) or x.numel() == 0:
+        form = "fused"
+    elif form == "auto":
+        form = _faster(x, parts, gelu) if suits_triton(x, *tensors) else "fused"
+    # In the fused form each A has a dropped input of its own: the parts share nothing but x.
+    apart = any(part.dropout for part in parts)
+    if len(parts) > 1 and (not are_uniform(parts) if form == "triton" else apart):
+        return torch.cat([_in_form(x, [part], gelu, form) for part in parts], dim=-1)
+    return _as_one(x, parts, gelu, form)
+
+
+def _faster(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> str:
+    """Name the form that is faster for such a stack on such a GPU: see the module ``choices``."""
+    learns = torch.is_grad_enabled()
+    needs = [x, *(tensor for part in parts for tensor in part[:5])]
+    learnt = "".join(
+        "-" if tensor is None else str(int(learns and tensor.requires_grad)) for tensor in needs
+    )
+    N, rate = x.numel() // x.shape[-1], parts[0].dropout
+    shape = (
+        f"N<={1 << (N - 1).bit_length()} in={width_in(parts)} out={outs(parts)} r={ranks(parts)} "
+        f"dropout={rate > 0} gelu={gelu} {x.dtype} weights {parts[0].weight.dtype} learnt {learnt}"
+    )
+
+    generator = torch.Generator(x.device).manual_seed(0)
+    given = torch.randn(N, x.shape[-1], generator=generator, device=x.device).to(x.dtype)
+    given.requires_grad_(learns and x.requires_grad)
+    fields = [
+        [None if t is None else t.detach().requires_grad_(learns and t.requires_grad) for t in row]
+        for row in list(zip(*parts, strict=True))[:5]
+    ]
+    candidates = [given, *(tensor for row in fields for tensor in row)]
+    leaves = [each for each in candidates if each is not None and each.requires_grad]
+    scalings = [part.scaling for part in parts]
+
+    def run(form: str, rate: float) -> list[torch.Tensor]:
+        y = _in_form(given, make_parts(fields, scalings, rate), gelu, form)
+        return [y, *torch.autograd.grad(y, leaves, y.detach())] if leaves else [y]
+
+    return fastest("linear map", shape, x.device, ["triton", "fused"], run, rate)
+
+
+def _as_one(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> torch.Tensor:
+    """Apply the fused or the Triton form as one operation."""
     weights, biases, deltas, As, Bs, scalings, dropouts = map(list, zip(*parts, strict=True))
     tensors = (*weights, *biases, *deltas, *As, *Bs)
     flat = x.reshape(-1, x.shape[-1])
@@ -216,19 +255,11 @@ def _fused(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> torch.Tensor:
     elif torch.is_grad_enabled() and (
         x.requires_grad or any(each is not None and each.requires_grad for each in tensors)
     ):
-        y = _StackedLinear.apply(flat, scalings, dropouts[0], gelu, *tensors)  # type: ignore[no-untyped-call]
+        y = _StackedLinear.apply(form, flat, scalings, dropouts[0], gelu, *tensors)  # type: ignore[no-untyped-call]
     else:
-        y, _ = forward(flat, parts, gelu, keep=False)
+        y, _ = _functions(form)[0](flat, parts, gelu, False)
     result: torch.Tensor = y.view(*x.shape[:-1], y.shape[-1])
     return result
-
-
-class Kept(NamedTuple):
-    """What backward needs beside the inputs: U, the dropout mask, and what GELU was applied to."""
-
-    U: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    before_gelu: torch.Tensor | None = None
 
 
 def forward(
@@ -238,7 +269,7 @@ def forward(
     U = mask = None
     adapted = [part for part in parts if part.lora_A is not None]
     merges = bool(adapted) and merges_forward(x, parts)
-    W = _merged(parts, x.dtype) if merges else _weight(parts, x.dtype)
+    W = _merged(parts, x.dtype) if merges else all_W(parts).to(x.dtype)
     y = product(x, W, _bias(parts, x.dtype))
     if adapted and not merges:
         mask = keep_mask(x, parts[0].dropout) if parts[0].dropout else None
@@ -265,23 +296,18 @@ def backward(
     ``needs`` says what is asked for, in the same order; ``x`` may be None where no matrix is.
     """
     gradients: list[list[torch.Tensor | None]] = [[None] * len(parts) for _ in needs]
-    dW, db, ddelta, dA, dB = gradients
+    dW, _, _, dA, dB = gradients
     needs_W, needs_b, needs_delta, needs_A, needs_B = needs
     if kept.before_gelu is not None:
         dY = torch.ops.aten.gelu_backward(dY, kept.before_gelu)
     numbers = [i for i, part in enumerate(parts) if part.lora_A is not None]
 
     if any(needs_b) or any(needs_delta):
-        sums = torch.split(dY.sum(0, dtype=_wide(dY.dtype)), _outs(parts))
-        for i, part in enumerate(parts):
-            if needs_b[i]:
-                db[i] = sums[i].to(part.bias.dtype)
-            if needs_delta[i]:  # in memory of its own, for b's may be written to
-                assert part.bias_delta is not None
-                ddelta[i] = sums[i].to(part.bias_delta.dtype, copy=needs_b[i])
+        sums = dY.sum(0, dtype=wide(dY.dtype))
+        gradients[1], gradients[2] = give_sums(sums, parts, needs_b, needs_delta)
     if any(needs_W):
         assert x is not None
-        for i, dY_i in enumerate(torch.split(dY, _outs(parts), dim=1)):
+        for i, dY_i in enumerate(torch.split(dY, outs(parts), dim=1)):
             if needs_W[i]:
                 dW[i] = _transposed_product(dY_i, x).to(parts[i].weight.dtype)
 
@@ -300,7 +326,7 @@ def backward(
         assert x is not None and V is not None
         dropped = x if kept.mask is None else apply_mask(x, kept.mask, parts[0].dropout)
         together = _transposed_product(V, dropped)  # (R, in)
-        for i, dA_i in zip(numbers, torch.split(together, _ranks(parts)), strict=True):
+        for i, dA_i in zip(numbers, torch.split(together, ranks(parts)), strict=True):
             if needs_A[i]:
                 dA[i] = dA_i.to(parts[i].A.dtype)
 
@@ -308,11 +334,11 @@ def backward(
         return None, gradients
     if merges:
         return product(dY, _merged(parts, dY.dtype).t(), None), gradients
-    dx = product(dY, _weight(parts, dY.dtype).t(), None)
+    dx = product(dY, all_W(parts).to(dY.dtype).t(), None)
     if V is not None and kept.mask is None:
-        dx.addmm_(V, _A(parts, dY.dtype))
+        dx.addmm_(V, all_A(parts).to(dY.dtype))
     elif V is not None and kept.mask is not None:
-        dx += apply_mask(V @ _A(parts, dY.dtype), kept.mask, parts[0].dropout)
+        dx += apply_mask(V @ all_A(parts).to(dY.dtype), kept.mask, parts[0].dropout)
     return dx, gradients
 
 
@@ -321,7 +347,7 @@ def merges_forward(x: torch.Tensor, parts: Sequence[Part]) -> bool:
 
     In multiplications, a token's additive ones are R·in for U and Σ out·r for U Bᵀ.
     """
-    return _merges(x, parts, sum(_ranks(parts)) * _in(parts) + _elements_of_B(parts))
+    return _merges(x, parts, sum(ranks(parts)) * width_in(parts) + _elements_of_B(parts))
 
 
 def merges_backward(dY: torch.Tensor, parts: Sequence[Part]) -> bool:
@@ -329,40 +355,20 @@ def merges_backward(dY: torch.Tensor, parts: Sequence[Part]) -> bool:
 
     In multiplications, a token's additive ones are R·in.
     """
-    return _merges(dY, parts, sum(_ranks(parts)) * _in(parts))
+    return _merges(dY, parts, sum(ranks(parts)) * width_in(parts))
 
 
 def _merges(rows: torch.Tensor, parts: Sequence[Part], additive_of_a_token: int) -> bool:
     """Whether making W', Σ out·in·r and its writing, costs less than the additive order."""
-    if rows.dtype in _HALF or parts[0].dropout or not _ranks(parts):
+    if rows.dtype in _HALF or parts[0].dropout or not ranks(parts):
         return False
-    merging = _in(parts) * (_elements_of_B(parts) + _WRITING * sum(_outs(parts)))
+    merging = width_in(parts) * (_elements_of_B(parts) + _WRITING * sum(outs(parts)))
     return merging < len(rows) * additive_of_a_token
-
-
-def _outs(parts: Sequence[Part]) -> list[int]:
-    return [len(part.bias) for part in parts]
-
-
-def _in(parts: Sequence[Part]) -> int:
-    return parts[0].weight.shape[1]
-
-
-def _ranks(parts: Sequence[Part]) -> list[int]:
-    return [len(part.lora_A) for part in parts if part.lora_A is not None]
 
 
 def _elements_of_B(parts: Sequence[Part]) -> int:
     """Give Σ out·r."""
     return sum(part.lora_B.numel() for part in parts if part.lora_B is not None)
-
-
-def _weight(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
-    return stacked([part.weight for part in parts]).to(dtype)
-
-
-def _A(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
-    return stacked([part.lora_A for part in parts if part.lora_A is not None]).to(dtype)
 
 
 def _bias(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
@@ -375,11 +381,9 @@ def _bias(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
 
 def _merged(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
     """Give W' = W + s·BA of all parts (Σ out, in), summed in float32 or wider, rounded once."""
-    outs = _outs(parts)
-    W = torch.empty(
-        sum(outs), _in(parts), dtype=_wide(parts[0].weight.dtype), device=parts[0].weight.device
-    )
-    for part, W_i in zip(parts, torch.split(W, outs), strict=True):
+    first = parts[0].weight
+    W = first.new_empty(sum(outs(parts)), width_in(parts), dtype=wide(first.dtype))
+    for part, W_i in zip(parts, torch.split(W, outs(parts)), strict=True):
         if part.lora_A is None:
             W_i.copy_(part.weight)
         else:
@@ -392,8 +396,8 @@ def _adapted(
     parts: Sequence[Part], y: torch.Tensor, U: torch.Tensor
 ) -> Iterator[tuple[Part, torch.Tensor, torch.Tensor]]:
     """Give each adapted part with its columns of y (N, Σ out) and of U (N, R)."""
-    U_parts = iter(torch.split(U, _ranks(parts), dim=1))
-    for part, y_i in zip(parts, torch.split(y, _outs(parts), dim=1), strict=True):
+    U_parts = iter(torch.split(U, ranks(parts), dim=1))
+    for part, y_i in zip(parts, torch.split(y, outs(parts), dim=1), strict=True):
         if part.lora_A is not None:
             yield part, y_i, next(U_parts)
 
@@ -401,12 +405,12 @@ def _adapted(
 def _down(x: torch.Tensor, parts: Sequence[Part], mask: torch.Tensor | None) -> torch.Tensor:
     """Give U = drop(x) Aᵀ (N, R)."""
     dropped = x if mask is None else apply_mask(x, mask, parts[0].dropout)
-    return product(dropped, _A(parts, x.dtype), None)
+    return product(dropped, all_A(parts).to(x.dtype), None)
 
 
 def _up(dY: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
     """Give V = s·dY B (N, R), side by side for the adapted parts."""
-    V = dY.new_empty(dY.shape[0], sum(_ranks(parts)))
+    V = dY.new_empty(dY.shape[0], sum(ranks(parts)))
     for part, dY_i, V_i in _adapted(parts, dY, V):
         torch.mm(dY_i, part.scaling * part.B.to(dY.dtype), out=V_i)
     return V
@@ -414,55 +418,46 @@ def _up(dY: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
 
 def _transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Give aᵀ b for a (N, m) and b (N, n), in float32 or wider: the gradient of a matrix."""
-    dtype = _wide(a.dtype)
+    dtype = wide(a.dtype)
     # oneDNN takes a transposed matrix as it lies, but is slow beyond use on columns cut from one.
     return product(a.to(dtype).contiguous().t(), b.to(dtype).contiguous().t(), None)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in _HALF else dtype
+def _functions(form: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Give ``forward`` and ``backward`` of a form."""
+    if form == "fused":
+        return forward, backward
+    from spafit.kernels.triton_linear import backward as triton_backward
+    from spafit.kernels.triton_linear import forward as triton_forward
 
-
-Each = TypeVar("Each")
-
-
-def by_field(flat: Sequence[Each], count: int) -> list[Sequence[Each]]:
-    """Divide what is given of all W, all b, all δ, all A and all B, ``count`` of each."""
-    return [flat[start : start + count] for start in range(0, 5 * count, count)]
-
-
-def make_parts(
-    fields: Sequence[Sequence[torch.Tensor | None]], scalings: Sequence[float], dropout: float
-) -> list[Part]:
-    """Put the parts together from all W, all b, all δ, all A and all B."""
-    columns = zip(*fields, scalings, [dropout] * len(scalings), strict=True)
-    return [Part(*column) for column in columns]
-
-
-def _needs_input(needs: Sequence[Sequence[bool]]) -> bool:
-    needs_W, _, _, needs_A, needs_B = needs
-    return any(needs_W) or any(needs_A) or any(needs_B)
+    return triton_forward, triton_backward
 
 
 class _StackedLinear(torch.autograd.Function):
-    """:func:`forward` and :func:`backward` in autograd; x is kept only for a matrix's gradient."""
+    """A form's forward and backward in autograd; x is kept only for a matrix's gradient."""
 
     @staticmethod
-    def forward(ctx, x, scalings, rate, gelu, *tensors):  # type: ignore[no-untyped-def]
+    def forward(ctx, form, x, scalings, rate, gelu, *tensors):  # type: ignore[no-untyped-def]
         n = len(scalings)
-        ctx.needs = by_field(ctx.needs_input_grad[4:], n)
-        ctx.scalings, ctx.rate = scalings, rate
-        y, kept = forward(x, make_parts(by_field(tensors, n), scalings, rate), gelu, keep=True)
-        ctx.save_for_backward(x if _needs_input(ctx.needs) else None, *kept, *tensors)
+        ctx.needs = by_field(ctx.needs_input_grad[5:], n)
+        ctx.form, ctx.scalings, ctx.rate = form, scalings, rate
+        parts = make_parts(by_field(tensors, n), scalings, rate)
+        y, kept = _functions(form)[0](x, parts, gelu, True)
+        needs_W, _, _, needs_A, needs_B = ctx.needs
+        needs_input = any(needs_W) or any(needs_A) or any(needs_B)
+        ctx.save_for_backward(x if needs_input else None, *kept, *tensors)
         return y
 
     @staticmethod
     def backward(ctx, dY):  # type: ignore[no-untyped-def]
         refuse_second_derivative("linear map")
-        x, U, mask, before_gelu, *tensors = ctx.saved_tensors
+        count = len(Kept._fields)
+        x, *saved = ctx.saved_tensors
+        kept, tensors = Kept(*saved[:count]), saved[count:]
         parts = make_parts(by_field(tensors, len(ctx.scalings)), ctx.scalings, ctx.rate)
-        kept = Kept(U, mask, before_gelu)
         # Backward may be called under autocast, which would round the sums over rows.
         with torch.autocast(dY.device.type, enabled=False):
-            dx, gradients = backward(dY, x, parts, kept, ctx.needs_input_grad[0], ctx.needs)
-        return dx, None, None, None, *(each for field in gradients for each in field)
+            dx, gradients = _functions(ctx.form)[1](
+                dY, x, parts, kept, ctx.needs_input_grad[1], ctx.needs
+            )
+        return None, dx, None, None, None, *(each for field in gradients for each in field)
