@@ -195,6 +195,10 @@ class Packed:
             *(each for each in padding if each is not None),
         )
 
+    def prepare(self) -> None:
+        """Make now what is else made at its first use."""
+        _ = self.groups, self.tensors()
+
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
         """Give the same layout with every index tensor changed, as to another device or memory."""
         first_rows = change(self.first_rows)
@@ -253,6 +257,8 @@ def _attend_first(
     B, T, _ = KV.shape
     K, V = KV.view(B, T, 2, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, A, T, Dh) each
     Q = Q.view(B, 1, num_heads, -1).transpose(1, 2)  # (B, A, 1, Dh)
+    if impl == "triton":  # which is for whole sequences
+        impl = "auto"
     H1 = attention(Q, K, V, keep, dropout, impl)  # (B, A, 1, Dh)
     return H1.flatten(1)
 

@@ -20,6 +20,7 @@ from spafit.kernels.attention import attention_reference
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
 from spafit.kernels.packed_attention import Group, make_groups
 from spafit.layout import Packed
+from spafit.layout import Packed
 
 CPU = torch.device("cpu")
 A, Dh = 5, 3
@@ -204,8 +205,14 @@ class TestIsTheEquation:
     def test_refusals(self) -> None:
         QKV = draw(9, 3 * D).requires_grad_()
         groups = make_groups((4, 5), (2,), CPU)
-        with pytest.raises(ConfigError, match=r"no impl='flash'"):
+        with pytest.raises(ConfigError, match=r"no impl='flush'"):
+            packed_attention(QKV, groups, A, impl="flush")
+        with pytest.raises(ConfigError, match=r"impl='flash'\) needs the sequences' spans"):
             packed_attention(QKV, groups, A, impl="flash")
+        spans = Packed([4, 5]).spans
+        for impl in ("flash", "efficient"):
+            with pytest.raises(ConfigError, match=rf"impl='{impl}'\) cannot be had: .*CUDA|GPU"):
+                packed_attention(QKV, groups, A, impl=impl, spans=spans)
         with pytest.raises(ConfigError, match=r"float32 and float64.*sdpa"):
             packed_attention(QKV.bfloat16(), groups, A, impl="fused")
         assert packed_attention(QKV.bfloat16(), groups, A).dtype == torch.bfloat16

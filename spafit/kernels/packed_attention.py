@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 
 from spafit.errors import ConfigError
-from spafit.kernels import choices
 from spafit.kernels.attention import attention
+from spafit.kernels.choices import fastest
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
 from spafit.kernels.forms import choose_form, refuse_second_derivative, why_no_triton
+from spafit.kernels.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
 
 BY_SPANS = ("triton", "flash", "efficient")
 """The forms that find each sequence by its boundaries and compute no padding."""
@@ -205,11 +206,9 @@ def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
     head_size = QKV.shape[1] // 3 // num_heads
     if form == "triton":
         return why_no_triton(QKV.device, QKV.dtype)
-    from spafit.kernels import varlen_attention
-
     reasons = {
-        "flash": varlen_attention.why_no_flash,
-        "efficient": varlen_attention.why_no_efficient,
+        "flash": why_no_flash,
+        "efficient": why_no_efficient,
     }
     return reasons[form](QKV.device, QKV.dtype, head_size)
 
@@ -235,21 +234,30 @@ def _best(
     can_be_had = [form for form in BY_SPANS if not why_not(form, QKV, num_heads)]
     if not can_be_had:
         return "sdpa"
+    return _fastest(QKV, groups, num_heads, dropout, spans, [*can_be_had, "sdpa"])
+
+
+def _fastest(
+    QKV: torch.Tensor,
+    groups: Sequence[Group],
+    num_heads: int,
+    dropout: float,
+    spans: Spans,
+    forms: Sequence[str],
+) -> str:
     learns = torch.is_grad_enabled() and QKV.requires_grad
     head_size = QKV.shape[1] // 3 // num_heads
     key = (
-        f"T<={spans.longest} A={num_heads} Dh={head_size} dropout={dropout > 0} backward={learns} "
-        f"{QKV.dtype}"
+        f"N<={1 << (len(QKV) - 1).bit_length()} T<={spans.longest} A={num_heads} Dh={head_size} "
+        f"dropout={dropout > 0} backward={learns} {QKV.dtype}"
     )
-
     given = _stand_in(QKV, learns)
 
     def run(form: str, rate: float) -> list[torch.Tensor]:
         H1 = packed_attention(given, groups, num_heads, rate, form, spans)
         return [H1, *torch.autograd.grad(H1, given, H1.detach())] if learns else [H1]
 
-    forms = [*can_be_had, "sdpa"]
-    return choices.fastest("packed_attention", key, QKV.device, forms, run, dropout)
+    return fastest("packed_attention", key, QKV.device, forms, run, dropout)
 
 
 def _stand_in(QKV: torch.Tensor, learns: bool) -> torch.Tensor:
@@ -271,9 +279,7 @@ def _by_spans(
         from spafit.kernels.triton_attention import packed_attention_triton
 
         return packed_attention_triton(QKV, *spans, num_heads, dropout)
-    from spafit.kernels import varlen_attention
-
-    attend = varlen_attention.flash if form == "flash" else varlen_attention.efficient
+    attend = flash if form == "flash" else efficient
     return attend(QKV, *spans, num_heads, dropout)
 
 
