@@ -479,7 +479,7 @@ class BertModel(nn.Module):
             )
 
     def _check_ids(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> None:
-        if input_ids.device.type != "cpu":
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
             return
         for name, ids, size in (
             ("input_ids", input_ids, self.config.vocab_size),
@@ -555,22 +555,28 @@ def set_impl(model: nn.Module, impl: str) -> None:
     ----------
     model : nn.Module
         A model of this module, or a part of one.
-    impl : {"auto", "fused", "reference"}
+    impl : {"auto", "fused", "triton", "reference"}
         ``"reference"``: padded batches, and every operation written out as its equation, as
         Hugging Face computes it; it can be differentiated twice. ``"auto"``, the default: packed
         batches and the best form of every operation that the machine has. ``"fused"``: as
         ``"auto"``, but an operation without a fused form for the tensors at hand raises.
+        ``"triton"``: the Triton kernels, for linear maps, attention over packed sequences, and
+        dropout with LayerNorm; what has none (a lone dropout) is as in ``"auto"``.
 
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the three.
+        If ``impl`` is not one of the four.
     """
-    if impl not in ("auto", "fused", "reference"):
-        raise ConfigError(f'there is no impl={impl!r}; choose "auto", "fused" or "reference"')
+    if impl not in ("auto", "fused", "triton", "reference"):
+        raise ConfigError(
+            f'there is no impl={impl!r}; choose "auto", "fused", "triton" or "reference"'
+        )
     for module in model.modules():
-        if isinstance(module, (Linear, LayerNorm, Dropout, SelfAttention)):
+        if isinstance(module, (Linear, LayerNorm, SelfAttention)):
             module.impl = impl
+        elif isinstance(module, Dropout):
+            module.impl = "auto" if impl == "triton" else impl
         elif isinstance(module, BertModel):
             module.packed = impl != "reference"
 

@@ -10,9 +10,10 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.captured import CapturedStep
+from spafit.layout import PackedBatch
 from spafit.optimisation import make_optimizer
 from spafit.train_config import TrainConfig
-from spafit.training_step import StepResult, TrainingStep
+from spafit.training_step import Forward, StepResult, TrainingStep
 
 About = TypeVar("About")
 
@@ -47,17 +48,39 @@ def make_step(
             max_grad_norm=config.max_grad_norm,
             on_failure=say,
         )
-    forward = None
-    if config.step == "compiled":
-        # Of several shapes, after the first: one compilation serves all of them.
-        forward = torch.compile(model.forward_packed, fullgraph=True, dynamic=True)
     return TrainingStep(
         model,
         optimizer,
         arithmetic=config.precision,
         max_grad_norm=config.max_grad_norm,
-        forward=forward,
+        forward=compiled_forward(model) if config.step == "compiled" else None,
     )
+
+
+def compiled_forward(model: BertForSequenceClassification, backend: str = "inductor") -> Forward:
+    """Give ``model.forward_packed`` compiled by torch.compile, in one piece.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Adapted, on its device.
+    backend : str
+        torch.compile's.
+
+    Returns
+    -------
+    callable
+        It is compiled at its first call, and once more for another number of examples; numbers of
+        rows and tokens may change.
+    """
+    compiled = torch.compile(model.forward_packed, fullgraph=True, dynamic=True, backend=backend)
+
+    def forward(batch: PackedBatch, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        batch.layout.prepare()  # what it makes at its first use cannot be compiled
+        logits: torch.Tensor = compiled(batch, prefix)
+        return logits
+
+    return forward
 
 
 class Readings(Generic[About]):

@@ -41,7 +41,6 @@ from spafit.strata import frozen_stored_in, layers_of_group, summarise
 from spafit.tokenization import Tokenizer
 from spafit.train_config import TrainConfig, complete
 
-
 # fp16 skips a few steps at its start, until the loss is scaled to fit; a run of these is no start.
 _MOST_SICK = 25
 

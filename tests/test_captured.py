@@ -23,7 +23,7 @@ from spafit.errors import ConfigError, TrainingError
 from spafit.feed import Feed
 from spafit.layout import Bucket, Packed
 from spafit.optimisation import make_optimizer
-from spafit.steps import Readings
+from spafit.steps import Readings, compiled_forward
 from spafit.training_step import StepResult, TrainingStep
 
 CPU = torch.device("cpu")
@@ -290,3 +290,33 @@ def test_results_are_read_in_order() -> None:
         readings.add(number, StepResult(torch.tensor(0.5 * number), torch.tensor(2.0)))
     assert list(readings.ready()) == [(0, 0.0, 2.0), (1, 0.5, 2.0), (2, 1.0, 2.0)]
     assert list(readings.ready(wait=True)) == []
+
+
+class TestCompiled:
+    """Oracle: the eager step on the same batches; dropout off, for a compiler draws in its own way.
+
+    ``fullgraph`` makes any break of the graph an error. The backend that generates no code is taken
+    here, because that takes a quarter of a minute already.
+    """
+
+    def test_whole_and_the_same(self, small: SmallRun) -> None:
+        ours, theirs = (small.model(dropout=False) for _ in range(2))
+        optimizer = make_optimizer(ours, learning_rate=1e-2, weight_decay=0.01)
+        forward = compiled_forward(ours, backend="aot_eager")
+        compiled = TrainingStep(ours, optimizer, forward=forward)
+        feed = [fed for fed in make_feed(small) if fed.examples == 6]
+        assert len({fed.parts[0].batch.layout.bucket for fed in feed}) > 1
+        for step, model in ((compiled, ours), (eager(theirs), theirs)):
+            model.train()
+            losses = [float(step(fed.parts, 2.0**-8).loss) for fed in feed[:8]]
+            if step is compiled:
+                first = losses
+        assert max(abs(a - b) for a, b in zip(first, losses, strict=True)) < 1e-5
+
+    @pytest.mark.slow
+    def test_a_compiled_run(self, small: SmallRun) -> None:
+        ours, theirs = (small.model(dropout=False) for _ in range(2))
+        result, expected = small.fit(ours, step="compiled"), small.fit(theirs)
+        worst = max(abs(a - b) for a, b in zip(result.losses, expected.losses, strict=True))
+        assert worst < 1e-4
+        assert result.metrics == expected.metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import stat
@@ -11,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from spafit.kernels import choices
+from spafit.kernels import Part, choices, forms, stacked_linear
+from spafit.layout import Packed
+
+# The functions of these names hide the modules.
+lora_linear = importlib.import_module("spafit.kernels.lora_linear")
+packed_attention = importlib.import_module("spafit.kernels.packed_attention")
+as_one = lora_linear._as_one
 
 CPU = torch.device("cpu")
 
@@ -198,3 +205,51 @@ class TestFile:
         finally:
             os.umask(before)
         assert stat.S_IMODE(place.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(not forms.has_triton(CPU), reason="runs in Triton's interpreter")
+class TestOperations:
+    """Oracle: two forms of each operation that agree, one in numpy by an interpreter, thus slower.
+
+    On a GPU the same functions choose; here they are given what only a GPU would give them.
+    """
+
+    def refused(self, place: Path, operation: str) -> dict[str, str]:
+        [entry] = json.loads(place.read_text())[choices.device_name(CPU)][operation].values()
+        assert set(entry["median_ms"]) == {"triton", entry["choice"]}
+        return dict(entry.get("refused", {}))
+
+    @pytest.mark.parametrize("learns", [True, False])
+    def test_attention(self, place: Path, learns: bool) -> None:
+        layout = Packed([3, 5, 4])
+        QKV = torch.randn(12, 3 * 32, requires_grad=learns)
+        arguments = (QKV, layout.groups, 2, 0.1, layout.spans, ["triton", "sdpa"])
+        assert packed_attention._fastest(*arguments) == "sdpa"
+        assert self.refused(place, "packed_attention") == {}
+
+    @pytest.mark.parametrize("gelu", [True, False])
+    @pytest.mark.parametrize("learns", [True, False])
+    def test_linear_map(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, learns: bool, gelu: bool
+    ) -> None:
+        tensors = [torch.randn(20, 17), torch.randn(20), torch.randn(20)]
+        if not gelu:
+            tensors += [torch.randn(4, 17), torch.randn(20, 4)]
+        parts = [Part(*tensors)]
+        for tensor in tensors[2:]:
+            tensor.requires_grad_(learns)
+        monkeypatch.setattr(lora_linear, "suits_triton", lambda *_: True)
+        calls = []
+        monkeypatch.setattr(
+            lora_linear, "_as_one", lambda *given: calls.append(given[3]) or as_one(*given)
+        )
+        x = torch.randn(9, 17)
+        y = stacked_linear(x, parts, gelu=gelu)
+        assert calls[-1] == "fused"
+        assert "triton" in calls
+        assert y.requires_grad == learns
+        assert self.refused(place, "linear map") == {}
+        assert all(tensor.grad is None for tensor in tensors)
+        before = len(calls)
+        stacked_linear(x, parts, gelu=gelu)
+        assert len(calls) == before + 1

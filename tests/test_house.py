@@ -14,14 +14,18 @@ PACKAGE = Path(spafit.__file__).parent
 # Every module may import only what stands above it; the modules of one line do not know each other
 # unless they stand in that order.
 ORDER = """
-    version errors strict_json config
-    kernels.forms kernels.stacking kernels.products kernels.dropout kernels.triton_common
-    kernels.attention kernels.packed_attention kernels.add_norm kernels.lora_linear kernels.compiled
+    version errors strict_json folders config
+    kernels.forms kernels.stacking kernels.products kernels.dropout kernels.choices
+    kernels.triton_common
+    kernels.attention kernels.triton_attention kernels.varlen_attention kernels.packed_attention
+    kernels.triton_add_norm kernels.add_norm
+    kernels.triton_gelu kernels.bias_gelu kernels.parts
+    kernels.triton_low_rank kernels.triton_linear kernels.lora_linear kernels.compiled
     kernels layout adapters plans
     methods bert fingerprint strata safefile hub memory weights adapter_files tasks glue metrics
     submission download
     vocabulary tokenization prefix_file prefix_cache kept_prefix inference run_folder progress
-    optimisation train_config train
+    optimisation training_step captured feed train_config steps train
     minilm commands acceptability_lexicon acceptability_templates acceptability figure demo doctor
     cli __main__
 """.split()
