@@ -14,6 +14,7 @@ from spafit import commands, doctor
 from spafit.demo import run_demo
 from spafit.download import glue_cache
 from spafit.errors import ConfigError, SpafitError, TrainingError
+from spafit.inference import PRECISIONS
 from spafit.train_config import STEPS, TrainConfig
 from spafit.version import __version__
 
@@ -290,7 +291,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="default 1; 0: no clipping")
     group.add_argument("--max-length", type=int, help="tokens (default: the model's longest)")
     group.add_argument("--eval-every", type=int, help="steps (default: an epoch)")
-    group.add_argument("--precision", choices=("auto", "float32", "bf16", "fp16"), default="auto")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default auto)")
     group.add_argument(
         "--no-frozen-dropout",

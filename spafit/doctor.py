@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,10 @@ import torch
 
 from spafit.folders import cache_folder
 from spafit.inference import resolve_precision
+from spafit.kernels import choices
+from spafit.kernels.forms import why_no_triton
 from spafit.kernels.products import LIBRARY_VARIABLE, library
+from spafit.kernels.varlen_attention import why_no_efficient, why_no_flash
 from spafit.memory import keep_freed_memory
 from spafit.run_folder import machine, versions
 
@@ -70,15 +74,60 @@ def _kernels() -> Iterator[Finding]:
         f"float32 products on the CPU: {names[library()]} ({LIBRARY_VARIABLE}=mkl or onednn "
         "overrides)",
     )
-    yield Finding("kernels", "lora_linear: fused, merged or additive by the shape's arithmetic")
+    yield Finding(
+        "kernels", "linear maps on the CPU: fused, LoRA merged or added by the shape's arithmetic"
+    )
+    yield Finding(
+        "kernels", "attention on the CPU: fused, over packed sequences in groups of like length"
+    )
+    yield Finding("kernels", "dropout and dropout_add_norm on the CPU: fused")
     if torch.cuda.is_available():
-        yield Finding("kernels", "attention: scaled_dot_product_attention on the padded batch")
-        yield Finding("kernels", "dropout_add_norm, dropout: the plain forms")
+        for index in range(torch.cuda.device_count()):
+            yield from kernels_on(torch.device("cuda", index))
     else:
-        yield Finding("kernels", "attention: fused, over packed sequences in groups of like length")
-        yield Finding("kernels", "dropout_add_norm, dropout: fused")
+        reason = why_no_triton(torch.device("cpu"))
+        yield Finding("kernels", f"Triton: {reason or 'runs in its interpreter (for tests)'}")
     kept = "kept for the next request" if keep_freed_memory() else "given back to the system"
     yield Finding("memory", f"what a step frees is {kept}")
+
+
+def kernels_on(device: torch.device) -> Iterator[Finding]:
+    """Say which forms a GPU has, in the type that it trains in, and which were found fastest."""
+    half = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float16
+    no_triton = why_no_triton(device, half)
+    least = "this card's forms are PyTorch's own" if no_triton else ""
+    yield Finding("kernels", f"Triton on {device}: {no_triton or 'yes'}", least)
+    head_size = 64  # of BERT
+    reasons = {
+        "triton": no_triton,
+        "flash": why_no_flash(device, half, head_size),
+        "efficient": why_no_efficient(device, half, head_size),
+    }
+    forms = [form for form, reason in reasons.items() if not reason]
+    text = f"attention on {device}: the fastest of {', '.join([*forms, 'sdpa'])}"
+    yield Finding("kernels", text if forms else f"attention on {device}: sdpa on the padded batch")
+    for form, reason in reasons.items():
+        if reason and form != "triton":
+            yield Finding("kernels", f"attention by {form}: {reason}")
+    if no_triton:
+        yield Finding("kernels", f"linear maps on {device}: fused; the others: the plain forms")
+    else:
+        yield Finding(
+            "kernels",
+            f"linear maps on {device}: the faster of fused and triton; dropout_add_norm: triton; "
+            "dropout alone: the plain form",
+        )
+    for operation, shapes in choices.remembered(device).items():
+        counts = Counter(entry["choice"] for entry in shapes.values())
+        found = ", ".join(f"{form} for {count} shapes" for form, count in counts.most_common())
+        yield Finding("kernels", f"{operation}, measured here: {found} ({choices.path()})")
+        refused = {
+            f"{form}: {reason}"
+            for entry in shapes.values()
+            for form, reason in entry.get("refused", {}).items()
+        }
+        for reason in sorted(refused):
+            yield Finding("kernels", f"{operation} never takes {reason}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -109,10 +158,21 @@ def _devices() -> Iterator[Finding]:
             yield Finding(
                 "device",
                 f"{name}: this PyTorch has code only for {', '.join(compiled)}",
-                "install a torch wheel built for it; for a V100 (sm_70) the CUDA 12.6 wheels are "
-                "the last",
+                _wheel_for(major, minor),
                 True,
             )
+
+
+def _wheel_for(major: int, minor: int) -> str:
+    """Say which PyTorch has code for a card."""
+    if (major, minor) in ((7, 0), (7, 2)):  # V100 and its relatives
+        return (
+            "install torch 2.14 or earlier in its build for CUDA 12.6 (cu126): the last with code "
+            "for sm_70"
+        )
+    if major < 7:
+        return "no torch that spafit runs with has code for this card; use device cpu"
+    return f"install a newer torch, whose CUDA knows sm_{major}{minor}"
 
 
 def report() -> tuple[str, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from spafit.memory import keep_freed_memory
 from spafit.tasks import Label
 from spafit.tokenization import Encodings, Tokenizer
 
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
+PRECISIONS = ("auto", "float32", "tf32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def predict(
     batch_size : int
         Examples at a time. Examples of like length go together, which changes no result beyond
         rounding.
-    precision : {"auto", "float32", "bf16", "fp16"}
+    precision : {"auto", "float32", "tf32", "bf16", "fp16"}
         The arithmetic (see :func:`resolve_precision`).
 
     Returns
@@ -234,10 +234,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Choose the arithmetic of a device: ``"float32"``, ``"bf16"`` or ``"fp16"``.
+    """Choose the arithmetic of a device: ``"float32"``, ``"tf32"``, ``"bf16"`` or ``"fp16"``.
 
-    ``"auto"`` is float32 on the CPU, bf16 on a GPU that has it (compute capability 8.0 and later),
-    and fp16 on older ones such as the V100.
+    ``"tf32"`` is float32 but for the factors of matrix products, which are rounded to 10 bits of
+    fraction, on a GPU of compute capability 8.0 and later. ``"auto"`` is float32 on the CPU, bf16
+    on a GPU that has it (8.0 and later), and fp16 on older ones such as the V100.
 
     Raises
     ------
@@ -254,6 +255,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "bf16" and not has_bf16:
         name = torch.cuda.get_device_name(device)
         raise ConfigError(f"{name} has no bf16 units; use precision fp16, or auto")
+    if precision == "tf32" and (device.type != "cuda" or not has_bf16):
+        raise ConfigError(
+            f"tf32 needs a GPU of compute capability 8.0, the device is {device}; use precision "
+            "float32"
+        )
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"fp16 needs a GPU, the device is {device}; use precision float32")
     return precision
@@ -263,5 +269,22 @@ def autocast(arithmetic: str, device: torch.device) -> contextlib.AbstractContex
     """Run matrix products in ``arithmetic``; parameters stay in float32."""
     if arithmetic == "float32":
         return contextlib.nullcontext()
+    if arithmetic == "tf32":
+        return tf32_products()
     dtype = torch.bfloat16 if arithmetic == "bf16" else torch.float16
     return torch.autocast(device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def tf32_products(enabled: bool = True) -> Iterator[None]:
+    """Have a GPU multiply float32 matrices in tf32, inside the block: forward and backward alike.
+
+    Unlike autocast it must enclose backward too, which is not recorded in it.
+    """
+    before = torch.backends.cuda.matmul.fp32_precision
+    if enabled:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

@@ -55,7 +55,7 @@ class TrainConfig:
     eval_every : int or None
         Steps between evaluations; None evaluates after each epoch. The last step is always
         evaluated.
-    precision : {"auto", "float32", "bf16", "fp16"}
+    precision : {"auto", "float32", "tf32", "bf16", "fp16"}
         The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.inference
         .resolve_precision`).
     frozen_dropout : bool
@@ -197,10 +197,10 @@ def complete(
     device = resolve_device(config.device)
     is_full = any(name.endswith(".weight") for name in model.adaptation.trainable[:-2])
     precision = resolve_precision(config.precision, device)
-    if config.frozen_weights == "half" and precision == "float32":
+    if config.frozen_weights == "half" and precision in ("float32", "tf32"):
         raise ConfigError(
             'frozen_weights="half" goes with precision bf16 or fp16, which rounds the weights at '
-            "every use; this run's is float32"
+            "every use; this run's is " + precision
         )
     is_half = precision in ("bf16", "fp16") and device.type == "cuda"
     frozen_weights = config.frozen_weights

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.inference import autocast
+from spafit.inference import autocast, tf32_products
 from spafit.layout import PackedBatch
 from spafit.optimisation import loss_function, set_learning_rate
 
@@ -55,7 +55,7 @@ class TrainingStep:
         In training mode, on its device.
     optimizer : torch.optim.Optimizer
         Of what trains (:func:`spafit.optimisation.make_optimizer`).
-    arithmetic : {"float32", "bf16", "fp16"}
+    arithmetic : {"float32", "tf32", "bf16", "fp16"}
         That of the forward pass; fp16 scales the loss.
     max_grad_norm : float
         0 does not clip.
@@ -90,10 +90,11 @@ class TrainingStep:
 
     def accumulate(self, part: MicroBatch, n: int) -> torch.Tensor:
         """Add a part's gradient, and give its share () of the mean loss of all n examples."""
-        with autocast(self.arithmetic, self.device):
-            logits = self.forward(part.batch, part.prefix)
-        loss = loss_function(logits, part.targets) / n
-        torch.autograd.backward(self.scaler.scale(loss))
+        with tf32_products(self.arithmetic == "tf32"):
+            with autocast(self.arithmetic, self.device):
+                logits = self.forward(part.batch, part.prefix)
+            loss = loss_function(logits, part.targets) / n
+            torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach()
 
     def update(self) -> torch.Tensor:

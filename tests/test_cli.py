@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from small_runs import SmallRun, write_glue
 
 from spafit import cli, commands
 from spafit.cli import main
+from spafit.kernels import choices
 from spafit.methods import plan
 from spafit.plans import Plan
 from spafit.version import __version__
@@ -309,6 +311,9 @@ def pretend_gpu(
         "get_arch_list": compiled,
     }.items():
         monkeypatch.setattr(torch.cuda, attribute, lambda *_, answer=answer: answer)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    # What is known of another test's GPU is not this one's.
+    monkeypatch.setattr(choices, "device_name", choices.device_name.__wrapped__)
 
 
 RECENT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -333,8 +338,9 @@ class TestDoctor:
             "python 3.",
             "cpu: float32",
             "no GPU",
-            "attention:",
-            "lora_linear:",
+            "attention on the CPU: fused",
+            "linear maps on the CPU: fused",
+            "Triton: ",
             str(tmp_path / "not" / "made" / "yet"),
         ):
             assert expected in out
@@ -367,11 +373,16 @@ class TestDoctor:
         assert f"cuda:0: {name}, sm_{major}{minor}, {precision}\n" in out
 
     @pytest.mark.parametrize(
-        ("name", "capability", "compiled"),
+        ("name", "capability", "compiled", "mend"),
         [
-            ("Tesla V100-SXM2-16GB", (7, 0), RECENT),  # code for 7.5 does not run on 7.0
-            ("NVIDIA B200", (10, 0), ["sm_80", "sm_90"]),
-            ("Tesla K80", (3, 7), RECENT),
+            (  # code for 7.5 does not run on 7.0
+                "Tesla V100-SXM2-16GB",
+                (7, 0),
+                RECENT,
+                "install torch 2.14 or earlier in its build for CUDA 12.6 (cu126)",
+            ),
+            ("NVIDIA B200", (10, 0), ["sm_80", "sm_90"], "a newer torch, whose CUDA knows sm_100"),
+            ("Tesla K80", (3, 7), RECENT, "use device cpu"),
         ],
     )
     def test_a_gpu_that_this_torch_has_no_code_for(
@@ -381,13 +392,41 @@ class TestDoctor:
         name: str,
         capability: tuple[int, int],
         compiled: list[str],
+        mend: str,
     ) -> None:
         pretend_gpu(monkeypatch, name, capability, compiled)
         code, out, _ = run(capsys, "doctor")
         assert code == 1
         major, minor = capability
         assert f"{name}, sm_{major}{minor}: this PyTorch has code only for {compiled[0]}," in out
-        assert "for a V100 (sm_70) the CUDA 12.6 wheels are the last" in out
+        assert mend in out
+
+    @pytest.mark.parametrize(("capability", "has"), [((7, 0), False), ((9, 0), True)])
+    def test_the_forms_of_a_gpu(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        capability: tuple[int, int],
+        has: bool,
+    ) -> None:
+        pretend_gpu(monkeypatch, "NVIDIA Fast", capability, RECENT)
+        monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path))
+        entries = {
+            "N<=1024": {"choice": "flash", "median_ms": {"flash": 0.1}},
+            "N<=2048": {"choice": "sdpa", "refused": {"triton": "RuntimeError: out of registers"}},
+            "N<=4096": {"choice": "flash"},
+            "N<=8192": "damaged",
+        }
+        where = choices.device_name(torch.device("cuda", 0))
+        file = {where: {"packed_attention": entries, "other": 3}, "another card": {"x": {}}}
+        (tmp_path / "kernels.json").write_text(json.dumps(file))
+        _, out, _ = run(capsys, "doctor")
+        assert ("Triton on cuda:0: yes" in out) == has
+        assert ("compute capability 8.0, cuda:0 has 7.0" in out) == (not has)
+        assert ("attention on cuda:0: the fastest of triton" in out) == has
+        assert "packed_attention, measured here: flash for 2 shapes, sdpa for 1 shapes" in out
+        assert "packed_attention never takes triton: RuntimeError: out of registers" in out
 
     def test_what_is_missing_and_the_mend(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,9 @@ from spafit.inference import (
     predict,
     resolve_device,
     resolve_precision,
+    tf32_products,
 )
+from spafit.kernels.triton_common import precision_of
 from spafit.tokenization import Tokenizer
 from spafit.vocabulary import Recipe
 from spafit.weights import load_pretrained
@@ -244,7 +246,10 @@ class TestRefusals:
             ({"max_length": 7}, "max_length is 7"),
             ({"batch_size": 0}, "batch_size must be a whole number of at least 1: 0"),
             ({"batch_size": -3}, "batch_size must be a whole number of at least 1: -3"),
-            ({"precision": "fp8"}, "precision must be one of auto, float32, bf16, fp16: 'fp8'"),
+            (
+                {"precision": "fp8"},
+                "precision must be one of auto, float32, tf32, bf16, fp16: 'fp8'",
+            ),
             ({"precision": "fp16"}, "fp16 needs a GPU"),
         ],
         ids=str,
@@ -318,9 +323,26 @@ class TestPrecision:
         assert resolve_precision("fp16", GPU) == "fp16"
         if auto == "bf16":
             assert resolve_precision("bf16", GPU) == "bf16"
+            assert resolve_precision("tf32", GPU) == "tf32"
         else:
+            with pytest.raises(ConfigError, match=r"tf32 needs a GPU of compute capability 8\.0"):
+                resolve_precision("tf32", GPU)
             with pytest.raises(ConfigError, match=f"{name} has no bf16 units; use precision fp16"):
                 resolve_precision("bf16", GPU)
+
+    def test_tf32_is_switched_on_inside_alone(self) -> None:
+        setting = torch.backends.cuda.matmul
+        before = setting.fp32_precision
+        with autocast("tf32", GPU):
+            assert setting.fp32_precision == "tf32"
+            assert precision_of(torch.float32) == "tf32"
+            assert precision_of(torch.bfloat16) == "ieee"
+        assert setting.fp32_precision == before
+        with pytest.raises(ZeroDivisionError), tf32_products():
+            _ = 1 / 0
+        assert setting.fp32_precision == before
+        with tf32_products(False):
+            assert precision_of(torch.float32) == "ieee"
 
     @pytest.mark.parametrize("asked", ["fp8", "", "BF16", None, 16])
     def test_unknown(self, asked: Any) -> None:

@@ -20,7 +20,6 @@ from spafit.kernels.attention import attention_reference
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
 from spafit.kernels.packed_attention import Group, make_groups
 from spafit.layout import Packed
-from spafit.layout import Packed
 
 CPU = torch.device("cpu")
 A, Dh = 5, 3

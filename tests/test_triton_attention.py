@@ -156,6 +156,16 @@ class TestWithoutDropout:
             atol = 6e-5 * float(true.abs().max())
             torch.testing.assert_close(found[name].double(), true, rtol=0, atol=atol)
 
+    def test_very_negative_scores_and_no_keys_after_the_sequence(self):
+        QKV, dH1 = make()
+        D = A * DH
+        # All scores lie about -160: a key that is not there would have e to the 160 as its P.
+        QKV[:, :D] = 6 + 0.1 * QKV[:, :D]
+        QKV[:, D : 2 * D] = -6 + 0.1 * QKV[:, D : 2 * D]
+        found, exact = parts(run(QKV, dH1)), parts(plain(QKV, dH1, torch.float64))
+        for name, true in exact.items():
+            torch.testing.assert_close(found[name].double(), true, rtol=0, atol=1e-3)
+
     def test_rows_of_no_sequence_give_0_and_touch_nothing(self):
         QKV, dH1 = make(filler=37)
         expected = run(QKV, dH1)

@@ -103,6 +103,22 @@ def made() -> dict[str, dict[str, str]]:
     return found
 
 
+def remembered(device: torch.device) -> dict[str, dict[str, Any]]:
+    """Give what the file holds for a device: of each operation, the entry for each shape."""
+    here = read().get(device_name(device))
+    if not isinstance(here, dict):
+        return {}
+    return {
+        operation: {
+            shape: entry
+            for shape, entry in shapes.items()
+            if isinstance(entry, dict) and isinstance(entry.get("choice"), str)
+        }
+        for operation, shapes in here.items()
+        if isinstance(shapes, dict)
+    }
+
+
 def forget() -> None:
     """Have this process look into the file again, or measure."""
     _made.clear()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
+import sys
 
 import torch
 
@@ -57,9 +57,8 @@ def why_no_triton(device: torch.device, dtype: torch.dtype = torch.float32) -> s
     return reason
 
 
-@functools.cache
 def _why_not_on(device: torch.device) -> str:
-    if importlib.util.find_spec("triton") is None:
+    if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; a CUDA build of torch brings it along"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type == "cpu":

@@ -25,6 +25,9 @@ from spafit.kernels.varlen_attention import efficient, flash, why_no_efficient, 
 BY_SPANS = ("triton", "flash", "efficient")
 """The forms that find each sequence by its boundaries and compute no padding."""
 
+TRITON_WIDEST_HEAD = 128
+"""The largest Dh that the Triton kernel is for."""
+
 FORMS = ("reference", "sdpa", "fused", *BY_SPANS)
 
 # What one more group costs, in elements of a head's probabilities (T² of a sequence): the calls of
@@ -204,12 +207,11 @@ def packed_attention(
 def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
     """Say why one of the forms that take spans cannot be had for QKV; empty where it can."""
     head_size = QKV.shape[1] // 3 // num_heads
+    if form == "triton" and head_size > TRITON_WIDEST_HEAD:
+        return f"it has heads of at most {TRITON_WIDEST_HEAD}, found {head_size}"
     if form == "triton":
         return why_no_triton(QKV.device, QKV.dtype)
-    reasons = {
-        "flash": why_no_flash,
-        "efficient": why_no_efficient,
-    }
+    reasons = {"flash": why_no_flash, "efficient": why_no_efficient}
     return reasons[form](QKV.device, QKV.dtype, head_size)
 
 
@@ -231,7 +233,10 @@ def _best(
         return "fused" if _can_fuse(QKV) else "sdpa"
     if spans is None:
         return "sdpa"
-    can_be_had = [form for form in BY_SPANS if not why_not(form, QKV, num_heads)]
+    # The gradients of PyTorch's two operators are sums in no fixed order.
+    repeats = torch.are_deterministic_algorithms_enabled()
+    candidates = BY_SPANS[:1] if repeats else BY_SPANS
+    can_be_had = [form for form in candidates if not why_not(form, QKV, num_heads)]
     if not can_be_had:
         return "sdpa"
     return _fastest(QKV, groups, num_heads, dropout, spans, [*can_be_had, "sdpa"])
@@ -247,8 +252,9 @@ def _fastest(
 ) -> str:
     learns = torch.is_grad_enabled() and QKV.requires_grad
     head_size = QKV.shape[1] // 3 // num_heads
+    T = max(64, 1 << (spans.longest - 1).bit_length())
     key = (
-        f"N<={1 << (len(QKV) - 1).bit_length()} T<={spans.longest} A={num_heads} Dh={head_size} "
+        f"N<={1 << (len(QKV) - 1).bit_length()} T<={T} A={num_heads} Dh={head_size} "
         f"dropout={dropout > 0} backward={learns} {QKV.dtype}"
     )
     given = _stand_in(QKV, learns)

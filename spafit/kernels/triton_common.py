@@ -62,6 +62,5 @@ def draw_seed(device: torch.device) -> torch.Tensor:
 
 def precision_of(dtype: torch.dtype) -> str:
     """Name the precision of float32 products, as PyTorch's own setting has it: "tf32" or "ieee"."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"
+    is_tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if is_tf32 else "ieee"
