@@ -1,9 +1,16 @@
-"""The short set: training step, inference and loading, in under 10 minutes on 2 CPU cores.
+"""The short set: what matters most, in under 10 minutes.
 
-    python -m benchmarks --out runs/bench
+    python -m benchmarks --out runs/bench                  on 2 CPU cores
+    python -m benchmarks --device cuda --out runs/gpu      on one GPU
+    python -m benchmarks --device cuda --precision fp16    on one without bf16, such as a V100
 
-Each measurement runs in a process of its own and writes its CSV, table and figure to the folder.
-The full ones, with the options that these lack, are the scripts themselves.
+On a CPU: training step, inference and loading. On a GPU: training steps of two batch sizes on three
+tasks, memory, query, key and value alone, where a step's time goes, and a part of Table 2's
+projection. Each measurement runs in a process of its own and writes its CSV, table and figure to
+the folder. The full ones, with the options that these lack, are the scripts themselves. What is
+compiled by torch.compile comes last, because compiling takes the most time.
+
+What fails is named at the end, and the others are made nevertheless.
 """
 
 from __future__ import annotations
@@ -23,22 +30,66 @@ SHORT_SET = {
     "load_large": "load --repeats 3",
 }
 
+_UNCOMPILED = "--contenders peft eager captured captured-kept"
+_MNLI = "train_step --task mnli --max-length 128"
+
+#: The same for a GPU; ``--device`` and ``--precision`` are added.
+GPU_SET = {
+    "train_step_rte": f"train_step --task rte --batches 6 --repeats 4 {_UNCOMPILED}",
+    "train_step_cola": f"train_step --task cola --batches 6 --repeats 4 {_UNCOMPILED}",
+    "train_step_mnli": f"{_MNLI} --batches 6 --repeats 4 {_UNCOMPILED}",
+    "train_step_rte_128": (
+        f"train_step --task rte --batch-size 128 --batches 2 --repeats 8 {_UNCOMPILED}"
+    ),
+    "train_step_mnli_128": f"{_MNLI} --batch-size 128 --batches 2 --repeats 8 {_UNCOMPILED}",
+    "memory_mnli": f"{_MNLI} --batches 4 --contenders peft eager captured --memory",
+    "qkv": "lora_linear --maps 3 --tokens 4096 --repeats 20",
+    "profile_16": "profile_step --task rte",
+    "profile_128": "profile_step --task rte --batch-size 128",
+    "table2_part": "table2 --tasks rte mnli --batches 3 --rounds 1",
+    "train_step_compiled": (
+        "train_step --task rte --batches 3 --repeats 4 "
+        "--contenders peft peft-compiled captured compiled"
+    ),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the short set; what fails stops it."""
+    """Run the short set of a device."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="a folder")
-    parser.add_argument("--only", choices=SHORT_SET, nargs="+", default=list(SHORT_SET))
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda")
+    parser.add_argument("--precision", default="bf16", help="on a GPU (bf16)")
+    parser.add_argument("--only", choices=(*SHORT_SET, *GPU_SET), nargs="+")
     parsed = parser.parse_args(arguments)
+    commands = commands_of(parsed)
     began = time.monotonic()
-    for name in parsed.only:
-        module, *options = SHORT_SET[name].split()
-        print(f"\npython -m benchmarks.{SHORT_SET[name]}\n", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{module}", *options]
-        subprocess.run([*command, "--out", str(parsed.out / name)], check=True)
+    failed = []
+    for name, command in commands.items():
+        print(f"\npython -m {' '.join(command)}\n", flush=True)
+        if subprocess.run([sys.executable, "-m", *command]).returncode:
+            failed.append(name)
         print(f"{time.monotonic() - began:.0f} s so far", flush=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def commands_of(parsed: argparse.Namespace) -> dict[str, list[str]]:
+    """Give the module and the options of each measurement that is asked for."""
+    is_gpu = parsed.device != "cpu"
+    its_set = GPU_SET if is_gpu else SHORT_SET
+    unknown = [name for name in parsed.only or () if name not in its_set]
+    if unknown:
+        sys.exit(f"not in the set of {parsed.device}: {', '.join(unknown)}")
+    commands = {}
+    for name in parsed.only or its_set:
+        module, *options = its_set[name].split()
+        where = ["--device", parsed.device, "--precision", parsed.precision] if is_gpu else []
+        out = ["--out", str(parsed.out / name)]
+        commands[name] = [f"benchmarks.{module}", *options, *where, *out]
+    return commands
 
 
 if __name__ == "__main__":

@@ -29,7 +29,14 @@ def add_data_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--task", choices=TASKS, default="rte")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda")
-    parser.add_argument("--dtype", choices=TOLERANCES, default="float32", help="bf16 is autocast")
+    parser.add_argument(
+        "--precision",
+        "--dtype",
+        dest="dtype",
+        choices=TOLERANCES,
+        default="float32",
+        help="bf16 and fp16 are autocast",
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="GLUE's root")
     parser.add_argument("--vocab", type=Path, default=VOCABULARY, help="folder of a vocabulary")
 
@@ -45,6 +52,17 @@ def set_threads(parsed: argparse.Namespace) -> None:
     """Set the number of threads that is asked for."""
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
+
+
+def output_of(parsed: argparse.Namespace, device: torch.device) -> Path:
+    """Give the path of the results; on a GPU the default one has a name of its own.
+
+    Rows of a GPU have more columns, so that they cannot stand in one table with a CPU's.
+    """
+    out: Path = parsed.out
+    if device.type == "cpu" or out.parent != RESULTS:
+        return out
+    return out.with_name(f"{out.name}_{device.type}")
 
 
 def device_of(parsed: argparse.Namespace) -> torch.device:

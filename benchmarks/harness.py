@@ -35,6 +35,8 @@ from spafit.run_folder import peak_memory_mib
 
 Thing = TypeVar("Thing")
 
+_MOST_PASSES = 12
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -67,12 +69,15 @@ class Contender:
     tolerance : float or None
         The largest difference from the baseline, as a share of the baseline's largest magnitude;
         None takes that of :func:`compare`.
+    prepared : callable, to int
+        How many graphs or compiled functions it has made so far; what makes none gives 0.
     """
 
     name: str
     run: Callable[[Rows], object]
     check: Callable[[Rows], Mapping[str, Tensor]]
     tolerance: float | None = None
+    prepared: Callable[[], int] = int
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ def compare(
     warmup: int = 1,
     repeats: int = 1,
     tolerance: float = 1e-3,
+    every_shape: bool = False,
+    calls: int = 1,
 ) -> list[Timing]:
     """Check the candidates, then time them and the baseline in turns.
 
@@ -161,10 +168,8 @@ def compare(
         One or more.
     batches : sequence of Rows
         Every contender runs every batch; the first is the one that results are compared on.
-    warmup : int
-        How many times each contender runs the first batch before timing.
-    repeats : int
-        How many times the batches are gone through; a round is one batch once by every contender.
+    warmup, repeats, every_shape, calls
+        See :func:`take_turns`.
     tolerance : float
         The largest difference of a result from the baseline's, as a share of the largest magnitude
         of the baseline's.
@@ -179,11 +184,50 @@ def compare(
     WrongResultError
         If a candidate's results differ by more; nothing has been timed then.
     """
-    contenders = [baseline, *candidates]
     check_results(baseline, candidates, batches[0], tolerance)
-    for _ in range(warmup):
-        for contender in contenders:
-            contender.run(batches[0])
+    return take_turns(
+        [baseline, *candidates],
+        batches,
+        warmup=warmup,
+        repeats=repeats,
+        every_shape=every_shape,
+        calls=calls,
+    )
+
+
+def take_turns(
+    contenders: Sequence[Contender],
+    batches: Sequence[Rows],
+    *,
+    warmup: int = 1,
+    repeats: int = 1,
+    every_shape: bool = False,
+    calls: int = 1,
+) -> list[Timing]:
+    """Time contenders in turns; the ratios are to the first one's times.
+
+    Parameters
+    ----------
+    contenders : sequence of Contender
+        One or more.
+    batches : sequence of Rows
+        Every contender runs every batch.
+    warmup : int
+        How many times each contender runs the first batch before timing.
+    repeats : int
+        How many times the batches are gone through; a round is one batch by every contender.
+    every_shape : bool
+        Warm up by :func:`settle` instead, on all batches.
+    calls : int
+        How often a contender runs the batch in a round, the device being waited for before the
+        first and after the last. The time is that of one of them.
+    """
+    for contender in contenders:
+        if every_shape:
+            settle(contender, batches)
+        else:
+            for _ in range(warmup):
+                contender.run(batches[0])
 
     rounds = [rows for _ in range(repeats) for rows in batches]
     times_ms: dict[str, list[float]] = {contender.name: [] for contender in contenders}
@@ -191,10 +235,32 @@ def compare(
         for contender in rotated(contenders, number):
             _wait_for_gpu()
             began = time.perf_counter()
-            contender.run(rows)
+            for _ in range(calls):
+                contender.run(rows)
             _wait_for_gpu()
-            times_ms[contender.name].append(1000 * (time.perf_counter() - began))
+            elapsed_ms = 1000 * (time.perf_counter() - began)
+            times_ms[contender.name].append(elapsed_ms / calls)
     return timings(times_ms, rounds)
+
+
+def settle(contender: Contender, batches: Sequence[Rows]) -> int:
+    """Run all batches, twice or more, until a pass makes nothing new; give the passes.
+
+    What is captured as a graph runs eagerly at the first sight of a shape and is recorded at the
+    second; what is compiled may be compiled again for a later shape.
+
+    Raises
+    ------
+    RuntimeError
+        If something new is made for ever.
+    """
+    for passes in range(1, _MOST_PASSES + 1):
+        before = contender.prepared()
+        for rows in batches:
+            contender.run(rows)
+        if passes > 1 and contender.prepared() == before:
+            return passes
+    raise RuntimeError(f"{contender.name} still prepares itself after {_MOST_PASSES} passes")
 
 
 def check_results(
@@ -264,11 +330,14 @@ class PeakMemory:
     after_setup_mib : float
         Once weights and data were there, and nothing had run.
     peak_mib : float
-        The most during the work.
+        The most during the work, what was there included.
+    reserved_mib : float
+        On a GPU the most that the allocator held, the pools of captured graphs included; else 0.
     """
 
     after_setup_mib: float
     peak_mib: float
+    reserved_mib: float = 0.0
 
     @property
     def above_weights_mib(self) -> float:
@@ -304,10 +373,14 @@ def peak_memory_here(set_up: Callable[[], Callable[[], object]]) -> PeakMemory:
     work = set_up()
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         after_setup_mib = torch.cuda.memory_allocated() / 2**20
         work()
-        return PeakMemory(after_setup_mib, torch.cuda.max_memory_allocated() / 2**20)
+        torch.cuda.synchronize()
+        most = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return PeakMemory(after_setup_mib, *(each / 2**20 for each in most))
     _return_free_memory()
     after_setup_mib = _status_mib("VmRSS") or peak_memory_mib(torch.device("cpu"))
     with contextlib.suppress(OSError):  # where it may not be, the record includes the set-up

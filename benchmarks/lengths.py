@@ -3,7 +3,9 @@
 What a batch costs depends on the lengths of its sequences, not on its words. So where GLUE's files
 are missing, sequences of recorded lengths are filled with random token ids; everything after that
 is the same. The record holds, of each task, 256 rows of train drawn at random and the first rows of
-dev in the order of the file (up to 277, all of RTE's), in BERT's cased vocabulary. It is made by
+dev in the order of the file (up to 277, all of RTE's), in BERT's cased vocabulary. Of the three
+largest tasks (:data:`TRAIN_ALONE`) it holds rows of train alone, drawn from a file
+``train_subset.tsv`` that has a part of them, where there is no whole one. It is made by
 
     python -m benchmarks.lengths --record
 """
@@ -23,13 +25,15 @@ from benchmarks.harness import Rows
 from spafit import glue
 from spafit.tokenization import Encodings, load_tokenizer
 
-TASKS = ("rte", "cola", "sst-2", "mrpc")
+TASKS = ("rte", "cola", "sst-2", "mrpc", "sts-b", "wnli", "mnli", "qnli", "qqp")
+TRAIN_ALONE = ("mnli", "qnli", "qqp")
 DATA = Path("../shared/data/glue")
 VOCABULARY = Path("../shared/data/vocab/bert-cased")
 RECORD = Path(__file__).with_name("recorded_lengths.json")
 
-MAX_LENGTH = 512  # BERT's positions; no row of the four tasks is longer
+MAX_LENGTH = 512  # BERT's positions; no row of the files is longer
 _TRAIN_ROWS, _DEV_ROWS = 256, 277
+_BAD_ROWS = 10  # QQP's file has some
 _SEED = 0
 _CLS, _SEP, _FIRST_WORD, _WORDS = 101, 102, 1000, 28_996  # ids of the cased vocabulary
 
@@ -43,7 +47,7 @@ class TaskRows:
     encodings : Encodings
         Token ids, real or random.
     source : str
-        "data" or "recorded lengths".
+        "data", "part of the data" or "recorded lengths".
     """
 
     encodings: Encodings
@@ -82,7 +86,11 @@ class TaskRows:
 
 
 def load_rows(
-    task: str, split: str = "train", data: Path = DATA, vocabulary: Path = VOCABULARY
+    task: str,
+    split: str = "train",
+    data: Path = DATA,
+    vocabulary: Path = VOCABULARY,
+    max_length: int = MAX_LENGTH,
 ) -> TaskRows:
     """Encode a task's rows, or make rows of its recorded lengths where the files are missing.
 
@@ -94,16 +102,58 @@ def load_rows(
         Which file.
     data, vocabulary : Path
         GLUE's root, and the folder of a BERT vocabulary.
+    max_length : int
+        Tokens after which a row is cut, the longer text first.
     """
-    if data.is_dir() and vocabulary.is_dir():
-        dataset = glue.load(task, split, data)
+    if data.is_dir() and vocabulary.is_dir() and (found := _dataset(task, split, data)):
+        dataset, source = found
         tokenizer = load_tokenizer(vocabulary)
-        encodings = tokenizer.encode(dataset.texts_a, dataset.texts_b, max_length=MAX_LENGTH)
-        return TaskRows(encodings, "data")
+        encodings = tokenizer.encode(dataset.texts_a, dataset.texts_b, max_length=max_length)
+        return TaskRows(encodings, source)
     recorded = json.loads(RECORD.read_text(encoding="utf-8"))
-    if task not in recorded:
-        raise ValueError(f"no lengths of {task!r} are recorded; there are {', '.join(recorded)}")
-    return TaskRows(_filled(**recorded[task][split]), "recorded lengths")
+    if split not in recorded.get(task, {}):
+        raise ValueError(
+            f"no lengths of {task!r}, {split}, are recorded; there are {', '.join(recorded)}, and "
+            f"of {', '.join(TRAIN_ALONE)} those of train"
+        )
+    lengths, first_texts = recorded[task][split].values()
+    cut = [cut_to(max_length, *each) for each in zip(lengths, first_texts, strict=True)]
+    return TaskRows(_filled(*zip(*cut, strict=True)), "recorded lengths")
+
+
+def cut_to(max_length: int, length: int, first: int) -> tuple[int, int]:
+    """Cut tokens off the longer of two texts until a row fits, as the tokenizer does.
+
+    Parameters
+    ----------
+    max_length : int
+        What the row may have.
+    length, first : int
+        Its tokens, and those up to the [SEP] after the first text; equal where that is the only
+        one.
+    """
+    if length == first:
+        return min(length, max_length), min(length, max_length)
+    a, b = first - 2, length - first - 1  # without [CLS] and the two [SEP]
+    room = max_length - 3
+    if a + b > room:
+        shorter = min(a, b)
+        kept = min(shorter, room // 2)
+        a, b = (kept, room - kept) if a <= b else (room - kept, kept)
+    return a + b + 3, a + 2
+
+
+def _dataset(task: str, split: str, data: Path) -> tuple[glue.Dataset, str] | None:
+    """Read a split and say what it is: the data, or a part of them; None where there is neither."""
+    if task not in TRAIN_ALONE:
+        return glue.load(task, split, data), "data"
+    folder = data / glue.get_task(task).folder
+    if (folder / glue.get_task(task).split(split).file).is_file():
+        return glue.load(task, split, data, max_bad_rows=_BAD_ROWS), "data"
+    if split == "train" and (part := folder / "train_subset.tsv").is_file():
+        dataset = glue.read_file(task, part, "train", max_bad_rows=_BAD_ROWS)
+        return dataset, "part of the data"
+    return None
 
 
 def random_labels(count: int, num_labels: int, seed: int) -> torch.Tensor:
@@ -128,7 +178,7 @@ def measured_lengths(
 ) -> dict[str, dict[str, list[int]]]:
     """Give what is recorded of a task: of each split, lengths of rows and of their first texts."""
     found = {}
-    for split in ("train", "dev"):
+    for split in ("train",) if task in TRAIN_ALONE else ("train", "dev"):
         rows = load_rows(task, split, data, vocabulary)
         if split == "train":
             numbers = rows.draw(1, _TRAIN_ROWS, _SEED)[0].numbers

@@ -1,10 +1,22 @@
 """A linear map with LoRA, forward and backward, on as many tokens as real batches have.
 
     python -m benchmarks.lora_linear --task rte --maps 3
+    python -m benchmarks.lora_linear --device cuda --precision bf16 --maps 3 --tokens 4096
 
 ``--maps 1`` is one D x D map such as attention.output.dense; ``--maps 3`` are query, key and value,
 which share their input. The frozen weight and bias get no gradient; the input, A and B do. All
-contenders get the same real tokens: what padding costs is not in here.
+contenders get the same real tokens: what padding costs is not in here. W, b and x are in the
+precision that is measured, A and B in float32, as they are trained.
+
+Contenders, in turns: the frozen maps alone, a product each (the baseline of the ratios) and as one
+product; PEFT's form; unsloth's form (written here from its formulas, with the biases that BERT
+has); spafit's reference, fused and, where it can be had, Triton forms, and what ``impl="auto"``
+takes. Those with LoRA must agree with PEFT's. ``over_frozen`` and ``over_one_product`` say how much
+more time a contender takes, in per cent, than the frozen maps in either way.
+
+On a GPU each is timed twice: as its operations are launched one by one, and as a captured CUDA
+graph ("graph"), in which launching takes no part; the overhead is that over the frozen maps
+launched in the same way. There a round is ``--calls`` runs between two waits for the device.
 """
 
 from __future__ import annotations
@@ -14,20 +26,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import peft
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.arguments import add_data_arguments, device_of, settings_of
-from benchmarks.contenders import SHAPES
-from benchmarks.harness import Contender, Rows, compare
+from benchmarks.arguments import add_data_arguments, device_of, output_of, settings_of
+from benchmarks.contenders import DTYPES, SHAPES
+from benchmarks.harness import Contender, Rows, Timing, check_results, take_turns
 from benchmarks.lengths import load_rows
+from benchmarks.lora_forms import (
+    Maps,
+    as_part,
+    frozen_as_one,
+    frozen_maps,
+    peft_maps,
+    unsloth_maps,
+)
 from benchmarks.report import place, results, write_results
 from spafit.inference import autocast
 from spafit.kernels import Part, stacked_linear
+from spafit.kernels.forms import why_no_triton
+from spafit.kernels.stacking import lay_together
 
-TOLERANCES = {"float32": 1e-4, "bf16": 0.05}
-ALPHA_OVER_R = 2.0
+TOLERANCES = {"float32": 1e-4, "bf16": 0.05, "fp16": 0.02}
+FROZEN, FROZEN_AS_ONE = "frozen, a product each", "frozen, one product"
+GRAPH = ", graph"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,55 +61,102 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model-shape", choices=SHAPES, default="large", help="for D")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--maps", type=int, default=1, help="that share their input (1)")
+    parser.add_argument("--tokens", type=int, help="so many, instead of a batch's")
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--calls", type=int, help="runs of a round; default: 1, on a GPU 20")
     parsed = parser.parse_args(arguments)
     device = device_of(parsed)
+    is_gpu = device.type == "cuda"
+    dtype = DTYPES[parsed.dtype]
     D = SHAPES[parsed.model_shape].hidden_size
 
-    data = load_rows(parsed.task, "train", parsed.data, parsed.vocab)
-    batches = data.draw(parsed.batches, parsed.batch_size, parsed.seed)
+    if parsed.tokens is None:
+        data = load_rows(parsed.task, "train", parsed.data, parsed.vocab)
+        batches, source = data.draw(parsed.batches, parsed.batch_size, parsed.seed), data.source
+    else:
+        batches, source = [Rows((0,), parsed.tokens)], "none"
     torch.manual_seed(parsed.seed)
-    maps = peft_maps(parsed.maps, D, parsed.rank, device)
+    maps = peft_maps(parsed.maps, D, parsed.rank, device, dtype)
     parts = [as_part(each) for each in maps]
-    problems = {rows: Problem.draw(rows.tokens, parsed.maps, D, device) for rows in batches}
+    for field in zip(*((part.weight, part.A, part.B) for part in parts), strict=True):
+        lay_together(field)  # as a model does; the other forms see the same values
+    problems = {rows: Problem.draw(rows.tokens, parsed.maps, D, device, dtype) for rows in batches}
 
-    def side(name: str, function: Callable[[Tensor], list[Tensor]]) -> Contender:
-        trained = [each for module in maps for each in module.parameters() if each.requires_grad]
-
-        def run(rows: Rows) -> tuple[list[Tensor], Sequence[Tensor]]:
-            problem = problems[rows]
-            with autocast(parsed.dtype, device):
-                outputs = function(problem.x)
-            upstream = [problem.upstream] if len(outputs) == 1 else problem.upstream_by_map
-            dY = [piece.to(output.dtype) for piece, output in zip(upstream, outputs, strict=True)]
-            return outputs, torch.autograd.grad(outputs, [problem.x, *trained], dY)
-
-        def check(rows: Rows) -> dict[str, Tensor]:
-            outputs, gradients = run(rows)
-            found = {f"gradient {number}": each for number, each in enumerate(gradients)}
-            return {"output": torch.cat(outputs, dim=1), **found}
-
-        return Contender(name, run, check)
-
-    timings = compare(
-        side("PEFT", lambda x: [module(x) for module in maps]),
-        [
-            side("spafit, reference", lambda x: [stacked_linear(x, parts, impl="reference")]),
-            side("spafit, fused", lambda x: [stacked_linear(x, parts, impl="fused")]),
-        ],
+    frozen, adapted = forms_of(maps, parts, device, dtype)
+    trained = [each for part in parts for each in (part.A, part.B)]
+    sides = [
+        Side(name, form, problems, trained if form in adapted.values() else [], parsed.dtype)
+        for name, form in (frozen | adapted).items()
+    ]
+    contenders = [side.contender() for side in sides]
+    check(contenders, len(frozen), batches[0], TOLERANCES[parsed.dtype])
+    if is_gpu:
+        graphs = [side.captured().contender() for side in sides]
+        check(graphs, len(frozen), batches[0], TOLERANCES[parsed.dtype])
+        contenders += graphs
+    timings = take_turns(
+        contenders,
         batches,
         repeats=parsed.repeats,
-        tolerance=TOLERANCES[parsed.dtype],
+        every_shape=is_gpu,
+        calls=parsed.calls or (20 if is_gpu else 1),
     )
-    settings = {
-        **settings_of(parsed, data.source),
+    settings: dict[str, Any] = {
+        **settings_of(parsed, source),
         "maps": parsed.maps,
         "rank": parsed.rank,
+        "tokens": sum(rows.tokens for rows in batches) / len(batches),
     }
-    rows = results(settings, timings, place(device, parsed.dtype))
+    if parsed.tokens is not None:
+        settings |= {"task": "none", "batch_size": ""}
+    rows = [
+        {**row, **overheads(timing, timings)}
+        for row, timing in zip(
+            results(settings, timings, place(device, parsed.dtype)), timings, strict=True
+        )
+    ]
     title = f"{parsed.maps} linear map(s) with LoRA, D = {D}, r = {parsed.rank}"
-    write_results(parsed.out, rows, f"{title}, {parsed.task.upper()}")
+    where = f"{parsed.tokens} tokens" if parsed.tokens else parsed.task.upper()
+    write_results(output_of(parsed, device), rows, f"{title}, {where}")
+
+
+def forms_of(
+    maps: Sequence[Any], parts: Sequence[Part], device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Maps], dict[str, Maps]]:
+    """Give the frozen forms, and those with LoRA, by name; PEFT's is the first of these."""
+
+    def spafit(impl: str) -> Maps:
+        return lambda x: [stacked_linear(x, parts, impl=impl)]
+
+    adapted = {
+        "PEFT": lambda x: [module(x) for module in maps],
+        "unsloth's form": unsloth_maps(parts),
+        "spafit, reference": spafit("reference"),
+        "spafit, fused": spafit("fused"),
+    }
+    if reason := why_no_triton(device, dtype):
+        print(f"without spafit's Triton form: {reason}", flush=True)
+    else:
+        adapted["spafit, triton"] = spafit("triton")
+    adapted["spafit, auto"] = spafit("auto")
+    return {FROZEN: frozen_maps(parts), FROZEN_AS_ONE: frozen_as_one(parts)}, adapted
+
+
+def check(contenders: Sequence[Contender], frozen: int, rows: Rows, tolerance: float) -> None:
+    """Compare the frozen forms, which come first, with one another, and those with LoRA."""
+    check_results(contenders[0], contenders[1:frozen], rows, tolerance)
+    check_results(contenders[frozen], contenders[frozen + 1 :], rows, tolerance)
+
+
+def overheads(timing: Timing, timings: Sequence[Timing]) -> dict[str, float]:
+    """Give how much more time it takes than the frozen maps launched alike, in per cent."""
+    medians = {each.name: each.median_ms for each in timings}
+    end = GRAPH if timing.name.endswith(GRAPH) else ""
+    return {
+        "over_frozen": 100 * (timing.median_ms / medians[FROZEN + end] - 1),
+        "over_one_product": 100 * (timing.median_ms / medians[FROZEN_AS_ONE + end] - 1),
+    }
 
 
 @dataclass(frozen=True)
@@ -109,28 +178,103 @@ class Problem:
     upstream_by_map: list[Tensor]
 
     @classmethod
-    def draw(cls, tokens: int, maps: int, D: int, device: torch.device) -> Problem:
+    def draw(
+        cls,
+        tokens: int,
+        maps: int,
+        D: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> Problem:
         """Draw a batch of so many tokens."""
-        x = torch.randn(tokens, D, device=device).requires_grad_()
-        dY = torch.randn(tokens, maps * D, device=device)
+        x = torch.randn(tokens, D, device=device).to(dtype).requires_grad_()
+        dY = torch.randn(tokens, maps * D, device=device).to(dtype)
         return cls(x, dY, [piece.contiguous() for piece in dY.chunk(maps, dim=1)])
 
 
-def peft_maps(count: int, D: int, rank: int, device: torch.device) -> list[nn.Module]:
-    """Make D x D maps with PEFT's LoRA; B is not zero, under which mistakes would not show."""
-    maps = nn.ModuleDict({f"map{number}": nn.Linear(D, D) for number in range(count)})
-    config = peft.LoraConfig(r=rank, lora_alpha=ALPHA_OVER_R * rank, target_modules=list(maps))
-    maps = peft.inject_adapter_in_model(config, maps).to(device)
-    for name, parameter in maps.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, 0.0, 0.02)
-    return list(maps.values())
+@dataclass(frozen=True)
+class Side:
+    """A form of the maps at work: forward, and backward to the input, and to A and B.
+
+    Attributes
+    ----------
+    name : str
+        As it stands in the tables.
+    form : callable
+        The maps.
+    problems : dict of Rows to Problem
+        The batches.
+    trained : list of Tensor
+        What gets a gradient beside the input.
+    arithmetic : str
+        Other than float32 is autocast.
+    """
+
+    name: str
+    form: Maps
+    problems: dict[Rows, Problem]
+    trained: list[Tensor]
+    arithmetic: str
+
+    def run(self, rows: Rows) -> tuple[list[Tensor], Sequence[Tensor]]:
+        """Give outputs and gradients."""
+        problem = self.problems[rows]
+        with autocast(self.arithmetic, problem.x.device):
+            outputs = self.form(problem.x)
+        upstream = [problem.upstream] if len(outputs) == 1 else problem.upstream_by_map
+        dY = [piece.to(output.dtype) for piece, output in zip(upstream, outputs, strict=True)]
+        return outputs, torch.autograd.grad(outputs, [problem.x, *self.trained], dY)
+
+    def contender(self) -> Contender:
+        """Give it, to be timed."""
+        return Contender(self.name, self.run, lambda rows: named(*self.run(rows)))
+
+    def captured(self) -> CapturedSide:
+        """Record it as CUDA graphs, one for each batch."""
+        return CapturedSide(self)
 
 
-def as_part(module: Any) -> Part:
-    """Give the parameters of one of PEFT's maps as spafit's kernels take them, not copied."""
-    base, A, B = module.base_layer, module.lora_A["default"], module.lora_B["default"]
-    return Part(base.weight, base.bias, None, A.weight, B.weight, ALPHA_OVER_R)
+class CapturedSide:
+    """A form of the maps, replayed from CUDA graphs."""
+
+    def __init__(self, side: Side) -> None:
+        self.name = side.name + GRAPH
+        self.recorded = {rows: captured(side, rows) for rows in side.problems}
+
+    def contender(self) -> Contender:
+        """Give it, to be timed."""
+        return Contender(self.name, lambda rows: self.recorded[rows][1](), self.results)
+
+    def results(self, rows: Rows) -> dict[str, Tensor]:
+        """Give what a replay computes."""
+        found, replay = self.recorded[rows]
+        for tensor in (*found[0], *found[1]):
+            tensor.detach().fill_(torch.nan)  # what recording itself left there is no result
+        replay()
+        return named(*found)
+
+
+def captured(
+    side: Side, rows: Rows
+) -> tuple[tuple[list[Tensor], Sequence[Tensor]], Callable[[], object]]:
+    """Record a side's work on a batch; give what holds the results, and the replay."""
+    device = side.problems[rows].x.device
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # what prepares itself at its first use does so here
+        for _ in range(3):
+            side.run(rows)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = side.run(rows)
+    return found, graph.replay
+
+
+def named(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name the results, to be compared."""
+    found = {f"gradient {number}": each for number, each in enumerate(gradients)}
+    return {"output": torch.cat(list(outputs), dim=1), **found}
 
 
 if __name__ == "__main__":

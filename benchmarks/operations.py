@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 #: Group -> what the name of one of its operations contains, in lower case.
@@ -74,6 +75,8 @@ def profile_step(step: Callable[[], object], device: torch.device) -> list[Share
         whole_ms = 1000 * (time.perf_counter() - began)
     times_ms: dict[str, dict[str, float]] = {}
     for event in profiler.events():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel: its time is that of the operation that launched it
         own_us = (
             event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         )

@@ -18,9 +18,9 @@ Row = Mapping[str, str | int | float]
 
 SETTINGS = (
     "task", "split", "lengths", "method", "model", "layers", "hidden", "intermediate", "rank",
-    "batch_size", "epochs", "train_rows", "dev_rows", "seed",
-    "device", "processor", "cpus", "threads", "dtype", "torch", "transformers", "peft", "spafit",
-    "commit",
+    "max_length", "batch_size", "epochs", "train_rows", "dev_rows", "seed",
+    "device", "processor", "cpus", "threads", "dtype", "torch", "cuda", "triton", "transformers",
+    "peft", "spafit", "commit",
 )  # fmt: skip
 """The columns that say what was measured, where, and with what; a table names them once, below."""
 
@@ -30,6 +30,7 @@ _QUARTILES = ("ratio_low_quartile", "ratio_high_quartile")
 def place(device: torch.device, dtype: str) -> dict[str, str | int]:
     """Say where and with what something is measured."""
     where, installed = machine(), versions()
+    gpu = {} if device.type == "cpu" else {"cuda": str(torch.version.cuda), "triton": _triton()}
     return {
         "device": str(where["gpu"]) if device.type == "cuda" else "cpu",
         "processor": str(where["processor"]),
@@ -38,11 +39,19 @@ def place(device: torch.device, dtype: str) -> dict[str, str | int]:
         "products": library_on(device),
         "dtype": dtype,
         "torch": installed["torch"],
+        **gpu,
         "transformers": metadata.version("transformers"),
         "peft": metadata.version("peft"),
         "spafit": installed["spafit"],
         "commit": commit(),
     }
+
+
+def _triton() -> str:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def results(settings: Row, timings: Sequence[Timing], where: Row) -> list[Row]:
@@ -101,17 +110,18 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], in_table: Sequence[str] = ()) -> str:
     """Write rows as a table, and below it the settings and places that they were measured with.
 
-    The columns of :data:`SETTINGS` are left out of the table, where a number in "setting" refers to
-    the list below. Quartiles stay in the CSV.
+    The columns of :data:`SETTINGS`, but for those of ``in_table``, are left out of the table, where
+    a number in "setting" refers to the list below. Quartiles stay in the CSV.
     """
-    columns = [key for key in rows[0] if key not in (*SETTINGS, *_QUARTILES)]
+    below = [key for key in SETTINGS if key not in in_table]
+    columns = [key for key in rows[0] if key not in (*below, *_QUARTILES)]
     settings: list[str] = []
     lines = [f"| {' | '.join([*columns, 'setting'])} |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
-        setting = ", ".join(f"{key} {text(row[key])}" for key in SETTINGS if key in row)
+        setting = ", ".join(f"{key} {text(row[key])}" for key in below if key in row)
         if setting not in settings:
             settings.append(setting)
         cells = [text(row[key]) for key in columns]
@@ -148,10 +158,29 @@ def draw_ratios(rows: Sequence[Row], path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def write_results(out: Path, rows: Sequence[Row], title: str) -> None:
-    """Append rows to OUT.csv, write OUT.md of all that it holds, and draw OUT.png of these."""
+def write_results(
+    out: Path, rows: Sequence[Row], title: str, in_table: Sequence[str] = (), below: str = ""
+) -> None:
+    """Append rows to OUT.csv, write OUT.md of all that it holds, and draw OUT.png of these.
+
+    Parameters
+    ----------
+    out : Path
+        Without an ending.
+    rows : sequence of mapping
+        The new ones.
+    title : str
+        Of the figure, which is drawn where the rows have ratios.
+    in_table : sequence of str
+        Settings that differ from row to row.
+    below : str
+        What else is written below the table, of the new rows.
+    """
     every = append_rows(out.with_suffix(".csv"), rows)
-    out.with_suffix(".md").write_text(markdown(every), encoding="utf-8")
+    written = markdown(every, in_table) + (f"\n{below}" if below else "")
+    out.with_suffix(".md").write_text(written, encoding="utf-8")
     if "ratio" in rows[0]:
         draw_ratios(rows, out.with_suffix(".png"), title)
-    print(markdown(rows))
+    print(markdown(rows, in_table))
+    if below:
+        print(below)

@@ -2,14 +2,27 @@
 
     python -m benchmarks.train_step --task rte --batches 5
     python -m benchmarks.train_step --kept-prefix --padded-128 --memory --profile
+    python -m benchmarks.train_step --device cuda --precision bf16 --task cola --repeats 5
+    python -m benchmarks.train_step --device cuda --precision bf16 --batch-size 128 --batches 2
+    python -m benchmarks.train_step --device cuda --precision bf16 --task mnli --max-length 128 \
+        --contenders peft captured --memory
 
-Contenders, in turns, batch by batch, from row numbers to updated weights:
+Contenders, in turns, batch by batch, from row numbers to updated weights (``--contenders``):
 
-- transformers + PEFT, padded to the longest of the batch (the baseline)
-- the same, padded to 128 (``--padded-128``)
-- spafit
-- spafit with the hidden states after group 1 kept in memory, as from the second epoch on
-  (``--kept-prefix``); dropout is then off in group 1
+- peft: transformers + PEFT, padded to the longest of the batch (the baseline)
+- peft-128: the same, padded to 128
+- peft-compiled: the baseline under torch.compile (``dynamic=None``; ``--compile-mode``)
+- peft-compiled-static: the same, padded to multiples of 64, each length compiled by itself
+- eager: spafit on packed batches, its step launched operation by operation
+- kept: the same with the hidden states after group 1 kept in memory, as from the second epoch on;
+  dropout is then off in group 1
+- compiled: spafit's step="compiled"
+- captured, captured-kept: spafit's step="captured", CUDA graphs of fixed shapes, on a GPU alone
+
+On a CPU the default is peft and eager; on a GPU all but peft-128, peft-compiled-static and kept.
+There every contender first runs all batches until it has nothing new to capture or compile, and a
+round is ``--calls`` steps on one batch, the GPU being waited for before the first and after the
+last.
 
 Beside the times it gives the floor: the least arithmetic of the step on real tokens,
 
@@ -20,7 +33,9 @@ Beside the times it gives the floor: the least arithmetic of the step on real to
     share = floor_gflop / (rate of matrix products here, GFLOP/s) / (measured time)
 
 at the rates of ``torch.mm`` and of oneDNN at the model's own shapes, measured before and after the
-timing; of each the higher is taken. With the prefix kept, the forward of its layers is not counted.
+timing; of each the higher is taken. On a GPU, instead, at the rate of ``torch.mm`` at the model's
+own shapes, and at the card's best rate (``share_of_card``), that of large square products in the
+same precision. With the prefix kept, the forward of its layers is not counted.
 The last layer is counted whole, though only the rows of [CLS] are needed of it, and spafit computes
 no others: some 4 % of the floor of 24 layers.
 """
@@ -29,141 +44,166 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks import operations
-from benchmarks.arguments import add_model_arguments, device_of, method_of, settings_of
+from benchmarks.arguments import add_model_arguments, device_of, method_of, output_of, settings_of
 from benchmarks.arithmetic import (
     MatmulRate,
+    best_matmul_gflops,
     matmul_rate_gflops,
     product_shapes,
     step_flop,
 )
-from benchmarks.baseline import padded_logits, peft_twin
-from benchmarks.contenders import (
-    LEARNING_RATE,
-    SHAPES,
-    TOLERANCES,
-    WEIGHT_DECAY,
-    Training,
-    adapted_model,
-    kept_logits,
-    packed_logits,
-)
+from benchmarks.baseline import plain_name
+from benchmarks.contenders import DTYPES, SHAPES, TOLERANCES, Training
 from benchmarks.harness import Rows, Timing, compare, measure_peak_memory
-from benchmarks.lengths import TaskRows, load_rows, random_labels
+from benchmarks.lengths import MAX_LENGTH, TaskRows, load_rows
 from benchmarks.report import place, write_results
-from spafit.bert import BertForSequenceClassification
+from benchmarks.step_contenders import BASELINE, FORMS, Form, ProductTraining, make_trainings
 from spafit.memory import keep_freed_memory
-from spafit.optimisation import make_optimizer
 
-PEFT, PEFT_128 = "transformers + PEFT, longest", "transformers + PEFT, 128"
-SPAFIT, SPAFIT_KEPT = "spafit", "spafit, prefix kept"
-NAMES = (PEFT, PEFT_128, SPAFIT, SPAFIT_KEPT)
+ON_A_GPU = ("peft", "peft-compiled", "eager", "captured", "compiled", "captured-kept")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and record."""
+    parsed = parse(arguments)
+    device = device_of(parsed)
+    names = names_of(parsed, device)
+    data = load_rows(parsed.task, "train", parsed.data, parsed.vocab, parsed.max_length)
+    batches = data.draw(parsed.batches, parsed.batch_size, parsed.seed)
+    # First, while this process is still small: two models of both sides fill a small machine.
+    memory = {name: memory_columns(parsed, name, device) for name in names}
+    keep_freed_memory()  # both sides then have what spafit.fit alone would ask for
+    config = SHAPES[parsed.model_shape]
+    is_gpu = device.type == "cuda"
+    dtype = DTYPES[parsed.dtype]
+    tokens = int(np.median([rows.tokens for rows in batches]))
+    shapes = product_shapes(config, tokens)
+    with ExitStack() as opened:
+        trainings = make_trainings(
+            names,
+            config,
+            method_of(parsed),
+            data,
+            batches,
+            arithmetic=parsed.dtype,
+            seed=parsed.seed,
+            device=device,
+            opened=opened,
+            frozen_weights=parsed.frozen_weights,
+            compile_mode=parsed.compile_mode,
+        )
+        first_trainable = first_trainable_of(trainings[0].model)
+        contenders = [training.contender() for training in trainings]
+        rates = [matmul_rate_gflops(shapes, device, dtype)]
+        timings = compare(
+            contenders[0],
+            contenders[1:],
+            batches,
+            repeats=parsed.repeats,
+            tolerance=TOLERANCES[parsed.dtype] if parsed.tolerance is None else parsed.tolerance,
+            every_shape=is_gpu,
+            calls=parsed.calls or (4 if is_gpu else 1),
+        )
+        rates.append(matmul_rate_gflops(shapes, device, dtype))
+        if parsed.profile:
+            print_profiles(trainings, batches[0], device)
+        prepared = {each.name: each.prepared() for each in contenders}
+        del trainings, contenders
+    best = best_matmul_gflops(device, dtype) if is_gpu else (0.0, 0)
+
+    rows: list[dict[str, Any]] = []
+    for name, timing in zip(names, timings, strict=True):
+        form = FORMS[name]
+        settings: dict[str, Any] = {
+            **settings_of(parsed, data.source),
+            "method": method_of(parsed),
+            "layers": config.num_hidden_layers,
+            "intermediate": config.intermediate_size,
+        }
+        if is_gpu:
+            settings |= {"max_length": parsed.max_length, "frozen_weights": stored(form, parsed)}
+            settings |= {"launched": launched(form, parsed), "prepared": prepared[timing.name]}
+        settings |= timing.columns()
+        flop = floor_flop(parsed, data, batches, first_trainable, form.kept)
+        settings |= floor_columns(flop, timing, rates, best)
+        settings |= memory[name]
+        rows.append({**settings, **place(device, parsed.dtype)})
+    if parsed.memory:
+        for row in rows:
+            row["peak_memory_ratio"] = row["above_weights_mib"] / rows[0]["above_weights_mib"]
+            if is_gpu:
+                row["whole_memory_ratio"] = row["peak_memory_mib"] / rows[0]["peak_memory_mib"]
+    title = f"Training step: {parsed.model_shape}, {method_of(parsed)}, {parsed.task.upper()}"
+    title += f", batches of {parsed.batch_size}"
+    write_results(output_of(parsed, device), rows, title)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add_model_arguments(parser, out="train_step")
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1, help="times each batch is gone through")
-    parser.add_argument("--kept-prefix", action="store_true")
-    parser.add_argument("--padded-128", action="store_true")
+    parser.add_argument("--calls", type=int, help="steps of a round; default: 1, on a GPU 4")
+    parser.add_argument("--contenders", nargs="+", choices=FORMS, help="see above")
+    parser.add_argument("--kept-prefix", action="store_true", help="add the form kept")
+    parser.add_argument("--padded-128", action="store_true", help="add the form peft-128")
+    parser.add_argument("--max-length", type=int, default=MAX_LENGTH, help="cut rows to it")
+    parser.add_argument(
+        "--frozen-weights",
+        choices=("auto", "float32", "half"),
+        default="auto",
+        help="of spafit, as in spafit train",
+    )
+    parser.add_argument(
+        "--compile-mode", default="default", help="of peft-compiled, such as reduce-overhead"
+    )
+    parser.add_argument("--tolerance", type=float, help=f"default: {TOLERANCES}")
     parser.add_argument("--memory", action="store_true", help="peak of each, in its own process")
     parser.add_argument("--profile", action="store_true", help="time by operation, of each")
-    parsed = parser.parse_args(arguments)
-    device = device_of(parsed)
-    wanted = [PEFT, SPAFIT]
-    wanted += [PEFT_128] if parsed.padded_128 else []
-    wanted += [SPAFIT_KEPT] if parsed.kept_prefix else []
-    names = [name for name in NAMES if name in wanted]
-
-    data = load_rows(parsed.task, "train", parsed.data, parsed.vocab)
-    batches = data.draw(parsed.batches, parsed.batch_size, parsed.seed)
-    # First, while this process is still small: two models of both sides fill a small machine.
-    memory = {name: memory_columns(parsed, name) for name in names}
-    keep_freed_memory()  # both sides then have what spafit.fit alone would ask for
-    model_config = SHAPES[parsed.model_shape]
-    model = adapted_model(model_config, method_of(parsed), parsed.seed, device)
-    first_trainable = model.bert.frozen_depth
-    trainings = make_trainings(model, names, data, batches, parsed.dtype, parsed.seed)
-    contenders = [training.contender() for training in trainings]
-
-    tokens = int(np.median([rows.tokens for rows in batches]))
-    dtype = torch.float32 if parsed.dtype == "float32" else torch.bfloat16
-    shapes = product_shapes(model_config, tokens)
-    rates = [matmul_rate_gflops(shapes, device, dtype)]
-    timings = compare(
-        contenders[0],
-        contenders[1:],
-        batches,
-        repeats=parsed.repeats,
-        tolerance=TOLERANCES[parsed.dtype],
-    )
-    rates.append(matmul_rate_gflops(shapes, device, dtype))
-    if parsed.profile:
-        print_profiles(trainings, batches[0], device)
-    del model, trainings, contenders
-
-    rows: list[dict[str, Any]] = []
-    for timing in timings:
-        kept = first_trainable if timing.name == SPAFIT_KEPT else 0
-        settings: dict[str, Any] = {
-            **settings_of(parsed, data.source),
-            "method": method_of(parsed),
-            "layers": model_config.num_hidden_layers,
-            "intermediate": model_config.intermediate_size,
-            **timing.columns(),
-        }
-        settings |= floor_columns(parsed, data, batches, timing, rates, first_trainable, kept)
-        settings |= memory[timing.name]
-        rows.append({**settings, **place(device, parsed.dtype)})
-    if parsed.memory:
-        for row in rows:
-            row["peak_memory_ratio"] = row["above_weights_mib"] / rows[0]["above_weights_mib"]
-    title = f"Training step: {parsed.model_shape}, {method_of(parsed)}, {parsed.task.upper()}"
-    write_results(parsed.out, rows, f"{title}, batches of {parsed.batch_size}")
+    return parser.parse_args(arguments)
 
 
-def make_trainings(
-    model: BertForSequenceClassification,
-    names: Sequence[str],
-    data: TaskRows,
-    batches: Sequence[Rows],
-    arithmetic: str,
-    seed: int,
-) -> list[Training]:
-    """Set up contenders by name; those of one side share its model and optimizer."""
-    encodings, device = data.encodings, model.classifier.weight.device
-    labels = random_labels(len(encodings), model.num_labels, seed).to(device)
-    ours = make_optimizer(model, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    twin = theirs = None
-    if PEFT in names or PEFT_128 in names:
-        twin = peft_twin(model)
-        trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
-        theirs = torch.optim.AdamW(trained, lr=LEARNING_RATE)
-    trainings = []
-    for name in names:
-        if name in (PEFT, PEFT_128):
-            assert twin is not None and theirs is not None
-            pad_to = 128 if name == PEFT_128 else 0
-            logits = padded_logits(twin, encodings, arithmetic, pad_to)
-            trainings.append(Training(name, twin, logits, theirs, labels))
-        else:
-            if name == SPAFIT_KEPT:
-                logits = kept_logits(model, encodings, batches, arithmetic)
-            else:
-                logits = packed_logits(model, encodings, arithmetic)
-            trainings.append(Training(name, model, logits, ours, labels))
-    return trainings
+def names_of(parsed: argparse.Namespace, device: torch.device) -> list[str]:
+    """Give the contenders that are asked for, in the order of the tables."""
+    default = ON_A_GPU if device.type == "cuda" else (BASELINE, "eager")
+    wanted = {BASELINE, *(parsed.contenders or default)}
+    wanted |= {"peft-128"} if parsed.padded_128 else set()
+    wanted |= {"kept"} if parsed.kept_prefix else set()
+    return [name for name in FORMS if name in wanted]
+
+
+def first_trainable_of(model: nn.Module) -> int:
+    """Give the first layer in which anything trains, of either side's model; 0 with embeddings."""
+    names = [plain_name(name) for name, each in model.named_parameters() if each.requires_grad]
+    if any(".embeddings." in name for name in names):
+        return 0
+    layers = [int(name.split(".layer.")[1].split(".")[0]) for name in names if ".layer." in name]
+    return min(layers)
+
+
+def stored(form: Form, parsed: argparse.Namespace) -> str:
+    """Say in what a contender on a GPU stores its frozen matrices."""
+    is_half = parsed.dtype != "float32" and parsed.frozen_weights != "float32"
+    return str(parsed.dtype) if form.step and is_half else "float32"
+
+
+def launched(form: Form, parsed: argparse.Namespace) -> str:
+    """Say how a contender's operations are launched."""
+    is_other = form.compiled and parsed.compile_mode != "default"
+    return f"{form.launched}, {parsed.compile_mode}" if is_other else form.launched
 
 
 def peak_of_steps(
@@ -174,34 +214,53 @@ def peak_of_steps(
     task: str,
     data: str,
     vocab: str,
+    max_length: int,
     batches: int,
     batch_size: int,
     device: str,
     dtype: str,
+    frozen_weights: str,
+    compile_mode: str,
     threads: int,
     seed: int,
 ) -> Callable[[], None]:
     """Set up one contender, and give the steps on all batches as the work to be measured."""
     torch.set_num_threads(threads)
-    rows = load_rows(task, "train", Path(data), Path(vocab))
+    rows = load_rows(task, "train", Path(data), Path(vocab), max_length)
     drawn = rows.draw(batches, batch_size, seed)
-    model = adapted_model(SHAPES[shape], method, seed, torch.device(device))
-    if name not in (PEFT, PEFT_128):
+    if FORMS[name].step:
         keep_freed_memory()  # as spafit.fit does
-    [training] = make_trainings(model, [name], rows, drawn, dtype, seed)
-    if name in (PEFT, PEFT_128):
-        del model  # the twin has its own copies
+    opened = ExitStack()
+    [training] = make_trainings(
+        [name],
+        SHAPES[shape],
+        method,
+        rows,
+        drawn,
+        arithmetic=dtype,
+        seed=seed,
+        device=torch.device(device),
+        opened=opened,
+        frozen_weights=frozen_weights,
+        compile_mode=compile_mode,
+    )
+    # A shape is captured at its second sight, and replayed at the third.
+    passes = 3 if FORMS[name].step == "captured" else 1
 
     def steps() -> None:
-        for batch in drawn:
-            training.step(batch)
+        with opened:
+            for _ in range(passes):
+                for batch in drawn:
+                    training.step(batch)
 
     return steps
 
 
-def memory_columns(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
+def memory_columns(parsed: argparse.Namespace, name: str, device: torch.device) -> dict[str, Any]:
     """Measure the peak of one contender in its own process, where that is asked for."""
-    columns = ("after_setup_mib", "peak_memory_mib", "above_weights_mib", "peak_memory_ratio")
+    columns = ["after_setup_mib", "peak_memory_mib", "above_weights_mib", "peak_memory_ratio"]
+    if device.type == "cuda":
+        columns += ["reserved_mib", "whole_memory_ratio"]
     if not parsed.memory:
         return dict.fromkeys(columns, "")
     peak = measure_peak_memory(
@@ -213,49 +272,79 @@ def memory_columns(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
             "task": parsed.task,
             "data": str(parsed.data),
             "vocab": str(parsed.vocab),
+            "max_length": parsed.max_length,
             "batches": parsed.batches,
             "batch_size": parsed.batch_size,
-            "device": str(device_of(parsed)),
+            "device": str(device),
             "dtype": parsed.dtype,
+            "frozen_weights": parsed.frozen_weights,
+            "compile_mode": parsed.compile_mode,
             "threads": torch.get_num_threads(),
             "seed": parsed.seed,
         },
     )
-    found = (peak.after_setup_mib, peak.peak_mib, peak.above_weights_mib, "")
-    return dict(zip(columns, found, strict=True))
+    found = (peak.after_setup_mib, peak.peak_mib, peak.above_weights_mib, "", peak.reserved_mib, "")
+    return dict(zip(columns, found, strict=False))
 
 
-def floor_columns(
+def floor_flop(
     parsed: argparse.Namespace,
     data: TaskRows,
     batches: Sequence[Rows],
-    timing: Timing,
-    rates: Sequence[MatmulRate],
     first_trainable: int,
-    first_computed: int,
-) -> dict[str, Any]:
-    """Give the floor of all rounds together, and its share in their time at each rate."""
-    lengths = data.encodings.lengths
-    config = SHAPES[parsed.model_shape]
-    flop = parsed.repeats * sum(
-        step_flop(config, [lengths[row] for row in rows.numbers], first_trainable, first_computed)
-        for rows in batches
+    is_kept: bool,
+) -> float:
+    """Give the floor of all rounds together, in operations."""
+    lengths, config = data.encodings.lengths, SHAPES[parsed.model_shape]
+    first_computed = first_trainable if is_kept else 0
+    return float(
+        parsed.repeats
+        * sum(
+            step_flop(
+                config, [lengths[row] for row in rows.numbers], first_trainable, first_computed
+            )
+            for rows in batches
+        )
     )
-    flop_per_s = flop / (sum(timing.times_ms) / 1000)
+
+
+def floor_columns(
+    flop: float, timing: Timing, rates: Sequence[MatmulRate], best: tuple[float, int]
+) -> dict[str, Any]:
+    """Give the floor, and its share in the time of all rounds at each rate.
+
+    Parameters
+    ----------
+    flop : float
+        Operations of all rounds together.
+    timing : Timing
+        What they took.
+    rates : sequence of MatmulRate
+        At the model's shapes, before and after.
+    best : (float, int)
+        The rate of a GPU at large square products, and their size; 0 on a CPU.
+    """
+    gflop_per_s = flop / (sum(timing.times_ms) / 1000) / 1e9
     by_torch = max(rate.torch_gflops for rate in rates)
+    floor = {"floor_gflop": flop / len(timing.times_ms) / 1e9, "torch_mm_gflops": by_torch}
+    at_torch = {"share_at_torch_mm": gflop_per_s / by_torch}
+    if best[1]:
+        card = max(best[0], by_torch)
+        floor |= {"card_gflops": card, "card_size": best[1]}
+        return {**floor, **at_torch, "share_of_card": gflop_per_s / card}
     by_onednn = max((rate.onednn_gflops or 0.0) for rate in rates)
-    best = max(by_torch, by_onednn)
     return {
-        "floor_gflop": flop / len(timing.times_ms) / 1e9,
-        "torch_mm_gflops": by_torch,
+        **floor,
         "onednn_gflops": by_onednn or "",
-        "share_at_torch_mm": flop_per_s / 1e9 / by_torch,
-        "share_at_onednn": flop_per_s / 1e9 / by_onednn if by_onednn else "",
-        "share_at_best": flop_per_s / 1e9 / best,
+        **at_torch,
+        "share_at_onednn": gflop_per_s / by_onednn if by_onednn else "",
+        "share_at_best": gflop_per_s / max(by_torch, by_onednn),
     }
 
 
-def print_profiles(trainings: Sequence[Training], rows: Rows, device: torch.device) -> None:
+def print_profiles(
+    trainings: Sequence[Training | ProductTraining], rows: Rows, device: torch.device
+) -> None:
     """Print where the time of one step of each contender goes."""
     for training in trainings:
         print(f"\n{training.name}: one step, {rows.tokens} tokens\n")

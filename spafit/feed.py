@@ -56,6 +56,7 @@ class _Part(NamedTuple):
     rows: list[int]
     batch: PackedBatch
     targets: torch.Tensor
+    prefix: torch.Tensor | None
 
 
 class Feed:
@@ -125,9 +126,11 @@ class Feed:
         for some in np.array_split(drawn, min(self.accumulation, len(drawn))):
             rows = self.encodings.by_length(some.tolist())
             batch, targets = self.encodings.packed(rows, self.bucketed), self.targets[rows]
+            kept = None if self.prefix is None else self.prefix.read(rows, batch.layout)
             if self.device.type == "cuda":
                 batch, targets = batch.pinned(), targets.pin_memory()
-            parts.append(_Part(rows, batch, targets))
+                kept = None if kept is None else kept.pin_memory()
+            parts.append(_Part(rows, batch, targets, kept))
         return epoch, len(drawn), parts
 
     def _send(self, part: _Part) -> MicroBatch:
@@ -136,6 +139,8 @@ class Feed:
         targets = part.targets.to(self.device, non_blocking=True)
         if self.prefix is None:
             return MicroBatch(batch, targets)
+        if part.prefix is not None:
+            return MicroBatch(batch, targets, part.prefix.to(self.device, non_blocking=True))
         with autocast(self.arithmetic, self.device):
             return MicroBatch(batch, targets, self.prefix(part.rows, batch))
 

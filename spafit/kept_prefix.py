@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
 from spafit.folders import cache_folder
-from spafit.layout import PackedBatch
+from spafit.layout import Packed, PackedBatch
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.tokenization import Encodings, Tokenizer
 
@@ -34,17 +35,32 @@ class KeptPrefix:
         self, model: BertForSequenceClassification, encodings: Encodings, cache: PrefixCache
     ) -> None:
         self.model, self.encodings, self.cache = model, encodings, cache
+        # A thread reads the next batches' states while those of this one are stored.
+        self._using = threading.Lock()
 
     def __call__(self, rows: Sequence[int], batch: PackedBatch) -> torch.Tensor:
         """Give (N, D) on the batch's device, 0 in rows that belong to no sequence."""
-        missing = self.cache.missing(rows)
-        if missing:
-            computed = self.encodings.packed(missing).to(batch.layout.device)
+        device = batch.layout.device
+        states = self.read(rows, batch.layout)
+        if states is None:
+            missing = self.cache.missing(rows)
+            computed = self.encodings.packed(missing).to(device)
             hidden = self.model.bert.prefix(computed)[: computed.layout.tokens]
-            self.cache.store(missing, hidden)
-        kept = self.cache.read(rows)  # (tokens, D)
-        kept = F.pad(kept, (0, 0, 0, batch.layout.filler))
-        return kept.to(batch.layout.device, non_blocking=True)
+            with self._using:
+                self.cache.store(missing, hidden)
+            states = self.read(rows, batch.layout)
+            assert states is not None
+        if device.type == "cuda":  # from other memory the copy would wait for the GPU
+            states = states.pin_memory()
+        return states.to(device, non_blocking=True)
+
+    def read(self, rows: Sequence[int], layout: Packed) -> torch.Tensor | None:
+        """Give (N, D) on the host if the states of all rows are kept, else None."""
+        with self._using:
+            if self.cache.missing(rows):
+                return None
+            states = self.cache.read(rows)  # (tokens, D)
+        return F.pad(states, (0, 0, 0, layout.filler))
 
 
 def prefix_key(

@@ -26,6 +26,7 @@ from benchmarks import arithmetic, harness, lengths, operations, report, train_s
 from benchmarks.baseline import padded_batch, padded_logits, peft_twin, plain_name
 from benchmarks.contenders import SHAPES, Training, packed_logits
 from benchmarks.harness import Contender, Rows, Spread, WrongResultError
+from benchmarks.step_contenders import FORMS
 from spafit.adapters import LoRA
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.methods import plan
@@ -130,6 +131,25 @@ class TestCompare:
                         log.contender("a", 1.0), [candidate], self.batches[0], 1.0
                     )
 
+    def test_several_calls_make_a_round_of_one(self) -> None:
+        log = Log()
+        [found] = harness.take_turns([log.contender("a", 1.0)], self.batches, warmup=0, calls=3)
+        assert log.ran == ["a0"] * 3 + ["a1"] * 3
+        assert all(1.0 <= time_ms < 3.0 for time_ms in found.times_ms)
+
+    def test_what_prepares_itself_settles_on_every_batch(self) -> None:
+        ran: list[int] = []
+        # Something new in the second and the third pass.
+        contender = Contender(
+            "a", lambda rows: ran.append(rows.numbers[0]), lambda _: {}, None, lambda: min(len(ran), 6)
+        )
+        assert harness.settle(contender, self.batches) == 4
+        assert ran == [0, 1] * 4
+        never = Contender("b", lambda rows: ran.append(0), lambda _: {}, None, lambda: len(ran))
+        with pytest.raises(RuntimeError, match="b still prepares itself"):
+            harness.settle(never, self.batches)
+        assert harness.settle(Contender("c", print, lambda _: {}), self.batches) == 2
+
     def test_other_results_and_other_shapes_are_refused(self) -> None:
         one = Contender("one", print, lambda _: {"y": torch.ones(2)})
         other = Contender("other", print, lambda _: {"z": torch.ones(2)})
@@ -174,8 +194,11 @@ class TestLengths:
         )
         assert recorded[task] == found
 
-    @pytest.mark.parametrize("task", lengths.TASKS)
-    @pytest.mark.parametrize("split", ["train", "dev"])
+    @pytest.mark.parametrize(
+        ("task", "split"),
+        [(task, "train") for task in lengths.TASKS]
+        + [(task, "dev") for task in lengths.TASKS if task not in lengths.TRAIN_ALONE],
+    )
     def test_the_record_takes_the_place_of_the_data(self, task: str, split: str) -> None:
         recorded = json.loads(lengths.RECORD.read_text(encoding="utf-8"))[task][split]
         rows = lengths.load_rows(task, split, data=Path("/nowhere"))
@@ -186,6 +209,23 @@ class TestLengths:
             assert ids[0] == 101 and ids[first - 1] == 102 and ids[-1] == 102
             assert types == [0] * first + [1] * (len(ids) - first)
             assert max(ids) < 28_996
+
+    def test_what_is_not_recorded_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="no lengths of 'mnli', dev, are recorded"):
+            lengths.load_rows("mnli", "dev", data=Path("/nowhere"))
+
+    @pytest.mark.parametrize("max_length", [8, 20, 31, 64])
+    def test_rows_are_cut_as_the_tokenizer_cuts(self, max_length: int, shared_data: Path) -> None:
+        folders = shared_data / "glue", shared_data / "vocab" / "bert-cased"
+        whole, cut = (
+            lengths.load_rows("wnli", "train", *folders, limit).encodings
+            for limit in (lengths.MAX_LENGTH, max_length)
+        )
+        for before, after in zip(whole.token_type_ids, cut.token_type_ids, strict=True):
+            expected = len(after), after.count(0)
+            assert lengths.cut_to(max_length, len(before), before.count(0)) == expected
+        assert lengths.cut_to(10, 14, 14) == (10, 10)
+        assert max(lengths.load_rows("mnli", "train", Path("/x"), Path("/x"), 64).encodings.lengths) == 64
 
     def test_batches(self) -> None:
         rows = lengths.load_rows("cola", data=Path("/nowhere"))
@@ -286,6 +326,8 @@ def test_padding_further_than_the_longest() -> None:
     assert ids.shape == mask.shape == types.shape == (2, 7)
     assert mask.sum(1).tolist() == [5, 3]
     assert padded_batch(encodings, [1], 7).input_ids.shape == (1, 17)
+    assert padded_batch(encodings, [1], multiple=8).input_ids.shape == (1, 24)
+    assert padded_batch(encodings, [3, 4], 2, multiple=8).input_ids.shape == (2, 8)
 
 
 class TestArithmetic:
@@ -400,7 +442,8 @@ def test_a_training_step_from_end_to_end(
         f"--kept-prefix --padded-128 --profile --data /nowhere --out {tmp_path / 'x'}".split()
     )
     rows = report.read_rows(tmp_path / "x.csv")
-    assert [row["contender"] for row in rows] == list(train_step.NAMES)
+    names = ("peft", "peft-128", "eager", "kept")
+    assert [row["contender"] for row in rows] == [FORMS[name].name for name in names]
     assert {row["lengths"] for row in rows} == {"recorded lengths"}
     assert all(float(row["share_at_best"]) > 0 for row in rows)
     assert float(rows[3]["floor_gflop"]) < float(rows[2]["floor_gflop"])
