@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from spafit.adapters import Dropout, LayerNorm, Linear, add_norm, project
+from spafit.batch_checks import check_packed, check_padded
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
 from spafit.layout import Layout, PackedBatch, Padded, Unchanged, Unpacking, pack
@@ -365,7 +366,7 @@ class BertModel(nn.Module):
             If a sequence is longer than the model's positions, the prefix has another shape, or (on
             a CPU, where looking costs nothing) an id is outside its vocabulary.
         """
-        self._check_packed(batch, prefix)
+        check_packed(self.config, batch, prefix)
         start = 0 if prefix is None else self.frozen_depth
         X = self.embeddings(*batch[:3]) if prefix is None else prefix  # (N, D)
         first, _ = self.encoder(X, batch.layout, start=start, first_only=True)  # (B, D)
@@ -419,7 +420,7 @@ class BertModel(nn.Module):
         """Check a padded batch; give what the embeddings take, its layout, and the way back."""
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        self._check(input_ids, attention_mask, token_type_ids)
+        check_padded(self.config, input_ids, attention_mask, token_type_ids)
         keep = None if attention_mask is None else attention_mask.to(torch.bool)
         # Not packed where a row begins with padding, for the pooler looks at that place.
         if self.packed and (keep is None or bool(keep[:, 0].all())):
@@ -427,70 +428,6 @@ class BertModel(nn.Module):
             batch, back = pack(input_ids, keep, token_type_ids, pad_id)
             return batch[:3], batch.layout, back
         return (input_ids, token_type_ids), Padded(keep), Unchanged()
-
-    def _check(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        token_type_ids: torch.Tensor,
-    ) -> None:
-        if input_ids.dim() != 2 or 0 in input_ids.shape:
-            raise ConfigError(
-                f"input_ids must be a batch of sequences, (B, T) with B and T at least 1, "
-                f"found {tuple(input_ids.shape)}"
-            )
-        self._check_length(input_ids.shape[1])
-        for name, tensor in (
-            ("attention_mask", attention_mask),
-            ("token_type_ids", token_type_ids),
-        ):
-            if tensor is not None and tensor.shape != input_ids.shape:
-                raise ConfigError(
-                    f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, "
-                    f"found {tuple(tensor.shape)}"
-                )
-        self._check_ids(input_ids, token_type_ids)
-        if attention_mask is None or input_ids.device.type != "cpu":
-            return
-        if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
-            raise ConfigError(
-                "attention_mask must be 1 at real tokens and 0 at padding; this one holds other "
-                "values, such as those that some programs add to the scores"
-            )
-        if not bool(attention_mask.any(dim=1).all()):
-            raise ConfigError("every row of attention_mask needs at least one real token")
-
-    def _check_packed(self, batch: PackedBatch, prefix: torch.Tensor | None) -> None:
-        self._check_length(max(batch.layout.lengths))
-        shape = (batch.layout.rows, self.config.hidden_size)
-        if prefix is not None and prefix.shape != shape:
-            raise ConfigError(
-                f"the prefix of this batch must have shape {shape}, found {tuple(prefix.shape)}; "
-                "give what BertModel.prefix gives for the same batch"
-            )
-        self._check_ids(batch.input_ids, batch.token_type_ids)
-
-    def _check_length(self, tokens: int) -> None:
-        positions = self.config.max_position_embeddings
-        if tokens > positions:
-            raise ConfigError(
-                f"sequences of {tokens} tokens do not fit the model's {positions} positions; "
-                f"encode with max_length={positions} or less"
-            )
-
-    def _check_ids(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> None:
-        if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        for name, ids, size in (
-            ("input_ids", input_ids, self.config.vocab_size),
-            ("token_type_ids", token_type_ids, self.config.type_vocab_size),
-        ):
-            lowest, highest = int(ids.min()), int(ids.max())
-            if lowest < 0 or highest >= size:
-                raise ConfigError(
-                    f"{name} must lie in 0 .. {size - 1}, found {lowest} .. {highest}; "
-                    "is this the tokenizer of this model?"
-                )
 
 
 class BertForSequenceClassification(nn.Module):

@@ -21,7 +21,7 @@ ORDER = """
     kernels.triton_add_norm kernels.add_norm
     kernels.triton_gelu kernels.bias_gelu kernels.parts
     kernels.triton_low_rank kernels.triton_linear kernels.lora_linear kernels.compiled
-    kernels layout adapters plans
+    kernels layout batch_checks adapters plans
     methods bert fingerprint strata safefile hub memory weights adapter_files tasks glue metrics
     submission download
     vocabulary tokenization prefix_file prefix_cache kept_prefix inference run_folder progress
