@@ -3,35 +3,25 @@
 A machine's speed drifts, so times taken one after the other say little about a ratio. Here
 baseline and candidates take turns in one process, batch by batch, in an order that rotates; every
 round gives one ratio, and what is reported is the median of these with its spread. Before any
-timing each candidate's results are compared with the baseline's, dropout off.
+timing each candidate's results are compared with the baseline's, dropout off; in half precision,
+where the baseline is off itself, both are compared with its float32 (:func:`check_by_truth`).
 
-Memory is the opposite: what one contender has allocated stays with its process, so the peak of each
-is measured in a process of its own (:func:`measure_peak_memory`):
+On a GPU a contender is waited for before and after each of its turns, and warmed up on every shape
+until it has nothing new to capture or compile (:func:`settle`).
 
-    python -m benchmarks.harness --peak benchmarks.train_step:peft_steps '{"seed": 0}'
+Memory is measured elsewhere, a process each (:mod:`benchmarks.peak_memory`).
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import ctypes
-import gc
-import importlib
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from spafit.run_folder import peak_memory_mib
 
 Thing = TypeVar("Thing")
 
@@ -157,6 +147,7 @@ def compare(
     tolerance: float = 1e-3,
     every_shape: bool = False,
     calls: int = 1,
+    truth: Callable[[Rows], Mapping[str, Tensor]] | None = None,
 ) -> list[Timing]:
     """Check the candidates, then time them and the baseline in turns.
 
@@ -173,6 +164,9 @@ def compare(
     tolerance : float
         The largest difference of a result from the baseline's, as a share of the largest magnitude
         of the baseline's.
+    truth : callable of Rows, to dict of str to Tensor
+        The baseline's results in float32, where it is timed in less; the candidates are then
+        compared with these by :func:`check_by_truth`, and ``tolerance`` has no part in it.
 
     Returns
     -------
@@ -184,7 +178,10 @@ def compare(
     WrongResultError
         If a candidate's results differ by more; nothing has been timed then.
     """
-    check_results(baseline, candidates, batches[0], tolerance)
+    if truth is None:
+        check_results(baseline, candidates, batches[0], tolerance)
+    else:
+        check_by_truth(truth, baseline, candidates, batches[0])
     return take_turns(
         [baseline, *candidates],
         batches,
@@ -290,6 +287,42 @@ def check_results(
                 )
 
 
+def check_by_truth(
+    truth: Callable[[Rows], Mapping[str, Tensor]],
+    baseline: Contender,
+    candidates: Sequence[Contender],
+    rows: Rows,
+    factor: float = 2.0,
+    least: float = 0.01,
+) -> None:
+    """Raise a WrongResultError if a candidate is further from the truth than rounding explains.
+
+    In half precision the baseline itself is off, in some batches by much: where gradients of many
+    examples nearly cancel. So a candidate's distance from the truth, ‖found - right‖ / ‖right‖, may
+    be ``factor`` times the baseline's, or ``least``.
+    """
+    right, plain = truth(rows), baseline.check(rows)
+    for candidate in candidates:
+        found = candidate.check(rows)
+        if not found.keys() == plain.keys() == right.keys():
+            raise WrongResultError(f"{candidate.name} gives {', '.join(found)}")
+        for name, its in right.items():
+            allowed = max(least, factor * distance(plain[name], its))
+            difference = distance(found[name], its)
+            if not difference <= allowed:  # NaN is not either
+                raise WrongResultError(
+                    f"{candidate.name}: {name} are off by {difference:.2g} of their norm, "
+                    f"{allowed:.2g} is allowed by {baseline.name}'s; nothing was timed"
+                )
+
+
+def distance(found: Tensor, right: Tensor) -> float:
+    """Give ‖found - right‖ / ‖right‖."""
+    right = right.detach().double().cpu()
+    off = (found.detach().double().cpu() - right).norm()
+    return float(off / right.norm().clamp(min=1e-30))
+
+
 def relative_difference(found: Tensor, right: Tensor) -> float:
     """Give the largest difference as a share of the largest magnitude of what is right."""
     right = right.detach().double().cpu()
@@ -319,109 +352,3 @@ def rotated(things: Sequence[Thing], number: int) -> Iterator[Thing]:
 def _wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-@dataclass(frozen=True)
-class PeakMemory:
-    """Memory of one contender in a process of its own: resident, or of the GPU.
-
-    Attributes
-    ----------
-    after_setup_mib : float
-        Once weights and data were there, and nothing had run.
-    peak_mib : float
-        The most during the work, what was there included.
-    reserved_mib : float
-        On a GPU the most that the allocator held, the pools of captured graphs included; else 0.
-    """
-
-    after_setup_mib: float
-    peak_mib: float
-    reserved_mib: float = 0.0
-
-    @property
-    def above_weights_mib(self) -> float:
-        """What the work took on top of what was there."""
-        return self.peak_mib - self.after_setup_mib
-
-
-def measure_peak_memory(function: str, arguments: Mapping[str, Any]) -> PeakMemory:
-    """Measure a contender's memory in a fresh process.
-
-    Parameters
-    ----------
-    function : str
-        "module:function". Called with the arguments it sets everything up, and gives back the work
-        as a function without arguments.
-    arguments : mapping
-        What JSON can write.
-
-    Raises
-    ------
-    RuntimeError
-        If the process fails; the message ends with what it said.
-    """
-    command = [sys.executable, "-m", "benchmarks.harness", "--peak", function]
-    ran = subprocess.run([*command, json.dumps(arguments)], capture_output=True, text=True)
-    if ran.returncode:
-        raise RuntimeError(f"{function} failed in its own process:\n{ran.stderr[-2000:]}")
-    return PeakMemory(**json.loads(ran.stdout.splitlines()[-1]))
-
-
-def peak_memory_here(set_up: Callable[[], Callable[[], object]]) -> PeakMemory:
-    """Set up and run the work in this process, and say what memory that took."""
-    work = set_up()
-    gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        after_setup_mib = torch.cuda.memory_allocated() / 2**20
-        work()
-        torch.cuda.synchronize()
-        most = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        return PeakMemory(after_setup_mib, *(each / 2**20 for each in most))
-    _return_free_memory()
-    after_setup_mib = _status_mib("VmRSS") or peak_memory_mib(torch.device("cpu"))
-    with contextlib.suppress(OSError):  # where it may not be, the record includes the set-up
-        # Start the kernel's record of the most resident memory anew.
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    work()
-    # The kernel's record of the process; getrusage's would include the parent's at the fork.
-    peak_mib = _status_mib("VmHWM") or peak_memory_mib(torch.device("cpu"))
-    return PeakMemory(after_setup_mib, peak_mib)
-
-
-def _status_mib(key: str) -> float | None:
-    """Read a size of this process from Linux's record; None where there is no such record."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key)), None)
-
-
-def _return_free_memory() -> None:
-    """Give freed memory back to the system, where the C library is glibc."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the memory of one contender as a line of JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--peak", metavar="MODULE:FUNCTION", required=True)
-    parser.add_argument("arguments", metavar="JSON", nargs="?", default="{}")
-    parsed = parser.parse_args(arguments)
-    module, _, name = parsed.peak.partition(":")
-    set_up = getattr(importlib.import_module(module), name)
-    settings = json.loads(parsed.arguments)
-    print(json.dumps(vars(peak_memory_here(lambda: set_up(**settings)))))
-
-
-if __name__ == "__main__":
-    main()

@@ -43,7 +43,9 @@ no others: some 4 % of the floor of 24 layers.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import atexit
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -62,10 +64,11 @@ from benchmarks.arithmetic import (
     product_shapes,
     step_flop,
 )
-from benchmarks.baseline import plain_name
+from benchmarks.baseline import padded_logits, plain_name
 from benchmarks.contenders import DTYPES, SHAPES, TOLERANCES, Training
-from benchmarks.harness import Rows, Timing, compare, measure_peak_memory
+from benchmarks.harness import Rows, Timing, compare
 from benchmarks.lengths import MAX_LENGTH, TaskRows, load_rows
+from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.report import place, write_results
 from benchmarks.step_contenders import BASELINE, FORMS, Form, ProductTraining, make_trainings
 from spafit.memory import keep_freed_memory
@@ -101,17 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             opened=opened,
             frozen_weights=parsed.frozen_weights,
             compile_mode=parsed.compile_mode,
+            impl=parsed.impl,
         )
         first_trainable = first_trainable_of(trainings[0].model)
         contenders = [training.contender() for training in trainings]
+        by_truth = parsed.dtype != "float32" and parsed.tolerance is None
         rates = [matmul_rate_gflops(shapes, device, dtype)]
         timings = compare(
             contenders[0],
             contenders[1:],
             batches,
             repeats=parsed.repeats,
-            tolerance=TOLERANCES[parsed.dtype] if parsed.tolerance is None else parsed.tolerance,
-            every_shape=is_gpu,
+            tolerance=parsed.tolerance or TOLERANCES["float32"],
+            truth=truth_of(trainings[0], data) if by_truth else None,
+            every_shape=is_gpu or any(FORMS[name].prepares for name in names),
             calls=parsed.calls or (4 if is_gpu else 1),
         )
         rates.append(matmul_rate_gflops(shapes, device, dtype))
@@ -133,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if is_gpu:
             settings |= {"max_length": parsed.max_length, "frozen_weights": stored(form, parsed)}
             settings |= {"launched": launched(form, parsed), "prepared": prepared[timing.name]}
+            settings |= {"impl": parsed.impl if form.step else ""}
         settings |= timing.columns()
         flop = floor_flop(parsed, data, batches, first_trainable, form.kept)
         settings |= floor_columns(flop, timing, rates, best)
@@ -168,9 +175,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of spafit, as in spafit train",
     )
     parser.add_argument(
+        "--impl",
+        choices=("auto", "fused", "triton", "reference"),
+        default="auto",
+        help="the forms of spafit's operations",
+    )
+    parser.add_argument(
         "--compile-mode", default="default", help="of peft-compiled, such as reduce-overhead"
     )
-    parser.add_argument("--tolerance", type=float, help=f"default: {TOLERANCES}")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest difference from the baseline, as a share of its largest magnitude;\n"
+        f"default: {TOLERANCES['float32']} in float32, else twice the baseline's own distance from "
+        "its float32",
+    )
     parser.add_argument("--memory", action="store_true", help="peak of each, in its own process")
     parser.add_argument("--profile", action="store_true", help="time by operation, of each")
     return parser.parse_args(arguments)
@@ -183,6 +202,15 @@ def names_of(parsed: argparse.Namespace, device: torch.device) -> list[str]:
     wanted |= {"peft-128"} if parsed.padded_128 else set()
     wanted |= {"kept"} if parsed.kept_prefix else set()
     return [name for name in FORMS if name in wanted]
+
+
+def truth_of(
+    baseline: Training | ProductTraining, data: TaskRows
+) -> Callable[[Rows], Mapping[str, torch.Tensor]]:
+    """Give the results of the baseline in float32."""
+    assert isinstance(baseline, Training)
+    logits = padded_logits(baseline.model, data.encodings)
+    return dataclasses.replace(baseline, logits=logits, arithmetic="float32").results
 
 
 def first_trainable_of(model: nn.Module) -> int:
@@ -221,6 +249,7 @@ def peak_of_steps(
     dtype: str,
     frozen_weights: str,
     compile_mode: str,
+    impl: str,
     threads: int,
     seed: int,
 ) -> Callable[[], None]:
@@ -231,6 +260,7 @@ def peak_of_steps(
     if FORMS[name].step:
         keep_freed_memory()  # as spafit.fit does
     opened = ExitStack()
+    atexit.register(opened.close)  # not in the work: it brings the pre-trained weights back
     [training] = make_trainings(
         [name],
         SHAPES[shape],
@@ -243,15 +273,15 @@ def peak_of_steps(
         opened=opened,
         frozen_weights=frozen_weights,
         compile_mode=compile_mode,
+        impl=impl,
     )
     # A shape is captured at its second sight, and replayed at the third.
     passes = 3 if FORMS[name].step == "captured" else 1
 
     def steps() -> None:
-        with opened:
-            for _ in range(passes):
-                for batch in drawn:
-                    training.step(batch)
+        for _ in range(passes):
+            for batch in drawn:
+                training.step(batch)
 
     return steps
 
@@ -279,6 +309,7 @@ def memory_columns(parsed: argparse.Namespace, name: str, device: torch.device) 
             "dtype": parsed.dtype,
             "frozen_weights": parsed.frozen_weights,
             "compile_mode": parsed.compile_mode,
+            "impl": parsed.impl,
             "threads": torch.get_num_threads(),
             "seed": parsed.seed,
         },

@@ -1,7 +1,7 @@
 """The measurements measure what they say.
 
-Oracles: ratios and quartiles worked out by hand, the lengths of the real data, transformers + PEFT
-against spafit and the other way round, and floating-point operations counted by PyTorch.
+Oracles: the lengths of the real data, transformers + PEFT against spafit and the other way round,
+and floating-point operations counted by PyTorch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ pytest.importorskip("peft")
 from benchmarks import arithmetic, harness, lengths, operations, report, train_step
 from benchmarks.baseline import padded_batch, padded_logits, peft_twin, plain_name
 from benchmarks.contenders import SHAPES, Training, packed_logits
-from benchmarks.harness import Contender, Rows, Spread, WrongResultError
+from benchmarks.harness import Rows
 from benchmarks.step_contenders import FORMS
 from spafit.adapters import LoRA
 from spafit.bert import BertForSequenceClassification, set_impl
@@ -57,132 +58,6 @@ def adapted(method: str) -> BertForSequenceClassification:
     return model
 
 
-class TestRatios:
-    """Oracle: numbers worked out by hand."""
-
-    def test_a_spread(self) -> None:
-        # In order 1 2 4 8: quartiles lie a quarter and three quarters of the way, at 1.75 and 5.
-        assert Spread.of([4.0, 1.0, 8.0, 2.0]) == Spread(3.0, 1.75, 5.0, 1.0, 8.0)
-        assert Spread.of([2.5]) == Spread(2.5, 2.5, 2.5, 2.5, 2.5)
-
-    def test_the_ratio_is_of_each_round_and_then_the_median(self) -> None:
-        rounds = [Rows((1, 2), 20), Rows((3,), 5), Rows((4, 5, 6), 35)]
-        times_ms = {"base": [100.0, 40.0, 900.0], "fast": [50.0, 10.0, 300.0]}
-        base, fast = harness.timings(times_ms, rounds)
-        # 2, 4 and 3 times as fast. The ratio of the medians would be 2.
-        assert fast.ratio == Spread(3.0, 2.5, 3.5, 2.0, 4.0)
-        assert base.ratio == Spread(1.0, 1.0, 1.0, 1.0, 1.0)
-        assert (base.median_ms, fast.median_ms) == (100.0, 50.0)
-        assert fast.examples_per_s == pytest.approx(6 / 0.36)
-        assert fast.tokens_per_s == pytest.approx(60 / 0.36)
-
-    def test_the_order_rotates(self) -> None:
-        assert ["".join(harness.rotated("abc", number)) for number in range(4)] == [
-            "abc", "bca", "cab", "abc",
-        ]  # fmt: skip
-
-
-class Log:
-    """Contenders that say when they ran."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def contender(self, name: str, value: float, tolerance: float | None = None) -> Contender:
-        def run(rows: Rows) -> None:
-            self.ran.append(f"{name}{rows.numbers[0]}")
-            time.sleep(0.001)
-
-        return Contender(name, run, lambda _: {"y": torch.tensor([2.0, value])}, tolerance)
-
-
-class TestCompare:
-    """Oracle: the order in which contenders that keep a log were called."""
-
-    batches = (Rows((0,), 3), Rows((1,), 4))
-
-    def test_contenders_take_turns(self) -> None:
-        log = Log()
-        found = harness.compare(
-            log.contender("a", 1.0), [log.contender("b", 1.0)], self.batches, warmup=1, repeats=2
-        )
-        assert log.ran == ["a0", "b0", *("a0", "b0"), *("b1", "a1"), *("a0", "b0"), *("b1", "a1")]
-        assert [timing.name for timing in found] == ["a", "b"]
-        assert [len(timing.times_ms) for timing in found] == [4, 4]
-        assert all(timing.median_ms >= 1.0 for timing in found)
-
-    @pytest.mark.parametrize("wrong", [1.1, float("nan")])
-    def test_what_is_wrong_is_refused_before_anything_is_timed(self, wrong: float) -> None:
-        log = Log()
-        with pytest.raises(WrongResultError, match=r"^b: y differs from a's .* nothing was timed"):
-            harness.compare(log.contender("a", 1.0), [log.contender("b", wrong)], self.batches)
-        assert log.ran == []
-
-    def test_the_tolerance_is_a_share_of_the_largest_magnitude(self) -> None:
-        log = Log()
-        # 0.1 of 2.0 is 5 %.
-        for tolerance, fits in ((0.051, True), (0.049, False)):
-            candidate = log.contender("b", 1.1, tolerance)
-            if fits:
-                harness.check_results(log.contender("a", 1.0), [candidate], self.batches[0], 0.0)
-            else:
-                with pytest.raises(WrongResultError):
-                    harness.check_results(
-                        log.contender("a", 1.0), [candidate], self.batches[0], 1.0
-                    )
-
-    def test_several_calls_make_a_round_of_one(self) -> None:
-        log = Log()
-        [found] = harness.take_turns([log.contender("a", 1.0)], self.batches, warmup=0, calls=3)
-        assert log.ran == ["a0"] * 3 + ["a1"] * 3
-        assert all(1.0 <= time_ms < 3.0 for time_ms in found.times_ms)
-
-    def test_what_prepares_itself_settles_on_every_batch(self) -> None:
-        ran: list[int] = []
-        # Something new in the second and the third pass.
-        contender = Contender(
-            "a", lambda rows: ran.append(rows.numbers[0]), lambda _: {}, None, lambda: min(len(ran), 6)
-        )
-        assert harness.settle(contender, self.batches) == 4
-        assert ran == [0, 1] * 4
-        never = Contender("b", lambda rows: ran.append(0), lambda _: {}, None, lambda: len(ran))
-        with pytest.raises(RuntimeError, match="b still prepares itself"):
-            harness.settle(never, self.batches)
-        assert harness.settle(Contender("c", print, lambda _: {}), self.batches) == 2
-
-    def test_other_results_and_other_shapes_are_refused(self) -> None:
-        one = Contender("one", print, lambda _: {"y": torch.ones(2)})
-        other = Contender("other", print, lambda _: {"z": torch.ones(2)})
-        longer = Contender("longer", print, lambda _: {"y": torch.ones(3)})
-        with pytest.raises(WrongResultError, match="other gives z; one gives y"):
-            harness.check_results(one, [other], self.batches[0], 1.0)
-        with pytest.raises(WrongResultError, match=r"y has shape \(3,\), one's has \(2,\)"):
-            harness.check_results(one, [longer], self.batches[0], 1.0)
-
-
-FILLING = """
-import torch
-def filling(mib):
-    kept = torch.ones(20, 2**20, dtype=torch.uint8)
-    return lambda: torch.ones(mib, 2**20, dtype=torch.uint8).sum(dtype=torch.uint8) + len(kept)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's record of a process")
-def test_peak_memory_is_that_of_the_work(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Oracle: the size of what the work allocates; the rest is what PyTorch takes on its way."""
-    (tmp_path / "target.py").write_text(FILLING, encoding="utf-8")
-    monkeypatch.chdir(repository)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    peak = harness.measure_peak_memory("target:filling", {"mib": 200})
-    assert 199 < peak.above_weights_mib < 230
-    assert peak.after_setup_mib > 20
-    with pytest.raises(RuntimeError, match="target:filling failed in its own process"):
-        harness.measure_peak_memory("target:filling", {"gib": 1})
-
-
 class TestLengths:
     """Oracle: the real data, where it is present."""
 
@@ -205,9 +80,9 @@ class TestLengths:
         assert rows.source == "recorded lengths"
         assert rows.encodings.lengths == recorded["lengths"]
         pairs = zip(rows.encodings.input_ids, rows.encodings.token_type_ids, strict=True)
-        for (ids, types), first in zip(pairs, recorded["first_texts"], strict=True):
+        for (ids, segments), first in zip(pairs, recorded["first_texts"], strict=True):
             assert ids[0] == 101 and ids[first - 1] == 102 and ids[-1] == 102
-            assert types == [0] * first + [1] * (len(ids) - first)
+            assert segments == [0] * first + [1] * (len(ids) - first)
             assert max(ids) < 28_996
 
     def test_what_is_not_recorded_is_refused(self) -> None:
@@ -225,7 +100,8 @@ class TestLengths:
             expected = len(after), after.count(0)
             assert lengths.cut_to(max_length, len(before), before.count(0)) == expected
         assert lengths.cut_to(10, 14, 14) == (10, 10)
-        assert max(lengths.load_rows("mnli", "train", Path("/x"), Path("/x"), 64).encodings.lengths) == 64
+        recorded = lengths.load_rows("mnli", data=Path("/nowhere"), max_length=64)
+        assert max(recorded.encodings.lengths) == 64
 
     def test_batches(self) -> None:
         rows = lengths.load_rows("cola", data=Path("/nowhere"))
@@ -322,8 +198,8 @@ def test_a_step_trains_both_sides_alike() -> None:
 def test_padding_further_than_the_longest() -> None:
     encodings = nine_rows()
     assert padded_batch(encodings, [0, 2]).input_ids.shape == (2, 5)
-    ids, mask, types = padded_batch(encodings, [0, 2], 7)
-    assert ids.shape == mask.shape == types.shape == (2, 7)
+    ids, mask, segments = padded_batch(encodings, [0, 2], 7)
+    assert ids.shape == mask.shape == segments.shape == (2, 7)
     assert mask.sum(1).tolist() == [5, 3]
     assert padded_batch(encodings, [1], 7).input_ids.shape == (1, 17)
     assert padded_batch(encodings, [1], multiple=8).input_ids.shape == (1, 24)
@@ -367,6 +243,25 @@ class TestArithmetic:
         rate = arithmetic.matmul_rate_gflops(arithmetic.product_shapes(CONFIG, 9))
         assert rate.torch_gflops > 0
         assert rate.best_gflops == max(rate.torch_gflops, rate.onednn_gflops or 0)
+
+    def test_the_best_rate_is_that_of_one_of_the_sizes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def seconds(product: Callable[[], torch.Tensor], device: torch.device) -> float:
+            n = len(product())
+            return {8: 1e-6, 16: 2e-6, 24: 1e-5}[n]
+
+        monkeypatch.setattr(arithmetic, "_median_s", seconds)
+        cpu = torch.device("cpu")
+        # 2·8³ = 1,024 in 1 µs; 2·16³ = 8,192 in 2 µs; 2·24³ = 27,648 in 10 µs.
+        rate, size = arithmetic.best_matmul_gflops(cpu, torch.bfloat16, (8, 16, 24))
+        assert (rate, size) == (pytest.approx(4.096), 16)
+        monkeypatch.setattr(arithmetic, "_median_s", lambda *_: 1e-3)
+        # 4,000 bytes are read and 4,000 written in 1 ms.
+        assert arithmetic.copy_gb_per_s(cpu, 4000) == pytest.approx(8e-3)
+
+    def test_a_call_is_timed(self) -> None:
+        assert 0.002 <= arithmetic._median_s(lambda: time.sleep(0.002), torch.device("cpu")) < 0.1
 
 
 def test_a_profile_divides_the_whole_step() -> None:
