@@ -23,6 +23,7 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import TrainingError
+from spafit.kernels.cuda_graphs import record
 from spafit.training_step import MicroBatch, TrainingStep
 
 #: Records what a function does to the device without doing it; gives the function's result, which
@@ -42,8 +43,7 @@ class _Recorded(NamedTuple):
 
     def __call__(self, part: MicroBatch) -> torch.Tensor:
         """Run it on another batch of the same shape."""
-        for mine, new in zip(_tensors(self.given), _tensors(part), strict=True):
-            mine.copy_(new, non_blocking=True)
+        torch._foreach_copy_(_tensors(self.given), _tensors(part), non_blocking=True)
         self.replay()
         return self.loss.clone()  # the next replay writes there
 
@@ -152,6 +152,9 @@ class CapturedStep(TrainingStep):
                     "'auto'"
                 ) from error
             self._is_captured = False
+            # What was recorded before draws, and scales the loss, from a state that is no more.
+            self._recorded.clear()
+            self._update = None
             if scaler:  # nothing of the update was done, so it begins anew
                 fresh = torch.amp.GradScaler(self.device.type)
                 fresh.load_state_dict(scaler)
@@ -174,15 +177,7 @@ class CudaCapture:
         self, function: Callable[[], torch.Tensor]
     ) -> tuple[torch.Tensor, Callable[[], object]]:
         """Give the function's result, which holds what each replay computes, and the replay."""
-        state = torch.cuda.get_rng_state(self.device)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads may allocate meanwhile: the one that prepares the next batches does.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                result = function()
-        except BaseException:
-            torch.cuda.set_rng_state(state, self.device)
-            raise
+        result, graph = record(function, self.device, self.pool)
         return result, graph.replay
 
 
@@ -204,6 +199,6 @@ def _shape(part: MicroBatch, n: int) -> Shape:
     return (*layout.bucket, len(part.targets), n, prefix)
 
 
-def _tensors(part: MicroBatch) -> tuple[torch.Tensor, ...]:
-    prefix = () if part.prefix is None else (part.prefix,)
-    return (*part.batch.tensors(), part.targets, *prefix)
+def _tensors(part: MicroBatch) -> list[torch.Tensor]:
+    prefix = [] if part.prefix is None else [part.prefix]
+    return [*part.batch.tensors(), part.targets, *prefix]

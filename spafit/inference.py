@@ -200,18 +200,29 @@ def predict_logits(
     if device.type == "cpu":
         keep_freed_memory()
     order = encodings.by_length(range(len(encodings)))
-    logits = np.empty((len(encodings), model.num_labels), dtype=np.float32)
+    found = []
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast(arithmetic, device):
+        with (
+            torch.inference_mode(),
+            autocast(arithmetic, device),
+            # Triton launches on the current one.
+            torch.cuda.device_of(model.classifier.weight),  # type: ignore[no-untyped-call]
+        ):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                batch = encodings.packed(rows).to(device)
+                batch = encodings.packed(rows)
+                if device.type == "cuda":
+                    batch = batch.pinned()
+                batch = batch.to(device)
                 kept = None if prefix is None else prefix(rows, batch)
-                logits[rows] = model.forward_packed(batch, kept).float().cpu().numpy()
+                found.append(model.forward_packed(batch, kept).float())
     finally:
         model.train(was_training)
+    logits = np.empty((len(encodings), model.num_labels), dtype=np.float32)
+    if found:
+        logits[order] = torch.cat(found).cpu().numpy()  # the one place that waits for a GPU
     return logits
 
 
@@ -281,10 +292,14 @@ def tf32_products(enabled: bool = True) -> Iterator[None]:
 
     Unlike autocast it must enclose backward too, which is not recorded in it.
     """
-    before = torch.backends.cuda.matmul.fp32_precision
-    if enabled:
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    if not enabled:
+        yield
+        return
+    # By the older of PyTorch's two settings: torch.compile reads it, and refuses where only the
+    # newer one was set.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        torch.set_float32_matmul_precision(before)

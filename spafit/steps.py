@@ -93,6 +93,7 @@ class Readings(Generic[About]):
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._behind = 1 if device.type == "cuda" else 0
         self._waiting: deque[tuple[About, torch.Tensor, torch.cuda.Event | None]] = deque()
 
@@ -103,7 +104,7 @@ class Readings(Generic[About]):
         if self._behind:
             numbers = numbers.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
         self._waiting.append((about, numbers, event))
 
     def ready(self, wait: bool = False) -> Iterator[tuple[About, float, float]]:

@@ -164,6 +164,8 @@ def fit(
 
     start = time.perf_counter()
     with run or nullcontext(), _seeded(config.seed, device), ExitStack() as opened:
+        if device.type == "cuda":  # graphs and events are those of the current device
+            opened.enter_context(torch.cuda.device(device))
         if config.frozen_weights == "half":
             half = torch.bfloat16 if arithmetic == "bf16" else torch.float16
             opened.enter_context(frozen_stored_in(model, half))

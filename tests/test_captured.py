@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +20,12 @@ from small_runs import SmallRun, trained
 import spafit.captured
 import spafit.train_config
 from spafit.bert import BertForSequenceClassification
-from spafit.captured import CapturedStep, why_not_captured
+from spafit.captured import Capture, CapturedStep, why_not_captured
 from spafit.errors import ConfigError, TrainingError
 from spafit.feed import Feed
 from spafit.layout import Bucket, Packed
 from spafit.optimisation import make_optimizer
-from spafit.steps import Readings, compiled_forward
+from spafit.steps import Readings, compiled_forward, make_step
 from spafit.training_step import StepResult, TrainingStep
 
 CPU = torch.device("cpu")
@@ -40,6 +42,7 @@ class Recorder:
     dtype: torch.dtype = torch.float32
     recordings: int = 0
     replays: list[int] = field(default_factory=list)
+    results: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
 
     def __call__(
         self, function: Callable[[], torch.Tensor]
@@ -49,6 +52,7 @@ class Recorder:
         if number >= self.fails_at:
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
         result = torch.full((), math.nan, dtype=self.dtype)
+        self.results.append(weakref.ref(result))
 
         def replay() -> None:
             self.replays.append(number)
@@ -83,17 +87,21 @@ def run(step: TrainingStep, feed: Feed, seed: int = 0) -> list[tuple[float, floa
     return [(float(each.loss), float(each.grad_norm)) for each in results]
 
 
-def eager(model: BertForSequenceClassification) -> TrainingStep:
-    return TrainingStep(model, make_optimizer(model, learning_rate=1e-2, weight_decay=0.01))
+def eager(
+    model: BertForSequenceClassification, arithmetic: str = "float32", max_grad_norm: float = 1.0
+) -> TrainingStep:
+    optimizer = make_optimizer(model, learning_rate=1e-2, weight_decay=0.01)
+    return TrainingStep(model, optimizer, arithmetic=arithmetic, max_grad_norm=max_grad_norm)
 
 
 def captured(
     model: BertForSequenceClassification,
-    recorder: Recorder,
+    recorder: Capture,
     on_failure: Callable[[str], object] | None = None,
+    **settings: Any,
 ) -> CapturedStep:
     optimizer = make_optimizer(model, learning_rate=1e-2, weight_decay=0.01, capturable=True)
-    return CapturedStep(model, optimizer, on_failure=on_failure, capture=recorder)
+    return CapturedStep(model, optimizer, on_failure=on_failure, capture=recorder, **settings)
 
 
 class TestIsTheEagerStep:
@@ -167,6 +175,111 @@ class TestIsTheEagerStep:
             model.bert.pooler.dense.bias.copy_(kept)  # type: ignore[union-attr]
         assert math.isfinite(float(step(feed[1].parts, 1e-2).grad_norm))
 
+    @pytest.mark.parametrize("arithmetic", ["bf16", "fp16"])
+    def test_in_half_and_clipped_elsewhere(self, small: SmallRun, arithmetic: str) -> None:
+        settings = {"arithmetic": arithmetic, "max_grad_norm": 0.25}
+        results = run(captured(small.model(), Recorder(), **settings), make_feed(small))
+        assert results == run(eager(small.model(), **settings), make_feed(small))
+
+    def test_every_kind_of_batch_has_a_graph_of_its_own(self, small: SmallRun) -> None:
+        """Longer sequences at the same rows, and prefixes of either type; in turns."""
+
+        def results(step: TrainingStep) -> list[float]:
+            step.model.train()
+            step.model.bert.freeze_dropout()
+            plain = next(iter(make_feed(small))).parts[0]
+            layout = plain.batch.layout
+            longer = Packed(layout.lengths, bucket=Bucket(layout.rows, 2 * layout.longest))
+            prefix = step.model.bert.prefix(plain.batch)
+            kinds = [
+                plain,
+                plain._replace(batch=plain.batch._replace(layout=longer)),
+                plain._replace(prefix=prefix),
+                plain._replace(prefix=prefix.bfloat16()),
+            ]
+            torch.manual_seed(2)
+            return [float(step([kind], 2.0**-7).loss) for _ in range(3) for kind in kinds]
+
+        step = captured(small.model(), Recorder(), arithmetic="bf16")
+        assert results(step) == results(eager(small.model(), arithmetic="bf16"))
+        assert step.graphs == 4
+
+    def test_the_callers_batches_stay_as_they_are(self, small: SmallRun) -> None:
+        step = captured(small.model(), Recorder())
+        step.model.bert.freeze_dropout()
+        parts = [
+            part._replace(prefix=step.model.bert.prefix(part.batch))
+            for fed in make_feed(small)
+            for part in fed.parts
+        ]
+        before = copy.deepcopy(parts)
+        for part in parts * 2:
+            step([part], 2.0**-7)
+        for part, as_it_was in zip(parts, before, strict=True):
+            pairs = zip(
+                (*part.batch.tensors(), part.targets, part.prefix),
+                (*as_it_was.batch.tensors(), as_it_was.targets, as_it_was.prefix),
+                strict=True,
+            )
+            assert all(torch.equal(ours, theirs) for ours, theirs in pairs)  # type: ignore[arg-type]
+
+    def test_gradients_and_learning_rates_stay_where_they_are(self, small: SmallRun) -> None:
+        """The graphs of all shapes, and that of the update, work on the same memory."""
+        step = captured(small.model(), Recorder())
+        gradients = [parameter.grad for parameter in step.trained]
+        assert all(gradient is not None and not gradient.any() for gradient in gradients)
+        rates = [group["lr"] for group in step.optimizer.param_groups]
+        run(step, make_feed(small))
+        after = [parameter.grad for parameter in step.trained]
+        assert all(ours is theirs for ours, theirs in zip(gradients, after, strict=True))
+        found = [group["lr"] for group in step.optimizer.param_groups]
+        assert all(ours is theirs for ours, theirs in zip(rates, found, strict=True))
+
+
+class TestEagerStep:
+    """Oracle: the same steps in float32; PyTorch scales the loss of fp16 on a CPU too."""
+
+    def test_fp16(self, small: SmallRun) -> None:
+        ours, theirs = (
+            eager(small.model(dropout=False), arithmetic) for arithmetic in ("fp16", "float32")
+        )
+        found, expected = run(ours, make_feed(small)), run(theirs, make_feed(small))
+        assert ours.scaler.get_scale() == 2.0**16
+        assert max(abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)) < 1e-2
+        assert max(abs(a[1] / b[1] - 1) for a, b in zip(found, expected, strict=True)) < 5e-2
+
+    @pytest.mark.parametrize("arithmetic", ["float32", "fp16"])
+    def test_an_infinite_gradient_moves_nothing(self, small: SmallRun, arithmetic: str) -> None:
+        step = eager(small.model(), arithmetic)
+        before = copy.deepcopy(trained(step.model))
+        fed = next(iter(make_feed(small)))
+        handle = step.trained[0].register_hook(lambda gradient: gradient + math.inf)
+        assert math.isinf(float(step(fed.parts, 1e-2).grad_norm))
+        after = trained(step.model)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert step.scaler.get_scale() == (2.0**15 if arithmetic == "fp16" else 1.0)
+        handle.remove()
+        assert math.isfinite(float(step(fed.parts, 1e-2).grad_norm))
+        after = trained(step.model)
+        assert not any(torch.equal(before[name], after[name]) for name in before)
+
+    def test_nothing_is_kept(self, small: SmallRun) -> None:
+        step = eager(small.model())
+        result = step(next(iter(make_feed(small))).parts, 1e-2)
+        assert not result.loss.requires_grad
+        assert all(parameter.grad is None for parameter in step.trained)
+
+    def test_tf32_in_backward_too(self, small: SmallRun) -> None:
+        seen = []
+        step = eager(small.model(), "tf32")
+        for parameter in step.trained:
+            parameter.register_hook(
+                lambda _: seen.append(torch.backends.cuda.matmul.fp32_precision)
+            )
+        step(next(iter(make_feed(small))).parts, 1e-2)
+        assert seen == ["tf32"] * len(step.trained)
+        assert torch.get_float32_matmul_precision() == "highest"
+
 
 class TestFallback:
     """Oracle: the eager step; the reason is told once."""
@@ -201,13 +314,41 @@ class TestFallback:
             small.fit(step="compiled", recompute=(3,))
 
     def test_what_was_kept_is_given_back(self, small: SmallRun) -> None:
-        model = small.model()
-        step = captured(model, Recorder())
+        model, recorder = small.model(), Recorder()
+        step = captured(model, recorder)
         run(step, make_feed(small))
         assert step.graphs > 0
         step.close()
         assert step.graphs == 0
         assert all(parameter.grad is None for parameter in model.parameters())
+        assert len(recorder.results) > 1
+        assert not any(result() is not None for result in recorder.results)
+
+    def test_the_loss_scale_goes_on(self, small: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A recording of the update that fails has unscaled nothing, but its scaler says so."""
+        said: list[str] = []
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("no room")
+
+        def record(
+            function: Callable[[], torch.Tensor],
+        ) -> tuple[torch.Tensor, Callable[[], object]]:
+            with monkeypatch.context() as patch:
+                patch.setattr(step.optimizer, "step", fail)
+                function()
+            raise AssertionError
+
+        step = captured(small.model(), record, said.append, arithmetic="fp16")
+        fed = list(make_feed(small))
+        handle = step.trained[0].register_hook(lambda gradient: gradient + math.inf)
+        step(fed[0].parts, 1e-2)
+        handle.remove()
+        assert step.scaler.get_scale() == 2.0**15
+        step(fed[1].parts, 1e-2)
+        assert len(said) == 1
+        assert step.scaler.get_scale() == 2.0**15
+        assert math.isfinite(float(step(fed[2].parts, 1e-2).grad_norm))
 
 
 class TestRun:
@@ -233,6 +374,29 @@ class TestRun:
         worst = max(abs(a - b) for a, b in zip(result.losses, expected.losses, strict=True))
         assert worst < (1e-6 if cache == "off" else 1e-4)
         assert result.metrics == expected.metrics
+
+    @pytest.mark.parametrize("kind", ["eager", "captured", "compiled"])
+    def test_settings_reach_the_step(
+        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        monkeypatch.setattr(spafit.captured, "CudaCapture", lambda _: Recorder(1))
+        config = small.settings(
+            step=kind, precision="bf16", max_grad_norm=0.25, weight_decay=0.2, decay_biases=True
+        )
+        model, said = small.model(), []
+        step = make_step(model, config, said.append)
+        assert type(step) is (CapturedStep if kind == "captured" else TrainingStep)
+        assert (step.arithmetic, step.max_grad_norm) == ("bf16", 0.25)
+        groups = step.optimizer.param_groups
+        assert {group["weight_decay"] for group in groups} == {0.2}
+        assert {isinstance(group["lr"], torch.Tensor) for group in groups} == {kind == "captured"}
+        assert all(float(group["lr"]) == pytest.approx(config.learning_rate) for group in groups)
+        assert (step.forward == model.forward_packed) == (kind != "compiled")
+        if kind == "captured":
+            fed = next(iter(make_feed(small)))
+            for _ in range(2):
+                step(fed.parts, 1e-2)
+            assert len(said) == 1
 
 
 class TestBucket:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import stat
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +108,22 @@ class TestChoice:
         choices.fastest("d", "s", CPU, ["a"], forms.run, timer=lambda call, _: [1.0])
         assert torch.equal(torch.get_rng_state(), before)
 
+    def test_no_graph_of_autograds_is_left_when_the_clock_runs(self) -> None:
+        """A graph that is recorded while one is there is broken by it (its streams)."""
+        made: list[weakref.ref[torch.Tensor]] = []
+
+        def run(form: str, dropout: float) -> list[torch.Tensor]:
+            x = torch.ones(3, requires_grad=True)
+            made.append(weakref.ref(x))
+            return [2 * x]
+
+        def timer(call: Callable[[], object], device: torch.device) -> list[float]:
+            gc.collect()
+            assert all(each() is None for each in made)
+            return [1.0]
+
+        assert choices.fastest("d", "s", CPU, ["a", "plain"], run, timer=timer) == "a"
+
     def test_a_real_clock(self) -> None:
         def run(form: str, dropout: float) -> list[torch.Tensor]:
             x = torch.ones(200, 200)
@@ -147,6 +165,16 @@ class TestRefusals:
     def test_rounding_is_no_disagreement(self) -> None:
         forms = Forms(a=1.0, plain=2.0)
         forms.wrong["a"] = 2 * torch.arange(5.0) * (1 + 1e-4)
+        assert forms.fastest() == "a"
+
+    def test_want_of_memory_is_not_remembered(self, place: Path) -> None:
+        forms = Forms(a=1.0, plain=2.0)
+        forms.failing["a"] = torch.OutOfMemoryError("CUDA out of memory")
+        assert forms.fastest() == "plain"
+        assert not place.exists()
+        assert forms.fastest() == "plain"  # in this process it is
+        choices.forget()
+        del forms.failing["a"]
         assert forms.fastest() == "a"
 
     def test_where_the_plain_form_fails_it_is_an_error(self) -> None:

@@ -17,7 +17,7 @@ from small_runs import SmallRun, write_glue
 
 from spafit import cli, commands
 from spafit.cli import main
-from spafit.kernels import choices
+from spafit.kernels import choices, forms
 from spafit.methods import plan
 from spafit.plans import Plan
 from spafit.version import __version__
@@ -314,6 +314,7 @@ def pretend_gpu(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     # What is known of another test's GPU is not this one's.
     monkeypatch.setattr(choices, "device_name", choices.device_name.__wrapped__)
+    monkeypatch.setattr(forms, "_why_too_old", forms._why_too_old.__wrapped__)
 
 
 RECENT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]

@@ -15,7 +15,8 @@ PACKAGE = Path(spafit.__file__).parent
 # unless they stand in that order.
 ORDER = """
     version errors strict_json folders config
-    kernels.forms kernels.stacking kernels.products kernels.dropout kernels.choices
+    kernels.forms kernels.stacking kernels.products kernels.dropout kernels.cuda_graphs
+    kernels.choices
     kernels.triton_common
     kernels.attention kernels.triton_attention kernels.varlen_attention kernels.packed_attention
     kernels.triton_add_norm kernels.add_norm

@@ -332,15 +332,15 @@ class TestPrecision:
 
     def test_tf32_is_switched_on_inside_alone(self) -> None:
         setting = torch.backends.cuda.matmul
-        before = setting.fp32_precision
+        before = torch.get_float32_matmul_precision()
         with autocast("tf32", GPU):
             assert setting.fp32_precision == "tf32"
             assert precision_of(torch.float32) == "tf32"
             assert precision_of(torch.bfloat16) == "ieee"
-        assert setting.fp32_precision == before
+        assert torch.get_float32_matmul_precision() == before == "highest"
         with pytest.raises(ZeroDivisionError), tf32_products():
             _ = 1 / 0
-        assert setting.fp32_precision == before
+        assert torch.get_float32_matmul_precision() == before == "highest"
         with tf32_products(False):
             assert precision_of(torch.float32) == "ieee"
 

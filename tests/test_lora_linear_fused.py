@@ -16,7 +16,7 @@ from torch import library as torch_library
 from torch.utils.checkpoint import checkpoint
 
 from spafit.errors import ConfigError
-from spafit.kernels import Part, lora_linear, stacked_linear
+from spafit.kernels import Part, lora_linear, products, stacked_linear
 from spafit.kernels.stacking import are_together
 
 # The module, which the function of the same name hides as an attribute of the package.
@@ -305,7 +305,8 @@ class TestOrders:
 
         with Orders(merged, merged):
             y = stacked_linear(x, parts)
-            monkeypatch.setattr(KERNEL, "product", counted)
+            for module in (KERNEL, products):
+                monkeypatch.setattr(module, "product", counted)
             monkeypatch.setattr(KERNEL, "_up", up_counted)
             y.sum().backward()
         expected = list(shapes)
@@ -331,7 +332,8 @@ class TestOrders:
             result: torch.Tensor = product(a, W, b)
             return result
 
-        monkeypatch.setattr(KERNEL, "product", counted)
+        for module in (KERNEL, products):
+            monkeypatch.setattr(module, "product", counted)
         y.sum().backward()
         assert calls == [(OUTS[1], N, N_IN)]
 

@@ -20,6 +20,7 @@ from spafit import layout as layout_module
 from spafit.adapters import LayerNorm, Linear
 from spafit.bert import BertForSequenceClassification, SelfAttention, set_impl
 from spafit.errors import ConfigError, SpafitError
+from spafit.kernels import products
 from spafit.layout import Packed, PackedBatch, Padded
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
@@ -109,7 +110,8 @@ def products_counted() -> Iterator[list[tuple[int, int, int]]]:
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KERNEL, "product", counted)
+        for module in (KERNEL, products):
+            patch.setattr(module, "product", counted)
         yield calls
 
 

@@ -199,7 +199,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
 class TestAccumulation:
     """Oracle: the same run in one part. Float64, dropout off: rounding alone may differ."""
 
-    @pytest.mark.parametrize("accumulation", [3, 7])
+    @pytest.mark.parametrize("accumulation", [2, 3, 7])
     def test_parts_make_the_same_steps(self, small: SmallRun, accumulation: int) -> None:
         models = [small.model(dtype=torch.float64, dropout=False) for _ in range(2)]
         whole, parts = (

@@ -24,7 +24,7 @@ from linear_maps import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from spafit.kernels import Part, stacked_linear, triton_linear
+from spafit.kernels import Part, products, stacked_linear, triton_linear
 
 
 class TestOnlyWhatIsAskedFor:
@@ -43,14 +43,15 @@ class TestOnlyWhatIsAskedFor:
             return
         asked = [tensor for tensor in sources.values() if tensor.requires_grad]
         pull = draw(*y.shape, seed=7)
-        products = []
+        made = []
         product = triton_linear.product
 
         def counted(a: torch.Tensor, *rest: Any) -> torch.Tensor:
-            products.append(a.shape)
+            made.append(a.shape)
             return product(a, *rest)
 
-        monkeypatch.setattr(triton_linear, "product", counted)
+        for module in (triton_linear, products):
+            monkeypatch.setattr(module, "product", counted)
         launches = Launches(monkeypatch, "_narrow", "_forward", "_dx", "_gradients")
         y.backward(pull)
         counts = {name: len(grids) for name, grids in launches.grids.items()}
@@ -63,7 +64,7 @@ class TestOnlyWhatIsAskedFor:
         }
         for grid in launches.grids["_gradients"]:
             assert grid == (2 * (flags["lora_A"] + flags["lora_B"]), 1)  # a tile a part
-        assert len(products) == 2 * flags["weight"]
+        assert len(made) == 2 * flags["weight"]
         plain = stacked_linear(x, parts, impl="reference")
         expected = torch.autograd.grad(plain, asked, pull)
         for tensor, gradient in zip(asked, expected, strict=True):

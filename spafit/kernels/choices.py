@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from spafit.folders import cache_folder
+from spafit.kernels.cuda_graphs import record, recording_stream
 
 #: Gives the results (output, gradients) of a form for a rate of dropout.
 Run = Callable[[str, float], Sequence[torch.Tensor]]
@@ -89,7 +90,10 @@ def fastest(
     if not (isinstance(entry, dict) and entry.get("choice") in forms):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             entry = measure(forms, run, dropout, device, timer or milliseconds)
-        _remember(where, operation, shape, entry)
+        reasons = entry.get("refused", {}).values()
+        # Another time there may be room.
+        if not any(reason.startswith("OutOfMemoryError") for reason in reasons):
+            _remember(where, operation, shape, entry)
     chosen: str = entry["choice"]
     _made[where, operation, shape] = chosen
     return chosen
@@ -133,7 +137,8 @@ def measure(
     refused: dict[str, str] = {}
     for form in forms:
         try:
-            found = run(form, 0.0)
+            # Detached: a graph of autograd's that is still there would break the recording.
+            found = [each.detach() for each in run(form, 0.0)]
             difference = _difference(found, expected)
             if not difference <= _TOLERANCE.get(found[0].dtype, 1e-9):
                 refused[form] = f"differs from {forms[-1]} by {difference:.2g} of the largest"
@@ -149,7 +154,7 @@ def measure(
 def _difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
     """Give the largest difference, as a share of the largest magnitude; NaN where one is NaN."""
     shares = [
-        ((a.detach().float() - b).abs().max() / b.abs().max().clamp(min=1e-30)).reshape(1)
+        ((a.float() - b).abs().max() / b.abs().max().clamp(min=1e-30)).reshape(1)
         for a, b in zip(found, expected, strict=True)
         if b.numel()
     ]
@@ -172,15 +177,13 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> list[float
             call()
             times.append(1000 * (time.perf_counter() - start))
         return times
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = recording_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
             call()
     torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    _, graph = record(call, device)
     graph.replay()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(_ROUNDS + 1)]  # type: ignore[no-untyped-call]
     marks[0].record()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -58,6 +59,8 @@ def why_no_triton(device: torch.device, dtype: torch.dtype = torch.float32) -> s
 
 
 def _why_not_on(device: torch.device) -> str:
+    if device.type == "cuda" and (reason := _why_too_old(device)):
+        return reason
     if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; a CUDA build of torch brings it along"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -67,6 +70,11 @@ def _why_not_on(device: torch.device) -> str:
         return f"Triton needs a CUDA device, found {device}"
     if interpreted:
         return "TRITON_INTERPRET=1 is set, which runs Triton on the CPU; unset it"
+    return ""
+
+
+@functools.cache
+def _why_too_old(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"Triton needs compute capability 8.0, {device} has {major}.{minor}"
@@ -79,6 +87,13 @@ def suits_triton(*tensors: torch.Tensor | None) -> bool:
     return not torch.compiler.is_compiling() and all(
         each.device.type == "cuda" and not why_no_triton(each.device, each.dtype) for each in given
     )
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Name the arithmetic of products in a type: of float32, "float32" or "tf32"."""
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return str(dtype).removeprefix("torch.")
 
 
 def has_triton(device: torch.device) -> bool:

@@ -30,6 +30,7 @@ from spafit.kernels.choices import fastest
 from spafit.kernels.dropout import apply_mask, keep_mask
 from spafit.kernels.forms import (
     choose_form,
+    precision,
     refuse_second_derivative,
     require_triton,
     suits_triton,
@@ -48,7 +49,7 @@ from spafit.kernels.parts import (
     wide,
     width_in,
 )
-from spafit.kernels.products import product
+from spafit.kernels.products import product, transposed_product
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -206,6 +207,10 @@ def _in_form(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> t
     apart = any(part.dropout for part in parts)
     if len(parts) > 1 and (not are_uniform(parts) if form == "triton" else apart):
         return torch.cat([_in_form(x, [part], gelu, form) for part in parts], dim=-1)
+    if form == "triton":
+        # Triton launches on the current device; backward is on x's already.
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            return _as_one(x, parts, gelu, form)
     return _as_one(x, parts, gelu, form)
 
 
@@ -219,25 +224,45 @@ def _faster(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> str:
     N, rate = x.numel() // x.shape[-1], parts[0].dropout
     shape = (
         f"N<={1 << (N - 1).bit_length()} in={width_in(parts)} out={outs(parts)} r={ranks(parts)} "
-        f"dropout={rate > 0} gelu={gelu} {x.dtype} weights {parts[0].weight.dtype} learnt {learnt}"
+        f"dropout={rate > 0} gelu={gelu} {precision(x.dtype)} weights {parts[0].weight.dtype} "
+        f"learnt {learnt}"
     )
 
-    generator = torch.Generator(x.device).manual_seed(0)
-    given = torch.randn(N, x.shape[-1], generator=generator, device=x.device).to(x.dtype)
-    given.requires_grad_(learns and x.requires_grad)
-    fields = [
-        [None if t is None else t.detach().requires_grad_(learns and t.requires_grad) for t in row]
-        for row in list(zip(*parts, strict=True))[:5]
-    ]
-    candidates = [given, *(tensor for row in fields for tensor in row)]
-    leaves = [each for each in candidates if each is not None and each.requires_grad]
-    scalings = [part.scaling for part in parts]
+    made: list[tuple[torch.Tensor, list[Part]]] = []
 
     def run(form: str, rate: float) -> list[torch.Tensor]:
-        y = _in_form(given, make_parts(fields, scalings, rate), gelu, form)
+        if not made:  # not before: nothing is drawn where the choice is known
+            made.append(_stand_ins(x, parts))
+        given, mine = made[0]
+        y = _in_form(given, [part._replace(dropout=rate) for part in mine], gelu, form)
+        candidates = [given, *(tensor for part in mine for tensor in part[:5])]
+        leaves = [each for each in candidates if each is not None and each.requires_grad]
         return [y, *torch.autograd.grad(y, leaves, y.detach())] if leaves else [y]
 
     return fastest("linear map", shape, x.device, ["triton", "fused"], run, rate)
+
+
+def _stand_ins(x: torch.Tensor, parts: Sequence[Part]) -> tuple[torch.Tensor, list[Part]]:
+    """Give numbers (N, in) to measure with, and the parts, with a B that is not 0."""
+    learns = torch.is_grad_enabled()
+    generator = torch.Generator(x.device).manual_seed(0)
+
+    def drawn(like: torch.Tensor, size: float) -> torch.Tensor:
+        numbers = torch.randn(like.shape, generator=generator, device=like.device)
+        return (size * numbers).to(like.dtype).requires_grad_(learns and like.requires_grad)
+
+    rows = [
+        [
+            None if each is None else each.detach().requires_grad_(learns and each.requires_grad)
+            for each in part[:4]
+        ]
+        + [None if part.lora_B is None else drawn(part.lora_B, 0.02)]
+        for part in parts
+    ]
+    fields = list(zip(*rows, strict=True))
+    mine = make_parts(fields, [part.scaling for part in parts], parts[0].dropout)
+    given = drawn(x.detach().reshape(-1, x.shape[-1]), 1.0)
+    return given.requires_grad_(learns and x.requires_grad), mine
 
 
 def _as_one(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> torch.Tensor:
@@ -309,7 +334,7 @@ def backward(
         assert x is not None
         for i, dY_i in enumerate(torch.split(dY, outs(parts), dim=1)):
             if needs_W[i]:
-                dW[i] = _transposed_product(dY_i, x).to(parts[i].weight.dtype)
+                dW[i] = transposed_product(dY_i, x).to(parts[i].weight.dtype)
 
     V = None
     merges = needs_x and merges_backward(dY, parts)
@@ -320,12 +345,12 @@ def backward(
         U = _down(x, parts, kept.mask) if kept.U is None else kept.U
         for i, (part, dY_i, U_i) in zip(numbers, _adapted(parts, dY, U), strict=True):
             if needs_B[i]:
-                dB_i = _transposed_product(dY_i, U_i).mul_(part.scaling)  # (out, r)
+                dB_i = transposed_product(dY_i, U_i).mul_(part.scaling)  # (out, r)
                 dB[i] = dB_i.to(part.B.dtype)
     if any(needs_A):
         assert x is not None and V is not None
         dropped = x if kept.mask is None else apply_mask(x, kept.mask, parts[0].dropout)
-        together = _transposed_product(V, dropped)  # (R, in)
+        together = transposed_product(V, dropped)  # (R, in)
         for i, dA_i in zip(numbers, torch.split(together, ranks(parts)), strict=True):
             if needs_A[i]:
                 dA[i] = dA_i.to(parts[i].A.dtype)
@@ -414,13 +439,6 @@ def _up(dY: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
     for part, dY_i, V_i in _adapted(parts, dY, V):
         torch.mm(dY_i, part.scaling * part.B.to(dY.dtype), out=V_i)
     return V
-
-
-def _transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Give aᵀ b for a (N, m) and b (N, n), in float32 or wider: the gradient of a matrix."""
-    dtype = wide(a.dtype)
-    # oneDNN takes a transposed matrix as it lies, but is slow beyond use on columns cut from one.
-    return product(a.to(dtype).contiguous().t(), b.to(dtype).contiguous().t(), None)
 
 
 def _functions(form: str) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -19,7 +19,12 @@ from spafit.errors import ConfigError
 from spafit.kernels.attention import attention
 from spafit.kernels.choices import fastest
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
-from spafit.kernels.forms import choose_form, refuse_second_derivative, why_no_triton
+from spafit.kernels.forms import (
+    choose_form,
+    precision,
+    refuse_second_derivative,
+    why_no_triton,
+)
 from spafit.kernels.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
 
 BY_SPANS = ("triton", "flash", "efficient")
@@ -255,11 +260,14 @@ def _fastest(
     T = max(64, 1 << (spans.longest - 1).bit_length())
     key = (
         f"N<={1 << (len(QKV) - 1).bit_length()} T<={T} A={num_heads} Dh={head_size} "
-        f"dropout={dropout > 0} backward={learns} {QKV.dtype}"
+        f"dropout={dropout > 0} backward={learns} {precision(QKV.dtype)}"
     )
-    given = _stand_in(QKV, learns)
+    made: list[torch.Tensor] = []
 
     def run(form: str, rate: float) -> list[torch.Tensor]:
+        if not made:  # not before: nothing is drawn where the choice is known
+            made.append(_stand_in(QKV, learns))
+        [given] = made
         H1 = packed_attention(given, groups, num_heads, rate, form, spans)
         return [H1, *torch.autograd.grad(H1, given, H1.detach())] if learns else [H1]
 

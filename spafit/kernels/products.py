@@ -71,6 +71,30 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return F.linear(x, weight, bias)
 
 
+def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Give aᵀ b, the gradient of a matrix: a sum over rows, in float32 or wider.
+
+    Parameters
+    ----------
+    a : torch.Tensor, (N, m)
+        Such as dY.
+    b : torch.Tensor, (N, n)
+        Of the same type, such as x.
+
+    Returns
+    -------
+    torch.Tensor, (m, n)
+        In float32 where the factors are half as wide.
+    """
+    is_half = a.dtype in (torch.float16, torch.bfloat16)
+    if is_half and a.device.type == "cuda" and a.dtype == b.dtype:
+        summed: torch.Tensor = torch.mm(a.t(), b, out_dtype=torch.float32)
+        return summed
+    dtype = torch.float32 if is_half else a.dtype
+    # oneDNN takes a transposed matrix as it lies, but is slow beyond use on columns cut from one.
+    return product(a.to(dtype).contiguous().t(), b.to(dtype).contiguous().t(), None)
+
+
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.dtype == torch.float32

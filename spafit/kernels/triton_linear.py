@@ -36,7 +36,7 @@ from spafit.kernels.parts import (
     ranks,
     width_in,
 )
-from spafit.kernels.products import product
+from spafit.kernels.products import product, transposed_product
 from spafit.kernels.triton_common import dot, draw_seed, precision_of, rounded
 from spafit.kernels.triton_gelu import add_bias_gelu, bias_gelu_backward
 from spafit.kernels.triton_low_rank import (
@@ -373,7 +373,7 @@ def backward(
         assert x is not None
         for i, dY_i in enumerate(torch.split(dY, outs(parts), dim=1)):
             if needs_W[i]:
-                gradients[0][i] = product(dY_i.t(), x.t(), None).to(parts[i].weight.dtype)
+                gradients[0][i] = transposed_product(dY_i, x).to(parts[i].weight.dtype)
 
     dx = V = None
     if needs_x and not ranks(parts):
