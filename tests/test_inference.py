@@ -24,7 +24,7 @@ from spafit.inference import (
     resolve_precision,
     tf32_products,
 )
-from spafit.kernels.triton_common import precision_of
+from spafit.kernels.forms import precision
 from spafit.tokenization import Tokenizer
 from spafit.vocabulary import Recipe
 from spafit.weights import load_pretrained
@@ -335,14 +335,14 @@ class TestPrecision:
         before = torch.get_float32_matmul_precision()
         with autocast("tf32", GPU):
             assert setting.fp32_precision == "tf32"
-            assert precision_of(torch.float32) == "tf32"
-            assert precision_of(torch.bfloat16) == "ieee"
+            assert precision(torch.float32) == "tf32"
+            assert precision(torch.bfloat16) == "bfloat16"
         assert torch.get_float32_matmul_precision() == before == "highest"
         with pytest.raises(ZeroDivisionError), tf32_products():
             _ = 1 / 0
         assert torch.get_float32_matmul_precision() == before == "highest"
         with tf32_products(False):
-            assert precision_of(torch.float32) == "ieee"
+            assert precision(torch.float32) == "float32"
 
     @pytest.mark.parametrize("asked", ["fp8", "", "BF16", None, 16])
     def test_unknown(self, asked: Any) -> None:

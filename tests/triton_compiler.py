@@ -25,6 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
+pytest.importorskip("triton")
+
 
 @dataclass(frozen=True)
 class CompiledKernel:

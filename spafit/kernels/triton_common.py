@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from spafit.kernels.forms import precision
+
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 """Whether kernels run in numpy on the CPU."""
 
@@ -62,5 +64,4 @@ def draw_seed(device: torch.device) -> torch.Tensor:
 
 def precision_of(dtype: torch.dtype) -> str:
     """Name the precision of float32 products, as PyTorch's own setting has it: "tf32" or "ieee"."""
-    is_tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if is_tf32 else "ieee"
+    return "tf32" if precision(dtype) == "tf32" else "ieee"
