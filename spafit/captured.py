@@ -158,6 +158,7 @@ class CapturedStep(TrainingStep):
             if scaler:  # nothing of the update was done, so it begins anew
                 fresh = torch.amp.GradScaler(self.device.type)
                 fresh.load_state_dict(scaler)
+                fresh.scale(torch.zeros((), device=self.device))  # which makes what was loaded
                 self.scaler = fresh
             self._on_failure(f"steps are eager: they cannot be captured as CUDA graphs ({reason})")
             return None

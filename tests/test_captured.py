@@ -23,7 +23,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.captured import Capture, CapturedStep, why_not_captured
 from spafit.errors import ConfigError, TrainingError
 from spafit.feed import Feed
-from spafit.layout import Bucket, Packed
+from spafit.layout import Bucket, Packed, PackedBatch
 from spafit.optimisation import make_optimizer
 from spafit.steps import Readings, compiled_forward, make_step
 from spafit.training_step import StepResult, TrainingStep
@@ -334,21 +334,32 @@ class TestFallback:
         def record(
             function: Callable[[], torch.Tensor],
         ) -> tuple[torch.Tensor, Callable[[], object]]:
+            before = [parameter.grad.clone() for parameter in ours.trained]  # type: ignore[union-attr]
             with monkeypatch.context() as patch:
-                patch.setattr(step.optimizer, "step", fail)
-                function()
-            raise AssertionError
+                patch.setattr(ours.optimizer, "step", fail)
+                try:
+                    function()
+                finally:  # for a graph computes nothing while it is recorded
+                    for parameter, gradient in zip(ours.trained, before, strict=True):
+                        parameter.grad.copy_(gradient)  # type: ignore[union-attr]
+            raise AssertionError("the update was not recorded")
 
-        step = captured(small.model(), record, said.append, arithmetic="fp16")
-        fed = list(make_feed(small))
-        handle = step.trained[0].register_hook(lambda gradient: gradient + math.inf)
-        step(fed[0].parts, 1e-2)
-        handle.remove()
-        assert step.scaler.get_scale() == 2.0**15
-        step(fed[1].parts, 1e-2)
+        def results(step: TrainingStep) -> list[float]:
+            torch.manual_seed(0)
+            step.model.train()
+            fed = list(make_feed(small))
+            handle = step.trained[0].register_hook(lambda gradient: gradient + math.inf)
+            step(fed[0].parts, 2.0**-7)  # which halves the scale
+            handle.remove()
+            # The next one is of another shape, so that the update alone is recorded.
+            after = [step(each.parts, 2.0**-7) for each in (fed[4], *fed[:4])]
+            assert step.scaler.get_scale() == 2.0**15
+            return [float(each.grad_norm) for each in after]
+
+        ours = captured(small.model(), record, said.append, arithmetic="fp16")
+        assert results(ours) == results(eager(small.model(), "fp16"))
         assert len(said) == 1
-        assert step.scaler.get_scale() == 2.0**15
-        assert math.isfinite(float(step(fed[2].parts, 1e-2).grad_norm))
+        assert "RuntimeError: no room" in said[0]
 
 
 class TestRun:
@@ -422,6 +433,8 @@ class TestBucket:
             Packed([60, 4], bucket=Bucket(64, 64))
         with pytest.raises(ConfigError, match="do not fit"):
             Packed([60, 70], bucket=Bucket(192, 64))
+        with pytest.raises(ConfigError, match="do not fit"):  # the filler is a sequence too
+            Packed([60, 4], bucket=Bucket(192, 64))
 
     @pytest.mark.parametrize("impl", ["auto", "reference"])
     def test_same_logits_and_gradients(self, small: SmallRun, impl: str) -> None:
@@ -446,6 +459,40 @@ class TestBucket:
         ]
         assert shapes[0] == shapes[1] == shapes[2]
         assert len(shapes[0]) == 5
+
+    @pytest.mark.parametrize("count", [511, 512, 513, 1024, 4096])
+    def test_many_short_ones_fit(self, count: int) -> None:
+        """The filler may be longer than any of them."""
+        bucket = Bucket.of([4] * count)
+        layout = Packed([4] * count, bucket=bucket)
+        assert layout.filler <= bucket.longest
+
+    @pytest.mark.parametrize(("longest", "bucket"), [(1, 64), (64, 64), (65, 128), (128, 128)])
+    def test_longest(self, longest: int, bucket: int) -> None:
+        assert Bucket.of([longest, 1]).longest == bucket
+
+    def test_spans_cover_all_rows(self) -> None:
+        spans = Packed([100, 30], bucket=Bucket(192, 128)).spans
+        assert spans.boundaries.tolist() == [0, 100, 130, 192]
+        assert (spans.tokens, spans.longest) == (192, 128)
+
+    def test_every_tensor_is_changed(
+        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """None is made anew at its first use, which a graph would not see."""
+        changed: list[torch.Tensor] = []
+
+        def pin(tensor: torch.Tensor) -> torch.Tensor:
+            changed.append(tensor.clone())
+            return changed[-1]
+
+        monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+        batch = next(iter(make_feed(small))).parts[0].batch
+        tensors = batch.pinned().tensors()
+        assert all(ours is theirs for ours, theirs in zip(tensors, changed, strict=True))
+        pairs = zip(tensors, batch.tensors(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+        assert [torch.equal(a, b) for a, b in zip(tensors, batch[:3], strict=False)] == [True] * 3
 
 
 def test_results_are_read_in_order() -> None:
@@ -476,6 +523,31 @@ class TestCompiled:
             if step is compiled:
                 first = losses
         assert max(abs(a - b) for a, b in zip(first, losses, strict=True)) < 1e-5
+
+    def test_what_is_compiled(self, small: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[dict[str, object]] = []
+
+        def compile_nothing(
+            function: Callable[..., torch.Tensor], **how: object
+        ) -> Callable[..., torch.Tensor]:
+            def compiled(batch: PackedBatch, prefix: torch.Tensor | None) -> torch.Tensor:
+                assert {"groups", "whole", "spans", "first_rows"} <= vars(batch.layout).keys()
+                return function(batch, prefix)
+
+            asked.append(how)
+            return compiled
+
+        monkeypatch.setattr(torch, "compile", compile_nothing)
+        model = small.model(dropout=False)
+        forward = compiled_forward(model)
+        assert asked == [{"fullgraph": True, "dynamic": True, "backend": "inductor"}]
+        batch = next(iter(make_feed(small))).parts[0].batch
+        plain = forward(batch)
+        assert torch.equal(plain, model.forward_packed(batch))
+        prefix = 1.5 * model.bert.prefix(batch)
+        logits = forward(batch, prefix)
+        assert torch.equal(logits, model.forward_packed(batch, prefix))
+        assert not torch.equal(logits, plain)
 
     @pytest.mark.slow
     def test_a_compiled_run(self, small: SmallRun) -> None:

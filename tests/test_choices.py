@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import stat
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +185,42 @@ class TestRefusals:
         with pytest.raises(RuntimeError, match="out of memory"):
             forms.fastest()
 
+    @pytest.mark.parametrize(
+        "results",
+        [
+            [2 * torch.arange(5.0), torch.tensor([0.0, 1, 2, 3, torch.nan])],
+            [2 * torch.arange(5.0), torch.tensor([0.0, 1, 2, 3, 3.9])],
+            [2 * torch.arange(5.0)],
+        ],
+    )
+    def test_one_whose_gradients_disagree(self, results: list[torch.Tensor]) -> None:
+        forms = Forms(plain=2.0)
+        run = {"a": lambda: results, "plain": lambda: forms.run("plain", 0.0)}
+        names, timer = ["a", "plain"], lambda call, _: [1.0]
+        assert choices.fastest("d", "s", CPU, names, lambda f, _: run[f](), timer=timer) == "plain"
+
+    def test_float64_is_held_to_its_own_rounding(self) -> None:
+        def run(form: str, dropout: float) -> list[torch.Tensor]:
+            return [torch.ones(3, dtype=torch.float64) + (1e-6 if form == "a" else 0.0)]
+
+        names = ["a", "plain"]
+        assert choices.fastest("d", "s", CPU, names, run, timer=lambda call, _: [1.0]) == "plain"
+
+    @pytest.mark.parametrize("result", [torch.zeros(3), torch.zeros(0)])
+    def test_zeros_and_nothing_agree(self, result: torch.Tensor) -> None:
+        def run(form: str, dropout: float) -> list[torch.Tensor]:
+            return [result]
+
+        names = ["a", "plain"]
+        assert choices.fastest("d", "s", CPU, names, run, timer=lambda call, _: [1.0]) == "a"
+
+    def test_where_no_form_can_be_timed_the_plain_one_is_taken(self, place: Path) -> None:
+        def timer(call: Callable[[], object], device: torch.device) -> list[float]:
+            raise RuntimeError("the clock has stopped")
+
+        assert Forms(a=1.0, plain=2.0).fastest(timer=timer) == "plain"
+        assert set(self.entry(place)["refused"]) == {"a", "plain"}
+
 
 class TestFile:
     """A file that cannot be read or written never stops anything."""
@@ -234,6 +272,36 @@ class TestFile:
             os.umask(before)
         assert stat.S_IMODE(place.stat().st_mode) == 0o640
 
+    def test_who_reads_meanwhile_reads_a_whole_file(self, place: Path) -> None:
+        Forms(a=2.0, b=1.0).fastest("first")
+        before = place.read_text()
+        with place.open() as held:
+            Forms(a=2.0, b=1.0).fastest("second")
+            assert held.read() == before != place.read_text()
+
+    def test_what_is_remembered_is_sound(self, place: Path) -> None:
+        place.parent.mkdir(parents=True)
+        sound = {"choice": "a", "median_ms": {"a": 1.0}}
+        entries = {"N=5": sound, "N=6": {"choice": 3}, "N=7": {}, "N=8": [], "N=9": None}
+        where = choices.device_name(CPU)
+        place.write_text(json.dumps({where: {"doubling": entries, "other": 3}, "card": {"x": {}}}))
+        assert choices.remembered(CPU) == {"doubling": {"N=5": sound}}
+        assert choices.remembered(torch.device("meta")) == {}
+
+    def test_another_torch_chooses_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert choices.device_name(CPU).startswith(f"cpu, torch {torch.__version__}")
+        assert Forms(a=2.0, b=1.0).fastest() == "b"
+        monkeypatch.setattr(choices, "device_name", choices.device_name.__wrapped__)
+        monkeypatch.setattr(torch, "__version__", "99.0")
+        assert Forms(a=1.0, b=2.0).fastest() == "a"
+
+
+def test_what_warms_up_is_not_timed() -> None:
+    calls: list[int] = []
+    times = choices.milliseconds(lambda: calls.append(1), CPU)
+    assert 0 < len(times) < len(calls)
+    assert all(time >= 0 for time in times)
+
 
 @pytest.mark.skipif(not forms.has_triton(CPU), reason="runs in Triton's interpreter")
 class TestOperations:
@@ -281,3 +349,38 @@ class TestOperations:
         before = len(calls)
         stacked_linear(x, parts, gelu=gelu)
         assert len(calls) == before + 1
+
+
+class TestWhyNoTriton:
+    """Oracle: an environment that is given."""
+
+    @pytest.fixture(autouse=True)
+    def environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Triton is installed and not loaded; no card is too old."""
+        monkeypatch.delitem(sys.modules, "triton", raising=False)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+        monkeypatch.setattr(forms, "_why_too_old", lambda _: "")
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_where_it_runs(self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+        assert forms.why_no_triton(torch.device("cuda"), dtype) == ""
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert forms.why_no_triton(CPU, dtype) == ""
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setitem(sys.modules, "triton", forms)  # loaded from wherever
+        assert forms.why_no_triton(CPU, dtype) == ""
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+    def test_other_types(self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+        assert f"found {dtype}" in forms.why_no_triton(torch.device("cuda"), dtype)
+        monkeypatch.setattr(forms, "_why_too_old", lambda _: "too old")
+        assert forms.why_no_triton(torch.device("cuda"), dtype) == "too old"
+
+    def test_other_machines(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "TRITON_INTERPRET=1 runs it on the CPU" in forms.why_no_triton(CPU)
+        assert "a CUDA device, found meta" in forms.why_no_triton(torch.device("meta"))
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert "unset it" in forms.why_no_triton(torch.device("cuda"))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+        assert "is not installed" in forms.why_no_triton(CPU)

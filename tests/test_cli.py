@@ -9,13 +9,14 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from small_runs import SmallRun, write_glue
 
-from spafit import cli, commands
+from spafit import cli, commands, doctor
 from spafit.cli import main
 from spafit.kernels import choices, forms
 from spafit.methods import plan
@@ -382,7 +383,9 @@ class TestDoctor:
                 RECENT,
                 "install torch 2.14 or earlier in its build for CUDA 12.6 (cu126)",
             ),
+            ("Xavier", (7, 2), RECENT, "install torch 2.14 or earlier in its build for CUDA 12.6"),
             ("NVIDIA B200", (10, 0), ["sm_80", "sm_90"], "a newer torch, whose CUDA knows sm_100"),
+            ("Tesla P100", (6, 0), RECENT, "use device cpu"),
             ("Tesla K80", (3, 7), RECENT, "use device cpu"),
         ],
     )
@@ -402,7 +405,9 @@ class TestDoctor:
         assert f"{name}, sm_{major}{minor}: this PyTorch has code only for {compiled[0]}," in out
         assert mend in out
 
-    @pytest.mark.parametrize(("capability", "has"), [((7, 0), False), ((9, 0), True)])
+    @pytest.mark.parametrize(
+        ("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)]
+    )
     def test_the_forms_of_a_gpu(
         self,
         capsys: pytest.CaptureFixture[str],
@@ -424,7 +429,7 @@ class TestDoctor:
         (tmp_path / "kernels.json").write_text(json.dumps(file))
         _, out, _ = run(capsys, "doctor")
         assert ("Triton on cuda:0: yes" in out) == has
-        assert ("compute capability 8.0, cuda:0 has 7.0" in out) == (not has)
+        assert ("compute capability 8.0, cuda:0 has 7.5" in out) == (not has)
         assert ("attention on cuda:0: the fastest of triton" in out) == has
         assert "packed_attention, measured here: flash for 2 shapes, sdpa for 1 shapes" in out
         assert "packed_attention never takes triton: RuntimeError: out of registers" in out
@@ -446,3 +451,40 @@ class TestDoctor:
         code, out, _ = run(capsys, "doctor")
         assert code == 1
         assert "-> set SPAFIT_CACHE to another folder" in out
+
+    @pytest.mark.parametrize("had", [("triton", "flash", "efficient"), ("flash",), ()])
+    def test_attention_on_two_gpus(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        had: tuple[str, ...],
+    ) -> None:
+        """Oracle: reasons that are given."""
+
+        def why_not(form: str) -> Callable[..., str]:
+            return lambda *about: "" if form in had else f"no {form} for {about}"
+
+        pretend_gpu(monkeypatch, "NVIDIA Fast", (9, 0), RECENT)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path))
+        for form in ("triton", "flash", "efficient"):
+            monkeypatch.setattr(doctor, f"why_no_{form}", why_not(form))
+        entries = {"1": {"choice": "sdpa"}, "2": {"choice": "flash"}, "3": {"choice": "flash"}}
+        where = choices.device_name(torch.device("cuda", 1))
+        (tmp_path / "kernels.json").write_text(json.dumps({where: {"attention": entries}}))
+        _, out, _ = run(capsys, "doctor")
+        assert "attention, measured here: flash for 2 shapes, sdpa for 1 shapes" in out
+        for index in (0, 1):
+            device = torch.device("cuda", index)
+            forms_had = ", ".join((*had, "sdpa"))
+            assert (f"attention on {device}: the fastest of {forms_had}\n" in out) == bool(had)
+            assert (f"attention on {device}: sdpa on the padded batch" in out) == (not had)
+            for form in ("flash", "efficient"):
+                reason = f"no {form} for {(device, torch.bfloat16, 64)}"
+                assert (f"attention by {form}: {reason}" in out) == (form not in had)
+            no_triton = f"Triton on {device}: no triton for {(device, torch.bfloat16)}"
+            assert (no_triton in out) == ("triton" not in had)
+        assert ("-> this card's forms are PyTorch's own" in out) == ("triton" not in had)
+        assert "attention by triton" not in out
+        assert len(re.findall("attention by ", out)) == 2 * len({"flash", "efficient"} - set(had))

@@ -21,6 +21,7 @@ from spafit.inference import predict_logits
 from spafit.kept_prefix import KeptPrefix
 from spafit.methods import plan
 from spafit.prefix_cache import PrefixCache, PrefixKey
+from spafit.strata import frozen_stored_in
 from spafit.train_config import TrainConfig
 
 KEPT = {"frozen_dropout": False, "cache_prefix": "memory"}
@@ -215,6 +216,29 @@ class TestFrozenWeightsInHalf:
         assert all(tensor.dtype == torch.float32 for tensor in trained(ours).values())
         record = json.loads((tmp_path / "run.json").read_text())
         assert record["base_fingerprint"] == fingerprint(small.model())
+
+    @pytest.mark.parametrize("method", ["spafit", "full"])
+    def test_what_is_narrow_and_for_how_long(self, small: SmallRun, method: str) -> None:
+        """Oracle: the names and shapes of what is frozen; the model before the block."""
+        model = small.model(method)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        base = fingerprint(model)
+        frozen = {
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.dim() == 2 and "encoder" in name and not parameter.requires_grad
+        }
+        assert (len(frozen) == 0) == (method == "full")
+        with pytest.raises(ZeroDivisionError), frozen_stored_in(model, torch.bfloat16):
+            for name, parameter in model.named_parameters():
+                expected = torch.bfloat16 if name in frozen else torch.float32
+                assert parameter.dtype == expected, name
+            assert model.adaptation is not None
+            assert model.adaptation.base_fingerprint == base
+            _ = 1 / 0
+        after = model.state_dict()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+        assert all(tensor.dtype == before[name].dtype for name, tensor in after.items())
 
 
 def test_a_kept_prefix_gives_the_same_logits(small: SmallRun) -> None:
