@@ -294,6 +294,9 @@ class TestFallback:
         assert "RuntimeError: operation not permitted when stream is capturing" in said[0]
         assert "\n" not in said[0]
         assert recorder.recordings == fails_at
+        # What was recorded before is given back: it scales the loss from a scaler that is no more.
+        assert step.graphs == 0
+        assert not any(result() is not None for result in recorder.results)
 
     def test_what_is_asked_for_is_not_replaced(self, small: SmallRun) -> None:
         step = captured(small.model(), Recorder(1))

@@ -386,6 +386,7 @@ class TestDoctor:
             ("Xavier", (7, 2), RECENT, "install torch 2.14 or earlier in its build for CUDA 12.6"),
             ("NVIDIA B200", (10, 0), ["sm_80", "sm_90"], "a newer torch, whose CUDA knows sm_100"),
             ("Tesla P100", (6, 0), RECENT, "use device cpu"),
+            ("Tesla T4", (7, 5), ["sm_80", "sm_90"], "a newer torch, whose CUDA knows sm_75"),
             ("Tesla K80", (3, 7), RECENT, "use device cpu"),
         ],
     )
@@ -485,6 +486,8 @@ class TestDoctor:
                 assert (f"attention by {form}: {reason}" in out) == (form not in had)
             no_triton = f"Triton on {device}: no triton for {(device, torch.bfloat16)}"
             assert (no_triton in out) == ("triton" not in had)
+            plain = f"linear maps on {device}: fused; the others: the plain forms"
+            assert (plain in out) == ("triton" not in had)
         assert ("-> this card's forms are PyTorch's own" in out) == ("triton" not in had)
         assert "attention by triton" not in out
         assert len(re.findall("attention by ", out)) == 2 * len({"flash", "efficient"} - set(had))

@@ -12,6 +12,7 @@ from small_runs import SmallRun
 from test_captured import make_feed
 
 from spafit.feed import made_ahead
+from spafit.layout import Packed, PackedBatch
 from spafit.optimisation import epoch_order
 
 
@@ -53,6 +54,35 @@ class TestFeed:
             assert (epoch, n) == (fed.epoch, fed.examples)
             for ours, theirs in zip(parts, fed.parts, strict=True):
                 assert torch.equal(ours.batch.input_ids, theirs.batch.input_ids)
+
+    def test_what_is_missing_is_computed_in_the_arithmetic_of_the_run(
+        self, small: SmallRun
+    ) -> None:
+        """On a CPU by the thread that asks, like all that is read."""
+
+        class Kept:
+            """Has every second part."""
+
+            def __init__(self) -> None:
+                self.asked: list[list[int]] = []
+                self.threads: set[str] = set()
+
+            def read(self, rows: list[int], layout: Packed) -> torch.Tensor | None:
+                self.asked.append(rows)
+                self.threads.add(threading.current_thread().name)
+                return torch.ones(layout.rows, 1) if len(self.asked) % 2 else None
+
+            def __call__(self, rows: list[int], batch: PackedBatch) -> torch.Tensor:
+                assert rows == self.asked[-1]
+                assert torch.is_autocast_enabled("cpu")
+                return torch.zeros(batch.layout.rows, 1)
+
+        feed = make_feed(small)
+        feed.arithmetic, kept = "bf16", Kept()
+        feed.prefix = kept  # type: ignore[assignment]
+        prefixes = [part.prefix for fed in feed for part in fed.parts]
+        assert [float(prefix.mean()) for prefix in prefixes if prefix is not None] == [1, 0] * 10
+        assert kept.threads == {threading.current_thread().name}
 
 
 class TestMadeAhead:
@@ -110,3 +140,19 @@ class TestMadeAhead:
                 return
             time.sleep(0.01)
         pytest.fail("the thread goes on")
+
+    def test_who_stops_halfway_waits_for_no_more_than_is_begun(self) -> None:
+        begun: list[int] = []
+        ended: list[int] = []
+
+        def make(item: int) -> int:
+            begun.append(item)
+            time.sleep(0.05 if item else 0)
+            ended.append(item)
+            return item
+
+        results = made_ahead(range(9), make, 5)
+        assert next(results) == 0
+        results.close()
+        assert begun == ended
+        assert len(begun) < 4

@@ -14,10 +14,11 @@ import pytest
 import torch
 from small_runs import N, SmallRun, make_dataset, without_labels
 
+import spafit.train_config
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, ConfigError, DataError, PlanError
 from spafit.glue import Dataset
-from spafit.train_config import TrainConfig
+from spafit.train_config import TrainConfig, complete
 from spafit.weights import load_pretrained
 
 NO_NUMBERS = ["3", [1], {}, object(), 1j, True]
@@ -36,6 +37,11 @@ ABSURD: list[tuple[str, Any]] = [
     *((n, v) for n in ("decay_biases", "overwrite", "quiet") for v in [0, 1, "no", 1e308, []]),
     *((n, v) for n in ("precision", "device") for v in [16, 0, -1, math.nan, ["cpu"], b"cpu"]),
     *(("precision", v) for v in ["fp8", "", "FP16", "float64"]),
+    *(
+        (n, v)
+        for n in ("frozen_weights", "step")
+        for v in [16, True, "", "bf16", "graph", ["auto"]]
+    ),
     *(("out", v) for v in [0, 1.0, -1, math.nan, 1e308, ["runs"], b"runs", True]),
     *((f.name, None) for f in dataclasses.fields(TrainConfig) if f.name not in MAY_BE_NONE),
 ]
@@ -93,6 +99,58 @@ class TestSettings:
         assert TrainConfig().epochs == 10
         if not torch.cuda.is_available():
             assert (used["precision"], used["device"]) == ("float32", "cpu")
+            assert (used["frozen_weights"], used["step"]) == ("float32", "eager")
+
+
+class TestOnAGPU:
+    """Oracle: TrainConfig's docstring; the GPU has bf16 and is pretended."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(spafit.train_config, "resolve_device", torch.device)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            ({}, ("bf16", "half", "captured")),
+            ({"precision": "fp16"}, ("fp16", "half", "captured")),
+            ({"precision": "tf32"}, ("tf32", "float32", "captured")),
+            ({"precision": "float32"}, ("float32", "float32", "captured")),
+            ({"frozen_weights": "float32"}, ("bf16", "float32", "captured")),
+            ({"frozen_weights": "half"}, ("bf16", "half", "captured")),
+            ({"recompute": (3,)}, ("bf16", "half", "eager")),
+            ({"step": "eager"}, ("bf16", "half", "eager")),
+            ({"step": "compiled"}, ("bf16", "half", "compiled")),
+            ({"step": "captured"}, ("bf16", "half", "captured")),
+            ({"device": "cpu"}, ("float32", "float32", "eager")),
+            ({"device": "cpu", "precision": "bf16"}, ("bf16", "float32", "eager")),
+        ],
+        ids=str,
+    )
+    def test_what_is_taken(
+        self, small: SmallRun, settings: dict[str, Any], expected: tuple[str, ...]
+    ) -> None:
+        config = TrainConfig(**{"device": "cuda", **settings})
+        found = complete(config, small.model(), small.train)
+        assert (found.precision, found.frozen_weights, found.step) == expected
+
+    @pytest.mark.parametrize(
+        ("settings", "match"),
+        [
+            ({"precision": "tf32", "frozen_weights": "half"}, "this run's is tf32"),
+            ({"precision": "float32", "frozen_weights": "half"}, "this run's is float32"),
+            ({"device": "cpu", "frozen_weights": "half"}, "this run's is float32"),
+            ({"step": "captured", "recompute": (3,)}, "cannot be had: .* again in backward"),
+            ({"step": "captured", "device": "cpu"}, "cannot be had: CUDA graphs need a GPU"),
+            ({"step": "compiled", "recompute": (3,)}, "does not go with recompute"),
+        ],
+        ids=str,
+    )
+    def test_what_is_refused(self, small: SmallRun, settings: dict[str, Any], match: str) -> None:
+        config = TrainConfig(**{"device": "cuda", **settings})
+        with pytest.raises(ConfigError, match=match):
+            complete(config, small.model(), small.train)
 
 
 class TestRefusals:
