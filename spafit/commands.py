@@ -16,12 +16,12 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.download import download_glue, glue_cache
 from spafit.errors import ConfigError, DataError
+from spafit.folders import replacing
 from spafit.hub import local_folder, pinned_revision
 from spafit.inference import evaluate, predict, resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.run_folder import ADAPTER, read_record, refuse_run
-from spafit.safefile import replacing
 from spafit.strata import Summary, adapt
 from spafit.submission import missing_submissions, write_submission, zip_submission
 from spafit.tokenization import Tokenizer, load_tokenizer

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spafit.adapters import LoRA
+from spafit.folders import replacing
 from spafit.plans import MODULES, Plan
-from spafit.safefile import replacing
 from spafit.train import Result
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit.errors import WeightsError
-from spafit.folders import cache_folder
-from spafit.safefile import replacing
+from spafit.folders import cache_folder, replacing
 
 TOKENIZER_FILES = (
     "tokenizer.json",

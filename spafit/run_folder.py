@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from spafit.errors import CheckpointError
-from spafit.safefile import replacing
+from spafit.folders import replacing
 from spafit.version import __version__
 
 RUN = "run.json"

@@ -17,10 +17,8 @@ import json
 import math
 import mmap
 import os
-import stat
 import struct
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from spafit.errors import WeightsError
+from spafit.folders import replacing
 from spafit.strict_json import no_duplicates
 
 MAX_HEADER_BYTES = 100_000_000
@@ -456,39 +455,6 @@ def all_finite(tensor: torch.Tensor) -> bool:
     # A NaN anywhere is both minimum and maximum: one pass, and no temporary of the same size.
     lowest, highest = tensor.aminmax()
     return math.isfinite(lowest.item()) and math.isfinite(highest.item())
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to, and move it there once that has gone well.
-
-    The file gets the mode that the user's umask asks for. (The safetensors library gives 0600.)
-
-    Parameters
-    ----------
-    path : str or Path
-        The file to be; its folder must exist.
-
-    Raises
-    ------
-    WeightsError
-        If the folder cannot be written to.
-    """
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            yield temporary
-            temporary.chmod(mode)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise WeightsError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def _is_sizes(value: object) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spafit.errors import DataError
+from spafit.folders import replacing
 from spafit.glue import Dataset
-from spafit.safefile import replacing
 from spafit.tasks import SCORE_RANGE, TASKS, Label, Task, get_task
 
 HEADER = "index\tprediction"

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 
 from spafit.errors import ConfigError, DataError, WeightsError
+from spafit.folders import replacing
 from spafit.hub import TOKENIZER_FILES, local_folder
 from spafit.layout import Bucket, Packed, PackedBatch
-from spafit.safefile import replacing
 from spafit.vocabulary import CLS, PAD, SEP, SPECIAL_TOKENS, Recipe, read_recipe
 
 MIN_LENGTH = 8

@@ -303,7 +303,7 @@ def test_what_warms_up_is_not_timed() -> None:
     assert all(time >= 0 for time in times)
 
 
-@pytest.mark.skipif(not forms.has_triton(CPU), reason="runs in Triton's interpreter")
+@pytest.mark.skipif(bool(forms.why_no_triton(CPU)), reason="runs in Triton's interpreter")
 class TestOperations:
     """Oracle: two forms of each operation that agree, one in numpy by an interpreter, thus slower.
 

@@ -19,7 +19,7 @@ from spafit.captured import CapturedStep
 from spafit.feed import Fed, Feed
 from spafit.inference import autocast
 from spafit.kernels import choices
-from spafit.kernels.forms import has_triton
+from spafit.kernels.forms import why_no_triton
 from spafit.optimisation import make_optimizer
 from spafit.steps import compiled_forward
 from spafit.training_step import TrainingStep
@@ -104,7 +104,7 @@ class TestIsTheEagerStep:
 
     @pytest.mark.parametrize("impl", ["auto", "triton"])
     def test_the_same_seed_gives_the_same_run(self, small: SmallRun, impl: str) -> None:
-        if impl == "triton" and not has_triton(CUDA):
+        if impl == "triton" and why_no_triton(CUDA):
             pytest.skip("this card has no Triton")
         steps = list(make_feed(small))
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -270,7 +270,7 @@ def test_choices_are_measured_and_remembered(small: SmallRun) -> None:
     made = choices.made()
     assert made["packed_attention"]
     assert set(made["packed_attention"].values()) <= {"triton", "flash", "efficient", "sdpa"}
-    if has_triton(CUDA):
+    if not why_no_triton(CUDA):
         assert set(made["linear map"].values()) <= {"triton", "fused"}
     assert choices.remembered(CUDA).keys() == made.keys()
     for shapes in choices.remembered(CUDA).values():

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from spafit.errors import WeightsError
-from spafit.safefile import TORCH_DTYPES, SafeFile, SafeFolder, replacing, save_tensors
+from spafit.folders import replacing
+from spafit.safefile import TORCH_DTYPES, SafeFile, SafeFolder, save_tensors
 
 
 def write_raw(path: Path, header: object, data: bytes = b"") -> Path:

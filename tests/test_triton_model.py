@@ -18,7 +18,7 @@ from spafit.optimisation import make_optimizer
 from spafit.training_step import MicroBatch, TrainingStep
 
 pytestmark = pytest.mark.skipif(
-    not forms.has_triton(torch.device("cpu")), reason="runs in Triton's interpreter"
+    bool(forms.why_no_triton(torch.device("cpu"))), reason="runs in Triton's interpreter"
 )
 
 

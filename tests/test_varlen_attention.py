@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import library as torch_library
 
 from spafit.kernels import varlen_attention
 from spafit.kernels.packed_attention import make_groups, packed_attention_reference
@@ -156,15 +157,15 @@ class OnCPU:
 def on_cpu():
     """Give the operators to the CPU for one test; their derivatives remain PyTorch's own."""
     operators = OnCPU()
-    library = torch.library.Library("aten", "IMPL")
+    overriding = torch_library.Library("aten", "IMPL")
     try:
         for form in FORMS:
             for way in ("forward", "backward"):
                 implementation = getattr(operators, f"{form}_{way}")
-                library.impl(f"_{form}_attention_{way}", implementation, "CPU")
+                overriding.impl(f"_{form}_attention_{way}", implementation, "CPU")
         yield operators
     finally:
-        library._destroy()
+        overriding._destroy()
 
 
 def with_gradient(function, QKV, dH1):

@@ -18,7 +18,6 @@ import functools
 import importlib.metadata
 import itertools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,8 @@ from typing import Any
 
 import torch
 
-from spafit.folders import cache_folder
+from spafit.errors import WeightsError
+from spafit.folders import cache_folder, replacing
 from spafit.kernels.cuda_graphs import record, recording_stream
 
 #: Gives the results (output, gradients) of a form for a rate of dropout.
@@ -226,12 +226,8 @@ def _remember(where: str, operation: str, shape: str, entry: dict[str, Any]) -> 
         if not isinstance(inner.get(name), dict):
             inner[name] = {}
     known[where][operation][shape] = entry
-    file = path()
-    new = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        new.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
+    text = json.dumps(known, indent=1, sort_keys=True) + "\n"
+    with contextlib.suppress(OSError, WeightsError):
+        path().parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path()) as temporary:
+            temporary.write_text(text, encoding="utf-8")

@@ -96,11 +96,6 @@ def precision(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def has_triton(device: torch.device) -> bool:
-    """Whether Triton kernels run on a device."""
-    return not why_no_triton(device)
-
-
 def require_triton(operation: str, *tensors: torch.Tensor | None) -> None:
     """Raise where an operation's Triton form cannot be had for the tensors at hand.
 

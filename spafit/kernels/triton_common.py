@@ -1,8 +1,8 @@
 """What all Triton kernels share: the product of two tiles, the drawing of a mask, the seed of it.
 
 This module and those named ``triton_*`` beside it are imported only where a kernel is about to run;
-:func:`spafit.kernels.forms.has_triton` says whether one can. With ``TRITON_INTERPRET=1`` set before
-the import the same kernels run on the CPU, in numpy, slowly: the tests use this.
+:func:`spafit.kernels.forms.why_no_triton` says where none can. With ``TRITON_INTERPRET=1`` set
+before the import the same kernels run on the CPU, in numpy, slowly: the tests use this.
 """
 
 from __future__ import annotations
