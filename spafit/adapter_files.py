@@ -20,6 +20,7 @@ from spafit.fingerprint import fingerprint
 from spafit.plans import Adaptation, Plan
 from spafit.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 from spafit.strata import adapt
+from spafit.strict_json import listed, one_line
 from spafit.version import __version__
 
 _FORMAT = "1"
@@ -72,11 +73,33 @@ def save_adapter(model: BertForSequenceClassification, path: str | Path) -> None
     WeightsError
         If a trained tensor holds NaN or infinite values, or the file cannot be written.
     """
+    save_tensors(path, *adapter_content(model))
+
+
+def adapter_content(
+    model: BertForSequenceClassification, values: Mapping[str, torch.Tensor] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Give the tensors and the metadata of a model's adapter file.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        An adapted model.
+    values : mapping of str to torch.Tensor, optional
+        Other values of what trains, such as the best so far; None takes the model's.
+
+    Raises
+    ------
+    PlanError, WeightsError
+        As :func:`save_adapter`.
+    """
     adaptation = model.adaptation
     if adaptation is None:
         raise PlanError("the model was not adapted, so there is no adapter to save")
     adaptation.require_enabled()
-    tensors = {name: model.get_parameter(name).detach() for name in adaptation.trainable}
+    if values is None:
+        values = {name: model.get_parameter(name).detach() for name in adaptation.trainable}
+    tensors = dict(values)
     sick = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if sick:
         raise WeightsError(f"{', '.join(sick)} hold NaN or infinite values; nothing was written")
@@ -89,7 +112,7 @@ def save_adapter(model: BertForSequenceClassification, path: str | Path) -> None
         "task": json.dumps(adaptation.task),
         "labels": json.dumps(adaptation.labels),
     }
-    save_tensors(path, tensors, metadata)
+    return tensors, metadata
 
 
 def read_adapter_header(path: str | Path) -> AdapterHeader:
@@ -131,8 +154,8 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
         header = _header(file)
         if model.adaptation is not None and model.adaptation.plan != header.plan:
             raise PlanError(
-                f"the model is adapted by {model.adaptation.plan.name}, {path} needs "
-                f"{header.plan.name}; load the base afresh"
+                f"the model is adapted by {one_line(model.adaptation.plan.name)}, {path} needs "
+                f"{one_line(header.plan.name)}; load the base afresh"
             )
         if header.plan.num_layers != model.config.num_hidden_layers:
             raise WeightsError(
@@ -142,11 +165,13 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
         found = _base_fingerprint(model)
         if found != header.base_fingerprint:
             raise WeightsError(
-                f"{path} was trained on the base {header.base_fingerprint}, this model is "
-                f"{found}; load the base that it was trained on"
+                f"{path} was trained on the base {one_line(header.base_fingerprint)}, this model "
+                f"is {found}; load the base that it was trained on"
             )
         _check_shapes(model, header, path)
-        tensors = {name: file.read(name) for name in file.tensors}
+        # In the model's type, so that a value which overflows there is refused while it can be.
+        dtype = model.classifier.weight.dtype
+        tensors = {name: file.read(name, dtype) for name in file.tensors}
     if model.adaptation is None:
         adapt(model, header.plan)
     assert model.adaptation is not None
@@ -190,8 +215,8 @@ def _check_shapes(
     ]
     if faults:
         raise WeightsError(
-            f"{path} does not hold what its plan {header.plan.name} trains: "
-            f"{'; '.join(sorted(faults))}"
+            f"{path} does not hold what its plan {one_line(header.plan.name)} trains: "
+            f"{listed(sorted(faults))}"
         )
 
 
@@ -201,14 +226,15 @@ def _header(file: SafeFile) -> AdapterHeader:
     if metadata.get("spafit_adapter") != _FORMAT:
         raise WeightsError(
             f"{file.path} is no adapter file of spafit: its header has spafit_adapter = "
-            f"{metadata.get('spafit_adapter')!r}, expected {_FORMAT!r}"
+            f"{metadata.get('spafit_adapter')!r:.200}, expected {_FORMAT!r}"
         )
     shapes = {name: info.shape for name, info in file.tensors.items()}
     if len(shapes.get("classifier.weight", ())) != 2:
         raise WeightsError(f"{file.path} has no head: classifier.weight (C, D) is missing")
     not_floats = [name for name, info in file.tensors.items() if info.dtype not in FLOAT_DTYPES]
     if not_floats:
-        raise WeightsError(f"{file.path} holds {', '.join(not_floats)} in a type that is no float")
+        names = listed(not_floats, ", ")
+        raise WeightsError(f"{file.path} holds {names} in a type that is no float")
     missing = [key for key in ("plan", "base_fingerprint", "task", "labels") if key not in metadata]
     if missing:
         raise WeightsError(f"the header of {file.path} is damaged: it lacks {', '.join(missing)}")
@@ -218,19 +244,27 @@ def _header(file: SafeFile) -> AdapterHeader:
         plan = Plan.from_json(metadata["plan"], source=f"the plan in {file.path}")
         base_fingerprint = metadata["base_fingerprint"]
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"the header of {file.path} is damaged: {error}") from None
-    if not isinstance(task, str | None) or not _are_labels(labels, shapes["classifier.weight"][0]):
+        reason = one_line(str(error), 600 + len(str(file.path)))
+        raise WeightsError(f"the header of {file.path} is damaged: {reason}") from None
+    if not (task is None or _is_name(task)) or not _are_labels(
+        labels, shapes["classifier.weight"][0]
+    ):
         raise WeightsError(
-            f"the header of {file.path} is damaged: task {task!r}, labels {labels!r}"
+            f"the header of {file.path} is damaged: task {task!r:.200}, labels {labels!r:.200}"
         )
     return AdapterHeader(
         plan, base_fingerprint, task, None if labels is None else tuple(labels), shapes
     )
 
 
+def _is_name(value: object) -> bool:
+    """Whether a value is text that may stand in a table of predictions."""
+    return isinstance(value, str) and value.isprintable()
+
+
 def _are_labels(labels: object, num_labels: int) -> bool:
     if labels is None:
         return True
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list) or not all(_is_name(label) for label in labels):
         return False
     return len(labels) == num_labels or (not labels and num_labels == 1)

@@ -20,7 +20,6 @@ for bit.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -40,6 +39,7 @@ ADDED = ("lora_A", "lora_B", "bias_delta")
 
 # Far above any use; what is larger is a mistake that would only end in exhausted memory.
 _LARGEST_RANK = 65_536
+_LARGEST_ALPHA = 1e6  # a larger one only makes the first loss infinite
 
 
 class Linear(nn.Module):
@@ -331,8 +331,11 @@ class LoRA:
                 f"LoRA's rank r must be a whole number of at least 1 and at most {_LARGEST_RANK}, "
                 f"found {self.r!r}"
             )
-        if not is_number(self.alpha) or not 0 < self.alpha <= sys.float_info.max:
-            raise PlanError(f"LoRA's alpha must be a positive number, found {self.alpha!r}")
+        if not is_number(self.alpha) or not 0 < self.alpha <= _LARGEST_ALPHA:
+            raise PlanError(
+                f"LoRA's alpha must be a positive number, found {self.alpha!r:.80} (the largest is "
+                f"{_LARGEST_ALPHA:,.0f})"
+            )
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise PlanError(f"LoRA's dropout must be a rate in [0, 1), found {self.dropout!r}")
         object.__setattr__(self, "alpha", float(self.alpha))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from spafit.errors import ConfigError
-from spafit.strict_json import no_duplicates
+from spafit.strict_json import listed, one_line, read_json
 
 # Keys of a real config.json that change nothing in the encoder or its head. They are known, so they
 # are ignored; a key that is neither known nor unset is refused, because it may change the numbers.
@@ -29,6 +28,8 @@ _IRRELEVANT = frozenset(
 
 # Far above any BERT; what is larger is a mistake that would only end in exhausted memory.
 _LARGEST_SIZE = 2**24
+MOST_LAYERS = 1024
+"""A model of more layers is refused, which is far above any BERT."""
 
 # Where a config may ask for more than one thing and this encoder computes one: that one. A file
 # without the key, or with null, means the same.
@@ -106,9 +107,10 @@ class BertConfig:
             "type_vocab_size",
         ):
             size = getattr(self, name)
-            if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
+            most = MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
+            if type(size) is not int or not 1 <= size <= most:
                 raise ConfigError(
-                    f"{name} must be a whole number from 1 to {_LARGEST_SIZE}, found {size!r}"
+                    f"{name} must be a whole number from 1 to {most}, found {size!r:.200}"
                 )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
@@ -120,16 +122,16 @@ class BertConfig:
             if rate is None and name == "classifier_dropout":
                 continue
             if not is_number(rate) or not 0.0 <= rate < 1.0:
-                raise ConfigError(f"{name} must be a rate in [0, 1), found {rate!r}")
+                raise ConfigError(f"{name} must be a rate in [0, 1), found {rate!r:.200}")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not is_number(value) or not 0.0 < value < 1.0:
-                raise ConfigError(f"{name} must be a small positive number, found {value!r}")
+                raise ConfigError(f"{name} must be a small positive number, found {value!r:.200}")
         pad = self.pad_token_id
         if pad is not None and (type(pad) is not int or not 0 <= pad < self.vocab_size):
             raise ConfigError(
                 f"pad_token_id must be a token of the vocabulary (0 to {self.vocab_size - 1}) or "
-                f"null, found {pad!r}"
+                f"null, found {pad!r:.200}"
             )
 
     @property
@@ -168,13 +170,14 @@ class BertConfig:
         if path.is_dir():
             path = path / "config.json"
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
+            entries = read_json(path)
         except FileNotFoundError:
             raise ConfigError(
                 f"{path} does not exist: a model folder needs the config.json of its weights"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
+        except (OSError, ValueError) as error:
+            reason = one_line(str(error), 600)
+            raise ConfigError(f"{path} cannot be read as JSON: {reason}") from None
         if not isinstance(entries, dict):
             raise ConfigError(f"{path} must hold a JSON object, found {type(entries).__name__}")
         return cls.from_dict(entries, source=str(path))
@@ -186,7 +189,7 @@ class BertConfig:
         for key, computed in _COMPUTED.items():
             if entries.get(key) not in (computed, None):
                 raise ConfigError(
-                    f"{source} asks for {key} = {entries[key]!r}, which this BERT does not "
+                    f"{source} asks for {key} = {entries[key]!r:.200}, which this BERT does not "
                     f"compute; only {computed!r} is honoured"
                 )
         unknown = sorted(
@@ -196,7 +199,7 @@ class BertConfig:
         )
         if unknown:
             raise ConfigError(
-                f"{source} sets {', '.join(unknown)}, which spafit does not know and which may "
+                f"{source} sets {listed(unknown, ', ')}, which spafit does not know and which may "
                 "change the model; remove what changes nothing from a copy of the file"
             )
         needed = (

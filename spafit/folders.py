@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from spafit.errors import WeightsError
+from spafit.errors import ConfigError, WeightsError
 
 
 def cache_folder() -> Path:
-    """Give spafit's own cache folder: ``$SPAFIT_CACHE``, else ``~/.cache/spafit``."""
-    configured = os.environ.get("SPAFIT_CACHE")
-    return Path(configured or "~/.cache/spafit").expanduser()
+    """Give spafit's own cache folder: ``$SPAFIT_CACHE``, else ``~/.cache/spafit``.
+
+    Raises
+    ------
+    ConfigError
+        If ``$SPAFIT_CACHE`` begins with ``~`` and the name of nobody here.
+    """
+    configured = os.environ.get("SPAFIT_CACHE") or "~/.cache/spafit"
+    try:
+        return Path(configured).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"SPAFIT_CACHE is {configured!r:.200}, and there is no such user; write the folder out"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -32,9 +45,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     WeightsError
-        If the folder cannot be written to.
+        If the folder cannot be written to, or something is there that is no file.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise WeightsError(
+            f"{path} cannot be written: it is a folder, a pipe, a device or a link to itself; name "
+            "a file"
+        )
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         try:
@@ -49,3 +67,50 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise WeightsError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def refuse_place(path: Path, *, is_folder: bool = False) -> None:
+    """Refuse what cannot be written, before hours go into what it is to hold; make nothing.
+
+    Parameters
+    ----------
+    path : Path
+        A file to be, in a folder that is there; or a folder to be.
+    is_folder : bool
+        Whether it is a folder, which is made with all that is missing above it.
+
+    Raises
+    ------
+    ConfigError
+        If nothing can be written there.
+    """
+    # A file is written where a link leads; a link to nothing cannot become a folder.
+    place = path.absolute() if is_folder else Path(os.path.realpath(path))
+    there = place if is_folder else place.parent
+    try:
+        if not is_folder and place.is_symlink():  # one that leads to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if not is_folder and place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not is_folder and place.exists() and not place.is_file():
+            # It would be replaced by a file: /dev/null would no longer be what it is.
+            raise OSError(errno.EINVAL, "it is a pipe or a device")
+        if not is_folder and len(os.fsencode(place.name)) > 200:  # it gets a longer name at first
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        while is_folder and not _is_there(there):
+            there = there.parent
+        if not stat.S_ISDIR(there.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=there):  # permissions alone say too little
+            pass
+    except OSError as error:
+        kind = "a folder" if is_folder else "a file in a folder that is there"
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; name {kind}") from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True

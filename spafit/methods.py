@@ -143,7 +143,7 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
     parts = re.fullmatch(rf"spafit-{end}-{end}-(i{{1,2}})", key)
     if parts is None:
         raise PlanError(
-            f"there is no method {method!r}; there are {', '.join(METHODS)}, any other "
+            f"there is no method {method!r:.80}; there are {', '.join(METHODS)}, any other "
             "SPAFIT-[N1]-[N2]-[I|II] such as SPAFIT-20%-40%-II, or a plan file (.json)"
         )
     name = key.upper()
@@ -180,6 +180,8 @@ def _layers_up_to(end: str, L: int, numbering: str) -> int:
 
 def _read(path: Path) -> Plan:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise PlanError(f"the plan file {path} cannot be read: it is no file; name one")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # not UTF-8, or no possible name of a file
         raise PlanError(f"the plan file {path} cannot be read: {error}") from None

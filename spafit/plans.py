@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from spafit.adapters import TECHNIQUES, BiasDelta, DirectBias, Full, LoRA, Technique
+from spafit.config import MOST_LAYERS
 from spafit.errors import PlanError
-from spafit.strict_json import no_duplicates
+from spafit.strict_json import listed, no_duplicates, one_line
 
 # The eight modules of a layer that hold parameters, in the order of the data. Each is written from
 # ``layer.`` on, as in the checkpoint's key without its number, so that none ends another:
@@ -68,10 +69,10 @@ def resolve(entry: str) -> str:
     matches = [module for module in MODULES if f".{module}".endswith(f".{entry}")]
     if not matches:
         known = ", ".join(MODULES)
-        raise PlanError(f"the entry {entry!r} matches no module of a layer; there are {known}")
+        raise PlanError(f"the entry {entry!r:.200} matches no module of a layer; there are {known}")
     if len(matches) > 1:
         raise PlanError(
-            f"the entry {entry!r} matches {' and '.join(matches)}; write the one that is meant"
+            f"the entry {entry!r:.200} matches {' and '.join(matches)}; write the one that is meant"
         )
     return matches[0]
 
@@ -104,16 +105,17 @@ class Stratum:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        name = one_line(self.name)
         if type(self.first) is not int or type(self.last) is not int or self.first < 0:
-            raise PlanError(f"{self.name}: layers are numbered from 0, found {self.layers}")
+            raise PlanError(f"{name}: layers are numbered from 0, found {self.layers:.80}")
         if self.last < self.first:
-            raise PlanError(f"{self.name}: layers {self.layers} are none at all")
+            raise PlanError(f"{name}: layers {self.layers:.80} are none at all")
         resolved: dict[str, tuple[Technique, ...]] = {}
         for entry, techniques in self.train.items():
             module = resolve(entry)
             if module in resolved:
-                raise PlanError(f"{self.name}: {entry!r} names {module} a second time")
-            resolved[module] = _checked(f"{self.name}, {module}", techniques)
+                raise PlanError(f"{name}: {entry!r:.200} names {module} a second time")
+            resolved[module] = _checked(f"{name}, {module}", techniques)
         in_order = {module: resolved[module] for module in MODULES if module in resolved}
         object.__setattr__(self, "train", in_order)
 
@@ -128,10 +130,12 @@ class Stratum:
 
 def _checked(place: str, techniques: Sequence[Technique]) -> tuple[Technique, ...]:
     if isinstance(techniques, str) or not isinstance(techniques, Sequence):
-        raise PlanError(f"{place}: expected a list of techniques, found {techniques!r}")
+        raise PlanError(f"{place}: expected a list of techniques, found {techniques!r:.200}")
     for technique in techniques:
         if type(technique) not in TECHNIQUES.values():
-            raise PlanError(f"{place}: {technique!r} is no technique such as LoRA(r=8, alpha=16)")
+            raise PlanError(
+                f"{place}: {technique!r:.200} is no technique such as LoRA(r=8, alpha=16)"
+            )
     names = [technique.name for technique in techniques]
     if not techniques:
         raise PlanError(f"{place}: no technique is named; leave the entry out to freeze it")
@@ -177,24 +181,26 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "strata", tuple(self.strata))
         _check_name(self.name)
+        called = one_line(self.name)
         check_num_layers(self.num_layers)
         expected = 0
         for stratum in self.strata:
             if stratum.first != expected:
                 raise PlanError(
-                    f"{self.name}: {stratum.name} begins at layer {stratum.first}, but layer "
-                    f"{expected} comes next; strata follow each other without gap or overlap"
+                    f"{called}: {one_line(stratum.name)} begins at layer {stratum.first}, but "
+                    f"layer {expected} comes next; strata follow each other without gap or overlap"
                 )
             expected = stratum.last + 1
         if expected != self.num_layers:
             raise PlanError(
-                f"{self.name}: the strata end at layer {expected - 1}, but the last of "
+                f"{called}: the strata end at layer {expected - 1}, but the last of "
                 f"{self.num_layers} layers is {self.num_layers - 1}"
             )
         for name in ("embeddings", "pooler"):
             if getattr(self, name) not in ("frozen", "full"):
                 raise PlanError(
-                    f'{self.name}: {name} must be "frozen" or "full", found {getattr(self, name)!r}'
+                    f'{called}: {name} must be "frozen" or "full", found '
+                    f"{getattr(self, name)!r:.200}"
                 )
 
     @property
@@ -254,19 +260,24 @@ class Plan:
             _refuse_unknown("a plan", entries, known)
             if entries.get("format") != _FORMAT:
                 found = entries.get("format")
-                raise PlanError(f'"format" must be "{_FORMAT}", found {found!r}')
-            strata = [_stratum_from_json(stratum) for stratum in _listed(entries, "strata")]
+                raise PlanError(f'"format" must be "{_FORMAT}", found {found!r:.200}')
+            num_layers = entries.get("num_layers", 0)
+            check_num_layers(num_layers)
+            given = _listed(entries, "strata")
+            if len(given) > num_layers:
+                raise PlanError(f'"strata" are {len(given)}, for {num_layers} layers')
+            strata = [_stratum_from_json(stratum) for stratum in given]
             return cls(
                 name=entries.get("name", "custom"),
-                num_layers=entries.get("num_layers", 0),
+                num_layers=num_layers,
                 strata=strata,
                 embeddings=entries.get("embeddings", "frozen"),
                 pooler=entries.get("pooler", "frozen"),
             )
         except PlanError as error:
-            raise PlanError(f"{source}: {error}") from None
+            raise PlanError(f"{source}: {one_line(str(error), 600)}") from None
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"{source} is not JSON: {error}") from None
+            raise PlanError(f"{source} is not JSON: {one_line(str(error))}") from None
 
 
 def _techniques_to_json(techniques: Sequence[Technique]) -> Any:
@@ -285,10 +296,12 @@ def _stratum_from_json(entries: Any) -> Stratum:
     _check_name(name)
     layers = _listed(entries, "layers")
     if len(layers) != 2:
-        raise PlanError(f'{name}: "layers" must be [first, last], found {layers}')
+        raise PlanError(f'{one_line(name)}: "layers" must be [first, last], found {layers!r:.200}')
     train = entries.get("train", {})
     if not isinstance(train, dict):
-        raise PlanError(f'{name}: "train" must map modules to techniques, found {train!r}')
+        raise PlanError(
+            f'{one_line(name)}: "train" must map modules to techniques, found {train!r:.200}'
+        )
     return Stratum(
         name,
         layers[0],
@@ -308,7 +321,7 @@ def _technique_from_json(given: Any) -> Technique:
     if isinstance(given, dict) and len(given) == 1:
         ((name, settings),) = given.items()
     if not isinstance(name, str) or name not in TECHNIQUES or not isinstance(settings, dict):
-        raise PlanError(f"{given!r} is no technique; there are {', '.join(TECHNIQUES)}")
+        raise PlanError(f"{given!r:.200} is no technique; there are {', '.join(TECHNIQUES)}")
     technique = TECHNIQUES[name]
     fields = {each.name for each in dataclasses.fields(technique)}
     _refuse_unknown(f"the technique {name}", settings, fields)
@@ -318,28 +331,30 @@ def _technique_from_json(given: Any) -> Technique:
 def _listed(entries: dict[str, Any], key: str) -> list[Any]:
     value = entries.get(key)
     if not isinstance(value, list):
-        raise PlanError(f'"{key}" must be a list, found {value!r}')
+        raise PlanError(f'"{key}" must be a list, found {value!r:.200}')
     return value
 
 
 def _refuse_unknown(thing: str, entries: Any, known: set[str]) -> None:
     if not isinstance(entries, dict):
-        raise PlanError(f"{thing} must be a JSON object, found {entries!r}")
+        raise PlanError(f"{thing} must be a JSON object, found {entries!r:.200}")
     unknown = sorted(entries.keys() - known)
     if unknown:
         has = ", ".join(sorted(known)) or "none"
-        raise PlanError(f"{thing} has no setting {' or '.join(unknown)}; there are {has}")
+        raise PlanError(f"{thing} has no setting {listed(unknown, ' or ')}; there are {has}")
 
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
-        raise PlanError(f"a name must be text, found {name!r}")
+        raise PlanError(f"a name must be text, found {name!r:.200}")
 
 
 def check_num_layers(num_layers: object) -> None:
     """Refuse what is no count of layers."""
-    if type(num_layers) is not int or num_layers < 1:
-        raise PlanError(f"num_layers must be a whole number of at least 1, found {num_layers!r}")
+    if type(num_layers) is not int or not 1 <= num_layers <= MOST_LAYERS:
+        raise PlanError(
+            f"num_layers must be a whole number from 1 to {MOST_LAYERS}, found {num_layers!r:.200}"
+        )
 
 
 @dataclass

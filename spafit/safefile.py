@@ -18,21 +18,20 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
+from spafit.durable import write_file
 from spafit.errors import WeightsError
 from spafit.folders import replacing
-from spafit.strict_json import no_duplicates
+from spafit.strict_json import one_line, open_regular, parse_json
 
-MAX_HEADER_BYTES = 100_000_000
-"""A longer header is refused; BERT-large's takes 40 thousand bytes."""
+MAX_HEADER_BYTES = 2**24
+"""A longer header is refused: read, it can take 25 times its bytes. BERT-large's is 40 thousand."""
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -53,8 +52,13 @@ TORCH_DTYPES = {
 }
 """The header's names of types, as torch's."""
 
+_DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """The types in which weights are accepted."""
+
+# What torch can count and index.
+_LARGEST_SIZE, _MOST_DIMENSIONS = 2**63 - 1, 64
 
 # A smaller tensor is read, not mapped.
 _LEAST_MAPPED_BYTES = 2**20
@@ -128,7 +132,8 @@ class SafeFile:
     Raises
     ------
     WeightsError
-        If the file is missing, truncated or longer than its header says, if the header is too long,
+        If the file is missing, no regular file, truncated or longer than its header says, if the
+        header is too long,
         not JSON, holds a key twice, or an entry's type, shape or bytes are unknown or do not fit
         each other, or if the tensors overlap or leave holes.
     """
@@ -137,13 +142,16 @@ class SafeFile:
         self.path = Path(path)
         self._pages: mmap.mmap | None = None
         try:
-            self._file = self.path.open("rb")
-        except OSError as error:
-            raise WeightsError(f"{self.path} cannot be opened: {error.strerror}") from None
+            self._file = open_regular(self.path)
+        except (OSError, ValueError) as error:  # a name with a zero byte is no possible one
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise WeightsError(f"{self.path} cannot be opened: {reason}") from None
         try:
             self._read_header()
-        except BaseException:
+        except BaseException as error:
             self._file.close()
+            if isinstance(error, OSError):
+                raise self._error(f"cannot be read: {error.strerror}", AGAIN) from None
             raise
 
     def __enter__(self) -> SafeFile:
@@ -175,21 +183,29 @@ class SafeFile:
         Raises
         ------
         WeightsError
-            If the file has become shorter, or a floating-point value is NaN or infinite, in the
-            file or after conversion.
+            If the file cannot be read or has become shorter, if there is no memory for the tensor,
+            or if a floating-point value is NaN or infinite, in the file or after conversion.
         """
         info = self.tensors[name]
         stored = TORCH_DTYPES[info.dtype]
         if into is not None and into.dtype == stored:
             tensor = into
         else:
-            tensor = torch.empty(info.shape, dtype=stored, device="cpu")
+            try:
+                tensor = torch.empty(info.shape, dtype=stored, device="cpu")
+            except RuntimeError:
+                what = f"has in {one_line(name)} {info.nbytes} bytes, for which there is no memory"
+                raise self._error(what, "use a larger machine") from None
         if info.nbytes:
             memory = tensor.reshape(-1).view(torch.uint8).numpy().data
-            self._file.seek(self._data_start + info.start)
-            if self._file.readinto(memory) != info.nbytes:
-                raise self._error(f"ended while {name} was read", AGAIN)
-        if info.dtype in FLOAT_DTYPES:
+            try:
+                self._file.seek(self._data_start + info.start)
+                count = self._file.readinto(memory)  # type: ignore[attr-defined]
+            except OSError as error:
+                raise self._error(f"cannot be read: {error.strerror}", AGAIN) from None
+            if count != info.nbytes:
+                raise self._error(f"ended while {one_line(name)} was read", AGAIN)
+        if tensor.is_floating_point():
             self._require_finite(name, tensor, "")
         if dtype is None or dtype == tensor.dtype:
             return tensor
@@ -227,23 +243,26 @@ class SafeFile:
         if info.nbytes < _LEAST_MAPPED_BYTES or start % dtype.itemsize:
             return self.read(name)
         if os.fstat(self._file.fileno()).st_size < start + info.nbytes:
-            raise self._error(f"ended while {name} was read", AGAIN)
+            raise self._error(f"ended while {one_line(name)} was read", AGAIN)
         if self._pages is None:
-            self._pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            try:
+                self._pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except (OSError, ValueError):  # a file system that maps nothing, or no room for it
+                return self.read(name)
         with contextlib.suppress(AttributeError, OSError):  # an older system: page by page
             page = start - start % mmap.PAGESIZE
             self._pages.madvise(_POPULATE_READ, page, start + info.nbytes - page)
         tensor = torch.frombuffer(self._pages, dtype=dtype, count=info.numel, offset=start)
-        if info.dtype in FLOAT_DTYPES:
+        if tensor.is_floating_point():
             self._require_finite(name, tensor, "")
         return tensor.view(info.shape)
 
     def _require_finite(self, name: str, tensor: torch.Tensor, when: str) -> None:
         if all_finite(tensor):
             return
-        bad = int((~torch.isfinite(tensor)).sum())
+        bad = int((~torch.isfinite(_comparable(tensor))).sum())
         raise self._error(
-            f"{name} holds NaN or infinite values: {bad} of {tensor.numel()}{when}",
+            f"{one_line(name)} holds NaN or infinite values: {bad} of {tensor.numel()}{when}",
             "use the weights of a healthy run" if not when else "load it in a wider type",
         )
 
@@ -271,6 +290,11 @@ class SafeFile:
         self.metadata = self._check_metadata(header.pop("__metadata__", {}))
         self._data_start = 8 + header_bytes
         infos = [self._check_entry(name, entry) for name, entry in header.items()]
+        self._check_places(infos, size)
+        self.tensors = {info.name: info for info in infos}
+
+    def _check_places(self, infos: list[TensorInfo], size: int) -> None:
+        """Put the tensors into the order of their bytes, which must be all of the file's."""
         # An empty tensor starts where the next one does, and stands before it.
         infos.sort(key=lambda info: (info.start, info.end))
         position = 0
@@ -278,7 +302,8 @@ class SafeFile:
             if info.start != position:
                 fault = "overlaps the tensor before it" if info.start < position else "leaves a gap"
                 raise self._error(
-                    f"{info.name} {fault}: it starts at byte {info.start}, expected {position}",
+                    f"{one_line(info.name)} {fault}: it starts at byte {info.start}, "
+                    f"expected {position}",
                     AGAIN,
                 )
             position = info.end
@@ -286,12 +311,11 @@ class SafeFile:
         if size != expected:
             fault = "is truncated" if size < expected else "has bytes that belong to no tensor"
             raise self._error(f"{fault}: its tensors end at byte {expected}, it at {size}", AGAIN)
-        self.tensors = {info.name: info for info in infos}
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
         try:
-            header = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
-        except (ValueError, RecursionError) as error:
+            header = parse_json(raw)
+        except ValueError as error:
             raise self._error(f"has a header that cannot be used: {error}", AGAIN) from None
         if not isinstance(header, dict):
             raise self._error("has a header that is not a JSON object", AGAIN)
@@ -305,112 +329,31 @@ class SafeFile:
     def _check_entry(self, name: str, entry: object) -> TensorInfo:
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise self._error(
-                f"{name} must have exactly dtype, shape and data_offsets, found {entry!r:.200}",
+                f"{one_line(name)} must have exactly dtype, shape and data_offsets, "
+                f"found {entry!r:.200}",
                 AGAIN,
             )
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in TORCH_DTYPES:
-            raise self._error(f"{name} has the unknown type {dtype!r:.200}", AGAIN)
+            raise self._error(f"{one_line(name)} has the unknown type {dtype!r:.200}", AGAIN)
         if not _is_sizes(shape):
-            raise self._error(f"{name} has an impossible shape, {shape!r:.200}", AGAIN)
-        if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise self._error(f"{name} has impossible data_offsets, {offsets!r:.200}", AGAIN)
+            raise self._error(f"{one_line(name)} has an impossible shape, {shape!r:.200}", AGAIN)
+        if not _is_offsets(offsets):
+            raise self._error(
+                f"{one_line(name)} has impossible data_offsets, {offsets!r:.200}", AGAIN
+            )
         info = TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
         expected = info.numel * TORCH_DTYPES[dtype].itemsize
         if info.nbytes != expected:
             raise self._error(
-                f"{name} of type {dtype} and shape {list(shape)} takes {expected} bytes, "
+                f"{one_line(name)} of type {dtype} and shape {list(shape)} takes {expected} bytes, "
                 f"its data_offsets give {info.nbytes}",
                 AGAIN,
             )
         return info
 
     def _error(self, what: str, mend: str) -> WeightsError:
-        return WeightsError(f"{self.path}: {what}; {mend}")
-
-
-class SafeFolder:
-    """The weights of one folder: ``model.safetensors``, or several files with an index.
-
-    A context manager, like :class:`SafeFile`, whose :meth:`read` it shares.
-
-    Parameters
-    ----------
-    folder : str or Path
-        The folder.
-
-    Attributes
-    ----------
-    files : tuple of Path
-        The safetensors files.
-    tensors : dict of str to TensorInfo
-        All tensors, file by file in the order of their bytes.
-
-    Raises
-    ------
-    WeightsError
-        If there are no such files or both forms, if the index is not a plain map of names to file
-        names inside the folder, or if it and the files do not agree on every tensor.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        index = folder / "model.safetensors.index.json"
-        weight_map = _read_index(index) if index.is_file() else None
-        single = folder / "model.safetensors"
-        if weight_map is None and not single.is_file():
-            raise WeightsError(_no_weights(folder))
-        if weight_map is not None and single.is_file():
-            raise WeightsError(
-                f"{folder} has both {single.name} and {index.name}; remove the one that is not "
-                "meant, so that there is no doubt about which weights are used"
-            )
-        names = [single.name] if weight_map is None else sorted(set(weight_map.values()))
-        self.files = tuple(folder / name for name in names)
-        self.tensors: dict[str, TensorInfo] = {}
-        self._file_of: dict[str, SafeFile] = {}
-        with contextlib.ExitStack() as opened:
-            for path in self.files:
-                file = opened.enter_context(SafeFile(path))
-                for name, info in file.tensors.items():
-                    if name in self.tensors:
-                        raise WeightsError(
-                            f"{name} stands in both {self._file_of[name].path} and {path}; {AGAIN}"
-                        )
-                    self.tensors[name] = info
-                    self._file_of[name] = file
-            if weight_map is not None:
-                self._require_index(index, weight_map)
-            self._opened = opened.pop_all()
-
-    def __enter__(self) -> SafeFolder:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._opened.close()
-
-    def read(
-        self, name: str, dtype: torch.dtype | None = None, into: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Read one tensor (see :meth:`SafeFile.read`)."""
-        return self._file_of[name].read(name, dtype, into)
-
-    def view(self, name: str) -> torch.Tensor:
-        """Give one tensor as the file's own pages (see :meth:`SafeFile.view`)."""
-        return self._file_of[name].view(name)
-
-    def _require_index(self, index: Path, weight_map: dict[str, str]) -> None:
-        found = {name: file.path.name for name, file in self._file_of.items()}
-        wrong = sorted(
-            name
-            for name in weight_map.keys() | found.keys()
-            if weight_map.get(name) != found.get(name)
-        )
-        if wrong:
-            listed = "; ".join(
-                f"{name}: index {weight_map.get(name)}, files {found.get(name)}" for name in wrong
-            )
-            raise WeightsError(f"{index} and its files do not agree: {listed}; fetch all again")
+        return WeightsError(f"{self.path}: {one_line(what, 600)}; {mend}")
 
 
 def save_tensors(
@@ -432,20 +375,41 @@ def save_tensors(
     WeightsError
         If the file cannot be written.
     """
-    ready: dict[str, torch.Tensor] = {}
-    memory: set[int] = set()
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        # The library refuses tensors that share memory, such as tied embeddings.
-        if plain.untyped_storage().data_ptr() in memory:
-            plain = plain.clone()
-        memory.add(plain.untyped_storage().data_ptr())
-        ready[name] = plain
     with replacing(path) as temporary:
-        try:
-            save_file(ready, temporary, metadata=dict(metadata))
-        except SafetensorError as error:
-            raise WeightsError(f"{path} cannot be written: {error}") from None
+        temporary.unlink()
+        write_file(temporary, tensor_file(tensors, metadata))
+
+
+def tensor_file(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """Give the bytes of a safetensors file, piece by piece; nothing is copied that lies on the CPU.
+
+    Parameters
+    ----------
+    tensors, metadata
+        As for :func:`save_tensors`.
+    """
+    # As the format's own library orders them: wide types first, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name in names:
+        tensor = tensors[name]
+        end = position + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for name in names:
+        if tensors[name].numel():
+            plain = tensors[name].detach().cpu().contiguous()
+            yield plain.reshape(-1).view(torch.uint8).numpy().data
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
@@ -453,43 +417,29 @@ def all_finite(tensor: torch.Tensor) -> bool:
     if tensor.numel() == 0:
         return True
     # A NaN anywhere is both minimum and maximum: one pass, and no temporary of the same size.
-    lowest, highest = tensor.aminmax()
+    lowest, highest = _comparable(tensor).aminmax()
     return math.isfinite(lowest.item()) and math.isfinite(highest.item())
 
 
+def _comparable(tensor: torch.Tensor) -> torch.Tensor:
+    # Torch compares no float8.
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
+
+
 def _is_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+    """Whether torch can make a tensor of this shape, which may be an empty one."""
+    return (
+        isinstance(value, list)
+        and len(value) <= _MOST_DIMENSIONS
+        and all(type(size) is int and 0 <= size <= _LARGEST_SIZE for size in value)
+        and math.prod(size or 1 for size in value) <= _LARGEST_SIZE
+    )
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{index} cannot be used: {error}; {AGAIN}") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise WeightsError(f"{index} has no weight_map of tensor names to file names; {AGAIN}")
-    for name, shard in weight_map.items():
-        # A plain file name: nothing that leads out of the folder, on any system.
-        if (
-            not isinstance(shard, str)
-            or not shard.endswith(".safetensors")
-            or any(character in shard for character in '/\\:\0"')
-        ):
-            raise WeightsError(
-                f"{index} puts {name} into {shard!r}, which is not the plain name of a "
-                ".safetensors file beside it; do not use this index"
-            )
-    return weight_map
-
-
-def _no_weights(folder: Path) -> str:
-    lacking = f"{folder} holds neither model.safetensors nor model.safetensors.index.json"
-    if not folder.is_dir():
-        return f"{folder} is not a folder; give the folder that holds model.safetensors"
-    if (folder / "pytorch_model.bin").is_file():
-        return (
-            f"{lacking}, only pytorch_model.bin, a pickle, which is never loaded; turn it into "
-            f"safetensors once with: python -m weights_tools convert {folder}"
-        )
-    return f"{lacking}; give the folder that holds the weights"
+def _is_offsets(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(offset) is int for offset in value)
+        and 0 <= value[0] <= value[1] <= _LARGEST_SIZE
+    )

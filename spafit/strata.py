@@ -17,6 +17,7 @@ from spafit.errors import PlanError
 from spafit.fingerprint import fingerprint
 from spafit.methods import plan as make_plan
 from spafit.plans import MODULES, Adaptation, Plan, Stratum
+from spafit.strict_json import one_line
 
 # The four sub-layers of the paper's Figure 2, and the modules of each.
 _SUBLAYERS = ("attention.self", "attention.output", "intermediate", "output")
@@ -76,7 +77,7 @@ class Summary:
         blank = ("",) * len(_SUBLAYERS)
         rows = [
             (
-                group.name,
+                one_line(group.name),
                 group.layers,
                 *(blank if len(group.trains) == 1 else group.trains),
                 f"{group.trainable:,}",
@@ -102,8 +103,8 @@ class Summary:
 
         return "\n".join(
             [
-                f"{self.plan.name}: {self.trainable:,} of {self.pretrained:,} numbers train "
-                f"({share})",
+                f"{one_line(self.plan.name)}: {self.trainable:,} of {self.pretrained:,} numbers "
+                f"train ({share})",
                 rule("┌", "┬", "┐"),
                 line(header),
                 rule("├", "┼", "┤"),

@@ -19,7 +19,9 @@ from spafit.config import BertConfig
 from spafit.errors import WeightsError
 from spafit.hub import commit_of, local_folder
 from spafit.memory import empty_in_large_pages
-from spafit.safefile import FLOAT_DTYPES, TORCH_DTYPES, SafeFolder, TensorInfo
+from spafit.safe_folder import SafeFolder
+from spafit.safefile import FLOAT_DTYPES, TORCH_DTYPES, TensorInfo
+from spafit.strict_json import one_line
 
 LOADABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """The types that a model may be loaded in."""
@@ -47,14 +49,17 @@ class Rule:
 # Applied from the top; the first row that drops a name ends it, the renaming rows add up.
 CHECKPOINT_RULES = (
     Rule(r"^cls\.", None, "a head of the pre-training; the classifier takes its place"),
-    Rule(r"^(bert\.)?embeddings\.position_ids$", None, "the constant 0, 1, 2 ..."),
-    Rule(r"(?<=\bLayerNorm\.)gamma$", "weight", "the older spelling"),
-    Rule(r"(?<=\bLayerNorm\.)beta$", "bias", "the older spelling"),
+    Rule(r"^(bert\.)?embeddings\.position_ids\Z", None, "the constant 0, 1, 2 ..."),
+    Rule(r"(?<=\bLayerNorm\.)gamma\Z", "weight", "the older spelling"),
+    Rule(r"(?<=\bLayerNorm\.)beta\Z", "bias", "the older spelling"),
     Rule(r"^(?=(embeddings|encoder|pooler)\.)", "bert.", "saved without the head's prefix"),
 )
 
 HEAD = ("classifier.weight", "classifier.bias")
 POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+
+# An error lists no more than these.
+_MOST_FAULTS = 12
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class LoadReport:
         ]
         if self.renamed:
             lines.append(f"renamed {len(self.renamed)}, such as {' -> '.join(self.renamed[0])}")
-        lines += [f"left out {name}: {reason}" for name, reason in self.dropped]
+        lines += [f"left out {one_line(name)}: {reason}" for name, reason in self.dropped]
         lines += [f"newly drawn {name}: {reason}" for name, reason in self.newly_drawn]
         return "\n".join(lines)
 
@@ -211,9 +216,9 @@ def load_weights(
                 faults.append(str(error))
         for name, _ in chosen.dropped:
             if name.endswith("position_ids"):
-                faults += _position_faults(files.read(name), name)
+                faults += _position_faults(files.read(name), f"{folder}: {name}")
     if faults:
-        raise WeightsError("\n".join(faults))
+        raise WeightsError(_some("\n", faults))
     to_draw = {name: shapes[name] for name, _ in chosen.newly_drawn}
     for name, tensor in _draw(to_draw, model.config.initializer_range, seed).items():
         state[name] = tensor.to(device, dtype)
@@ -351,9 +356,16 @@ def _match(
         raise WeightsError(
             f"the weights in {folder} do not fit its config.json, {_counted(faults)} "
             f"(`python -m weights_tools inspect {folder}` lists what is there):\n  "
-            + "\n  ".join(faults)
+            + _some("\n  ", faults)
         )
     return _Match(sources, tuple(dropped), tuple(newly_drawn))
+
+
+def _some(between: str, faults: list[str]) -> str:
+    """Join the first faults, one a line."""
+    shown = [one_line(fault, 500) for fault in faults[:_MOST_FAULTS]]
+    more = len(faults) - len(shown)
+    return between.join([*shown, f"and {more} more"] if more else shown)
 
 
 def _counted(faults: list[str]) -> str:

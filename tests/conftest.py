@@ -1,7 +1,12 @@
-"""Fixtures shared by all tests: where real data and real weights lie, or why a test is skipped."""
+"""Fixtures shared by all tests: where real data and real weights lie, or why a test is skipped.
+
+Tests of reliability come in two sizes: the quick sets of the default run, and with ``--torture``
+the full ones, whose outcomes are printed as a table at the end.
+"""
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,3 +61,57 @@ def small(tiny_folder: Path) -> "SmallRun":
     from small_runs import SmallRun
 
     return SmallRun(tiny_folder)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--torture``."""
+    parser.addoption("--torture", action="store_true", help="the full sets of reliability tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--torture`` only the tests that make a row of the table are run."""
+    if not config.getoption("--torture"):
+        return
+    others = [item for item in items if "promise" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in set(others)]
+
+
+@pytest.fixture(scope="session")
+def sized(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
+    """Give the size of a set of trials: ``sized(quick, full)``."""
+    full_sets = pytestconfig.getoption("--torture")
+    return lambda quick, full: full if full_sets else quick
+
+
+@pytest.fixture
+def promise(request: pytest.FixtureRequest) -> Callable[[str, int, str], None]:
+    """Record what a test has shown, for the table: ``promise(what, trials, outcome)``."""
+
+    def record(what: str, trials: int, outcome: str) -> None:
+        request.node.user_properties.append(("promise", [what, trials, outcome]))
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of promises; rows of one promise are merged."""
+    if not terminalreporter.config.getoption("--torture"):
+        return
+    rows: dict[str, tuple[int, list[str]]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for key, value in getattr(report, "user_properties", []):
+                if key != "promise" or report.when != "call":
+                    continue
+                what, trials, found = value
+                found = found if outcome == "passed" else f"FAILED {report.nodeid}"
+                before, found_before = rows.get(what, (0, []))
+                rows[what] = (before + trials, list(dict.fromkeys([*found_before, found])))
+    for report in terminalreporter.stats.get("failed", []):
+        if not report.user_properties:
+            rows[report.nodeid] = (0, ["FAILED"])
+    terminalreporter.section("promises")
+    width = max(map(len, rows), default=0)
+    for what, (trials, found) in rows.items():
+        terminalreporter.write_line(f"{what:<{width}}  {trials:>9,}  {'; '.join(found)}")

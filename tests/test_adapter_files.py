@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_runs import METHODS, SmallRun, trained
 
-from spafit import safefile
 from spafit.adapter_files import load_adapter, read_adapter_header, save_adapter
 from spafit.adapters import BiasDelta, DirectBias, Full, LoRA
 from spafit.bert import BertForSequenceClassification
@@ -386,30 +386,46 @@ class TestSaving:
         assert list(adapter.parent.iterdir()) == [adapter]
 
     @pytest.mark.parametrize(
-        ("error", "raised"),
+        ("call", "error", "raised"),
         [
-            (OSError(28, "No space left on device"), WeightsError),
-            (SafetensorError("i/o"), WeightsError),
-            (KeyboardInterrupt(), KeyboardInterrupt),
+            ("write", OSError(28, "No space left on device"), WeightsError),
+            ("fsync", OSError(5, "Input/output error"), WeightsError),
+            ("write", KeyboardInterrupt(), KeyboardInterrupt),
         ],
-        ids=["disk full", "library", "interrupt"],
+        ids=["disk full", "disk broken", "interrupt"],
     )
     def test_a_failure_half_way_leaves_the_old_file(
         self,
         small: SmallRun,
         adapter: Path,
         monkeypatch: pytest.MonkeyPatch,
+        call: str,
         error: BaseException,
         raised: type[BaseException],
     ) -> None:
-        def half(tensors: Any, filename: Path, metadata: Any) -> None:
-            Path(filename).write_bytes(b"half of it")
+        """At the third write: after the header and a tensor."""
+        written: list[int] = []
+        write = os.write
+
+        def half(file: int, content: Any) -> int:
+            written.append(write(file, content))
+            if call == "write" and len(written) == 3:
+                raise error
+            return written[-1]
+
+        def fail(file: int) -> None:
             raise error
 
         before = adapter.read_bytes()
-        monkeypatch.setattr(safefile, "save_file", half)
-        with pytest.raises(raised):
-            save_adapter(small.model(), adapter)
+        match = None if raised is KeyboardInterrupt else rf"cannot be written: {error.strerror}"  # type: ignore[attr-defined]
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", half)
+            if call == "fsync":
+                patched.setattr(os, "fsync", fail)
+            with pytest.raises(raised, match=match):
+                save_adapter(small.model(), adapter)
+        assert len(written) >= 3
+        assert sum(written) > 1000
         assert adapter.read_bytes() == before
         assert list(adapter.parent.iterdir()) == [adapter]
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save, save_file
 
 from spafit.errors import WeightsError
 from spafit.folders import replacing
-from spafit.safefile import TORCH_DTYPES, SafeFile, SafeFolder, save_tensors
+from spafit.safe_folder import SafeFolder
+from spafit.safefile import TORCH_DTYPES, SafeFile, save_tensors
 
 
 def write_raw(path: Path, header: object, data: bytes = b"") -> Path:
@@ -121,7 +122,7 @@ class TestRefusals:
             ({"a": entry(-4, 0, [1])}, 4, "impossible data_offsets"),
             ({"a": entry(4, 0, [1])}, 4, "impossible data_offsets"),
             ({"a": entry(0, 4, [2])}, 4, "takes 8 bytes, its data_offsets give 4"),
-            ({"a": entry(0, 4, [2**62, 2**62])}, 4, "its data_offsets give 4"),
+            ({"a": entry(0, 4, [2**62, 2**62])}, 4, "impossible shape"),
             ({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, 12, "b overlaps"),
             ({"a": entry(0, 4, [1]), "b": entry(0, 4, [1])}, 4, "b overlaps"),
             ({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, 12, "b leaves a gap"),
@@ -142,7 +143,7 @@ class TestRefusals:
             (b"", "truncated: 0 bytes"),
             (b"\x10\0\0", "truncated: 3 bytes"),
             (struct.pack("<Q", 100) + b"{}", "header ends at byte 108, the file at 10"),
-            (struct.pack("<Q", 2**63) + b"{}", "more than the 100000000"),
+            (struct.pack("<Q", 2**63) + b"{}", "more than the 16777216"),
             (b"PK\x03\x04\x14\0\x08\x08 and so on", "weights_tools convert"),
             (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "weights_tools convert"),
             (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spafit.hub import local_folder
-from spafit.safefile import SafeFile, SafeFolder, TensorInfo
+from spafit.safe_folder import SafeFolder
+from spafit.safefile import SafeFile, TensorInfo
+from spafit.strict_json import one_line
 from spafit.weights import apply_rules
 
 EPILOG = """\
@@ -58,7 +60,7 @@ def table(tensors: Iterable[TensorInfo]) -> str:
     Parameters
     ----------
     tensors : iterable of TensorInfo
-        From :class:`spafit.safefile.SafeFile` or :class:`spafit.safefile.SafeFolder`.
+        From :class:`spafit.safefile.SafeFile` or :class:`spafit.safe_folder.SafeFolder`.
 
     Returns
     -------
@@ -72,10 +74,11 @@ def table(tensors: Iterable[TensorInfo]) -> str:
         if name is None:
             kind, remark = "left out", f"left out: {reason}"
         elif name != info.name:
-            kind, remark = "renamed", f"-> {name}"
+            kind, remark = "renamed", f"-> {one_line(name)}"
         else:
             kind, remark = "kept", ""
-        rows.append((info.name, str(list(info.shape)), info.dtype, f"{info.nbytes:,}", remark))
+        shape = str(list(info.shape))
+        rows.append((one_line(info.name), shape, info.dtype, f"{info.nbytes:,}", remark))
         for total in (kind, info.dtype, "in all"):
             count_of[total] += 1
             numbers_of[total] += info.numel

@@ -1,0 +1,142 @@
+"""The weights of a folder: one safetensors file, or several with an index, read strictly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from spafit.errors import WeightsError
+from spafit.safefile import AGAIN, SafeFile, TensorInfo
+from spafit.strict_json import listed, one_line, read_json
+
+
+class SafeFolder:
+    """The weights of one folder: ``model.safetensors``, or several files with an index.
+
+    A context manager, like :class:`SafeFile`, whose :meth:`read` it shares.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder.
+
+    Attributes
+    ----------
+    files : tuple of Path
+        The safetensors files.
+    tensors : dict of str to TensorInfo
+        All tensors, file by file in the order of their bytes.
+
+    Raises
+    ------
+    WeightsError
+        If there are no such files or both forms, if the index is not a plain map of names to file
+        names inside the folder, or if it and the files do not agree on every tensor.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        index = folder / "model.safetensors.index.json"
+        weight_map = _read_index(index) if _holds(index.is_file) else None
+        single = folder / "model.safetensors"
+        if weight_map is None and not _holds(single.is_file):
+            raise WeightsError(_no_weights(folder))
+        if weight_map is not None and _holds(single.is_file):
+            raise WeightsError(
+                f"{folder} has both {single.name} and {index.name}; remove the one that is not "
+                "meant, so that there is no doubt about which weights are used"
+            )
+        names = [single.name] if weight_map is None else sorted(set(weight_map.values()))
+        self.files = tuple(folder / name for name in names)
+        self.tensors: dict[str, TensorInfo] = {}
+        self._file_of: dict[str, SafeFile] = {}
+        with contextlib.ExitStack() as opened:
+            for path in self.files:
+                file = opened.enter_context(SafeFile(path))
+                for name, info in file.tensors.items():
+                    if name in self.tensors:
+                        raise WeightsError(
+                            f"{one_line(name)} stands in both {self._file_of[name].path} and "
+                            f"{path}; {AGAIN}"
+                        )
+                    self.tensors[name] = info
+                    self._file_of[name] = file
+            if weight_map is not None:
+                self._require_index(index, weight_map)
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> SafeFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._opened.close()
+
+    def read(
+        self, name: str, dtype: torch.dtype | None = None, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Read one tensor (see :meth:`SafeFile.read`)."""
+        return self._file_of[name].read(name, dtype, into)
+
+    def view(self, name: str) -> torch.Tensor:
+        """Give one tensor as the file's own pages (see :meth:`SafeFile.view`)."""
+        return self._file_of[name].view(name)
+
+    def _require_index(self, index: Path, weight_map: dict[str, str]) -> None:
+        found = {name: file.path.name for name, file in self._file_of.items()}
+        wrong = sorted(
+            name
+            for name in weight_map.keys() | found.keys()
+            if weight_map.get(name) != found.get(name)
+        )
+        if wrong:
+            faults = listed(
+                f"{one_line(name, 40)}: index {weight_map.get(name)}, files {found.get(name)}"
+                for name in wrong
+            )
+            raise WeightsError(f"{index} and its files do not agree: {faults}; fetch all again")
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError:  # nobody may look at it, or its name is too long
+        return False
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        content = read_json(index)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{index} cannot be used: {one_line(str(error))}; {AGAIN}") from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(f"{index} has no weight_map of tensor names to file names; {AGAIN}")
+    for name, shard in weight_map.items():
+        # A plain file name: nothing that leads out of the folder, on any system.
+        if (
+            not isinstance(shard, str)
+            or not shard.endswith(".safetensors")
+            or not shard.isprintable()
+            or len(shard) > 255
+            or any(character in shard for character in '/\\:\0"')
+        ):
+            raise WeightsError(
+                f"{index} puts {name!r:.200} into {shard!r:.200}, which is not the plain name of a "
+                ".safetensors file beside it; do not use this index"
+            )
+    return weight_map
+
+
+def _no_weights(folder: Path) -> str:
+    lacking = f"{folder} holds neither model.safetensors nor model.safetensors.index.json"
+    if not _holds(folder.is_dir):
+        return f"{folder} is not a folder; give the folder that holds model.safetensors"
+    if _holds((folder / "pytorch_model.bin").is_file):
+        return (
+            f"{lacking}, only pytorch_model.bin, a pickle, which is never loaded; turn it into "
+            f"safetensors once with: python -m weights_tools convert {folder}"
+        )
+    return f"{lacking}; give the folder that holds the weights"
