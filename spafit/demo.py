@@ -8,6 +8,7 @@ from pathlib import Path
 from spafit.acceptability import datasets
 from spafit.commands import result_screen
 from spafit.figure import draw
+from spafit.folders import refuse_place
 from spafit.minilm import minilm_folder
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
@@ -49,7 +50,9 @@ def run_demo(*, out: Path, model: str | None, seed: int) -> None:
     WeightsError
         If the package is not installed; the message says what to type.
     """
+    refuse_place(out, is_folder=True)
     folder = str(minilm_folder()) if model is None else model
+    tokenizer = load_tokenizer(folder)
     train, dev = datasets(seed)
     print(
         f"Task: is a sentence acceptable English? {len(train)} sentences to learn from, {len(dev)} "
@@ -59,8 +62,6 @@ def run_demo(*, out: Path, model: str | None, seed: int) -> None:
         text = next(example.text_a for example in train.examples if example.label == label)
         print(f"  {label:>12}: {text}")
     print(f"Weights: {folder}\n")
-    tokenizer = load_tokenizer(folder)
-
     probed = load_pretrained(folder, num_labels=train.task.num_labels, seed=seed)
     layers = probed.config.num_hidden_layers
     adapt(probed, Plan("linear probe", layers, [Stratum("all layers", 0, layers - 1)]))

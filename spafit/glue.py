@@ -4,23 +4,26 @@ The original files are TAB-separated text with traps:
 
 - quoting is off: texts hold unbalanced double quotes, and a CSV reader would swallow whole rows;
 - a line ends at ``\n`` alone: U+0085, U+2028 and other separators occur inside texts;
-- a byte-order mark may come first, the last newline may be missing, ``\r\n`` may end the lines;
-- blanks and control characters belong to the text.
+- a byte-order mark may come first, the last newline may be missing; where ``\r\n`` ends the first
+  line, a ``\r`` at the end of any line is no part of it;
+- blanks and control characters belong to the text, and to a label: " 1" is none.
 
 A label is stored by its name ("acceptable"), never by its number, because the numbering differs
-between files, models and submission forms.
+between files, models and submission forms. A score is a decimal number in ASCII: "3.8", "5", "1e0".
 """
 
 import hashlib
 import json
-import math
+import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spafit.errors import DataError
+from spafit.errors import ConfigError, DataError
+from spafit.strict_json import no_duplicates
 from spafit.tasks import SCORE_RANGE, TASKS, Label, Split, Task, get_task
 
 __all__ = [
@@ -99,15 +102,34 @@ def load(task: str | Task, split: str, folder: str | Path, *, max_bad_rows: int 
     """
     task, folder = get_task(task), Path(folder)
     candidates = list(_candidates(task, task.split(split), folder))
+    others = []
     for path in candidates:
-        if path.is_file():
+        kind = _kind_of(path)
+        if kind == "a file":
             _refuse_folder_of_another_task(task, path)
             return read_file(task, path, split, max_bad_rows=max_bad_rows)
+        if kind != "nothing":
+            others.append(f" ({path.relative_to(folder)} is {kind})")
     looked_for = ", ".join(str(path.relative_to(folder)) for path in candidates)
     raise DataError(
-        f"no file for the {split} split of {task.display} in {folder}; looked for {looked_for}. "
+        f"no file for the {split} split of {task.display} in {folder}; looked for {looked_for}"
+        f"{''.join(others[:1])}. "
         "Name GLUE's root or the task's own folder, or fetch the files: spafit download glue"
     )
+
+
+def _kind_of(path: Path) -> str:
+    """Say what lies at a path: "a file", "nothing", or what cannot be read."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no possible name
+        return "a link to nothing" if "\0" not in str(path) and path.is_symlink() else "nothing"
+    except OSError as error:
+        return f"out of reach: {error.strerror}"
+    if stat.S_ISREG(mode):
+        return "a file"
+    # Opening a pipe would wait for its other end, and a device may never end.
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
 def _candidates(task: Task, split: Split, folder: Path) -> Iterator[Path]:
@@ -160,20 +182,31 @@ def read_file(
         files have none), and labels may be there or not.
     max_bad_rows : int
         How many malformed rows may be left out: rows with another number of fields, lines that
-        are no JSON object, records without a text. An unknown label is always an error.
+        are no JSON object, records without a text. An unknown label is always an error, and so is a
+        line that is not UTF-8.
 
     Raises
     ------
     DataError
         If the file is not as declared; the message names file and line.
+    ConfigError
+        If ``max_bad_rows`` is no whole number of at least 0.
     """
     task, path = get_task(task), Path(path)
     if split is not None:
         task.split(split)
+    if type(max_bad_rows) is not int or max_bad_rows < 0:
+        raise ConfigError(
+            f"max_bad_rows must be a whole number of at least 0: {max_bad_rows!r:.80}"
+        )
+    if (kind := _kind_of(path)) not in ("a file", "nothing"):
+        raise DataError(f"cannot read {path}: it is {kind}; name a file with the rows")
     try:
         sha256 = sha256_of_file(path)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {path}: {error.strerror}; check the name") from None
+    except ValueError:  # a NUL
+        raise DataError(f"cannot read {str(path)!r:.200}: no file has such a name") from None
     rows: Iterable[tuple[int, Any]]
     parse: Callable[[Any], Fields]
     needs_label = split in ("train", "dev")
@@ -205,7 +238,10 @@ def read_file(
         else:
             examples.append(Example(index, text_a, text_b, label))
     if not examples:
-        raise DataError(f"{path} holds no rows of {task.display}")
+        left_out = f", {bad_rows} malformed ones left out" if bad_rows else ""
+        raise DataError(
+            f"{path} holds no rows of {task.display}{left_out}; is it the right file, and whole?"
+        )
     return Dataset(task, split or "input", tuple(examples), str(path), bad_rows, sha256)
 
 
@@ -220,23 +256,33 @@ def sha256_of_file(path: Path) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a text file with their numbers, from 1, without their ends."""
-    with path.open("rb") as file:  # binary lines end at \n alone, and an error knows its line
-        crlf = False
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-                # Only a file whose first line says so: elsewhere a \r belongs to the text.
-                crlf = raw.endswith(b"\r\n")
-            raw = raw.removesuffix(b"\n")
-            if crlf:
-                raw = raw.removesuffix(b"\r")
-            try:
-                yield number, raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: not UTF-8 at byte {error.start} of the line "
-                    f"({raw[error.start : error.start + 4]!r}); convert the file to UTF-8"
-                ) from None
+    crlf = False
+    for number, raw in _raw_lines(path):
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if not raw:  # the mark and nothing else
+                return
+            # Only a file whose first line says so: elsewhere a \r belongs to the text.
+            crlf = raw.endswith(b"\r\n")
+        raw = raw.removesuffix(b"\n")
+        if crlf:
+            raw = raw.removesuffix(b"\r")
+        try:
+            yield number, raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not UTF-8 at byte {error.start} of the line "
+                f"({raw[error.start : error.start + 4]!r}); convert the file to UTF-8, or unpack "
+                "it if it is compressed"
+            ) from None
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb") as file:  # binary lines end at \n alone, and an error knows its line
+            yield from enumerate(file, start=1)
+    except OSError as error:  # a disk may fail in the middle
+        raise DataError(f"cannot read {path}: {error.strerror}; check the disk") from None
 
 
 def _tsv_form(task: Task, split: str | None, path: Path) -> tuple[Split, Iterator[tuple[int, str]]]:
@@ -255,7 +301,7 @@ def _tsv_form(task: Task, split: str | None, path: Path) -> tuple[Split, Iterato
     expected = " or ".join(repr("\t".join(form.columns)) for form in wanted)
     raise DataError(
         f"{path}, line 1: the header of {task.display} is expected to be {expected}, found "
-        f"{first[:200]!r}; is this the right task and split?"
+        f"{first[:100]!r:.140}; is this the right task and split?"
     )
 
 
@@ -264,7 +310,7 @@ def _from_line(task: Task, form: Split, line: str) -> Fields:
     if len(fields) != len(form.columns):
         raise _MalformedRowError(
             f"expected {len(form.columns)} fields ({', '.join(form.columns)}), found "
-            f"{len(fields)}: {line[:80]!r}"
+            f"{len(fields)}: {line[:80]!r:.140}"
         )
     text_b = None if form.text_b is None else fields[form.text_b]
     label = None if form.label is None else _label_from_text(task, fields[form.label])
@@ -273,31 +319,49 @@ def _from_line(task: Task, form: Split, line: str) -> Fields:
 
 def _label_from_text(task: Task, text: str) -> Label:
     if task.is_regression:
-        try:
-            return _checked_score(task, float(text))
-        except ValueError:
-            raise DataError(f"the score {text!r} is not a number") from None
+        if not _SCORE.fullmatch(text):  # float() would take " 1", "1_0" and the digits of Arabic
+            low, high = SCORE_RANGE
+            raise DataError(
+                f"the score {_shown(text)} is not a number; {task.display} has {low:g} to {high:g}"
+            )
+        return _checked_score(task, float(text))
     if text not in task.spelling:
         raise DataError(
-            f"unknown label {text!r}; {task.display} has {', '.join(map(repr, task.spelling))}"
+            f"unknown label {_shown(text)}; {task.display} has "
+            f"{', '.join(map(repr, task.spelling))}"
         )
     return task.labels[task.spelling.index(text)]
 
 
+_SCORE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
 def _checked_score(task: Task, score: float) -> float:
     low, high = SCORE_RANGE
-    if not (math.isfinite(score) and low <= score <= high):
-        raise DataError(f"the score {score} of {task.display} is outside [{low:g}, {high:g}]")
-    return score
+    if not low <= score <= high:  # NaN is not either
+        raise DataError(
+            f"the score {_shown(score)} of {task.display} is outside [{low:g}, {high:g}]"
+        )
+    return float(score)  # it may be an int, and beyond any float
+
+
+def _shown(value: object) -> str:
+    """Show a value from a file in a few words, whatever it is."""
+    if isinstance(value, str):
+        return f"{value[:100]!r:.140}"
+    if value is None or isinstance(value, int | float):
+        return f"{value!r:.140}"
+    return f"of type {type(value).__name__}"  # its repr may be long, or nested too deep to make
 
 
 def _from_json(task: Task, needs_label: bool, line: str) -> Fields:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _MalformedRowError(f"not JSON ({error}): {line[:80]!r}") from None
+        reason = " ".join(str(error).split())  # a key that stands twice may hold anything
+        raise _MalformedRowError(f"not JSON ({reason:.140}): {line[:80]!r:.140}") from None
     if not isinstance(record, dict):
-        raise _MalformedRowError(f"expected a JSON object, found {line[:80]!r}")
+        raise _MalformedRowError(f"expected a JSON object, found {line[:80]!r:.140}")
     return _from_record(task, needs_label, record)
 
 
@@ -308,12 +372,15 @@ def _from_record(task: Task, needs_label: bool, record: Mapping[str, object]) ->
         text = record.get(name)
         if not isinstance(text, str):
             raise _MalformedRowError(
-                f"{task.display} needs the texts {', '.join(task.fields)}; {name} is {text!r}"
+                f"{task.display} needs the texts {', '.join(task.fields)}; {name} is {_shown(text)}"
             )
         try:
             text.encode("utf-8")  # JSON can spell half a surrogate pair, which no text holds
-        except UnicodeEncodeError:
-            raise _MalformedRowError(f"{name} holds half of a surrogate pair") from None
+        except UnicodeEncodeError as error:
+            raise _MalformedRowError(
+                f"{name} holds half of a surrogate pair, {text[error.start]!r}, at character "
+                f"{error.start}"
+            ) from None
         texts.append(text)
     label = _label_from_value(task, record.get("label"))
     if label is None and needs_label:
@@ -327,14 +394,14 @@ def _label_from_value(task: Task, value: object) -> Label | None:
         return None
     if task.is_regression:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DataError(f"the score {value!r} is not a number")
-        return _checked_score(task, float(value))
+            raise DataError(f"the score {_shown(value)} is not a number")
+        return _checked_score(task, value)
     if isinstance(value, str) and value in task.labels:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.labels):
         return task.labels[value]
     names = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
-    raise DataError(f"unknown label {value!r}; {task.display} has {names}")
+    raise DataError(f"unknown label {_shown(value)}; {task.display} has {names}")
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -354,4 +421,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
                     number += 1
                     yield number, record
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {error}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{path} is not a readable parquet file: {reason:.200}; write or fetch it again"
+        ) from None

@@ -92,7 +92,7 @@ class Task:
         split = have.get(name)
         if split is None:
             known = ", ".join(key for key, value in have.items() if value is not None)
-            raise DataError(f"{self.display} has no split {name!r}; it has {known}")
+            raise DataError(f"{self.display} has no split {name!r:.80}; it has {known}")
         return split
 
 
@@ -195,8 +195,8 @@ def get_task(name: str | Task) -> Task:
     """
     if isinstance(name, Task):
         return name
-    key = name.lower().replace("_", "-")
+    key = name.lower().replace("_", "-") if isinstance(name, str) else ""
     task = TASKS.get(_ALIASES.get(key, key))
     if task is None:
-        raise DataError(f"unknown GLUE task {name!r}; the tasks are {', '.join(TASKS)}")
+        raise DataError(f"unknown GLUE task {name!r:.80}; the tasks are {', '.join(TASKS)}")
     return task

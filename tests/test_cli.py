@@ -156,6 +156,8 @@ ABSURD_TRAIN = {
     "--max-grad-norm": ["-1", "nan", "inf", "x"],
     "--max-length": ["0", "-1", "7", "54", str(2**63), "1e308"],
     "--eval-every": ["0", "-1", "1e308"],
+    "--save-every": ["0", "-1", "1.5", "1e308", str(2**63)],
+    "--keep-checkpoints": ["0", "1", "-1", "2.5", "1e308", str(2**63)],
     "--precision": ["fp8", "fp16", ""],
     "--cache-prefix": ["memory", "disk", "tape", ""],  # the first two: dropout is on in group 1
     "--cache-dtype": ["int8", ""],
