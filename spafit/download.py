@@ -5,43 +5,41 @@ a zip says nothing about where a file goes: members are asked for by names that 
 ``tasks.py``, and every path written is computed here.
 
 What is kept: the originals in ``originals``, the TSV files in GLUE's layout in ``folder``. An
-interrupted transfer leaves ``NAME.part``, and the next call goes on from there.
+interrupted transfer leaves ``NAME.part``, and the next call goes on from there. Two processes that
+want the same file fetch it once: the second one waits for the first.
 """
 
+import errno
 import filecmp
-import http.client
-import os
+import hashlib
 import shutil
 import stat
+import struct
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from spafit.errors import DataError
+from spafit.folders import cache_folder
 from spafit.glue import sha256_of_file
+from spafit.http_file import (
+    DownloadError,
+    InterruptedTransferError,
+    Progress,
+    append,
+    in_one_line,
+)
 from spafit.tasks import TASKS, get_task
-from spafit.version import __version__
+from spafit.transfers import alone_in, part_of
 
 BASE_URL = "https://dl.fbaipublicfiles.com"
 
-Progress = Callable[[str, int, int], None]
-"""Called with a file's name, the bytes that are here, and the bytes of the whole."""
-
-
-class DownloadError(DataError):
-    """A file that could not be fetched, or that is not the one expected."""
-
-
-class _InterruptedError(Exception):
-    """A transfer that broke off; what came is kept, and another attempt may go on from it."""
+_UNPACKING = ".unpacking-"
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType({
 
 def glue_cache() -> Path:
     """Return the folder where GLUE is kept: ``${SPAFIT_CACHE:-~/.cache/spafit}/glue``."""
-    return Path(os.environ.get("SPAFIT_CACHE") or "~/.cache/spafit").expanduser() / "glue"
+    return cache_folder() / "glue"
 
 
 def download_glue(
@@ -146,7 +144,8 @@ def download_glue(
     attempts : int
         How often a broken transfer is tried, the first time counted.
     pause_s : float
-        Pause before the second attempt, in seconds; it doubles each time.
+        Pause before the second attempt, in seconds; it doubles each time. Where the server asks for
+        a longer one, that is kept, up to a minute.
     progress : callable, optional
         Called as the bytes come.
 
@@ -191,124 +190,87 @@ def _fetch(
 ) -> None:
     """Bring one original into ``folder``, whole and with the right hash, or not at all."""
     target = folder / original.name
-    if target.is_file() and sha256_of_file(target) == original.sha256:
+    if _is_there(original, target):
         return
-    part = folder / f"{original.name}.part"
-    for attempt in range(1, attempts + 1):
-        try:
-            _append(url, original, part, timeout_s, progress)
-            break
-        except _InterruptedError as error:
-            if attempt == attempts:
-                raise DownloadError(
-                    f"{url}: {error}, after {attempts} attempts. What came is kept; run it again "
-                    f"to go on, or fetch the file by other means and put it at {target}"
-                ) from error
-            time.sleep(pause_s * 2 ** (attempt - 1))
-    found = sha256_of_file(part)
-    if found != original.sha256:
-        part.unlink()
-        raise DownloadError(
-            f"{url}: expected SHA-256 {original.sha256}, found {found}; nothing of it was kept. "
-            "Run it again; if it stays so, the server's file has changed or the network alters it"
-        )
-    part.replace(target)
-
-
-def _append(
-    url: str, original: Original, part: Path, timeout_s: float, progress: Progress | None
-) -> None:
-    """Fetch what ``part`` still lacks; a server that ignores Range begins it anew.
-
-    Raises
-    ------
-    _InterruptedError
-        If the transfer broke off, or may succeed when tried again.
-    DownloadError
-        If trying again cannot help.
-    """
-    size = original.size_bytes
-    here = part.stat().st_size if part.exists() else 0
-    if here == size:
-        return  # its hash decides
-    headers = {"User-Agent": f"spafit/{__version__}"}
-    if 0 < here < size:
-        headers["Range"] = f"bytes={here}-"
-    try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=timeout_s
-        )
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # the server has less than is here
-            part.unlink(missing_ok=True)
-        if error.code in (408, 416, 429) or error.code >= 500:
-            raise _InterruptedError(f"the server answered {error.code} {error.reason}") from None
-        raise DownloadError(
-            f"{url}: the server answered {error.code} {error.reason}. Fetch the file by other "
-            f"means and put it at {part.with_name(original.name)}, or name a mirror (base_url)"
-        ) from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _InterruptedError(str(error) or type(error).__name__) from error
-
-    with response:
-        content_type = response.headers.get_content_type()
-        if content_type == "text/html":
+    with part_of(target, original.size_bytes) as part:
+        if _is_there(original, target):  # another process has fetched it while we waited
+            return
+        for attempt in range(1, attempts + 1):
+            try:
+                append(url, part, target, timeout_s, progress)
+                break
+            except InterruptedTransferError as error:
+                if attempt == attempts:
+                    raise DownloadError(
+                        f"{url}: {error}, after {attempts} attempts. What came is kept; run it "
+                        f"again to go on, or fetch the file by other means and put it at {target}"
+                    ) from error
+                time.sleep(max(pause_s * 2 ** (attempt - 1), error.pause_s))
+        part.seek(0)
+        digest = hashlib.sha256()
+        while chunk := part.read(1 << 20):
+            digest.update(chunk)
+        if digest.hexdigest() != original.sha256:
+            part.restart()
             raise DownloadError(
-                f"{url}: expected a file, found a web page ({content_type}), as a proxy or a "
-                "login page of the network sends it; open the address in a browser to see it"
+                f"{url}: expected SHA-256 {original.sha256}, found {digest.hexdigest()}; nothing "
+                "of it was kept. Run it again; if it stays so, the server's file has changed or "
+                "the network alters it"
             )
-        resumed = response.status == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
-            part.unlink(missing_ok=True)
-            raise _InterruptedError("the server sent another part of the file than was asked for")
-        here = here if resumed else 0
-        announced = response.length  # of the rest; None where the server does not say
-        if announced is not None and here + announced != size:
-            part.unlink(missing_ok=True)
-            raise DownloadError(
-                f"{url}: expected {size} bytes, the server announces {here + announced}; "
-                "its file has changed. Fetch the right one by other means and put it at "
-                f"{part.with_name(original.name)}"
-            )
-        with part.open("ab" if resumed else "wb") as file:
-            while here < size:
-                try:
-                    chunk = response.read(min(1 << 16, size - here))
-                except (OSError, http.client.HTTPException) as error:
-                    raise _InterruptedError(str(error) or type(error).__name__) from error
-                if not chunk:
-                    raise _InterruptedError(f"the transfer ended after {here} of {size} bytes")
-                file.write(chunk)
-                here += len(chunk)
-                if progress is not None:
-                    progress(original.name, here, size)
+        part.move_to(target)
+
+
+def _is_there(original: Original, target: Path) -> bool:
+    return target.is_file() and sha256_of_file(target) == original.sha256
 
 
 def _install(name: str, source: Source, originals: Path, folder: Path) -> list[Path]:
     """Unpack one source to ``folder / name``; nothing is moved there before all of it is right."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
-        unpacked = Path(temporary)
-        paths = [originals / original.name for original in source.originals]
-        if source.form == "zip":
-            _unpack(paths[0], name, unpacked)
-        elif source.form == "mrpc":
-            train_txt, test_txt, dev_ids = paths
-            _assemble_mrpc(train_txt, test_txt, dev_ids, unpacked)
-        else:
-            shutil.copyfile(paths[0], unpacked / paths[0].name)
-        target = folder / name
-        files = sorted(unpacked.iterdir())
-        for file in files:
-            there = target / file.name
-            if there.exists() and not filecmp.cmp(file, there, shallow=False):
-                raise DownloadError(
-                    f"{there} exists and differs from the original; nothing was overwritten. "
-                    "Move it away, or name another folder"
-                )
-        target.mkdir(exist_ok=True)
-        return [file.replace(target / file.name) for file in files]
+    with alone_in(folder):
+        for left in folder.glob(f"{_UNPACKING}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_UNPACKING, dir=folder) as temporary:
+            unpacked = Path(temporary)
+            paths = [originals / original.name for original in source.originals]
+            if source.form == "zip":
+                _unpack(paths[0], name, unpacked)
+            elif source.form == "mrpc":
+                train_txt, test_txt, dev_ids = paths
+                _assemble_mrpc(train_txt, test_txt, dev_ids, unpacked)
+            else:
+                shutil.copyfile(paths[0], unpacked / paths[0].name)
+            return _move_in(sorted(unpacked.iterdir()), folder / name)
+
+
+def _move_in(files: list[Path], target: Path) -> list[Path]:
+    """Move files to their folder; those that are there with the same bytes stay."""
+    new = []
+    for file in files:
+        there = target / file.name
+        if not there.exists():
+            new.append(file)
+        elif not filecmp.cmp(file, there, shallow=False):
+            raise DownloadError(
+                f"{there} exists and differs from the original; nothing was overwritten. "
+                "Move it away, or name another folder"
+            )
+    if new and target.is_symlink():
+        raise DownloadError(
+            f"{target} is a link to another place, which is not written to; remove it, or name "
+            "the folder above that place (--folder)"
+        )
+    target.mkdir(exist_ok=True)
+    for file in new:
+        file.replace(target / file.name)
+    return [target / file.name for file in files]
+
+
+# What the zip library raises for bytes that are no good zip.
+_NO_GOOD_ZIP = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
+    ValueError, OverflowError,
+)  # fmt: skip
 
 
 def _unpack(archive: Path, name: str, folder: Path) -> None:
@@ -321,10 +283,18 @@ def _unpack(archive: Path, name: str, folder: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             for file in dict.fromkeys(split.file for split in splits):
                 _extract(opened, f"{name}/{file}", folder / file, limit)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DownloadError(
-            f"{archive} cannot be unpacked: {error}; delete it and run it again"
-        ) from error
+    except _NO_GOOD_ZIP as error:
+        raise _no_good_zip(archive, error) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the beginning, which the zip names
+            raise
+        raise _no_good_zip(archive, error) from error
+
+
+def _no_good_zip(archive: Path, error: Exception) -> DownloadError:
+    return DownloadError(
+        f"{archive} cannot be unpacked: {in_one_line(error)}; delete it and run it again"
+    )
 
 
 def _extract(archive: zipfile.ZipFile, member: str, target: Path, limit: int) -> None:
@@ -339,6 +309,11 @@ def _extract(archive: zipfile.ZipFile, member: str, target: Path, limit: int) ->
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         raise DownloadError(f"{archive.filename}: {member!r} is a link or no plain file; refused")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DownloadError(
+            f"{archive.filename}: {member!r} is packed by method {entry.compress_type}, which "
+            "GLUE's archives are not; refused"
+        )
     if entry.file_size > limit:
         raise DownloadError(
             f"{archive.filename}: {member!r} would unpack to {entry.file_size} bytes, more than "
@@ -371,7 +346,10 @@ def _assemble_mrpc(train_txt: Path, test_txt: Path, dev_ids: Path, folder: Path)
 
 
 def _text_lines(path: Path) -> list[str]:
-    lines = path.read_bytes().decode("utf-8").split("\n")
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DownloadError(f"{path} is no text in UTF-8: {error}; delete it") from None
     return [line.removesuffix("\r") for line in lines if line]
 
 

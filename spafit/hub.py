@@ -6,16 +6,21 @@ the list into ``pins.json``. Every later call takes the same commit from the loc
 request, whatever has been pushed to the hub since.
 
 The files themselves lie in huggingface_hub's own cache, shared with other tools. That library
-checks the number of bytes it received, not their values; the hash is checked here, once, when a
-file is pinned. What nobody can know is whether the hub itself lists the hash of what its authors
-meant, and whether a file was altered on this disk afterwards.
+checks the number of bytes it received, not their values, and names a file after whatever the server
+says (its ETag), wherever that leads; so a file is put into the cache here, under the hash that the
+hub lists, and only once it has that hash. What nobody can know is whether the hub itself lists the
+hash of what its authors meant, and whether a file was altered on this disk afterwards.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +28,7 @@ from typing import Any
 
 from spafit.errors import WeightsError
 from spafit.folders import cache_folder, replacing
+from spafit.transfers import PartFile, alone_in, part_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,8 +49,11 @@ TIMEOUT_S = 30.0
 """How long the hub may take to answer the question which commit a name stands for."""
 
 _HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_REVISION = re.compile(r"\w[\w./-]*")
 _PART = re.compile(r"model-[\w.-]+\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def local_folder(
         name or revision, does not give access or stops sending, the repository has no safetensors,
         a file does not have the hash that the hub lists, or ``pins.json`` cannot be used.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = _expanded(name_or_path)
     if folder.is_dir():
         if revision is not None:
             raise WeightsError(
@@ -175,7 +184,7 @@ def pinned_revision(name: str | Path, revision: str | None = None) -> str | None
     WeightsError
         If the name is neither a folder nor a hub name, or ``pins.json`` cannot be used.
     """
-    if Path(name).expanduser().is_dir():
+    if _expanded(name).is_dir():
         return None
     repository, revision = _parse(name, revision)
     pin = _read_pins().get(f"{repository}@{revision}")
@@ -188,6 +197,15 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if is_snapshot else None
 
 
+def _expanded(name_or_path: str | Path) -> Path:
+    try:
+        return Path(name_or_path).expanduser()
+    except RuntimeError:
+        raise WeightsError(
+            f"{name_or_path!s:.200} begins with ~ and no user's name; write the folder out"
+        ) from None
+
+
 def _parse(name_or_path: str | Path, revision: str | None) -> tuple[str, str]:
     """Split a hub name into repository and revision."""
     match = _HUB_NAME.fullmatch(str(name_or_path))
@@ -198,11 +216,16 @@ def _parse(name_or_path: str | Path, revision: str | None) -> tuple[str, str]:
             "google-bert/bert-large-cased"
         )
     named = match["revision"]
+    asked = revision or named or "main"
+    if not _REVISION.fullmatch(asked) or ".." in asked:
+        raise WeightsError(
+            f"{asked!r:.200} is no revision; give a branch, a tag or a commit, such as main"
+        )
     if revision is not None and named is not None and revision != named:
         raise WeightsError(
             f"{name_or_path} asks for revision {named!r} and the caller for {revision!r}; give one"
         )
-    return match["repository"], revision or named or "main"
+    return match["repository"], asked
 
 
 def _ask_hub(repository: str, revision: str, endpoint: str | None) -> Pin:
@@ -213,12 +236,16 @@ def _ask_hub(repository: str, revision: str, endpoint: str | None) -> Pin:
         repository, revision=revision, files_metadata=True, timeout=TIMEOUT_S
     )
     if info.sha is None or not _COMMIT.fullmatch(info.sha):
-        raise ValueError(f"the hub gave {info.sha!r} for a commit")
+        raise ValueError(f"the hub gave {info.sha!r:.80} for a commit")
     files = {}
     for file in info.siblings or []:
-        content_hash = file.blob_id if file.lfs is None else file.lfs.sha256
-        if file.size is None or content_hash is None:
-            raise ValueError(f"the hub lists {file.rfilename} without size or hash")
+        content_hash = str(file.blob_id if file.lfs is None else file.lfs.sha256)
+        # The hash becomes the name of a file.
+        if type(file.size) is not int or not _HASH.fullmatch(content_hash):
+            raise ValueError(
+                f"the hub lists {file.rfilename!r:.80} with the size {file.size!r:.40} and the "
+                f"hash {content_hash!r:.80}"
+            )
         files[file.rfilename] = PinnedFile(file.size, content_hash)
     return Pin(info.sha, files)
 
@@ -319,37 +346,78 @@ def _found_in_cache(repository: str, revision: str, wanted: frozenset[str]) -> P
 
 
 def _fetch(repository: str, pin: Pin, names: list[str], endpoint: str | None) -> Path:
-    """Download files of one commit into huggingface_hub's cache, and check them."""
-    folder = Path()
+    """Download files of one commit, each with the hash that is listed, into the shared cache."""
+    from huggingface_hub import constants, file_download
+
+    base = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(
+        repo_id=repository, repo_type="model"
+    )
+    folder = base / "snapshots" / pin.commit
     for name in names:
-        for _ in range(2):
-            path = _download(repository, name, pin.commit, endpoint)
-            found = _found(path, pin.files[name])
-            if found == pin.files[name]:
-                break
-            # It may have lain in the cache for long. Both the blob and the link that points to it
-            # must go, or it would be taken for good again.
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-        else:
+        listed, place = pin.files[name], folder / name
+        try:
+            if place.is_file() and _found(place, listed) == listed:
+                continue
+            blob = base / "blobs" / listed.hash
+            for each in (blob, place):
+                each.parent.mkdir(parents=True, exist_ok=True)
+            with part_of(blob, listed.size) as part:
+                # Another process may have fetched it while we waited.
+                if not (blob.is_file() and _found(blob, listed) == listed):
+                    _download(repository, name, pin, endpoint, part)
+                    part.move_to(blob)
+            _link(blob, place)
+        except OSError as error:
             raise WeightsError(
-                f"{name} of {repository} arrived twice with {found.size} bytes and hash "
-                f"{found.hash}, the hub lists {pin.files[name].size} and {pin.files[name].hash}; "
-                "it has been removed, try again later or over another network"
-            )
-        folder = path.parent
+                f"cannot store {name} of {repository}: {error}; make room, or name another place "
+                "(HF_HOME)"
+            ) from error
     return folder
 
 
-def _download(repository: str, name: str, commit: str, endpoint: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
+def _download(repository: str, name: str, pin: Pin, endpoint: str | None, part: PartFile) -> None:
+    """Fill a part with the whole file; it is emptied where that fails."""
+    from huggingface_hub import file_download, hf_hub_url, utils
 
+    listed = pin.files[name]
+    for _ in range(2):
+        try:
+            file_download.http_get(
+                hf_hub_url(repository, name, revision=pin.commit, endpoint=endpoint),
+                part,
+                resume_size=part.seek(0, os.SEEK_END),
+                headers=utils.build_hf_headers(),  # type: ignore[attr-defined]
+                expected_size=listed.size,
+            )
+        except Exception as error:  # as in local_folder
+            part.restart()
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                raise
+            raise WeightsError(
+                f"cannot get {name} of {repository} (revision {pin.commit}): {_explained(error)}"
+            ) from error
+        found = _found(part.path, listed)
+        if found == listed:
+            return
+        part.restart()
+    raise WeightsError(
+        f"{name} of {repository} arrived twice with {found.size} bytes and hash {found.hash}, the "
+        f"hub lists {listed.size} and {listed.hash}; it has been removed, try again later or over "
+        "another network"
+    )
+
+
+def _link(blob: Path, place: Path) -> None:
+    """Let a name in a snapshot stand for a blob, as huggingface_hub does."""
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        return Path(hf_hub_download(repository, name, revision=commit, endpoint=endpoint))
-    except Exception as error:  # as in local_folder
-        raise WeightsError(
-            f"cannot get {name} of {repository} (revision {commit}): {_explained(error)}"
-        ) from error
+        try:
+            temporary.symlink_to(os.path.relpath(blob, place.parent))
+        except OSError:  # Windows may have no links
+            shutil.copyfile(blob, temporary)
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _found(path: Path, listed: PinnedFile) -> PinnedFile:
@@ -395,7 +463,7 @@ def _write_pin(key: str, pin: Pin) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WeightsError(f"{path.parent} cannot be made: {error}; set SPAFIT_CACHE") from None
-    pins = {**_read_pins(), key: pin}
-    with replacing(path) as temporary:
+    with alone_in(path.parent), replacing(path) as temporary:
+        pins = {**_read_pins(), key: pin}
         content = {name: asdict(pins[name]) for name in sorted(pins)}
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ text would then be cut and padded without a word.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,15 @@ from spafit.errors import ConfigError, DataError, WeightsError
 from spafit.folders import replacing
 from spafit.hub import TOKENIZER_FILES, local_folder
 from spafit.layout import Bucket, Packed, PackedBatch
-from spafit.vocabulary import CLS, PAD, SEP, SPECIAL_TOKENS, Recipe, read_recipe
+from spafit.vocabulary import (
+    CLS,
+    PAD,
+    SEP,
+    SPECIAL_TOKENS,
+    Recipe,
+    read_recipe,
+    splits_special_tokens,
+)
 
 MIN_LENGTH = 8
 """The least maximum length: [CLS], two [SEP], and a few tokens of each text."""
@@ -145,27 +154,31 @@ class Tokenizer:
     """BERT's tokenizer.
 
     A special token that is spelled out in a text, such as ``[SEP]``, becomes that token, as it does
-    in transformers.
+    in transformers. Whoever writes a text can so forge the border between two; texts of strangers
+    are better read with ``split_special_tokens=True``.
 
     Parameters
     ----------
     recipe : Recipe
         What the tokenizer's files say; see :func:`load_tokenizer`, which reads them.
+    split_special_tokens : bool
+        Read a special token that is spelled out in a text as plain text: ``[``, ``sep``, ``]``.
 
     Attributes
     ----------
-    recipe : Recipe
+    recipe, split_special_tokens
         The same.
     pad_id, cls_id, sep_id : int
         Ids of [PAD], [CLS] and [SEP].
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, split_special_tokens: bool = False) -> None:
         self.recipe = recipe
+        self.split_special_tokens = split_special_tokens
         self.pad_id = recipe.vocab[PAD]
         self.cls_id = recipe.vocab[CLS]
         self.sep_id = recipe.vocab[SEP]
-        self._backend = recipe.build()
+        self._backend = recipe.build(split_special_tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -174,8 +187,13 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the recipe, in hexadecimal: the same from a tokenizer.json as a vocab.txt."""
-        return self.recipe.fingerprint
+        """SHA-256 of the recipe, in hexadecimal: the same from a tokenizer.json as a vocab.txt.
+
+        One that splits special tokens has another.
+        """
+        if not self.split_special_tokens:
+            return self.recipe.fingerprint
+        return hashlib.sha256(f"{self.recipe.fingerprint} split".encode()).hexdigest()
 
     def encode(
         self,
@@ -259,6 +277,7 @@ class Tokenizer:
             "strip_accents": self.recipe.strip_accents,
             "tokenize_chinese_chars": self.recipe.split_chinese,
             **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
+            **({"split_special_tokens": True} if self.split_special_tokens else {}),
         }
         folder = Path(folder)
         try:
@@ -266,7 +285,7 @@ class Tokenizer:
         except OSError as error:
             raise WeightsError(f"{folder} cannot be made: {error.strerror}") from None
         for name, content in (
-            ("tokenizer.json", self._backend.to_str(pretty=True)),
+            ("tokenizer.json", self.recipe.build().to_str(pretty=True)),
             ("tokenizer_config.json", json.dumps(config, indent=2)),
         ):
             with replacing(folder / name) as temporary:
@@ -281,7 +300,11 @@ class Tokenizer:
 
 
 def load_tokenizer(
-    folder_or_name: str | Path, *, revision: str | None = None, lowercase: bool | None = None
+    folder_or_name: str | Path,
+    *,
+    revision: str | None = None,
+    lowercase: bool | None = None,
+    split_special_tokens: bool | None = None,
 ) -> Tokenizer:
     """Load a BERT tokenizer from tokenizer.json, or from vocab.txt alone.
 
@@ -294,6 +317,9 @@ def load_tokenizer(
     lowercase : bool, optional
         Lower-case the text, or do not, whatever the files say. None: as the files say, and as the
         vocabulary shows where they are silent (see :func:`spafit.vocabulary.read_recipe`).
+    split_special_tokens : bool, optional
+        Read a special token that is spelled out in a text as plain text (see :class:`Tokenizer`).
+        None: as tokenizer_config.json says, which is False where it is silent.
 
     Raises
     ------
@@ -304,7 +330,10 @@ def load_tokenizer(
         tokenizer.
     """
     folder = local_folder(folder_or_name, revision=revision, files=TOKENIZER_FILES)
-    return Tokenizer(read_recipe(folder, lowercase))
+    recipe = read_recipe(folder, lowercase)
+    if split_special_tokens is None:
+        split_special_tokens = splits_special_tokens(folder)
+    return Tokenizer(recipe, split_special_tokens)
 
 
 def _longest_first(a: int, b: int, budget: int) -> tuple[int, int]:

@@ -31,6 +31,8 @@ PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]",
 PREFIX = "##"
 """How a word piece begins that continues a word."""
 
+_NORMALIZER_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -109,8 +111,14 @@ class Recipe:
         content = {**vars(self), "added": [asdict(token) for token in self.added]}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def build(self) -> tokenizers.Tokenizer:
-        """Make the library's tokenizer that carries the recipe out."""
+    def build(self, split_special_tokens: bool = False) -> tokenizers.Tokenizer:
+        """Make the library's tokenizer that carries the recipe out.
+
+        Parameters
+        ----------
+        split_special_tokens : bool
+            Whether special tokens that are spelled out in a text are not looked for in it.
+        """
         backend = tokenizers.Tokenizer(
             WordPiece(
                 self.vocab,
@@ -135,7 +143,11 @@ class Recipe:
         for token in self.added:  # in the order of their ids, so that each new one gets its own
             flags = asdict(token)
             del flags["id"]
-            backend.add_tokens([tokenizers.AddedToken(**flags)])
+            # BERT's own stand in the vocabulary, and what splits words never leaves one whole. They
+            # are not added then, for a file may say of one that it is not special.
+            if not (split_special_tokens and token.content in SPECIAL_TOKENS):
+                backend.add_tokens([tokenizers.AddedToken(**flags)])
+        backend.encode_special_tokens = split_special_tokens  # the further special ones
         return backend
 
 
@@ -186,6 +198,20 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
             stacklevel=3,
         )
     return recipe
+
+
+def splits_special_tokens(folder: Path) -> bool:
+    """Say whether a folder's tokenizer_config.json asks for special tokens to be split.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or says neither true nor false.
+    """
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and _read_config(path, ("split_special_tokens",)).get(
+        "split_special_tokens", False
+    )
 
 
 def _from_vocabulary(path: Path, config: dict[str, bool], lowercase: bool | None) -> Recipe:
@@ -309,8 +335,8 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     return vocab
 
 
-def _read_config(path: Path) -> dict[str, bool]:
-    """Read the three settings of a tokenizer_config.json that it gives a value."""
+def _read_config(path: Path, keys: tuple[str, ...] = _NORMALIZER_KEYS) -> dict[str, bool]:
+    """Read those of some settings of a tokenizer_config.json that it gives a value."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -318,10 +344,10 @@ def _read_config(path: Path) -> dict[str, bool]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a JSON object; fetch it again")
     settings = {}
-    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+    for key in keys:
         value = content.get(key)
         if isinstance(value, bool):
             settings[key] = value
         elif value is not None:  # null leaves it open, as absence does
-            raise ConfigError(f"{path}: {key} is {value!r}; expected true, false or null")
+            raise ConfigError(f"{path}: {key} is {value!r:.80}; expected true, false or null")
     return settings

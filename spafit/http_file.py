@@ -1,0 +1,170 @@
+"""One file over HTTP with the standard library: appended to what has come of it so far.
+
+Whatever a server does wrong ends in one of two errors, of one line each: after one of them another
+attempt makes sense, after the other it does not. Whether the bytes are the right ones is for the
+caller to see, who knows their hash.
+"""
+
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from http.client import HTTPMessage
+from pathlib import Path
+from typing import IO
+
+from spafit.errors import DataError
+from spafit.transfers import PartFile
+from spafit.version import __version__
+
+Progress = Callable[[str, int, int], None]
+"""Called with a file's name, the bytes that are here, and the bytes of the whole."""
+
+
+class DownloadError(DataError):
+    """A file that could not be fetched, or that is not the one expected."""
+
+
+LONGEST_PAUSE_S = 60.0
+"""The longest that is waited because a server asks for it (``Retry-After``)."""
+
+
+class InterruptedTransferError(Exception):
+    """A transfer that broke off; what came is kept, and another attempt may go on from it."""
+
+    def __init__(self, reason: str, pause_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause_s = pause_s
+        """How long the server asks to be left alone."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to http or https, to any host, since the hash decides; to nothing else."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str,
+        headers: HTTPMessage, newurl: str,
+    ) -> urllib.request.Request | None:  # fmt: skip
+        scheme = newurl.partition(":")[0].lower()
+        if scheme not in ("http", "https") or (scheme, req.type) == ("http", "https"):
+            fp.close()
+            raise DownloadError(
+                f"{req.full_url}: the server sends on to {newurl!r:.200}, which is not followed; "
+                "name a mirror (base_url)"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def append(
+    url: str, part: PartFile, target: Path, timeout_s: float, progress: Progress | None
+) -> None:
+    """Fetch what ``part`` still lacks; a server that ignores Range begins it anew.
+
+    Parameters
+    ----------
+    url : str
+        The file's address.
+    part : PartFile
+        What has come of it so far, perhaps nothing.
+    target : Path
+        Where the file will be, for the messages.
+    timeout_s : float
+        How long a silent server is waited for, in seconds.
+    progress : callable, optional
+        Called as the bytes come.
+
+    Raises
+    ------
+    InterruptedTransferError
+        If the transfer broke off, or may succeed when tried again.
+    DownloadError
+        If trying again cannot help.
+    """
+    size = part.size
+    here = part.seek(0, os.SEEK_END)
+    if here == size:
+        return  # its hash decides
+    headers = {"User-Agent": f"spafit/{__version__}"}
+    if 0 < here < size:
+        headers["Range"] = f"bytes={here}-"
+    try:
+        opener = urllib.request.build_opener(_Redirects)
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        error.close()
+        answer = f"the server answered {error.code} {in_one_line(error.reason)}"
+        if error.code == 416:  # the server has less than is here
+            part.restart()
+        if error.code in (408, 416, 429) or error.code >= 500:
+            raise InterruptedTransferError(answer, _asked_pause_s(error.headers)) from None
+        raise DownloadError(
+            f"{url}: {answer}. Fetch the file by other means and put it at {target}, or name a "
+            "mirror (base_url)"
+        ) from None
+    # A ValueError is an address that the server sent us on to, and that is none.
+    except (OSError, http.client.HTTPException, ValueError, OverflowError) as error:
+        raise InterruptedTransferError(in_one_line(error)) from error
+
+    with response:
+        content_type = response.headers.get_content_type()
+        if content_type in ("text/html", "application/xhtml+xml"):
+            raise DownloadError(
+                f"{url}: expected a file, found a web page ({content_type}), as a proxy or a "
+                "login page of the network sends it; open the address in a browser to see it"
+            )
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            raise DownloadError(
+                f"{url}: expected the file as it is, found it encoded as {encoding!r:.60}, which "
+                f"was not asked for. Fetch it by other means and put it at {target}"
+            )
+        resumed = response.status == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
+            part.restart()
+            raise InterruptedTransferError(
+                "the server sent another part of the file than was asked for"
+            )
+        here = here if resumed else 0
+        announced = response.length  # of the rest; None where the server does not say
+        if announced is not None and here + announced != size:
+            part.restart()
+            raise DownloadError(
+                f"{url}: expected {size} bytes, the server announces {here + announced}; "
+                f"its file has changed. Fetch the right one by other means and put it at {target}"
+            )
+        if not resumed:
+            part.restart()
+        while here < size:
+            try:
+                # Not read(), which waits for all of it, and loses what it has where that fails.
+                chunk = response.read1(min(1 << 16, size - here))
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise InterruptedTransferError(in_one_line(error)) from error
+            if not chunk:
+                raise InterruptedTransferError(f"the transfer ended after {here} of {size} bytes")
+            part.write(chunk)
+            here += len(chunk)
+            if progress is not None:
+                progress(target.name, here, size)
+
+
+def in_one_line(found: object) -> str:
+    """Show what came from a server or a library in one printable line that is not too long."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(found))
+    return " ".join(text.split())[:200] or type(found).__name__
+
+
+def _asked_pause_s(headers: Message) -> float:
+    """Read Retry-After: seconds, or a date; 0 where it is neither."""
+    value = headers.get("Retry-After", "").strip()
+    try:
+        # More digits than a float holds are infinite, and no error.
+        asked = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp()
+        asked -= 0 if value.isdecimal() else time.time()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(asked, 0.0), LONGEST_PAUSE_S)
