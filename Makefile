@@ -1,6 +1,7 @@
 # make demo    fine-tune a small real BERT here and now          (environment .venv)
 # make test    the default test suite: no network, no GPU         (environment .venv-test)
 # make lint types               what CI checks besides                    (environment .venv-test)
+# make torture                  the full sets of the reliability tests, an hour and a half
 # make bench                    the short set of benchmarks, 10 minutes   (environment .venv-test)
 #
 # PYTHON=python3.12 make test     another interpreter
@@ -10,13 +11,17 @@ PYTHON ?= python3
 ARGS ?=
 PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test torture lint types bench clean
 
 demo: .venv/ready
 	.venv/bin/spafit demo $(ARGS)
 
 test: .venv-test/ready
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 $(ARGS)
+
+torture: .venv-test/ready
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal --torture \
+	    -m "not gpu and not network" $(ARGS)
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .

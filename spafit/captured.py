@@ -131,6 +131,13 @@ class CapturedStep(TrainingStep):
         """Set all gradients to 0 where they are, for the graphs add to this memory."""
         self.optimizer.zero_grad(set_to_none=False)
 
+    def recover(self) -> None:
+        """Make room after a NoMemoryError: give back the graphs, which are recorded anew."""
+        self._recorded.clear()
+        self._seen.clear()
+        self._update = None
+        super().recover()
+
     def close(self) -> None:
         """Give back the graphs and the gradients."""
         self._recorded.clear()

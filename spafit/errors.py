@@ -4,6 +4,10 @@ Every message names the thing, what was expected, what was found, and the mend.
 The command line prints it in one line and exits with code 2.
 """
 
+from __future__ import annotations
+
+import signal
+
 
 class SpafitError(Exception):
     """Base of every error that spafit raises on purpose."""
@@ -31,3 +35,19 @@ class TrainingError(SpafitError):
 
 class CheckpointError(SpafitError):
     """A run folder or checkpoint that cannot be written, read or resumed."""
+
+
+class StoppedError(SpafitError):
+    """A run that was asked to stop, and has saved where it stands.
+
+    Parameters
+    ----------
+    message : str
+        What was saved, and how to go on.
+    signal : signal.Signals
+        The request.
+    """
+
+    def __init__(self, message: str, signal: signal.Signals) -> None:
+        super().__init__(message)
+        self.signal = signal

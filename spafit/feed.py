@@ -39,14 +39,14 @@ class Fed(NamedTuple):
     ----------
     epoch : int
         From 1.
-    examples : int
-        In all parts together.
+    drawn : numpy.ndarray of int64
+        The rows of its examples, in the order of the draw.
     parts : list of MicroBatch
         On the device.
     """
 
     epoch: int
-    examples: int
+    drawn: NDArray[np.int64]
     parts: list[MicroBatch]
 
 
@@ -60,7 +60,7 @@ class _Part(NamedTuple):
 
 
 class Feed:
-    """Iterable: the batches of all epochs of a run.
+    """The batches of all epochs of a run.
 
     The order of an epoch is a function of (seed, epoch) alone; its last batch may be smaller.
 
@@ -80,6 +80,11 @@ class Feed:
         Where the hidden states after group 1 are kept.
     bucketed : bool
         Whether batches get one of a few fixed shapes, as a captured step needs.
+
+    Attributes
+    ----------
+    accumulation : int
+        It may be raised at any time, by :meth:`halve`.
     """
 
     def __init__(
@@ -106,24 +111,42 @@ class Feed:
         """Steps of the optimizer in one epoch."""
         return math.ceil(len(self.encodings) / self.batch_size)
 
-    def __iter__(self) -> Iterator[Fed]:
+    def batches(self, done: int = 0) -> Iterator[Fed]:
+        """Give the batches of all steps after the first ``done`` ones."""
         ahead = _AHEAD if self.device.type == "cuda" else 0
-        for epoch, examples, parts in made_ahead(self._orders(), self._make, ahead):
-            yield Fed(epoch, examples, [self._send(part) for part in parts])
+        for epoch, drawn, parts in made_ahead(self._orders(done), self._make, ahead):
+            if len(parts) < self._parts_of(len(drawn)):  # halved since
+                parts = self._make((epoch, drawn))[2]
+            yield Fed(epoch, drawn, [self._send(part) for part in parts])
 
-    def _orders(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Give (epoch, row numbers) of every step."""
+    def halve(self, fed: Fed) -> Fed | None:
+        """Halve the parts of a batch, and of all later ones; None if they are single examples."""
+        if len(fed.parts) == len(fed.drawn):
+            return None
+        self.accumulation = min(2 * len(fed.parts), len(fed.drawn))
+        parts = self._make((fed.epoch, fed.drawn))[2]
+        return fed._replace(parts=[self._send(part) for part in parts])
+
+    def _orders(self, done: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Give (epoch, row numbers) of every step after the first ``done`` ones."""
         n = len(self.encodings)
-        for epoch in range(1, self.epochs + 1):
+        begun, within = divmod(done, self.steps_an_epoch)
+        for epoch in range(begun + 1, self.epochs + 1):
             order = epoch_order(n, self.seed, epoch)
-            for start in range(0, n, self.batch_size):
+            for start in range(within * self.batch_size, n, self.batch_size):
                 yield epoch, order[start : start + self.batch_size]
+            within = 0
 
-    def _make(self, step: tuple[int, NDArray[np.int64]]) -> tuple[int, int, list[_Part]]:
+    def _parts_of(self, examples: int) -> int:
+        return min(self.accumulation, examples)
+
+    def _make(
+        self, step: tuple[int, NDArray[np.int64]]
+    ) -> tuple[int, NDArray[np.int64], list[_Part]]:
         """Make a step's parts on the host."""
         epoch, drawn = step
         parts = []
-        for some in np.array_split(drawn, min(self.accumulation, len(drawn))):
+        for some in np.array_split(drawn, self._parts_of(len(drawn))):
             rows = self.encodings.by_length(some.tolist())
             batch, targets = self.encodings.packed(rows, self.bucketed), self.targets[rows]
             kept = None if self.prefix is None else self.prefix.read(rows, batch.layout)
@@ -131,7 +154,7 @@ class Feed:
                 batch, targets = batch.pinned(), targets.pin_memory()
                 kept = None if kept is None else kept.pin_memory()
             parts.append(_Part(rows, batch, targets, kept))
-        return epoch, len(drawn), parts
+        return epoch, drawn, parts
 
     def _send(self, part: _Part) -> MicroBatch:
         """Bring a part to the device, without waiting for it, with its kept prefix."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,15 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.glue import Dataset
 from spafit.kept_prefix import KeptPrefix
-from spafit.memory import keep_freed_memory
+from spafit.memory import is_out_of_memory, keep_freed_memory
 from spafit.tasks import Label
 from spafit.tokenization import Encodings, Tokenizer
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16", "fp16")
+
+
+class AbandonedError(Exception):
+    """A prediction that was given up halfway, as the caller wished."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def predict(
     ConfigError
         If a setting is out of range, or the tokenizer is not this model's.
     TrainingError
-        If a logit is NaN or infinite.
+        If a logit is NaN or infinite, or memory does not suffice for a single example.
     """
     names = label_names(model, dataset)
     encodings = encode(model, tokenizer, dataset, max_length)
@@ -191,8 +195,20 @@ def predict_logits(
     batch_size: int = 64,
     precision: str = "auto",
     prefix: KeptPrefix | None = None,
+    abandoned: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
-    """Give the logits (n, C) of encoded examples in their order; with ``prefix``, from group 2."""
+    """Give the logits (n, C) of encoded examples in their order; with ``prefix``, from group 2.
+
+    Where memory does not suffice for a batch, it and those after it are halved. ``abandoned`` is
+    asked before every batch.
+
+    Raises
+    ------
+    AbandonedError
+        If it says so.
+    TrainingError
+        If memory does not suffice for a single example.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1: {batch_size!r}")
     device = model.classifier.weight.device
@@ -210,14 +226,30 @@ def predict_logits(
             # Triton launches on the current one.
             torch.cuda.device_of(model.classifier.weight),  # type: ignore[no-untyped-call]
         ):
-            for start in range(0, len(order), batch_size):
+            start = 0
+            while start < len(order):
+                if abandoned():
+                    raise AbandonedError
                 rows = order[start : start + batch_size]
-                batch = encodings.packed(rows)
-                if device.type == "cuda":
-                    batch = batch.pinned()
-                batch = batch.to(device)
-                kept = None if prefix is None else prefix(rows, batch)
-                found.append(model.forward_packed(batch, kept).float())
+                try:
+                    batch = encodings.packed(rows)
+                    if device.type == "cuda":
+                        batch = batch.pinned()
+                    batch = batch.to(device)
+                    kept = None if prefix is None else prefix(rows, batch)
+                    found.append(model.forward_packed(batch, kept).float())
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(rows) == 1:
+                        reason = str(error).partition("\n")[0] or type(error).__name__
+                        raise TrainingError(
+                            f"memory does not suffice for one example at a time ({reason}); cut "
+                            "texts shorter (--max-length)"
+                        ) from error
+                    batch_size = len(rows) // 2
+                else:
+                    start += len(rows)
     finally:
         model.train(was_training)
     logits = np.empty((len(encodings), model.num_labels), dtype=np.float32)

@@ -1,4 +1,9 @@
-"""The hidden states after group 1 of a batch: read where they are kept, else computed and kept."""
+"""The hidden states after group 1 of a batch: read where they are kept, else computed and kept.
+
+What is missing is computed in groups of examples of like length that depend on the data alone, not
+on the batch that asks first: how a product of matrices rounds depends on what is multiplied with
+it, and a run that is taken up again must read what it would have read.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
+from spafit.errors import TrainingError
 from spafit.folders import cache_folder
 from spafit.layout import Packed, PackedBatch
+from spafit.memory import is_out_of_memory, shortage
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.tokenization import Encodings, Tokenizer
+
+_GROUP = 32
+"""Examples whose hidden states are computed together."""
 
 
 class KeptPrefix:
@@ -37,22 +47,44 @@ class KeptPrefix:
         self.model, self.encodings, self.cache = model, encodings, cache
         # A thread reads the next batches' states while those of this one are stored.
         self._using = threading.Lock()
+        order = encodings.by_length(range(len(encodings)))
+        self._groups = [order[start : start + _GROUP] for start in range(0, len(order), _GROUP)]
+        self._group_of = {row: group for group in self._groups for row in group}
 
     def __call__(self, rows: Sequence[int], batch: PackedBatch) -> torch.Tensor:
         """Give (N, D) on the batch's device, 0 in rows that belong to no sequence."""
         device = batch.layout.device
         states = self.read(rows, batch.layout)
         if states is None:
-            missing = self.cache.missing(rows)
-            computed = self.encodings.packed(missing).to(device)
-            hidden = self.model.bert.prefix(computed)[: computed.layout.tokens]
-            with self._using:
-                self.cache.store(missing, hidden)
+            for row in self.cache.missing(rows):
+                if self.cache.missing([row]):  # else its group has brought it
+                    self._compute(self._group_of[row], device)
             states = self.read(rows, batch.layout)
             assert states is not None
         if device.type == "cuda":  # from other memory the copy would wait for the GPU
             states = states.pin_memory()
         return states.to(device, non_blocking=True)
+
+    def _compute(self, rows: Sequence[int], device: torch.device) -> None:
+        """Compute the states of some examples, and keep them."""
+        computed = self.encodings.packed(rows).to(device)
+        try:
+            hidden = self.model.bert.prefix(computed)[: computed.layout.tokens]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                raise TrainingError(
+                    f"memory does not suffice for the frozen layers of one example "
+                    f"({shortage(error)}); cut texts shorter (--max-length)"
+                ) from error
+            hidden = None
+        if hidden is None:  # outside the handler, which holds on to what filled the memory
+            self._compute(rows[: len(rows) // 2], device)
+            self._compute(rows[len(rows) // 2 :], device)
+            return
+        with self._using:
+            self.cache.store(rows, hidden)
 
     def read(self, rows: Sequence[int], layout: Packed) -> torch.Tensor | None:
         """Give (N, D) on the host if the states of all rows are kept, else None."""

@@ -1,8 +1,8 @@
-"""Memory of the host: large pages for large tensors, and no returning of what is soon asked again.
+"""Memory: large pages for large tensors, no returning of what is soon asked again, and its end.
 
-Both change nothing but time. The first touch of a page costs a call into the system; 1.3 GB of
-weights are 325,000 small pages or 640 large ones, and a training step that gives its activations
-back to the system asks for them again in the next step.
+The first two are the host's, and change nothing but time. The first touch of a page costs a call
+into the system; 1.3 GB of weights are 325,000 small pages or 640 large ones, and a training step
+that gives its activations back to the system asks for them again in the next step.
 """
 
 from __future__ import annotations
@@ -66,3 +66,16 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is at its end: a GPU's, or the host's."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The host's allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def shortage(error: BaseException) -> str:
+    """Say in one line what an error of :func:`is_out_of_memory` says."""
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -31,6 +31,14 @@ class Progress:
         if not quiet and self._stream.isatty():
             self._bar = tqdm(total=total, unit="step", file=self._stream, dynamic_ncols=True)
         self._start = self._last_line = time.perf_counter()
+        self._begun = 0
+
+    def begin(self, step: int) -> None:
+        """Tell after how many steps the run is taken up again."""
+        self._begun = step
+        self._start = time.perf_counter()
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = step
 
     def __enter__(self) -> Progress:
         return self
@@ -56,7 +64,7 @@ class Progress:
         if self._quiet or (now - self._last_line < 10 and step < self._total):
             return
         self._last_line = now
-        left = (now - self._start) / step * (self._total - step)
+        left = (now - self._start) / (step - self._begun) * (self._total - step)
         self.line(
             f"step {step}/{self._total}, epoch {epoch}, loss {loss:.4f}, "
             f"{examples_per_s:.1f} examples/s, {_clock(left)} left"

@@ -90,18 +90,23 @@ class Readings(Generic[About]):
     ----------
     device : torch.device
         Where the steps are computed.
+
+    Attributes
+    ----------
+    behind : int
+        How many of the last steps are not known yet when the next one begins.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._behind = 1 if device.type == "cuda" else 0
+        self.behind = 1 if device.type == "cuda" else 0
         self._waiting: deque[tuple[About, torch.Tensor, torch.cuda.Event | None]] = deque()
 
     def add(self, about: About, result: StepResult) -> None:
         """Have a step's result brought to the host."""
         numbers = torch.stack([each.detach().double() for each in result])
         event = None
-        if self._behind:
+        if self.behind:
             numbers = numbers.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
@@ -112,7 +117,7 @@ class Readings(Generic[About]):
 
         With ``wait`` all of them, else not those of the last step on a GPU.
         """
-        while len(self._waiting) > (0 if wait else self._behind):
+        while len(self._waiting) > (0 if wait else self.behind):
             about, numbers, event = self._waiting.popleft()
             if event is not None:
                 event.synchronize()

@@ -10,39 +10,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from spafit import metrics
-from spafit.adapter_files import save_adapter
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import DataError, PlanError, TrainingError
+from spafit.errors import CheckpointError, DataError, PlanError
 from spafit.feed import Feed
 from spafit.fingerprint import fingerprint
 from spafit.glue import Dataset
-from spafit.inference import decode, encode, label_names, predict_logits
+from spafit.inference import encode, label_names
 from spafit.kept_prefix import KeptPrefix, keep_prefix
 from spafit.kernels import choices
 from spafit.kernels.products import library_on
+from spafit.loop import Loop, Scored
 from spafit.memory import keep_freed_memory
-from spafit.optimisation import learning_rate_factor
 from spafit.progress import Progress
-from spafit.run_folder import RunFolder, peak_memory_mib
-from spafit.steps import Readings, make_step
+from spafit.random_states import seeded
+from spafit.run_folder import RunFolder
+from spafit.saving import Saver
+from spafit.steps import make_step
+from spafit.stopping import StopRequests
 from spafit.strata import frozen_stored_in, layers_of_group, summarise
 from spafit.tokenization import Tokenizer
 from spafit.train_config import TrainConfig, complete
-
-# fp16 skips a few steps at its start, until the loss is scaled to fit; a run of these is no start.
-_MOST_SICK = 25
+from spafit.training_state import TrainingState, restore
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,8 @@ class Result:
         Examples cut to the maximum length, of "train" and "dev".
     files : tuple of Path
         What was written.
+    skipped : int
+        Steps whose loss or gradient was NaN or infinite, and from which nothing was learnt.
     """
 
     metrics: dict[str, float]
@@ -90,6 +89,7 @@ class Result:
     seconds: float
     truncated: dict[str, int]
     files: tuple[Path, ...]
+    skipped: int = 0
 
 
 def fit(
@@ -102,6 +102,10 @@ def fit(
     about: dict[str, Any] | None = None,
 ) -> Result:
     """Fine-tune what a plan has declared, keep the best on dev, and say what came of it.
+
+    With ``config.out`` the run is saved there as it goes on. SIGTERM, SIGINT and SIGUSR1 then end
+    it after the step in hand, and the same call goes on from there: on the same machine to the same
+    numbers, bit for bit, as if it had never been stopped. A run that is finished gives its result.
 
     Parameters
     ----------
@@ -128,9 +132,13 @@ def fit(
     DataError
         If the data have no labels, belong to different tasks, or do not fit the head.
     TrainingError
-        If the loss is NaN or infinite.
+        If the run cannot go on: 25 losses or gradients in a row are NaN or infinite, memory does
+        not suffice for a single example, or it could not be saved twice in a row.
+    StoppedError
+        If a signal asked for a stop, and the run is saved.
     CheckpointError, ConfigError
-        If the run folder or the settings are at fault.
+        If the settings are at fault, or the run folder: it cannot be written, is in use, or holds
+        another run.
     """
     config = TrainConfig() if config is None else config
     adaptation = model.adaptation
@@ -157,13 +165,18 @@ def fit(
     majority = metrics.majority(task, dev.labels)
     summary = summarise(model)
     record = _record(model, tokenizer, train, dev, config, truncated, about or {})
-    run = None
-    if config.out is not None:
-        run = RunFolder(config.out, record, overwrite=config.overwrite)
-    adaptation.task, adaptation.labels = task.name, names
-
-    start = time.perf_counter()
-    with run or nullcontext(), _seeded(config.seed, device), ExitStack() as opened:
+    with ExitStack() as opened:
+        # Caught until run.json is written; without a folder there is nothing that could be saved.
+        stop = StopRequests() if config.out is None else opened.enter_context(StopRequests())
+        run = None
+        if config.out is not None:
+            run = opened.enter_context(
+                RunFolder(
+                    config.out, record, overwrite=config.overwrite, keep=config.keep_checkpoints
+                )
+            )
+        adaptation.task, adaptation.labels = task.name, names
+        opened.enter_context(seeded(config.seed, device))
         if device.type == "cuda":  # graphs and events are those of the current device
             opened.enter_context(torch.cuda.device(device))
         if config.frozen_weights == "half":
@@ -204,122 +217,82 @@ def fit(
             prefix=prefixes.get("train"),
             bucketed=config.step in ("captured", "compiled"),
         )
-        total_steps = feed.steps_an_epoch * config.epochs
-        losses: list[float] = []
-        history: list[dict[str, Any]] = []
-        best: dict[str, torch.Tensor] = {}
-        training_s = 0.0
-        sick = 0  # steps in a row that were skipped, for their gradient was not finite
+        progress = opened.enter_context(
+            Progress(feed.steps_an_epoch * config.epochs, quiet=config.quiet)
+        )
 
-        with Progress(total_steps, quiet=config.quiet) as progress:
+        def say(note: str) -> None:
+            progress.line(note)
+            if run is not None:
+                run.log({"note": note})
 
-            def say(note: str) -> None:
-                progress.line(note)
-                if run is not None:
-                    run.log({"note": note})
-
-            def into_training() -> None:
-                model.train()
-                if not config.frozen_dropout:
-                    model.bert.freeze_dropout()
-
-            take_step = make_step(model, config, say)
-            opened.callback(take_step.close)
-            readings: Readings[tuple[int, int, int, float]] = Readings(device)
-            into_training()
-            since = time.perf_counter()
-            for step, fed in enumerate(feed, start=1):
-                factor = learning_rate_factor(step - 1, total_steps, config.warmup)
-                learning_rate = config.learning_rate * factor
-                readings.add(
-                    (step, fed.epoch, fed.examples, learning_rate),
-                    take_step(fed.parts, learning_rate),
-                )
-                is_due = step % (config.eval_every or feed.steps_an_epoch) == 0
-                is_due = is_due or step == total_steps
-                for read, loss, grad_norm in readings.ready(wait=is_due):
-                    number, epoch, examples, rate = read
-                    if not math.isfinite(loss):
-                        raise TrainingError(
-                            f"the loss at step {number} (epoch {epoch}) is {loss}; try a lower "
-                            f"learning rate than {config.learning_rate:g}, or precision float32"
-                        )
-                    step_s, since = time.perf_counter() - since, time.perf_counter()
-                    training_s += step_s
-                    losses.append(loss)
-                    sick = 0 if math.isfinite(grad_norm) else sick + 1
-                    progress.step(number, epoch, loss, examples / step_s)
-                    if run is not None:
-                        run.log(
-                            {
-                                "step": number,
-                                "epoch": epoch,
-                                "loss": loss,
-                                "learning_rate": rate,
-                                "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-                                "step_time_ms": 1000 * step_s,
-                            }
-                        )
-                    if sick == _MOST_SICK:
-                        raise TrainingError(
-                            f"the gradients of {sick} steps in a row were not finite, so that "
-                            "nothing was learnt from them; try a lower learning rate than "
-                            f"{config.learning_rate:g}, or precision float32"
-                        )
-                if not is_due:
-                    continue
-
-                logits_dev = predict_logits(
-                    model, encoded["dev"], precision=arithmetic, prefix=prefixes.get("dev")
-                )
-                if not np.isfinite(logits_dev).all():
-                    raise TrainingError(f"the logits on dev after step {step} are not finite")
-                for prefix in prefixes.values():  # what a cache found damaged, or made room for
-                    while prefix.cache.notes:
-                        say(prefix.cache.notes.pop(0))
-                scores = metrics.compute(task, decode(logits_dev, names), dev.labels)
-                first = task.metrics[0]
-                is_best = not history or scores[first] > max(h["metrics"][first] for h in history)
-                history.append({"step": step, "epoch": fed.epoch, "metrics": scores})
-                progress.line(_evaluation_line(history[-1], majority, is_best))
-                if run is not None:
-                    run.log({"step": step, "epoch": fed.epoch, "evaluation": scores})
-                if is_best:
-                    best = {
-                        name: model.get_parameter(name).detach().to("cpu", copy=True)
-                        for name in adaptation.trainable
-                    }
-                    if run is not None:
-                        save_adapter(model, run.adapter)
-                into_training()
-                since = time.perf_counter()
+        take_step = make_step(model, config, say)
+        opened.callback(take_step.close)
+        state, saver = TrainingState(), None
+        if run is not None:
+            if run.checkpoint is not None:
+                state = restore(run.checkpoint, model, take_step)
+                _require_ahead(state, feed, run)
+                is_done = state.step == feed.steps_an_epoch * feed.epochs
+                what = "finished already" if is_done else "taken up again"
+                say(f"{run.path}: {what} after step {state.step}")
+            for note in run.notes:
+                say(note)
+            saver = Saver(run, model, take_step, config.save_every, state, say)
+        progress.begin(state.step)
+        feed.accumulation = max(config.accumulation, state.accumulation)
+        state.accumulation = feed.accumulation
+        loop = Loop(
+            model=model,
+            take_step=take_step,
+            feed=feed,
+            dev=Scored(dev, encoded["dev"], names, majority),
+            config=config,
+            state=state,
+            prefixes=prefixes,
+            progress=progress,
+            run=run,
+            saver=saver,
+            stop=stop,
+        )
+        loop.run()
 
         with torch.no_grad():
-            for name, tensor in best.items():
+            for name, tensor in state.best.items():
                 model.get_parameter(name).copy_(tensor)
         model.eval()
-        first = task.metrics[0]
-        top = max(history, key=lambda evaluation: evaluation["metrics"][first])
+        top = next(each for each in state.history if each["step"] == state.best_step)
         result = Result(
             metrics=top["metrics"],
             majority=majority,
             best_epoch=top["epoch"],
             best_step=top["step"],
-            history=tuple(history),
-            losses=tuple(losses),
+            history=tuple(state.history),
+            losses=tuple(state.losses),
             trainable=summary.trainable,
             percent=summary.percent,
-            examples_per_s=len(train) * config.epochs / training_s,
-            peak_memory_mib=peak_memory_mib(device),
-            seconds=time.perf_counter() - start,
+            examples_per_s=len(train) * config.epochs / state.training_s,
+            peak_memory_mib=state.peak_memory_mib,
+            seconds=state.seconds,
             truncated=truncated,
             files=() if run is None else run.files,
+            skipped=len(state.skips),
         )
         if run is not None:
             if chosen := choices.made():  # another choice of kernels rounds otherwise
                 run.record["kernels"] = chosen
             run.record["result"] = _jsonable(result, without=("losses", "files"))
     return result
+
+
+def _require_ahead(state: TrainingState, feed: Feed, run: RunFolder) -> None:
+    """Refuse to take a run up again that is past the end that was asked for."""
+    total_steps = feed.steps_an_epoch * feed.epochs
+    if state.step > total_steps:
+        raise CheckpointError(
+            f"{run.path} is at step {state.step}, {feed.epochs} epochs end at step {total_steps}; "
+            f"give more epochs (--epochs), or another folder"
+        )
 
 
 def _record(
@@ -377,28 +350,6 @@ def _recomputing(model: BertForSequenceClassification, groups: tuple[int, ...]) 
         yield
     finally:
         encoder.recomputed = before
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch inside the block, and give the caller's random state back after it."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        # torch.manual_seed would seed every GPU, and only this one's state is given back.
-        torch.default_generator.manual_seed(seed)
-        for gpu in devices:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-def _evaluation_line(evaluation: dict[str, Any], majority: dict[str, float], is_best: bool) -> str:
-    scores = ", ".join(
-        f"{name} {score:.4f} (majority {majority[name]:.4f})"
-        for name, score in evaluation["metrics"].items()
-    )
-    best = ", best so far" if is_best else ""
-    return f"epoch {evaluation['epoch']}, step {evaluation['step']}: dev {scores}{best}"
 
 
 def _jsonable(settings: TrainConfig | Result, without: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class TrainConfig:
     Attributes
     ----------
     out : str, Path or None
-        The run folder; None writes nothing.
+        The run folder; None writes nothing. A run that is there already is taken up again where
+        its newest checkpoint stands, if it is the same run (:mod:`spafit.run_identity`).
     seed : int
         Of dropout and of the order of the data, which is a function of (seed, epoch) alone.
     epochs : int
@@ -55,6 +56,11 @@ class TrainConfig:
     eval_every : int or None
         Steps between evaluations; None evaluates after each epoch. The last step is always
         evaluated.
+    save_every : int or None
+        Steps between checkpoints; None is every 10 minutes. One is saved after each evaluation, and
+        where the run is asked to stop, in any case.
+    keep_checkpoints : int
+        How many of the last checkpoints are kept, at least 2; that of the best evaluation besides.
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
         The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.inference
         .resolve_precision`).
@@ -107,6 +113,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     max_length: int | None = None
     eval_every: int | None = None
+    save_every: int | None = None
+    keep_checkpoints: int = 2
     precision: str = "auto"
     frozen_dropout: bool = True
     cache_prefix: str = "off"
@@ -127,9 +135,11 @@ class TrainConfig:
             ("accumulation", 1),
             ("max_length", 8),
             ("eval_every", 1),
+            ("save_every", 1),
+            ("keep_checkpoints", 2),
         ):
             value = getattr(self, name)
-            if value is None and name in ("batch_size", "max_length", "eval_every"):
+            if value is None and name in ("batch_size", "max_length", "eval_every", "save_every"):
                 continue
             if type(value) is not int or not least <= value < 2**63:
                 raise ConfigError(f"{name} must be a whole number of at least {least}: {value!r}")

@@ -11,14 +11,16 @@ records the same step as CUDA graphs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from spafit.bert import BertForSequenceClassification
+from spafit.errors import CheckpointError, TrainingError
 from spafit.inference import autocast, tf32_products
 from spafit.layout import PackedBatch
+from spafit.memory import is_out_of_memory, shortage
 from spafit.optimisation import loss_function, set_learning_rate
 
 
@@ -40,6 +42,10 @@ class StepResult(NamedTuple):
     """The mean loss of the batch before the step, ()."""
     grad_norm: torch.Tensor
     """The norm of the gradient before it was clipped, (); not finite where the step was skipped."""
+
+
+class NoMemoryError(TrainingError):
+    """A batch was too large for memory; nothing was moved, and it can be given in more parts."""
 
 
 #: Gives the logits (B, C) of a packed batch, from its kept prefix where there is one.
@@ -81,12 +87,31 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=arithmetic == "fp16")
 
     def __call__(self, parts: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        """Take a step on a batch given in one or more parts."""
+        """Take a step on a batch given in one or more parts.
+
+        Raises
+        ------
+        NoMemoryError
+            If forward or backward ran out of memory.
+        """
         set_learning_rate(self.optimizer, learning_rate)
         n = sum(len(part.targets) for part in parts)
-        losses = [self.accumulate(part, n) for part in parts]
+        try:
+            losses = [self.accumulate(part, n) for part in parts]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NoMemoryError(shortage(error)) from error
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        return StepResult(loss, self.update())
+        try:
+            return StepResult(loss, self.update())
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"memory does not suffice for the optimizer's moments ({shortage(error)}), twice "
+                "what trains; use a plan that trains less"
+            ) from error
 
     def accumulate(self, part: MicroBatch, n: int) -> torch.Tensor:
         """Add a part's gradient, and give its share () of the mean loss of all n examples."""
@@ -112,6 +137,50 @@ class TrainingStep:
     def forget_gradients(self) -> None:
         """Set all gradients to None, so that their memory serves the next forward pass."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def recover(self) -> None:
+        """Make room after a NoMemoryError: forget the gradient as far as it came."""
+        self.forget_gradients()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Give what the next steps depend on beside the model: tensors by name, and the rest.
+
+        The tensors are AdamW's, ``optimizer.KEY.PARAMETER``; the rest is the loss scale.
+        """
+        tensors = {
+            f"optimizer.{key}.{name}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        return tensors, {"scaler": self.scaler.state_dict()}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` gave; before the first step only.
+
+        Raises
+        ------
+        CheckpointError
+            If a tensor belongs to no parameter that trains, or has not its shape.
+        """
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        for full_name, tensor in tensors.items():
+            _, key, name = full_name.split(".", 2)
+            parameter = parameters.get(name)
+            shape = torch.Size() if key == "step" else getattr(parameter, "shape", None)
+            if parameter is None or tensor.shape != shape:
+                raise CheckpointError(f"{full_name} {tuple(tensor.shape)} fits nothing that trains")
+            # The count of steps is read on the host, unless a fused or captured update reads it.
+            on_device = tensor.dim() or self.optimizer.defaults.get("fused")
+            place = parameter.device if on_device else torch.device("cpu")
+            self.optimizer.state[parameter][key] = tensor.to(place, copy=True)
+        moments = {frozenset(self.optimizer.state.get(each, ())) for each in self.trained}
+        if len(moments) > 1:
+            raise CheckpointError("the optimizer's moments of some parameters are missing")
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(dict(values["scaler"]))
+            self.scaler.scale(torch.zeros((), device=self.device))  # which makes what was loaded
 
     def close(self) -> None:
         """Give back what the step keeps on the device."""

@@ -138,12 +138,12 @@ def read_log(folder: Path, key: str) -> list[dict[str, Any]]:
     return [row for row in rows if key in row]
 
 
-def loss_failing_at(call: int, value: float = math.nan) -> Callable[..., torch.Tensor]:
-    """Give a loss function whose n-th answer is NaN or infinite."""
+def loss_failing_from(call: int, value: float = math.nan) -> Callable[..., torch.Tensor]:
+    """Give a loss function whose answers from the n-th on are NaN or infinite."""
     calls = iter(range(1, 1000))
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return loss_function(logits, targets) * (value if next(calls) == call else 1.0)
+        return loss_function(logits, targets) * (value if next(calls) >= call else 1.0)
 
     return loss
 

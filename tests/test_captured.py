@@ -83,7 +83,9 @@ def run(step: TrainingStep, feed: Feed, seed: int = 0) -> list[tuple[float, floa
     """
     torch.manual_seed(seed)
     step.model.train()
-    results = [step(fed.parts, 2.0 ** -(7 + number % 3)) for number, fed in enumerate(feed)]
+    results = [
+        step(fed.parts, 2.0 ** -(7 + number % 3)) for number, fed in enumerate(feed.batches())
+    ]
     return [(float(each.loss), float(each.grad_norm)) for each in results]
 
 
@@ -120,11 +122,14 @@ class TestIsTheEagerStep:
         first, second = trained(ours), trained(theirs)
         assert all(torch.equal(first[name], second[name]) for name in first)
         # Not all of it was eager: every shape beyond its first batch, and every second update.
-        steps, parts = len(results), sum(len(fed.parts) for fed in make_feed(small, accumulation=4))
+        steps, parts = (
+            len(results),
+            sum(len(fed.parts) for fed in make_feed(small, accumulation=4).batches()),
+        )
         parts = steps if accumulation == 1 else parts
         shapes = {
-            (len(part.targets), part.batch.layout.bucket, fed.examples)
-            for fed in make_feed(small, accumulation=accumulation)
+            (len(part.targets), part.batch.layout.bucket, len(fed.drawn))
+            for fed in make_feed(small, accumulation=accumulation).batches()
             for part in fed.parts
         }
         assert step.graphs <= len(shapes)
@@ -134,7 +139,7 @@ class TestIsTheEagerStep:
         model = small.model()
         step = captured(model, Recorder())
         model.train()
-        fed = next(iter(make_feed(small)))
+        fed = next(make_feed(small).batches())
         losses = {float(step(fed.parts, 0.0).loss) for _ in range(6)}
         assert len(losses) == 6
 
@@ -145,7 +150,7 @@ class TestIsTheEagerStep:
             torch.manual_seed(1)
             losses = []
             for _ in range(3):
-                for fed in make_feed(small):
+                for fed in make_feed(small).batches():
                     parts = [
                         part._replace(prefix=step.model.bert.prefix(part.batch))
                         for part in fed.parts
@@ -159,7 +164,7 @@ class TestIsTheEagerStep:
         model = small.model()
         step = captured(model, Recorder())
         model.train()
-        feed = list(make_feed(small))
+        feed = list(make_feed(small).batches())
         for fed in feed[:3]:
             step(fed.parts, 1e-2)
         before = copy.deepcopy(trained(model))
@@ -187,7 +192,7 @@ class TestIsTheEagerStep:
         def results(step: TrainingStep) -> list[float]:
             step.model.train()
             step.model.bert.freeze_dropout()
-            plain = next(iter(make_feed(small))).parts[0]
+            plain = next(make_feed(small).batches()).parts[0]
             layout = plain.batch.layout
             longer = Packed(layout.lengths, bucket=Bucket(layout.rows, 2 * layout.longest))
             prefix = step.model.bert.prefix(plain.batch)
@@ -209,7 +214,7 @@ class TestIsTheEagerStep:
         step.model.bert.freeze_dropout()
         parts = [
             part._replace(prefix=step.model.bert.prefix(part.batch))
-            for fed in make_feed(small)
+            for fed in make_feed(small).batches()
             for part in fed.parts
         ]
         before = copy.deepcopy(parts)
@@ -252,7 +257,7 @@ class TestEagerStep:
     def test_an_infinite_gradient_moves_nothing(self, small: SmallRun, arithmetic: str) -> None:
         step = eager(small.model(), arithmetic)
         before = copy.deepcopy(trained(step.model))
-        fed = next(iter(make_feed(small)))
+        fed = next(make_feed(small).batches())
         handle = step.trained[0].register_hook(lambda gradient: gradient + math.inf)
         assert math.isinf(float(step(fed.parts, 1e-2).grad_norm))
         after = trained(step.model)
@@ -265,7 +270,7 @@ class TestEagerStep:
 
     def test_nothing_is_kept(self, small: SmallRun) -> None:
         step = eager(small.model())
-        result = step(next(iter(make_feed(small))).parts, 1e-2)
+        result = step(next(make_feed(small).batches()).parts, 1e-2)
         assert not result.loss.requires_grad
         assert all(parameter.grad is None for parameter in step.trained)
 
@@ -276,7 +281,7 @@ class TestEagerStep:
             parameter.register_hook(
                 lambda _: seen.append(torch.backends.cuda.matmul.fp32_precision)
             )
-        step(next(iter(make_feed(small))).parts, 1e-2)
+        step(next(make_feed(small).batches()).parts, 1e-2)
         assert seen == ["tf32"] * len(step.trained)
         assert torch.get_float32_matmul_precision() == "highest"
 
@@ -350,7 +355,7 @@ class TestFallback:
         def results(step: TrainingStep) -> list[float]:
             torch.manual_seed(0)
             step.model.train()
-            fed = list(make_feed(small))
+            fed = list(make_feed(small).batches())
             handle = step.trained[0].register_hook(lambda gradient: gradient + math.inf)
             step(fed[0].parts, 2.0**-7)  # which halves the scale
             handle.remove()
@@ -407,7 +412,7 @@ class TestRun:
         assert all(float(group["lr"]) == pytest.approx(config.learning_rate) for group in groups)
         assert (step.forward == model.forward_packed) == (kind != "compiled")
         if kind == "captured":
-            fed = next(iter(make_feed(small)))
+            fed = next(make_feed(small).batches())
             for _ in range(2):
                 step(fed.parts, 1e-2)
             assert len(said) == 1
@@ -445,7 +450,7 @@ class TestBucket:
         spafit.set_impl(model, impl)
         results = []
         for bucketed in (False, True):
-            fed = next(iter(make_feed(small, bucketed=bucketed)))
+            fed = next(make_feed(small, bucketed=bucketed).batches())
             logits = model.forward_packed(fed.parts[0].batch)
             torch.autograd.backward(logits.square().sum())
             gradients = [each.grad for each in model.parameters() if each.requires_grad]
@@ -490,7 +495,7 @@ class TestBucket:
             return changed[-1]
 
         monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-        batch = next(iter(make_feed(small))).parts[0].batch
+        batch = next(make_feed(small).batches()).parts[0].batch
         tensors = batch.pinned().tensors()
         assert all(ours is theirs for ours, theirs in zip(tensors, changed, strict=True))
         pairs = zip(tensors, batch.tensors(), strict=True)
@@ -518,7 +523,7 @@ class TestCompiled:
         optimizer = make_optimizer(ours, learning_rate=1e-2, weight_decay=0.01)
         forward = compiled_forward(ours, backend="aot_eager")
         compiled = TrainingStep(ours, optimizer, forward=forward)
-        feed = [fed for fed in make_feed(small) if fed.examples == 6]
+        feed = [fed for fed in make_feed(small).batches() if len(fed.drawn) == 6]
         assert len({fed.parts[0].batch.layout.bucket for fed in feed}) > 1
         for step, model in ((compiled, ours), (eager(theirs), theirs)):
             model.train()
@@ -544,7 +549,7 @@ class TestCompiled:
         model = small.model(dropout=False)
         forward = compiled_forward(model)
         assert asked == [{"fullgraph": True, "dynamic": True, "backend": "inductor"}]
-        batch = next(iter(make_feed(small))).parts[0].batch
+        batch = next(make_feed(small).batches()).parts[0].batch
         plain = forward(batch)
         assert torch.equal(plain, model.forward_packed(batch))
         prefix = 1.5 * model.bert.prefix(batch)

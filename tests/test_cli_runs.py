@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import N_DEV, N, SmallRun, loss_failing_at, make_dataset, write_glue
+from small_runs import N_DEV, N, SmallRun, loss_failing_from, make_dataset, write_glue
 
 import spafit
 import spafit.train
@@ -186,12 +186,50 @@ class TestTrain:
     def test_a_run_that_is_there_stops_all_seeds_before_the_first(
         self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path
     ) -> None:
-        (tmp_path / "out" / "seed-2").mkdir(parents=True)
-        (tmp_path / "out" / "seed-2" / "run.json").write_text("{}")
+        """One of another task or seed, or damaged; with ``--overwrite`` it is replaced."""
+        there = tmp_path / "out" / "seed-2"
+        there.mkdir(parents=True)
         arguments = train_arguments(small, root, "--out", str(tmp_path / "out"))
-        err = refuse(capsys, *arguments, "--seeds", "1", "2")
-        assert "seed-2 holds a run already" in err
+        arguments += ["--seeds", "1", "2", "--quiet", "--epochs", "1"]
+        for record, named in (
+            ("{}", "task is None, asked for is 'rte'; seed is None, asked for is 2"),
+            ('{"task": "rte", "settings": {"seed": 1}}', "seed is 1, asked for is 2"),
+            ('{"task": "cola", "settings": {"seed": 2}}', "task is 'cola', asked for is 'rte'"),
+            ('{"task": "rte", "settings": []}', "seed is None, asked for is 2"),
+        ):
+            (there / "run.json").write_text(record)
+            assert f"seed-2 holds another run: {named}. Give" in refuse(capsys, *arguments)
+            assert [path.name for path in (tmp_path / "out").iterdir()] == ["seed-2"]
+            assert [path.name for path in there.iterdir()] == ["run.json"]
+            assert (there / "run.json").read_text() == record
+        (there / "run.json").write_text("{")
+        assert "run.json cannot be read" in refuse(capsys, *arguments)
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["seed-2"]
+        assert call(capsys, *arguments, "--overwrite")[0] == 0
+        assert record_of(there)["result"]["best_step"] == 5
+
+    def test_seeds_that_are_finished_are_not_trained_again(
+        self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path
+    ) -> None:
+        """The screens are those of the first time, but for the memory and the seconds."""
+
+        def screens(*seeds: str) -> list[str]:
+            code, text, err = call(capsys, *arguments, "--seeds", *seeds)
+            assert (code, err) == (0, "")
+            lines = re.split(r"\n\d seeds ", text)[0].splitlines()
+            return [line for line in lines if not re.match(r" +(speed|memory) ", line)]
+
+        arguments = train_arguments(small, root, "--out", str(tmp_path), "--quiet", "--epochs", "1")
+        both = screens("4", "0")
+        logs = {seed: (tmp_path / f"seed-{seed}" / "log.jsonl").read_text() for seed in (4, 0)}
+        three = screens("4", "0", "7")
+        assert three[: len(both)] == both
+        assert len(three) > len(both)
+        for seed, log in logs.items():
+            after = (tmp_path / f"seed-{seed}" / "log.jsonl").read_text()
+            (note,) = after.removeprefix(log).splitlines()
+            assert "finished already after step 5" in note
+        assert len(record_of(tmp_path / "seed-7")["result"]["history"]) == 1
 
     def test_overwrite(self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path) -> None:
         arguments = train_arguments(small, root, "--out", str(tmp_path), "--quiet", "--epochs", "1")
@@ -223,11 +261,15 @@ class TestTrain:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_at(3))
+        monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_from(3))
         arguments = train_arguments(small, root, "--out", str(tmp_path), "--quiet")
-        code, _, err = call(capsys, *arguments)
+        code, _, err = call(capsys, *arguments, "--epochs", "6")
         assert code == 1
-        assert re.fullmatch(r"spafit: the loss at step 3 \(epoch 1\) is nan; .*\n", err)
+        form = (
+            r"spafit: the loss or the gradient of 25 steps in a row, up to step 27 \(epoch 6\), "
+            r"was NaN or infinite \(the last loss is nan\), .*\n"
+        )
+        assert re.fullmatch(form, err)
         err = refuse(capsys, "eval", tmp_path)
         assert "has no adapter.safetensors: its run is failed" in err
 

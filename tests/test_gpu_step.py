@@ -90,7 +90,7 @@ class TestIsTheEagerStep:
     def test_losses(
         self, small: SmallRun, arithmetic: str, dropout: bool, accumulation: int
     ) -> None:
-        steps = list(make_feed(small, accumulation))
+        steps = list(make_feed(small, accumulation).batches())
         ours = make_step(small, "captured", arithmetic, dropout=dropout)
         theirs = make_step(small, "eager", arithmetic, dropout=dropout)
         run(theirs, steps[:1])  # the choices of forms are made
@@ -106,7 +106,7 @@ class TestIsTheEagerStep:
     def test_the_same_seed_gives_the_same_run(self, small: SmallRun, impl: str) -> None:
         if impl == "triton" and why_no_triton(CUDA):
             pytest.skip("this card has no Triton")
-        steps = list(make_feed(small))
+        steps = list(make_feed(small).batches())
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             first, again, other = (
@@ -120,12 +120,12 @@ class TestIsTheEagerStep:
 
     def test_every_replay_draws_anew(self, small: SmallRun) -> None:
         step = make_step(small, "captured", "float32")
-        fed = next(iter(make_feed(small)))
+        fed = next(make_feed(small).batches())
         losses = [float(step(fed.parts, 0.0).loss) for _ in range(6)]
         assert len(set(losses)) == 6
 
     def test_from_a_kept_prefix(self, small: SmallRun) -> None:
-        steps = list(make_feed(small))
+        steps = list(make_feed(small).batches())
         results = []
         for kind in ("captured", "eager"):
             step = make_step(small, kind, "float32", dropout=False)
@@ -143,7 +143,7 @@ class TestIsTheEagerStep:
 
     def test_a_sick_gradient_moves_nothing(self, small: SmallRun) -> None:
         step = make_step(small, "captured", "float32")
-        steps = list(make_feed(small))
+        steps = list(make_feed(small).batches())
         run(step, steps)
         pooler = step.model.bert.pooler
         assert pooler is not None
@@ -166,13 +166,13 @@ class TestNothingWaits:
     @pytest.mark.parametrize("arithmetic", arithmetics())
     def test_a_step(self, small: SmallRun, kind: str, arithmetic: str) -> None:
         step = make_step(small, kind, arithmetic)
-        steps = list(make_feed(small, epochs=4))
+        steps = list(make_feed(small, epochs=4).batches())
         run(step, steps)  # all shapes are known, and recorded
         run(step, steps)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for fed in itertools.islice(make_feed(small, epochs=2), 6):
+            for fed in itertools.islice(make_feed(small, epochs=2).batches(), 6):
                 step(fed.parts, 1e-3)
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -215,7 +215,7 @@ class TestRun:
     def test_compiled(self, small: SmallRun, arithmetic: str) -> None:
         if arithmetic == "tf32" and torch.cuda.get_device_capability() < (8, 0):
             pytest.skip("this card has no tf32")
-        steps = [fed for fed in make_feed(small) if fed.examples == 6]
+        steps = [fed for fed in make_feed(small).batches() if len(fed.drawn) == 6]
         eager = make_step(small, "eager", arithmetic, dropout=False)
         compiled = make_step(small, "eager", arithmetic, dropout=False)
         compiled.forward = compiled_forward(compiled.model)
@@ -244,7 +244,7 @@ class TestARecordingThatFails:
         model.train()
         optimizer = make_optimizer(model, learning_rate=1e-2, weight_decay=0.01, capturable=True)
         step = CapturedStep(model, optimizer, on_failure=said.append)
-        feed = list(make_feed(small))
+        feed = list(make_feed(small).batches())
         forward = step.forward
 
         def failing(*given: object) -> torch.Tensor:

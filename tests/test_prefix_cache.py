@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -671,26 +672,28 @@ class TestRoom:
 class TestWritersThatFail:
     """A file is there in full or not at all."""
 
-    @pytest.fixture
-    def small_files(self) -> Iterator[Callable[[int], None]]:
-        """Let no file of this process grow beyond some bytes: as good as a full disk."""
+    @contextmanager
+    def small_files(self, size: int) -> Iterator[None]:
+        """Let no file of this process grow beyond some bytes: as good as a full disk.
+
+        Inside the block only: pytest may be writing to a file too.
+        """
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-        def limit(size: int) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-        yield limit
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    def test_the_disk_fills_up(self, tmp_path: Path, small_files: Callable[[int], None]) -> None:
+    def test_the_disk_fills_up(self, tmp_path: Path) -> None:
         cache = open_cache(tmp_path)
         cache.store([0, 1], states([0, 1]))
-        small_files(8 * D * 4 + 5)
-        with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be written.*room"):
-            cache.store([1, 2], states([1, 2]))
-        assert cache.missing([0, 1, 2]) == [2]
-        with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be written.*room"):
-            cache.close()
+        with self.small_files(8 * D * 4 + 5):
+            with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be written.*room"):
+                cache.store([1, 2], states([1, 2]))
+            assert cache.missing([0, 1, 2]) == [2]
+            with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be written.*room"):
+                cache.close()
         assert names(tmp_path) == []
 
     @pytest.mark.parametrize("step", ["fsync", "replace"])

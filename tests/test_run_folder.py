@@ -1,11 +1,11 @@
-"""The record of a run, and what is shown while it goes on."""
+"""The record of a run, and where it is taken up again."""
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from spafit import progress as progress_module
+from spafit import machine as machine_module
 from spafit import run_folder
-from spafit.errors import CheckpointError
-from spafit.progress import Progress
-from spafit.run_folder import (
-    RunFolder,
-    machine,
-    peak_memory_mib,
-    read_record,
-    refuse_run,
-    versions,
-)
+from spafit.errors import CheckpointError, StoppedError
+from spafit.machine import machine, peak_memory_mib, versions
+from spafit.run_folder import RunFolder, read_record, refuse_other_run
 
 RECORD: dict[str, Any] = {
     "task": "rte",
     "about": {"model": "tiny"},
-    "settings": {"max_length": 53, "precision": "float32", "device": "cpu"},
+    "settings": {"max_length": 53, "precision": "float32", "device": "cpu", "seed": 3},
 }
 
 
@@ -40,6 +33,23 @@ def finish(folder: Path, *, adapter: bool = True) -> Path:
         if adapter:
             run.adapter.write_bytes(b"weights")
     return folder
+
+
+def interrupt(folder: Path, *steps: int) -> Path:
+    """Write a run with a checkpoint after some steps, and one more row in the log after each."""
+    with pytest.raises(KeyboardInterrupt), RunFolder(folder, RECORD, overwrite=False) as run:
+        for step in steps:
+            run.log({"step": step})
+            values = {"record": run.record, "log_bytes": run.log_bytes}
+            run.checkpoints.save(step, {}, values)
+            run.log({"step": step + 1})
+        raise KeyboardInterrupt
+    return folder
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def status(folder: Path) -> str:
@@ -54,6 +64,7 @@ class TestRunFolder:
         with RunFolder(out, RECORD, overwrite=False) as run:
             assert status(out) == "running"
             assert [path.name for path in run.files] == ["log.jsonl", "run.json"]
+            assert (run.checkpoint, run.notes) == (None, [])
             run.log({"step": 1, "loss": 0.5})
             assert (out / "log.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'  # at once
             run.log({"step": 2, "loss": 0.25})
@@ -64,6 +75,7 @@ class TestRunFolder:
         assert record["result"] == {"metrics": {"accuracy": 0.75}}
         assert {key: record[key] for key in RECORD} == RECORD
         assert (record["versions"], record["machine"]) == (versions(), machine())
+        assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "run.json"]  # no lock
 
     @pytest.mark.parametrize(
         ("error", "expected"),
@@ -72,6 +84,7 @@ class TestRunFolder:
             (MemoryError(), "failed"),
             (KeyboardInterrupt(), "interrupted"),
             (SystemExit(3), "interrupted"),
+            (StoppedError("stopped by SIGTERM after step 7", signal.SIGTERM), "interrupted"),
         ],
         ids=repr,
     )
@@ -84,32 +97,58 @@ class TestRunFolder:
         record = json.loads((tmp_path / "run.json").read_text())
         assert record["status"] == expected
         assert record["error"] == f"{type(error).__name__}: {error}"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "run.json"]
 
-    def test_an_old_run_is_kept(self, tmp_path: Path) -> None:
-        finish(tmp_path)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        for refused in (
-            lambda: RunFolder(tmp_path, {}, overwrite=False),
-            lambda: refuse_run(tmp_path),
+    @pytest.mark.parametrize("make", [finish, lambda folder: interrupt(folder, 4, 9)])
+    def test_another_run_is_kept(self, tmp_path: Path, make: Callable[[Path], Path]) -> None:
+        make(tmp_path)
+        before = files_below(tmp_path)
+        mrpc = {**RECORD, "task": "mrpc"}
+        other_seed = {**RECORD, "settings": {**RECORD["settings"], "seed": 4}}
+        for refused, named in (
+            (lambda: RunFolder(tmp_path, mrpc, overwrite=False), "task is 'rte', .* 'mrpc'"),
+            (lambda: RunFolder(tmp_path, other_seed, overwrite=False), "seed is 3, .* 4"),
+            (lambda: RunFolder(tmp_path, {}, overwrite=False), "task is 'rte', .* None"),
+            (lambda: refuse_other_run(tmp_path, "mrpc", 3), "task is 'rte', .* 'mrpc'"),
+            (lambda: refuse_other_run(tmp_path, "rte", 4), "seed is 3, .* 4"),
         ):
-            with pytest.raises(CheckpointError, match=r"holds a run already; .* \(--overwrite\)"):
+            match = rf"holds another run: .*{named}.* \(--overwrite\)"
+            with pytest.raises(CheckpointError, match=match):
                 refused()
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+            assert files_below(tmp_path) == before
 
-    def test_an_old_run_is_replaced_where_asked(self, tmp_path: Path) -> None:
-        """Its adapter goes at once: it would be taken for the new run's."""
+    def test_a_finished_run_without_checkpoints_is_kept(self, tmp_path: Path) -> None:
         finish(tmp_path)
+        before = files_below(tmp_path)
+        match = r"holds a finished run, without checkpoints to go on from; .* \(--overwrite\)"
+        with pytest.raises(CheckpointError, match=match):
+            RunFolder(tmp_path, RECORD, overwrite=False)
+        assert files_below(tmp_path) == before
+
+    @pytest.mark.parametrize(
+        "make", [finish, lambda folder: interrupt(folder, 4, 9), lambda folder: damaged(folder)]
+    )
+    def test_an_old_run_is_replaced_where_asked(
+        self, tmp_path: Path, make: Callable[[Path], Path]
+    ) -> None:
+        """Its adapter and checkpoints go at once: they would be taken for the new run's."""
+        make(tmp_path)
+        (tmp_path / "adapter.safetensors").write_bytes(b"of the old one")
         (tmp_path / "notes.txt").write_text("mine")
-        RunFolder(tmp_path, RECORD, overwrite=True)
-        assert not (tmp_path / "adapter.safetensors").exists()
-        assert (tmp_path / "log.jsonl").read_text() == ""
-        assert status(tmp_path) == "running"
+        with RunFolder(tmp_path, RECORD, overwrite=True) as run:
+            assert (run.checkpoint, run.notes) == (None, [])
+            assert "resumed" not in run.record
+            assert not (tmp_path / "adapter.safetensors").exists()
+            assert not (tmp_path / "checkpoints").exists()
+            assert (tmp_path / "log.jsonl").read_text() == ""
+            assert status(tmp_path) == "running"
         assert (tmp_path / "notes.txt").read_text() == "mine"
 
     def test_a_free_place(self, tmp_path: Path) -> None:
-        refuse_run(tmp_path)
-        refuse_run(tmp_path / "nowhere")
+        refuse_other_run(tmp_path, "rte", 3)
+        refuse_other_run(tmp_path / "nowhere", "rte", 3)
         assert list(tmp_path.iterdir()) == []
+        refuse_other_run(finish(tmp_path), "rte", 3)  # the very run, whatever else it is
 
     def test_a_place_that_is_no_folder(self, tmp_path: Path) -> None:
         file = tmp_path / "file"
@@ -121,7 +160,8 @@ class TestRunFolder:
     def test_the_record_is_written_whole_or_not(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run = RunFolder(finish(tmp_path), RECORD, overwrite=True)
+        finish(tmp_path)
+        run = RunFolder(tmp_path, RECORD, overwrite=True)
         before = (tmp_path / "run.json").read_text()
         run.record["status"] = "finished"
 
@@ -129,11 +169,123 @@ class TestRunFolder:
             self.write_bytes(text[: len(text) // 2].encode())
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_text", half)
-        with pytest.raises(Exception, match=r"run\.json cannot be written: No space left"):
-            run.write()
-        assert (tmp_path / "run.json").read_text() == before
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_text", half)
+            match = r"run\.json cannot be written: No space left"
+            with pytest.raises(CheckpointError, match=match):
+                run.write()
+            assert (tmp_path / "run.json").read_text() == before
+            names = sorted(path.name for path in tmp_path.iterdir())
+            assert names == ["log.jsonl", "run.json", "run.lock"]
+            with pytest.raises(CheckpointError, match=match), run:
+                pass  # a run that ends well says that its record does not
+            assert (tmp_path / "run.json").read_text() == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "run.json"]
+
+
+def damaged(folder: Path) -> Path:
+    """Write a run of which nothing can be read."""
+    interrupt(folder, 4, 9)
+    for path in folder.rglob("*.json"):
+        path.write_text("{")
+    return folder
+
+
+class TestTakenUpAgain:
+    """Oracle: what the first process wrote, row by row."""
+
+    def test_where_the_newest_checkpoint_stands(self, tmp_path: Path) -> None:
+        interrupt(tmp_path, 4, 9)
+        (tmp_path / "adapter.safetensors").write_bytes(b"the best so far")
+        with RunFolder(tmp_path, RECORD, overwrite=False) as run:
+            assert run.checkpoint is not None
+            assert run.checkpoint.step == 9
+            assert run.notes == []
+            # The row after the checkpoint is cut off: it is written again.
+            log = (tmp_path / "log.jsonl").read_text().splitlines()
+            assert [json.loads(line)["step"] for line in log] == [4, 5, 9]
+            assert status(tmp_path) == "running"
+            assert "error" not in run.record
+            assert run.adapter.read_bytes() == b"the best so far"
+            run.log({"step": 10})
+        log = (tmp_path / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in log] == [4, 5, 9, 10]
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert record["status"] == "finished"
+        assert record["resumed"] == [{"step": 9, "changed": {}}]
+
+    def test_every_time_is_recorded_with_what_changed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        interrupt(tmp_path, 4)
+        before = versions()["spafit"]
+        changed = {**RECORD, "settings": {**RECORD["settings"], "epochs": 7, "device": "cuda"}}
+        monkeypatch.setattr(machine_module, "__version__", "99.0")
+        with RunFolder(tmp_path, changed, overwrite=False) as run:
+            run.checkpoints.save(6, {}, {"record": run.record, "log_bytes": run.log_bytes})
+        with RunFolder(tmp_path, changed, overwrite=False) as run:
+            first, second = run.record["resumed"]
+        assert first["step"] == 4
+        assert first["changed"] == {
+            "device": ["cpu", "cuda"],
+            "epochs": [None, 7],
+            "versions.spafit": [before, "99.0"],
+        }
+        assert second == {"step": 6, "changed": {}}
+
+    def test_without_a_checkpoint_it_begins_anew_and_says_so(self, tmp_path: Path) -> None:
+        interrupt(tmp_path)
+        (tmp_path / "log.jsonl").write_text('{"step": 1}\n')
+        (tmp_path / "adapter.safetensors").write_bytes(b"of no checkpoint")
+        with RunFolder(tmp_path, RECORD, overwrite=False) as run:
+            assert run.checkpoint is None
+            assert run.notes == ["the run had no checkpoint yet, and begins anew"]
+            assert (tmp_path / "log.jsonl").read_text() == ""
+            assert not run.adapter.exists()
+            assert "resumed" not in run.record
+
+    def test_a_log_that_has_lost_rows(self, tmp_path: Path) -> None:
+        interrupt(tmp_path, 4, 9)
+        rows = (tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+        (tmp_path / "log.jsonl").write_bytes(rows[0])
+        with RunFolder(tmp_path, RECORD, overwrite=False) as run:
+            (note,) = run.notes
+            lost = len(rows[1]) + len(rows[2])
+            assert note == f"{tmp_path / 'log.jsonl'} has lost {lost} bytes of earlier rows"
+            run.log({"step": 10})
+        assert (tmp_path / "log.jsonl").read_bytes() == rows[0] + b'{"step": 10}\n'
+
+    def test_an_older_checkpoint_where_the_newest_is_damaged(self, tmp_path: Path) -> None:
+        interrupt(tmp_path, 4, 9)
+        (tmp_path / "checkpoints" / "step-9" / "state.json").write_text("{}")
+        with RunFolder(tmp_path, RECORD, overwrite=False) as run:
+            assert run.checkpoint is not None
+            assert run.checkpoint.step == 4
+            (note,) = run.notes
+        assert re.search(r"step-9/state\.json is damaged: .*; an older checkpoint is taken$", note)
+
+    def test_a_record_that_is_damaged_is_that_of_the_checkpoint(self, tmp_path: Path) -> None:
+        """``run.json`` is for readers; what a run is stands in its checkpoint too."""
+        interrupt(tmp_path, 4)
+        (tmp_path / "run.json").write_text("{")
+        with RunFolder(tmp_path, RECORD, overwrite=False) as run:
+            assert run.checkpoint is not None
+        assert status(tmp_path) == "finished"
+
+    def test_what_a_killed_process_left_is_removed(self, tmp_path: Path) -> None:
+        interrupt(tmp_path, 4)
+        before = files_below(tmp_path)
+        names = [
+            *(".run.json.0123abcd.part", ".adapter.safetensors.89ef4567.part"),
+            "checkpoints/step-6.tmp-4711/state.json",
+        ]
+        kept = [".run.json.0123abc.part", "run.json.0123abcd.part", "checkpoints/step-6.tmp/x"]
+        for name in (*names, *kept):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("half")
+        with RunFolder(tmp_path, RECORD, overwrite=False):
+            pass
+        assert files_below(tmp_path).keys() == {*before, *kept}
 
 
 class TestReadRecord:
@@ -218,69 +370,8 @@ class TestMachine:
         assert peak_memory_mib(torch.device("cuda")) == 3.0
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Give a clock that stands still until its one entry is set."""
-    now = [1000.0]
-    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
-    return now
-
-
-class TestProgress:
-    """Oracle: a clock that is set by hand."""
-
-    def test_plain_lines_every_ten_seconds_and_at_the_end(self, clock: list[float]) -> None:
-        stream = io.StringIO()
-        with Progress(5000, stream=stream) as progress:
-            for step in range(1, 5001):
-                clock[0] = 1000 + step / 10
-                progress.step(step, 1 + step // 2501, 2 / step, 123.45)
-        lines = stream.getvalue().splitlines()
-        assert len(lines) == 50
-        assert lines[0] == "step 100/5000, epoch 1, loss 0.0200, 123.5 examples/s, 8:10 left"
-        assert lines[-1] == "step 5000/5000, epoch 2, loss 0.0004, 123.5 examples/s, 0:00 left"
-
-    def test_hours(self, clock: list[float]) -> None:
-        stream = io.StringIO()
-        progress = Progress(1000, stream=stream)
-        clock[0] += 10
-        progress.step(1, 1, 0.5, 1.0)
-        assert stream.getvalue().endswith("2:46:30 left\n")
-
-    def test_a_bar_on_a_terminal(self, clock: list[float]) -> None:
-        stream = Terminal()
-        with Progress(3, stream=stream) as progress:
-            for step in (1, 2, 3):
-                clock[0] += 1
-                progress.step(step, 1, 0.25, 7.0)
-            progress.line("epoch 1: dev accuracy 0.5")
-        shown = stream.getvalue()
-        assert "3/3" in shown
-        assert "epoch 1, loss 0.2500, 7.0 examples/s" in shown
-        assert "epoch 1: dev accuracy 0.5\n" in shown
-        assert "step 3/3" not in shown  # no plain lines beside the bar
-
-    @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["plain", "terminal"])
-    def test_quiet(self, stream: io.StringIO, clock: list[float]) -> None:
-        with Progress(3, quiet=True, stream=stream) as progress:
-            clock[0] += 100
-            progress.step(3, 1, 0.25, 7.0)
-            progress.line("a line")
-        assert stream.getvalue() == ""
-
-    def test_standard_error_by_default(self, capsys: pytest.CaptureFixture[str]) -> None:
-        Progress(1).step(1, 1, 0.5, 2.0)
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err == "step 1/1, epoch 1, loss 0.5000, 2.0 examples/s, 0:00 left\n"
-
-
 def test_names() -> None:
     """The names are part of what users rely on."""
     names = (run_folder.RUN, run_folder.LOG, run_folder.ADAPTER)
     assert names == ("run.json", "log.jsonl", "adapter.safetensors")
+    assert (run_folder.CHECKPOINTS, run_folder.LOCK) == ("checkpoints", "run.lock")

@@ -19,12 +19,13 @@ from small_runs import (
     N_DEV,
     N,
     SmallRun,
-    loss_failing_at,
+    loss_failing_from,
     make_dataset,
     read_log,
     trained,
 )
 
+import spafit.loop
 import spafit.train
 import spafit.training_step
 from spafit.adapter_files import load_adapter, read_adapter_header
@@ -36,10 +37,16 @@ from spafit.weights import load_pretrained
 
 
 def header_and_data(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Split a safetensors file; the library writes the keys of its metadata in any order."""
+    """Split a safetensors file."""
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder, by their names from there."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 class TestRepeatable:
@@ -50,11 +57,12 @@ class TestRepeatable:
         for name, seed in (("a", 3), ("b", 3), ("c", 4)):
             torch.manual_seed(len(results))  # what went before must not matter
             results.append(small.fit(out=tmp_path / name, seed=seed, epochs=2))
-        a, b, c = (header_and_data(tmp_path / name / "adapter.safetensors") for name in "abc")
+        files = [tmp_path / name / "adapter.safetensors" for name in "abc"]
         assert results[0].losses == results[1].losses
         assert results[0].history == results[1].history
-        assert a == b
+        assert files[0].read_bytes() == files[1].read_bytes()
         assert results[0].losses != results[2].losses
+        a, c = header_and_data(files[0]), header_and_data(files[2])
         assert a[0] == c[0]
         assert a[1] != c[1]
 
@@ -75,9 +83,9 @@ class TestRepeatable:
 
         before = states()
         if fails:
-            monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_at(2))
+            monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_from(2))
             with pytest.raises(TrainingError):
-                small.fit()
+                small.fit(epochs=6)
         else:
             small.fit(epochs=1)
         assert states() == before
@@ -161,7 +169,7 @@ class TestFailure:
     """Oracle: the run folder as a reader finds it."""
 
     @pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf")])
-    def test_a_sick_loss_stops_and_leaves_the_best_so_far(
+    def test_sick_losses_stop_and_leave_the_best_before_them(
         self,
         small: SmallRun,
         tmp_path: Path,
@@ -169,29 +177,41 @@ class TestFailure:
         value: float,
         shown: str,
     ) -> None:
-        monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_at(8, value))
-        match = rf"loss at step 8 \(epoch 2\) is {shown}; try a lower learning rate than 0\.003"
+        """Those from step 8 on; what was evaluated amid them is not kept in place of that."""
+        monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_from(8, value))
+        match = (
+            r"25 steps in a row, up to step 32 \(epoch 7\), was NaN or infinite \(the last loss is "
+            rf"{shown}\).*; try a lower learning rate than 0\.003"
+        )
         with pytest.raises(TrainingError, match=match):
-            small.fit(out=tmp_path)
+            small.fit(out=tmp_path, epochs=8)
         record = json.loads((tmp_path / "run.json").read_text())
         assert record["status"] == "failed"
-        assert record["error"].startswith("TrainingError: the loss at step 8")
+        assert record["error"].startswith("TrainingError: the loss or the gradient of 25 steps")
         assert "result" not in record
-        assert [row["step"] for row in read_log(tmp_path, "loss")] == [1, 2, 3, 4, 5, 6, 7]
-        (evaluation,) = read_log(tmp_path, "evaluation")
+        rows = read_log(tmp_path, "loss")
+        assert [row["step"] for row in rows] == list(range(1, 33))
+        assert [row["step"] for row in rows if row["loss"] is not None] == [1, 2, 3, 4, 5, 6, 7]
+        assert [row["step"] for row in rows if row.get("skipped")] == list(range(8, 33))
+        evaluations = read_log(tmp_path, "evaluation")
+        assert [each["step"] for each in evaluations] == [5, 10, 15, 20, 25, 30]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
         again = load_pretrained(small.folder)
         load_adapter(again, tmp_path / "adapter.safetensors")
-        assert evaluate(again, small.tokenizer, small.dev) == evaluation["evaluation"]
+        assert evaluate(again, small.tokenizer, small.dev) == evaluations[0]["evaluation"]
+        kept = tmp_path / "checkpoints" / "step-5" / "adapter.safetensors"
+        assert kept.read_bytes() == (tmp_path / "adapter.safetensors").read_bytes()
 
     def test_logits_on_dev_that_are_not_finite(
         self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            spafit.train, "predict_logits", lambda *_, **__: np.full((N_DEV, 2), np.nan)
+            spafit.loop, "predict_logits", lambda *_, **__: np.full((N_DEV, 2), np.nan)
         )
         with pytest.raises(TrainingError, match="logits on dev after step 5 are not finite"):
             small.fit(out=tmp_path, epochs=1)
         assert not (tmp_path / "adapter.safetensors").exists()
+        assert not (tmp_path / "checkpoints").exists()
 
     def test_a_sick_gradient_moves_nothing_and_is_counted(
         self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -280,7 +300,8 @@ class TestRunFolder:
         result = small.fit(out=tmp_path, epochs=1)
         names = ["adapter.safetensors", "log.jsonl", "run.json"]
         assert [path.name for path in result.files] == names  # and not the notes
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "notes.txt"])
+        others = ["checkpoints", "notes.txt"]  # and no lock
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, *others])
         labels = [example.label for example in small.dev.examples]
         most = max(labels.count(name) for name in small.dev.task.labels)
         assert result.majority == {"accuracy": pytest.approx(most / N_DEV)}
@@ -289,22 +310,57 @@ class TestRunFolder:
         assert result.seconds > step_s
         assert result.peak_memory_mib > 50  # torch alone takes more
 
-    def test_an_existing_run_is_kept_unless_told_otherwise(
+    def test_another_run_is_refused_unless_told_otherwise(
         self, small: SmallRun, tmp_path: Path
     ) -> None:
-        def files() -> dict[str, bytes]:
-            return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
         small.fit(out=tmp_path, epochs=2)
-        before = files()
-        match = r"holds a run already; give another folder, or .* overwrite \(--overwrite\)"
-        with pytest.raises(CheckpointError, match=match):
+        before = files_below(tmp_path)
+        match = r"holds another run: {}.* another folder, .* overwrite \(--overwrite\)"
+        seed = match.format("seed is 3, asked for is 5")
+        with pytest.raises(CheckpointError, match=seed):
             small.fit(out=tmp_path, epochs=1, seed=5)
-        assert files() == before
+        method = match.format("method is 'SPAFIT-0-1-II', asked for is 'Full Fine-tuning'")
+        with pytest.raises(CheckpointError, match=method):
+            small.fit(small.model("full"), out=tmp_path, epochs=2)
+        assert files_below(tmp_path) == before
         result = small.fit(out=tmp_path, epochs=1, seed=5, overwrite=True)
-        assert json.loads((tmp_path / "run.json").read_text())["settings"]["seed"] == 5
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert record["settings"]["seed"] == 5
+        assert "resumed" not in record
         assert len(read_log(tmp_path, "loss")) == len(result.losses) == 5
-        assert files()["adapter.safetensors"] != before["adapter.safetensors"]
+        after = files_below(tmp_path)
+        assert after["adapter.safetensors"] != before["adapter.safetensors"]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
+        assert after.keys() == {name for name in before if "step-10" not in name}
+
+    def test_a_finished_run_gives_its_result_without_a_step(
+        self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = small.fit(out=tmp_path, epochs=2)
+        before = files_below(tmp_path)
+
+        def refuse(*_: object, **__: object) -> None:
+            pytest.fail("a step was taken, or an evaluation made")
+
+        monkeypatch.setattr(spafit.training_step.TrainingStep, "__call__", refuse)
+        monkeypatch.setattr(spafit.loop, "predict_logits", refuse)
+        model = small.model()
+        again = small.fit(model, out=tmp_path, epochs=2)
+        for field in dataclasses.fields(first):
+            if field.name not in ("seconds", "peak_memory_mib"):
+                assert getattr(again, field.name) == getattr(first, field.name), field.name
+        found = trained(model)
+        with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
+            assert all(torch.equal(file.get_tensor(name), found[name]) for name in found)
+        after = files_below(tmp_path)
+        changed = {name for name in after if after[name] != before.get(name)}
+        assert changed == {"run.json", "log.jsonl"}
+        assert after["log.jsonl"].startswith(before["log.jsonl"])
+        (row,) = after["log.jsonl"][len(before["log.jsonl"]) :].splitlines()
+        assert json.loads(row) == {"note": f"{tmp_path}: finished already after step 10"}
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert record["status"] == "finished"
+        assert record["resumed"] == [{"step": 10, "changed": {}}]
 
 
 class TestProgress:

@@ -23,14 +23,18 @@ from spafit.weights import load_pretrained
 
 NO_NUMBERS = ["3", [1], {}, object(), 1j, True]
 NO_FINITE = [math.nan, math.inf, -math.inf, -1e308, 10**400]
-WHOLE = ("seed", "epochs", "batch_size", "accumulation", "max_length", "eval_every")
+WHOLE = (
+    *("seed", "epochs", "batch_size", "accumulation", "max_length", "eval_every", "save_every"),
+    "keep_checkpoints",
+)
 REAL = ("learning_rate", "weight_decay", "warmup", "max_grad_norm")
-MAY_BE_NONE = ("out", "batch_size", "learning_rate", "max_length", "eval_every")
+MAY_BE_NONE = ("out", "batch_size", "learning_rate", "max_length", "eval_every", "save_every")
 
 ABSURD: list[tuple[str, Any]] = [
     *((n, v) for n in WHOLE for v in [*NO_NUMBERS, *NO_FINITE, -1, 1.5, 1e308, 2**63, np.int64(9)]),
     *((n, 0) for n in WHOLE if n != "seed"),
     ("max_length", 7),
+    ("keep_checkpoints", 1),
     *((n, v) for n in REAL for v in [*NO_NUMBERS, *NO_FINITE, -1, -5e-324]),
     *((n, v) for n in REAL if n != "max_grad_norm" for v in [1.001, 1e308]),
     *(("learning_rate", v) for v in [0, 0.0, -0.0]),

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def first_part(small: SmallRun, *, bucketed: bool) -> MicroBatch:
-    return next(iter(make_feed(small, bucketed=bucketed))).parts[0]
+    return next(make_feed(small, bucketed=bucketed).batches()).parts[0]
 
 
 def logits_and_gradients(

@@ -1,0 +1,305 @@
+"""Checkpoints: folders that are there in full, verified, or not at all; no pickle in them.
+
+A run keeps them in ``checkpoints`` of its folder::
+
+    step-120/                 after 120 steps of the optimizer
+        adapter.safetensors   the values of that step; an adapter file like any other
+        best.safetensors      those of the best step so far, where that is another one
+        state.safetensors     optimizer, random states, losses
+        state.json            everything that is no tensor
+        manifest.json         size and SHA-256 of each of these files; written last
+    step-160.tmp-4711/        being written by process 4711
+
+A checkpoint is written under the temporary name, every file is seen to the disk, the manifest comes
+last, all is read back and held against the manifest, and only then it is moved to its name and the
+folder is seen to the disk. Only after that an older one is removed. What stands under a temporary
+name is of no use to anybody: whoever holds the run's lock removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spafit.durable import FileRecord, Piece, explain, measure, sync_folder, write_file
+from spafit.errors import CheckpointError, WeightsError
+from spafit.safefile import SafeFile, tensor_file
+from spafit.strict_json import no_duplicates
+
+FORMAT = 1
+"""Stands in every manifest."""
+
+STATE, MANIFEST = "state.json", "manifest.json"
+
+#: Tensors and metadata of one safetensors file.
+TensorFile = tuple[Mapping[str, torch.Tensor], Mapping[str, str]]
+
+_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+_ASIDE = "-old"
+_TEMPORARY_NAME = re.compile(r"step-[0-9]+\.tmp-[0-9]+(-old)?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were held against its manifest.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    step : int
+        Steps of the optimizer that were done.
+    values : dict
+        What ``state.json`` holds.
+    files : tuple of str
+        The names of its files.
+    """
+
+    path: Path
+    step: int
+    values: dict[str, Any]
+    files: tuple[str, ...]
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Read one of its safetensors files.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be read.
+        """
+        try:
+            with SafeFile(self.path / name) as file:
+                return {each: file.read(each) for each in file.tensors}
+        except WeightsError as error:
+            raise CheckpointError(f"the checkpoint cannot be read: {error}") from None
+
+
+class Checkpoints:
+    """The checkpoints of one run, whose lock this process holds.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they lie; it is made at the first save. It may be a symbolic link to a folder.
+    keep : int
+        How many of the last ones are kept, at least 2; the best one is kept besides.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Give the steps of those that are there, sound or not, in order."""
+        matches = [_NAME.fullmatch(path.name) for path in self._entries()]
+        return sorted(int(match[1]) for match in matches if match)
+
+    def path(self, step: int) -> Path:
+        """Give the folder of a step's checkpoint."""
+        return self.folder / f"step-{step}"
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Read the newest sound checkpoint, and say what is wrong with newer ones."""
+        faults: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                return self.read(step), faults
+            except CheckpointError as error:
+                faults.append(str(error))
+        return None, faults
+
+    def read(self, step: int) -> Checkpoint:
+        """Read a checkpoint and hold all its files against its manifest.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged; the message names the file.
+        """
+        path = self.path(step)
+        records = _verify(path, step)
+        return Checkpoint(path, step, _read_json(path / STATE), tuple(records))
+
+    def save(
+        self,
+        step: int,
+        files: Mapping[str, TensorFile],
+        values: Mapping[str, Any],
+        best_step: int | None = None,
+    ) -> Path:
+        """Write a checkpoint, verify it, and remove older ones that are not kept.
+
+        Parameters
+        ----------
+        step : int
+            Steps that were done.
+        files : mapping of str to (tensors, metadata)
+            The safetensors files, by name.
+        values : mapping
+            The rest, for JSON.
+        best_step : int, optional
+            The step whose checkpoint is kept in any case.
+
+        Returns
+        -------
+        Path
+            Its folder.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written. Nothing half-written remains, and all older checkpoints are as
+            they were; the message says how many bytes were needed and how many are free.
+        """
+        path = self.path(step)
+        temporary = self.folder / f"{path.name}.tmp-{os.getpid()}"
+        state = _json_bytes(values)
+        needed = len(state) + sum(
+            tensor.numel() * tensor.element_size()
+            for tensors, _ in files.values()
+            for tensor in tensors.values()
+        )
+        try:
+            self._make_folder()
+            self.sweep()  # after a save that failed, and could not
+            temporary.mkdir()
+            try:
+                records = {
+                    name: write_file(temporary / name, tensor_file(*content))
+                    for name, content in files.items()
+                }
+                records[STATE] = write_file(temporary / STATE, [state])
+                write_file(temporary / MANIFEST, _manifest(step, records))
+                sync_folder(temporary)
+                _verify(temporary, step)
+                self._move_into_place(temporary, path)
+            except BaseException:
+                _discard(temporary)
+                raise
+            sync_folder(self.folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} cannot be written to {self.folder}: "
+                f"{explain(error, self.folder, needed)}"
+            ) from error
+        self._prune(step, best_step)
+        return path
+
+    def sweep(self) -> None:
+        """Remove what a process left that ended while it wrote or removed a checkpoint."""
+        for path in self._entries():
+            if _TEMPORARY_NAME.fullmatch(path.name):
+                place = self.folder / path.name.partition(".")[0]
+                if path.name.endswith(_ASIDE) and not place.exists():
+                    path.rename(place)  # nothing came in its place
+                else:
+                    _discard(path)
+
+    def clear(self) -> None:
+        """Remove all checkpoints, of a run that is replaced."""
+        self.sweep()
+        for step in self.steps():
+            self._remove(step)
+        with contextlib.suppress(OSError):  # a link, or not empty: something of somebody else's
+            self.folder.rmdir()
+
+    def _entries(self) -> list[Path]:
+        try:
+            return list(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}") from None
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir()
+            sync_folder(self.folder.parent)
+
+    def _move_into_place(self, temporary: Path, path: Path) -> None:
+        """Give a finished checkpoint its name; one that has it already is there after a failure."""
+        aside = self.folder / f"{temporary.name}{_ASIDE}"
+        if path.exists():
+            path.rename(aside)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if aside.exists():
+                aside.rename(path)
+            raise
+        _discard(aside)
+
+    def _prune(self, step: int, best_step: int | None) -> None:
+        """Remove all but the last ones and the best; those of later steps were found damaged."""
+        steps = self.steps()
+        kept = {*[each for each in steps if each <= step][-self.keep :], best_step}
+        for each in steps:
+            if each not in kept:
+                with contextlib.suppress(OSError):  # it is tried again after the next save
+                    self._remove(each)
+
+    def _remove(self, step: int) -> None:
+        # By another name first: a checkpoint is whole as long as it has its own.
+        leaving = self.folder / f"step-{step}.tmp-{os.getpid()}"
+        self.path(step).rename(leaving)
+        _discard(leaving)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder, or as much of it as can be."""
+    with contextlib.suppress(OSError):  # it lets some of them pass all the same
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _manifest(step: int, records: Mapping[str, FileRecord]) -> list[Piece]:
+    files = {name: asdict(record) for name, record in records.items()}
+    return [_json_bytes({"format": FORMAT, "step": step, "files": files})]
+
+
+def _verify(path: Path, step: int) -> dict[str, FileRecord]:
+    """Hold the files of a checkpoint against its manifest, and give what it says of them."""
+    manifest = _read_json(path / MANIFEST)
+    try:
+        is_ours = (manifest["format"], manifest["step"]) == (FORMAT, step)
+        records = {name: FileRecord(**record) for name, record in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path / MANIFEST} is damaged") from None
+    if not is_ours or STATE not in records:
+        raise CheckpointError(f"{path / MANIFEST} is not that of step {step} in format {FORMAT}")
+    for name, record in records.items():
+        if not name or Path(name).name != name:
+            raise CheckpointError(f"{path / MANIFEST} names {name!r:.200}, no plain file name")
+        try:
+            found = measure(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path / name} cannot be read: {error.strerror}") from None
+        if found != record:
+            raise CheckpointError(
+                f"{path / name} is damaged: {found.nbytes} bytes with SHA-256 {found.sha256[:16]}, "
+                f"its manifest says {record.nbytes} and {record.sha256[:16]}"
+            )
+    return records
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it is no JSON object")
+    return content
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"

@@ -1,0 +1,302 @@
+"""The training loop: evaluate where it is due, save where it is due, take the next step.
+
+It begins at any step. Where a run stands is :class:`~spafit.training_state.TrainingState`, beside
+model, optimizer and random numbers; what comes next follows from it alone, so that a run that is
+taken up again goes on as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from spafit import metrics, random_states
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import StoppedError, TrainingError
+from spafit.feed import Fed, Feed
+from spafit.glue import Dataset
+from spafit.inference import AbandonedError, decode, predict_logits
+from spafit.kept_prefix import KeptPrefix
+from spafit.machine import peak_memory_mib
+from spafit.optimisation import learning_rate_factor
+from spafit.progress import Progress
+from spafit.run_folder import RunFolder
+from spafit.saving import Saver
+from spafit.steps import Readings
+from spafit.stopping import StopRequests
+from spafit.tokenization import Encodings
+from spafit.train_config import TrainConfig
+from spafit.training_state import TrainingState
+from spafit.training_step import NoMemoryError, StepResult, TrainingStep
+
+# fp16 skips a few steps at its start, until the loss is scaled to fit; a run of these is no start.
+_MOST_SKIPS = 25
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The labelled examples that a run is evaluated on.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        With labels.
+    encodings : Encodings
+        The same, tokenized.
+    names : tuple of str
+        Label names in the order of the logits; empty for a score.
+    majority : dict of str to float
+        What always predicting the commonest class scores.
+    """
+
+    dataset: Dataset
+    encodings: Encodings
+    names: tuple[str, ...]
+    majority: dict[str, float]
+
+
+class Loop:
+    """A run from where it stands to its end.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Adapted, on its device.
+    take_step : TrainingStep
+        Takes a step of the optimizer.
+    feed : Feed
+        The batches.
+    dev : Scored
+        What to evaluate on.
+    config : TrainConfig
+        Complete (:func:`spafit.train_config.complete`).
+    state : TrainingState
+        Where the run stands; it is kept up to date.
+    prefixes : mapping of str to KeptPrefix
+        The kept hidden states of "train" and "dev", where they are kept.
+    progress : Progress
+        Told how far the run is.
+    run : RunFolder or None
+        Its record, if any.
+    saver : Saver or None
+        Saves it there.
+    stop : StopRequests
+        Says whether a stop was asked for.
+    """
+
+    def __init__(
+        self,
+        model: BertForSequenceClassification,
+        take_step: TrainingStep,
+        feed: Feed,
+        dev: Scored,
+        config: TrainConfig,
+        state: TrainingState,
+        prefixes: Mapping[str, KeptPrefix],
+        progress: Progress,
+        run: RunFolder | None,
+        saver: Saver | None,
+        stop: StopRequests,
+    ) -> None:
+        self.model, self.take_step, self.feed, self.dev = model, take_step, feed, dev
+        self.config, self.state, self.prefixes = config, state, prefixes
+        self.progress, self.run_folder, self.saver, self.stop = progress, run, saver, stop
+        self.total_steps = feed.steps_an_epoch * feed.epochs
+        self.eval_every = config.eval_every or feed.steps_an_epoch
+        self.readings: Readings[tuple[int, int, int, float]] = Readings(feed.device)
+        self._seconds_before = state.seconds
+        self._start = self._since = time.perf_counter()
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises
+        ------
+        StoppedError
+            If a stop was asked for; everything is then saved.
+        TrainingError
+            If the run cannot go on.
+        """
+        state = self.state
+        self._into_training()
+        batches = self.feed.batches(state.step)
+        while True:
+            if self._evaluation_is_due() and not self.stop():
+                self._evaluate()
+            # Asked once, for a signal may come at any moment: nothing stops that was not saved.
+            is_stopping = self.stop()
+            is_last = state.step == self.total_steps and not self._evaluation_is_due()
+            if self.saver is not None and (is_stopping or is_last or self.saver.is_due(state)):
+                self._pause()
+                self.saver.save(state, last=is_last or is_stopping)
+                self._into_training()
+            if is_stopping:
+                raise self._stopped()
+            if is_last:
+                break
+            self._take(next(batches))
+        self._pause()
+
+    def say(self, note: str) -> None:
+        """Show and record a line."""
+        self.progress.line(note)
+        if self.run_folder is not None:
+            self.run_folder.log({"note": note})
+
+    def _take(self, fed: Fed) -> None:
+        """Take the next step, and read the results that are known by then."""
+        state, step = self.state, self.state.step + 1
+        assert self.config.learning_rate is not None
+        # A step that was skipped moves neither the optimizer nor its schedule.
+        updates = state.updates_before(step, unknown=self.readings.behind)
+        factor = learning_rate_factor(updates, self.total_steps, self.config.warmup)
+        learning_rate = self.config.learning_rate * factor
+        result = self._fitting_in_memory(fed, learning_rate)
+        self.readings.add((step, fed.epoch, len(fed.drawn), learning_rate), result)
+        state.step = step
+        if self._evaluation_is_due() or self.stop() or self._save_is_due():
+            self._read(wait=True)
+        else:
+            self._read()
+
+    def _fitting_in_memory(self, fed: Fed, learning_rate: float) -> StepResult:
+        """Take a step; where memory does not suffice, with half the examples at a time."""
+        before = random_states.take(self.feed.device)
+        while True:
+            try:
+                return self.take_step(fed.parts, learning_rate)
+            except NoMemoryError as error:
+                reason = str(error)
+            # Outside the handler, which holds on to what filled the memory.
+            self.take_step.recover()
+            examples = len(fed.parts[0].targets)
+            halved = self.feed.halve(fed)
+            if halved is None:
+                raise TrainingError(
+                    f"memory does not suffice for one example at a time ({reason}); compute layers "
+                    "again in backward (--recompute 2 3), or cut texts shorter (--max-length)"
+                )
+            fed = halved
+            self.state.accumulation = self.feed.accumulation
+            self.say(
+                f"memory did not suffice for {examples} examples at a time ({reason}); batches are "
+                f"computed in {self.feed.accumulation} parts from step {self.state.step + 1} on, "
+                "with the same gradient"
+            )
+            random_states.put(before, self.feed.device)
+
+    def _read(self, wait: bool = False) -> None:
+        """Read the results of steps: those that are known, or with ``wait`` all."""
+        state = self.state
+        for about, loss, grad_norm in self.readings.ready(wait=wait):
+            step, epoch, examples, learning_rate = about
+            step_s, self._since = time.perf_counter() - self._since, time.perf_counter()
+            state.training_s += step_s
+            is_skipped = state.add_step(step, loss, grad_norm)
+            self.progress.step(step, epoch, loss, examples / step_s)
+            if self.run_folder is not None:
+                self.run_folder.log(
+                    {
+                        "step": step,
+                        "epoch": epoch,
+                        "loss": loss if math.isfinite(loss) else None,
+                        "learning_rate": learning_rate,
+                        "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+                        "step_time_ms": 1000 * step_s,
+                        **({"skipped": True} if is_skipped else {}),
+                    }
+                )
+            if state.skips_in_a_row == _MOST_SKIPS:
+                raise TrainingError(
+                    f"the loss or the gradient of {_MOST_SKIPS} steps in a row, up to step {step} "
+                    f"(epoch {epoch}), was NaN or infinite (the last loss is {loss}), so that "
+                    "nothing was learnt from them; try a lower learning rate than "
+                    f"{self.config.learning_rate:g}, or precision float32"
+                )
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether the evaluation of the step that was done last is still to come."""
+        step, history = self.state.step, self.state.history
+        if step == 0 or (history and history[-1]["step"] == step):
+            return False
+        return step % self.eval_every == 0 or step == self.total_steps
+
+    def _save_is_due(self) -> bool:
+        return self.saver is not None and self.saver.is_due(self.state)
+
+    def _evaluate(self) -> None:
+        """Score the model on dev, and keep what trains where it is the best so far."""
+        state, task = self.state, self.dev.dataset.task
+        try:
+            logits = predict_logits(
+                self.model,
+                self.dev.encodings,
+                precision=self.config.precision,
+                prefix=self.prefixes.get("dev"),
+                abandoned=self.stop,
+            )
+        except AbandonedError:  # it comes first when the run is taken up again
+            return
+        if not np.isfinite(logits).all():
+            raise TrainingError(f"the logits on dev after step {state.step} are not finite")
+        for prefix in self.prefixes.values():  # what a cache found damaged, or made room for
+            while prefix.cache.notes:
+                self.say(prefix.cache.notes.pop(0))
+        scores = metrics.compute(task, decode(logits, self.dev.names), self.dev.dataset.labels)
+        first = task.metrics[0]
+        is_best = all(scores[first] > earlier["metrics"][first] for earlier in state.history)
+        epoch = math.ceil(state.step / self.feed.steps_an_epoch)
+        state.history.append({"step": state.step, "epoch": epoch, "metrics": scores})
+        self.progress.line(_evaluation_line(state.history[-1], self.dev.majority, is_best))
+        if self.run_folder is not None:
+            self.run_folder.log({"step": state.step, "epoch": epoch, "evaluation": scores})
+        if is_best:
+            state.best_step = state.step
+            state.best = values_that_train(self.model)
+        self._into_training()
+
+    def _into_training(self) -> None:
+        self.model.train()
+        if not self.config.frozen_dropout:
+            self.model.bert.freeze_dropout()
+        self._since = time.perf_counter()
+
+    def _pause(self) -> None:
+        """Bring the state up to date; time and memory count those before an interruption too."""
+        self._read(wait=True)
+        self.state.seconds = self._seconds_before + time.perf_counter() - self._start
+        used = peak_memory_mib(self.feed.device)
+        self.state.peak_memory_mib = max(self.state.peak_memory_mib, used)
+
+    def _stopped(self) -> StoppedError:
+        received = self.stop.received
+        assert received is not None
+        saved = "nothing is saved, for the run has no folder"
+        if self.run_folder is not None:
+            saved = f"the same command goes on from there ({self.run_folder.path})"
+        what = f"stopped by {received.name} after step {self.state.step}; {saved}"
+        return StoppedError(what, received)
+
+
+def values_that_train(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
+    """Copy what trains to the host."""
+    assert model.adaptation is not None
+    return {
+        name: model.get_parameter(name).detach().to("cpu", copy=True)
+        for name in model.adaptation.trainable
+    }
+
+
+def _evaluation_line(evaluation: dict[str, Any], majority: dict[str, float], is_best: bool) -> str:
+    scores = ", ".join(
+        f"{name} {score:.4f} (majority {majority[name]:.4f})"
+        for name, score in evaluation["metrics"].items()
+    )
+    best = ", best so far" if is_best else ""
+    return f"epoch {evaluation['epoch']}, step {evaluation['step']}: dev {scores}{best}"

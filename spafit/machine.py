@@ -1,0 +1,56 @@
+"""On what a result is made: versions, processor, GPU, and the memory that was used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spafit.version import __version__
+
+
+def versions() -> dict[str, str]:
+    """Give the versions that a result depends on."""
+    packages = ("torch", "safetensors", "tokenizers", "huggingface_hub", "numpy")
+    found = {package: metadata.version(package) for package in packages}
+    return {"spafit": __version__, "python": platform.python_version(), **found}
+
+
+def machine() -> dict[str, Any]:
+    """Say on what a result was made."""
+    record: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        record["gpu"] = torch.cuda.get_device_name()
+        record["cuda"] = torch.version.cuda
+    return record
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Give the most memory used so far: of the GPU, or resident of this process; in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

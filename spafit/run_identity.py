@@ -1,0 +1,112 @@
+"""Whether a run that is found is the run that was asked for.
+
+A run is taken up again only as what it was: another task, method, seed, base, tokenizer or data, or
+a setting that the steps depend on, would make its record a lie. What changes no step that was done
+may change (:data:`FREE`), such as the number of epochs, and is recorded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spafit.errors import CheckpointError
+
+FREE = frozenset(
+    "out epochs accumulation eval_every save_every keep_checkpoints cache_prefix cache_limit_gib "
+    "recompute frozen_weights step device overwrite quiet".split()
+)
+"""Settings that may change: how long, how often, where and in which parts, not what is computed."""
+
+_FIXED = ("task", "method", "plan", "base_fingerprint", "tokenizer_fingerprint", "data")
+
+_MOST_NAMED = 4
+
+
+def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
+    """Refuse to take a run up again as another one.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder, for the message.
+    old, new : dict
+        Their records, as ``run.json`` has them.
+
+    Raises
+    ------
+    CheckpointError
+        If they differ in what a run is; the message names it, with both values.
+    """
+    if not isinstance(old, dict):
+        raise CheckpointError(f"{folder} holds a run whose record is damaged")
+    try:
+        before, now = _identity(old), _identity(new)
+    except RecursionError:
+        raise CheckpointError(f"{folder} holds a run whose record is damaged") from None
+    differing = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
+    if not differing:
+        return
+    # The plan's own differences only where its name says nothing of them.
+    if "method" in differing:
+        differing = [key for key in differing if not key.startswith("plan.")]
+    differing.sort(key=lambda key: (list(_FIXED).index(key) if key in _FIXED else 9, key))
+    named = [
+        f"{_shown(key)} is {before.get(key)!r:.80}, asked for is {now.get(key)!r:.80}"
+        for key in differing[:_MOST_NAMED]
+    ]
+    more = len(differing) - len(named)
+    raise CheckpointError(
+        f"{folder} holds another run: {'; '.join(named)}{f'; and {more} more' if more else ''}. "
+        "Give another folder, the same settings, or overwrite (--overwrite) to replace it"
+    )
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
+    """Say what else differs: free settings, versions and the machine, each with both values."""
+    before, now = _free(old), _free(new)
+    return {
+        key: [before.get(key), now.get(key)]
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    }
+
+
+def _shown(key: str) -> str:
+    """Give a name for a message; one that no run has written is quoted and cut."""
+    is_plain = key.isascii() and key.replace(".", "_").isidentifier() and len(key) <= 80
+    return key if is_plain else f"{key!r:.80}"
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    """Flatten what a run is into one level of dotted names."""
+    found: dict[str, Any] = {}
+    for key in _FIXED:
+        _flatten(key, record.get(key), found)
+    settings = record.get("settings")
+    for key, value in (settings if isinstance(settings, dict) else {}).items():
+        if key not in FREE:
+            _flatten(key, value, found)
+    # Where a file lies is no part of what it holds.
+    return {key: value for key, value in found.items() if not key.endswith(".source")}
+
+
+def _free(record: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in record.get("settings", {}).items():
+        if key in FREE:
+            found[key] = list(value) if isinstance(value, tuple) else value
+    for key in ("versions", "machine"):
+        _flatten(key, record.get(key), found)
+    return found
+
+
+def _flatten(key: str, value: Any, found: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for inner, each in value.items():
+            _flatten(f"{key}.{inner}", each, found)
+    elif isinstance(value, (list, tuple)):
+        for number, each in enumerate(value):
+            _flatten(f"{key}.{number}", each, found)
+    else:
+        found[key] = value

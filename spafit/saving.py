@@ -1,0 +1,153 @@
+"""When a run is saved, and what is done where it cannot be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from spafit.adapter_files import adapter_content
+from spafit.bert import BertForSequenceClassification
+from spafit.durable import explain
+from spafit.errors import CheckpointError, TrainingError, WeightsError
+from spafit.run_folder import RunFolder
+from spafit.safefile import save_tensors
+from spafit.training_state import TrainingState, content
+from spafit.training_step import TrainingStep
+
+INTERVAL_S = 600.0
+"""Seconds between checkpoints where no number of steps was given."""
+
+
+class Saver:
+    """Saves a run: its log, a checkpoint, the best adapter.
+
+    A save that fails leaves what was saved before as it was. Training goes on, and the next save
+    that is due is another attempt; if that fails too, the run stops.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Where to.
+    model : BertForSequenceClassification
+        In training.
+    take_step : TrainingStep
+        Of the run.
+    save_every : int or None
+        Steps between checkpoints; None is every 10 minutes.
+    saved : TrainingState
+        What is saved already, or where the run begins.
+    say : callable of str
+        Told what went wrong, in one line.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        model: BertForSequenceClassification,
+        take_step: TrainingStep,
+        save_every: int | None,
+        saved: TrainingState,
+        say: Callable[[str], object],
+    ) -> None:
+        self.run, self.model, self.take_step, self.say = run, model, take_step, say
+        self.save_every = save_every
+        self._saved = self._tried = (saved.step, len(saved.history))
+        self._adapter_step: int | None = None
+        self._is_failing = False
+        self._time = time.monotonic()
+
+    def is_due(self, state: TrainingState) -> bool:
+        """Whether a checkpoint is due: at an interval, or after an evaluation.
+
+        Not while steps are skipped: what is kept is then from before that.
+        """
+        if state.skips_in_a_row:
+            return False
+        step, evaluations = self._tried  # one that failed is not tried again at every step
+        if len(state.history) > evaluations:
+            return True
+        if self.save_every is None:
+            return time.monotonic() - self._time >= INTERVAL_S
+        return state.step // self.save_every > step // self.save_every
+
+    def save(self, state: TrainingState, *, last: bool = False) -> None:
+        """Save a run where it stands.
+
+        Parameters
+        ----------
+        state : TrainingState
+            Where it stands.
+        last : bool
+            Whether there is no later attempt; then a second one is made at once.
+
+        Raises
+        ------
+        TrainingError
+            If this was the second attempt in a row that failed; the message says what is saved.
+        """
+        self._tried = (state.step, len(state.history))
+        try:
+            self._save(state)
+        except CheckpointError as error:
+            if self._is_failing:
+                raise TrainingError(
+                    f"{error}. It failed twice in a row, so the run stops; {self._rescue(state)}"
+                ) from error
+            self._is_failing = True
+            if last:
+                self.save(state, last=True)
+                return
+            self.say(f"{error}; training goes on, and saves once more at the next interval")
+        else:
+            self._is_failing = False
+            self._saved = self._tried
+        self._time = time.monotonic()
+
+    def save_adapter(self, state: TrainingState) -> None:
+        """Write the best adapter to its place, where it is not there yet.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written.
+        """
+        if state.best_step == self._adapter_step:
+            return
+        tensors, metadata = adapter_content(self.model, state.best)
+        try:
+            save_tensors(self.run.adapter, tensors, metadata)
+        except WeightsError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise CheckpointError(str(error)) from error
+            needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            reason = explain(error.__cause__, self.run.path, needed)
+            raise CheckpointError(f"{self.run.adapter} cannot be written: {reason}") from error
+        self._adapter_step = state.best_step
+
+    def _save(self, state: TrainingState) -> None:
+        if self.run.regain():
+            self._adapter_step = None
+        self.run.sync_log()
+        is_saved = (state.step, len(state.history)) == self._saved
+        if is_saved and self.run.checkpoints.path(state.step).exists():
+            self.save_adapter(state)  # a kill may have come between the two
+            return
+        files, values = content(state, self.model, self.take_step)
+        values |= {"record": self.run.record, "log_bytes": self.run.log_bytes}
+        self.run.checkpoints.save(state.step, files, values, state.best_step)
+        self.save_adapter(state)
+
+    def _rescue(self, state: TrainingState) -> str:
+        """Save the best adapter, which is small, and say what there is."""
+        found = []
+        with suppress(CheckpointError):  # the folder cannot be read either
+            if steps := self.run.checkpoints.steps():
+                found.append(
+                    f"the checkpoint of step {steps[-1]}, from which the same command goes on"
+                )
+        if state.best:
+            with suppress(CheckpointError):
+                self.save_adapter(state)
+                found.append(f"the best adapter, {self.run.adapter}")
+        return f"saved is {' and '.join(found) or 'nothing'}"
