@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from spafit import commands, doctor
 from spafit.demo import run_demo
@@ -17,6 +18,7 @@ from spafit.download import glue_cache
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
 from spafit.inference import PRECISIONS
 from spafit.option_types import as_name, as_number, as_path, as_seed, as_size, as_whole, one_line
+from spafit.progress import lasting
 from spafit.train_config import STEPS, TrainConfig
 from spafit.version import __version__
 
@@ -38,6 +40,9 @@ exit codes: 0 well, 1 the run went wrong, 2 the input is at fault, 128 + n stopp
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code.
 
+    What reads the output may be gone, or a disk full that it goes to. Standard error then falls
+    silent, and so does standard output where it only reports on what is done elsewhere.
+
     Parameters
     ----------
     arguments : sequence of str, optional
@@ -49,21 +54,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 where training went wrong or the doctor found something; 2 where input is at fault;
         128 + n where a run was stopped by signal n.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letter for, it shows so
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # its descriptor is closed; print(file=None) would take the other one
+            null = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(null, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):  # what it has no letter for, it shows so
             stream.reconfigure(errors="backslashreplace")
-    parsed = _parser().parse_args(arguments)
     try:
-        code = _dispatch(parsed)
-        sys.stdout.flush()
-        return code
+        with contextlib.redirect_stderr(lasting(sys.stderr)):
+            return _run(_parser().parse_args(arguments))
+    finally:
+        _let_go(sys.stdout)
+        _let_go(sys.stderr)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    prints_only = _prints_only(parsed)
+    try:
+        with contextlib.redirect_stdout(sys.stdout if prints_only else lasting(sys.stdout)):
+            code = _dispatch(parsed)
+            sys.stdout.flush()
+            return code
     except StoppedError as stopped:
         print(f"spafit: {one_line(str(stopped))}", file=sys.stderr)
         return 128 + stopped.signal
-    except BrokenPipeError:  # `spafit plan ... | head`; what Python flushes at its end is lost too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (SpafitError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and prints_only:  # `spafit plan ... | head`
+            return 0
         if parsed.debug:
             traceback.print_exc()
         print(f"spafit: {one_line(str(error))}", file=sys.stderr)
@@ -71,6 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("spafit: interrupted", file=sys.stderr)
         return 130
+
+
+def _prints_only(parsed: argparse.Namespace) -> bool:
+    """Whether nothing is left to do once nobody reads what is printed."""
+    writes = any(getattr(parsed, option, None) for option in ("save", "output", "submission"))
+    return parsed.verb not in ("train", "demo", "download") and not writes
+
+
+def _let_go(stream: TextIO) -> None:
+    """Lose what cannot be written: Python tries once more at its end, and would exit with 120."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # it has no descriptor, or no longer
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -157,7 +157,7 @@ class Lock:
                         "or give another folder"
                     )
                 # The one before may have removed the file between our open and our lock.
-                if _is_at(file, self.path):
+                if is_at(file, self.path):
                     about = f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n"
                     os.ftruncate(file, 0)
                     os.write(file, about.encode())
@@ -169,13 +169,13 @@ class Lock:
 
     def is_held(self) -> bool:
         """Whether the lock is ours, and its file is where it was: the folder is the same one."""
-        return self._file is not None and _is_at(self._file, self.path)
+        return self._file is not None and is_at(self._file, self.path)
 
     def release(self) -> None:
         """Remove the file and let go."""
         if self._file is None:
             return
-        if _is_at(self._file, self.path):
+        if is_at(self._file, self.path):
             with contextlib.suppress(OSError):
                 self.path.unlink()
         file, self._file = self._file, None
@@ -197,11 +197,14 @@ def _try_lock(file: int) -> bool:
     return True
 
 
-def _is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: Path) -> bool:
+    """Whether an open file is what lies at a path."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # it cannot be told now, which does not make it another file
+        return True
 
 
 def _holder(file: int) -> str:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from spafit.durable import sync_folder
 from spafit.errors import ConfigError, WeightsError
 
 
@@ -59,10 +60,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             with temporary.open("xb") as file:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             yield temporary
-            temporary.chmod(mode)
-            with temporary.open("rb") as file:
+            with temporary.open("r+b") as file:  # Windows syncs only what could be written to
+                temporary.chmod(mode)  # once it is open: the mode may be a read-only one
                 os.fsync(file.fileno())
             temporary.replace(target)
+            sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

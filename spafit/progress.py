@@ -5,13 +5,61 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
 
+class _Lasting:
+    """A stream to write to that falls silent where the one behind it fails."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_lost = False
+
+    def write(self, text: str) -> int:
+        if not self._is_lost:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):  # the latter of a stream that was closed
+                self._is_lost = True
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._is_lost:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._is_lost = True
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def __getattr__(self, name: str) -> Any:  # encoding, fileno ...
+        return getattr(self._stream, name)
+
+
+def lasting(stream: TextIO) -> TextIO:
+    """Give a stream that never raises: after the first failure nothing more is written to it.
+
+    A pipe's reader may end, a terminal close and a disk fill up, and what is reported there must
+    not end the hours of work that it is about.
+
+    Parameters
+    ----------
+    stream : TextIO
+        The stream behind it, which stays open.
+    """
+    return stream if isinstance(stream, _Lasting) else cast(TextIO, _Lasting(stream))
+
+
 class Progress:
     """Show steps, loss, examples per second and the time left; a context manager.
+
+    Where it is shown may fail (see :func:`lasting`): then nothing more is said.
 
     Parameters
     ----------
@@ -20,15 +68,16 @@ class Progress:
     quiet : bool
         Show nothing.
     stream : TextIO, optional
-        Where to write; None is standard error.
+        Where to write; None is standard error, if there is one.
     """
 
     def __init__(self, total: int, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._total = total
-        self._quiet = quiet
-        self._stream = sys.stderr if stream is None else stream
+        shown = sys.stderr if stream is None else stream
+        self._quiet = quiet or shown is None  # Python has none where its descriptor is closed
+        self._stream = lasting(shown)
         self._bar = None
-        if not quiet and self._stream.isatty():
+        if not self._quiet and self._stream.isatty():
             self._bar = tqdm(total=total, unit="step", file=self._stream, dynamic_ncols=True)
         self._start = self._last_line = time.perf_counter()
         self._begun = 0

@@ -14,7 +14,7 @@ PACKAGE = Path(spafit.__file__).parent
 # Every module may import only what stands above it; the modules of one line do not know each other
 # unless they stand in that order.
 ORDER = """
-    version errors strict_json folders durable transfers config
+    version errors strict_json durable folders transfers config
     kernels.forms kernels.stacking kernels.products kernels.dropout kernels.cuda_graphs
     kernels.choices
     kernels.triton_common
@@ -25,8 +25,8 @@ ORDER = """
     kernels layout batch_checks adapters plans
     methods bert fingerprint strata safefile safe_folder hub memory weights adapter_files tasks
     glue metrics submission http_file download
-    vocabulary tokenization prefix_file prefix_cache kept_prefix inference progress random_states
-    machine stopping checkpoint run_identity run_folder
+    vocabulary tokenization machine prefix_file prefix_cache kept_prefix inference progress
+    random_states stopping checkpoint run_identity run_folder
     optimisation training_step captured feed train_config steps training_state saving loop train
     minilm commands acceptability_lexicon acceptability_templates acceptability figure demo doctor
     option_types cli __main__

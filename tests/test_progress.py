@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
 from spafit import progress as progress_module
-from spafit.progress import Progress
+from spafit.progress import Progress, lasting
 
 
 class Terminal(io.StringIO):
@@ -105,3 +106,96 @@ class TestProgress:
         out, err = capsys.readouterr()
         assert out == ""
         assert err == "step 1/1, epoch 1, loss 0.5000, 2.0 examples/s, 0:00 left\n"
+
+
+class Dying(io.StringIO):
+    """A stream that fails from its n-th call on, at writing or at flushing, and counts the calls.
+
+    It may be a terminal.
+    """
+
+    def __init__(self, error: Exception, at: str, sound: int, is_terminal: bool) -> None:
+        super().__init__()
+        self.error, self.at, self.sound, self.is_terminal = error, at, sound, is_terminal
+        self.calls = self.failures = 0
+
+    def _call(self, name: str) -> None:
+        self.calls += 1
+        if name == self.at and self.calls > self.sound:
+            self.failures += 1
+            raise self.error
+
+    def write(self, text: str) -> int:
+        self._call("write")
+        return super().write(text)
+
+    def flush(self) -> None:
+        self._call("flush")
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+class TestAViewerThatIsGone:
+    """Oracle: nothing is raised, and a stream that counts what is tried after it has failed."""
+
+    @pytest.mark.parametrize("is_terminal", [False, True], ids=["plain", "terminal"])
+    @pytest.mark.parametrize("at", ["write", "flush"])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            BrokenPipeError(32, "Broken pipe"),
+            OSError(28, "No space left on device"),
+            OSError(5, "Input/output error"),
+            ValueError("I/O operation on closed file."),
+        ],
+        ids=["pipe", "full", "hung up", "closed"],
+    )
+    def test_is_told_nothing_more(
+        self, error: Exception, at: str, is_terminal: bool, clock: list[float]
+    ) -> None:
+        """From the first call on, or in the middle of the run."""
+        for sound in (0, 1, 2, 3, 5, 8, 13):
+            stream = Dying(error, at, sound, is_terminal)
+            with Progress(30, stream=stream) as progress:
+                progress.begin(7)
+                for step in range(8, 31):
+                    clock[0] += 11
+                    progress.step(step, 1, 0.25, 7.0)
+                    progress.line("epoch 1: dev accuracy 0.5")
+            assert stream.failures == 1, sound
+            said = stream.getvalue()
+            assert "30/30" not in said, sound
+            assert sound < 13 or "8/30" in said, (sound, said)
+
+    @pytest.mark.parametrize("is_terminal", [False, True], ids=["plain", "terminal"])
+    def test_a_stream_that_its_owner_closed(self, is_terminal: bool, clock: list[float]) -> None:
+        """Before the bar is made, or after."""
+        for begin_closed in (False, True):
+            stream = Terminal() if is_terminal else io.StringIO()
+            if begin_closed:
+                stream.close()
+            with Progress(3, stream=stream) as progress:
+                stream.close()
+                clock[0] += 11
+                progress.step(3, 1, 0.25, 7.0)
+                progress.line("a line")
+
+    def test_no_standard_error(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Its descriptor is closed (``2>&-``); standard output is not taken for it."""
+        monkeypatch.setattr(sys, "stderr", None)
+        with Progress(1) as progress:
+            progress.step(1, 1, 0.5, 2.0)
+            progress.line("a line")
+        assert capsys.readouterr().out == ""
+
+    def test_what_is_written_arrives_as_long_as_it_can(self) -> None:
+        stream = io.StringIO()
+        shown = lasting(stream)
+        print("a", "b", sep="\n", file=shown, flush=True)
+        assert stream.getvalue() == "a\nb\n"
+        assert shown.write("four") == 4
+        assert lasting(shown) is shown
+        assert shown.getvalue() == "a\nb\nfour"  # type: ignore[attr-defined]
