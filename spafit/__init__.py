@@ -14,6 +14,7 @@ from spafit.errors import (
     DataError,
     PlanError,
     SpafitError,
+    StoppedError,
     TrainingError,
     WeightsError,
 )
@@ -74,4 +75,5 @@ __all__ = [
     "DataError",
     "TrainingError",
     "CheckpointError",
+    "StoppedError",
 ]

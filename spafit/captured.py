@@ -24,6 +24,7 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import TrainingError
 from spafit.kernels.cuda_graphs import record
+from spafit.memory import is_out_of_memory
 from spafit.training_step import MicroBatch, TrainingStep
 
 #: Records what a function does to the device without doing it; gives the function's result, which
@@ -110,7 +111,7 @@ class CapturedStep(TrainingStep):
             part.targets.clone(),
             None if part.prefix is None else part.prefix.clone(),
         )
-        found = self._try(lambda: super(CapturedStep, self).accumulate(given, n))
+        found = self._try(lambda: super(CapturedStep, self).accumulate(given, n), halved=True)
         if found is None:
             return super().accumulate(part, n)
         recorded = self._recorded[shape] = _Recorded(given, *found)
@@ -135,7 +136,11 @@ class CapturedStep(TrainingStep):
         """Make room after a NoMemoryError: give back the graphs, which are recorded anew."""
         self._recorded.clear()
         self._seen.clear()
-        self._update = None
+        self._update, self._updated = None, False
+        # It lies in the memory of the graphs, which cannot be used again while it does.
+        vars(self.optimizer).pop("found_inf", None)
+        if isinstance(self._capture, CudaCapture):
+            self._capture = CudaCapture(self.device)
         super().recover()
 
     def close(self) -> None:
@@ -145,20 +150,16 @@ class CapturedStep(TrainingStep):
         self.optimizer.zero_grad(set_to_none=True)
 
     def _try(
-        self, function: Callable[[], torch.Tensor]
+        self, function: Callable[[], torch.Tensor], *, halved: bool = False
     ) -> tuple[torch.Tensor, Callable[[], object]] | None:
-        """Record a function; where that fails, say so and give None."""
+        """Record a function; where that fails, say so and give None.
+
+        With ``halved`` an error that memory is at its end is raised, for smaller parts may fit.
+        """
         scaler = self.scaler.state_dict()
         try:
             return self._capture(function)
         except Exception as error:  # whatever refuses to be recorded, an eager step does it
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            if self._on_failure is None:
-                raise TrainingError(
-                    f"the step cannot be captured as a CUDA graph ({reason}); use step='eager', or "
-                    "'auto'"
-                ) from error
-            self._is_captured = False
             # What was recorded before draws, and scales the loss, from a state that is no more.
             self._recorded.clear()
             self._update = None
@@ -167,6 +168,15 @@ class CapturedStep(TrainingStep):
                 fresh.load_state_dict(scaler)
                 fresh.scale(torch.zeros((), device=self.device))  # which makes what was loaded
                 self.scaler = fresh
+            if halved and is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if self._on_failure is None:
+                raise TrainingError(
+                    f"the step cannot be captured as a CUDA graph ({reason}); use step='eager', or "
+                    "'auto'"
+                ) from error
+            self._is_captured = False
             self._on_failure(f"steps are eager: they cannot be captured as CUDA graphs ({reason})")
             return None
 

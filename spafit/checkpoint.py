@@ -223,25 +223,34 @@ class Checkpoints:
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
-            self.folder.mkdir()
-            sync_folder(self.folder.parent)
+            place = self.folder.resolve()  # a link may lead to what is not there yet
+            place.mkdir()
+            sync_folder(place.parent)
 
     def _move_into_place(self, temporary: Path, path: Path) -> None:
         """Give a finished checkpoint its name; one that has it already is there after a failure."""
         aside = self.folder / f"{temporary.name}{_ASIDE}"
-        if path.exists():
+        is_replaced = path.exists()
+        if is_replaced:
             path.rename(aside)
         try:
             temporary.rename(path)
+            if is_replaced:
+                sync_folder(self.folder)  # before the old one goes
         except BaseException:
-            if aside.exists():
+            if is_replaced:
+                if path.exists():
+                    path.rename(temporary)
                 aside.rename(path)
             raise
         _discard(aside)
 
     def _prune(self, step: int, best_step: int | None) -> None:
         """Remove all but the last ones and the best; those of later steps were found damaged."""
-        steps = self.steps()
+        try:
+            steps = self.steps()
+        except CheckpointError:  # it is tried again after the next save
+            return
         kept = {*[each for each in steps if each <= step][-self.keep :], best_step}
         for each in steps:
             if each not in kept:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -111,7 +111,7 @@ class Feed:
         """Steps of the optimizer in one epoch."""
         return math.ceil(len(self.encodings) / self.batch_size)
 
-    def batches(self, done: int = 0) -> Iterator[Fed]:
+    def batches(self, done: int = 0) -> Generator[Fed, None, None]:
         """Give the batches of all steps after the first ``done`` ones."""
         ahead = _AHEAD if self.device.type == "cuda" else 0
         for epoch, drawn, parts in made_ahead(self._orders(done), self._make, ahead):

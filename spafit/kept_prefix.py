@@ -8,19 +8,22 @@ it, and a run that is taken up again must read what it would have read.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import TrainingError
+from spafit.errors import CheckpointError, TrainingError
 from spafit.folders import cache_folder
+from spafit.kernels.products import library_on
 from spafit.layout import Packed, PackedBatch
+from spafit.machine import processor
 from spafit.memory import is_out_of_memory, shortage
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.tokenization import Encodings, Tokenizer
+from spafit.version import __version__
 
 _GROUP = 32
 """Examples whose hidden states are computed together."""
@@ -65,8 +68,11 @@ class KeptPrefix:
             states = states.pin_memory()
         return states.to(device, non_blocking=True)
 
-    def _compute(self, rows: Sequence[int], device: torch.device) -> None:
-        """Compute the states of some examples, and keep them."""
+    def _compute(self, rows: Sequence[int], device: torch.device, *, keep: bool = True) -> None:
+        """Compute the states of some examples, and keep them.
+
+        Those of a group that had to be halved round otherwise, and so are not kept for later runs.
+        """
         computed = self.encodings.packed(rows).to(device)
         try:
             hidden = self.model.bert.prefix(computed)[: computed.layout.tokens]
@@ -80,11 +86,11 @@ class KeptPrefix:
                 ) from error
             hidden = None
         if hidden is None:  # outside the handler, which holds on to what filled the memory
-            self._compute(rows[: len(rows) // 2], device)
-            self._compute(rows[len(rows) // 2 :], device)
+            self._compute(rows[: len(rows) // 2], device, keep=False)
+            self._compute(rows[len(rows) // 2 :], device, keep=False)
             return
         with self._using:
-            self.cache.store(rows, hidden)
+            self.cache.store(rows, hidden, keep=keep)
 
     def read(self, rows: Sequence[int], layout: Packed) -> torch.Tensor | None:
         """Give (N, D) on the host if the states of all rows are kept, else None."""
@@ -113,7 +119,20 @@ def prefix_key(
         layer_norm_eps=model.config.layer_norm_eps,
         dtype=dtype,
         arithmetic=arithmetic,
+        computed_on=_rounding(model.classifier.weight.device),
     )
+
+
+def _rounding(device: torch.device) -> str:
+    """Say what the last digits of a sum depend on, beside its numbers and their types."""
+    parts = [f"spafit {__version__}", f"torch {torch.__version__}", device.type]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    else:
+        vectors = torch.backends.cpu.get_cpu_capability()
+        parts += [processor(), vectors, f"{torch.get_num_threads()} threads"]
+    precision = torch.get_float32_matmul_precision()
+    return ", ".join([*parts, f"{library_on(device)} at {precision} precision"])
 
 
 @contextmanager
@@ -127,8 +146,11 @@ def keep_prefix(
     dtype: str,
     limit_gib: float,
     arithmetic: str,
+    say: Callable[[str], None],
 ) -> Iterator[KeptPrefix]:
     """Open the cache that a run's settings ask for, and save it on the way out.
+
+    Once it is open, a disk that fails ends nothing: at the end that is said too.
 
     Parameters
     ----------
@@ -142,11 +164,21 @@ def keep_prefix(
         The most that they may take.
     arithmetic : str
         In what they are computed, such as ``"float32"``.
+    say : callable
+        Given, on the way out, the notes of the cache that nobody has taken.
     """
     key = prefix_key(
         model, base_fingerprint, tokenizer.fingerprint, dtype=dtype, arithmetic=arithmetic
     )
     folder = cache_folder() / "prefix" if where == "disk" else None
     limit_bytes = int(limit_gib * 2**30)
-    with PrefixCache(encodings, key, folder=folder, limit_bytes=limit_bytes) as cache:
+    cache = PrefixCache(encodings, key, folder=folder, limit_bytes=limit_bytes)
+    try:
         yield KeptPrefix(model, encodings, cache)
+    finally:
+        try:
+            cache.close()
+        except CheckpointError as error:
+            cache.notes.append(f"{error}. Later runs compute the prefix again")
+        for note in cache.notes:
+            say(note)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +126,12 @@ class Loop:
         """
         state = self.state
         self._into_training()
-        batches = self.feed.batches(state.step)
+        with closing(self.feed.batches(state.step)) as batches:
+            self._run(batches)
+        self._pause()
+
+    def _run(self, batches: Iterator[Fed]) -> None:
+        state = self.state
         while True:
             if self._evaluation_is_due() and not self.stop():
                 self._evaluate()
@@ -141,7 +147,6 @@ class Loop:
             if is_last:
                 break
             self._take(next(batches))
-        self._pause()
 
     def say(self, note: str) -> None:
         """Show and record a line."""
@@ -187,7 +192,7 @@ class Loop:
             self.say(
                 f"memory did not suffice for {examples} examples at a time ({reason}); batches are "
                 f"computed in {self.feed.accumulation} parts from step {self.state.step + 1} on, "
-                "with the same gradient"
+                "with the same gradient but for the masks of dropout"
             )
             random_states.put(before, self.feed.device)
 
@@ -279,7 +284,7 @@ class Loop:
         assert received is not None
         saved = "nothing is saved, for the run has no folder"
         if self.run_folder is not None:
-            saved = f"the same command goes on from there ({self.run_folder.path})"
+            saved = f"{self.run_folder.going_on} from there ({self.run_folder.path})"
         what = f"stopped by {received.name} after step {self.state.step}; {saved}"
         return StoppedError(what, received)
 

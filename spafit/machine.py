@@ -25,7 +25,7 @@ def machine() -> dict[str, Any]:
     """Say on what a result was made."""
     record: dict[str, Any] = {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
     }
@@ -47,7 +47,8 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name the processor's model, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -72,8 +72,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is at its end: a GPU's, or the host's."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # The host's allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # The host's allocator, cuBLAS and pinned memory raise plain RuntimeErrors.
+    said = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in said)
 
 
 def shortage(error: BaseException) -> str:

@@ -60,6 +60,8 @@ class PrefixKey:
         In what the states are kept: "float32", or "half" (float16, at half the size).
     arithmetic : str
         In what they were computed, such as "float32" or "bf16".
+    computed_on : str
+        All else that decides how they were rounded: device, threads, libraries.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class PrefixKey:
     layer_norm_eps: float
     dtype: str
     arithmetic: str
+    computed_on: str
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -85,7 +88,8 @@ class PrefixCache:
     """The hidden states after group 1 of the examples of one :class:`Encodings`.
 
     A context manager: on the way out what is new is saved. A file that several processes fill at
-    once is right all the same: each writes its own, and the last one stays.
+    once is right all the same: each writes its own, and the last one stays. Where the disk fails
+    after the start, what it does not take is held in memory until this is closed.
 
     Parameters
     ----------
@@ -106,7 +110,8 @@ class PrefixCache:
     nbytes : int
         The bytes that it takes, of memory or of disk, once all examples are kept.
     notes : list of str
-        What was found damaged or foreign and is built anew, and what was removed to make room.
+        What was found damaged or foreign and is built anew, what was removed to make room, and that
+        the disk failed.
 
     Raises
     ------
@@ -129,6 +134,8 @@ class PrefixCache:
         self._held: list[_Memory | MappedFile | None] = [None] * len(lengths)
         self._checksums: list[int | None] = [None] * len(lengths)
         self._checked = bytearray(len(lengths))
+        self._aside: dict[int, NDArray[Any]] = {}  # what is held beside all this, and never saved
+        self._has_failed = False
         self._new: _Memory | MappedFile | None = None
         self._kept: MappedFile | None = None
         self._closed = False
@@ -180,8 +187,10 @@ class PrefixCache:
         """
         return [row for row in dict.fromkeys(self._numbers(rows)) if not self._is_usable(row)]
 
-    def store(self, rows: Sequence[int], hidden: Tensor) -> None:
+    def store(self, rows: Sequence[int], hidden: Tensor, *, keep: bool = True) -> None:
         """Keep the hidden states of some examples; what was kept of them before is replaced.
+
+        Where the disk fails they are held in memory, and :attr:`notes` says so, once.
 
         Parameters
         ----------
@@ -190,6 +199,9 @@ class PrefixCache:
         hidden : Tensor
             Their hidden states, one example after the other, (N, D), of any device and of at most
             32 bits.
+        keep : bool
+            False holds them in memory until this is closed, and never saves them; what is kept
+            already stays.
 
         Raises
         ------
@@ -199,8 +211,6 @@ class PrefixCache:
             If a value is too large for half, or a type is too wide for float32.
         DataError
             If the shape is not that of these examples.
-        CheckpointError
-            If the file cannot be written.
         """
         rows = self._numbers(rows)
         shape = (self._count(rows), self._shape[1])
@@ -224,13 +234,14 @@ class PrefixCache:
                 "kept; use the weights of a healthy run, or a wider arithmetic"
             )
         array = values.numpy().astype(self._dtype, copy=False)
-        if self._new is None:
-            self._new = self._begin()
         position = 0
         for row in rows:
-            start, stop = self._starts[row], self._starts[row + 1]
-            self._put(row, array[position : position + stop - start])
-            position += stop - start
+            length = self._starts[row + 1] - self._starts[row]
+            piece = array[position : position + length]
+            is_kept = self._keep(row, piece) if keep else self._is_kept(row)
+            if not is_kept:
+                self._aside[row] = piece.copy()
+            position += length
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Read the hidden states of some examples.
@@ -277,7 +288,7 @@ class PrefixCache:
             return
         # A file never changes once it is in place: what the old one holds is copied over.
         for row, source in enumerate(self._held):
-            if source is not new and self._is_usable(row):
+            if source is not new and self._is_kept(row):
                 self._put(row, self._piece(row))
         pairs = zip(self._held, self._checksums, strict=True)
         checksums = [None if source is None else crc for source, crc in pairs]
@@ -295,6 +306,7 @@ class PrefixCache:
         finally:
             self._closed = True
             self._held = []
+            self._aside.clear()
             if isinstance(self._new, MappedFile):
                 self._new.discard()
             if self._kept is not None:
@@ -321,8 +333,24 @@ class PrefixCache:
     def _piece(self, row: int) -> NDArray[Any]:
         """Give the states of an example that is usable, where they lie."""
         source = self._held[row]
-        assert source is not None
+        if source is None:
+            return self._aside[row]
         return source.array[self._starts[row] : self._starts[row + 1]]
+
+    def _keep(self, row: int, piece: NDArray[Any]) -> bool:
+        """Write the states of an example to what is new; False where that fails, or has failed."""
+        if self._has_failed:
+            return False
+        try:
+            if self._new is None:
+                self._new = self._begin()
+            self._put(row, piece)
+        except (CheckpointError, ConfigError) as error:
+            self._has_failed = True
+            self.notes.append(f"{error}. New hidden states are held in memory from here on")
+            return False
+        self._aside.pop(row, None)
+        return True
 
     def _put(self, row: int, piece: NDArray[Any]) -> None:
         """Write the states of an example to what is new."""
@@ -335,6 +363,10 @@ class PrefixCache:
         self._checksums[row] = None if self._folder is None else zlib.crc32(piece.data)
 
     def _is_usable(self, row: int) -> bool:
+        """Whether the states of an example can be read."""
+        return self._is_kept(row) or row in self._aside
+
+    def _is_kept(self, row: int) -> bool:
         """Whether an example is kept and, at its first use here, is what was stored."""
         source = self._held[row]
         if source is None:

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from spafit.durable import write_all
 from spafit.errors import CheckpointError, ConfigError
 from spafit.strict_json import no_duplicates
 
@@ -73,8 +74,11 @@ class MappedFile:
         )
 
     def is_whole(self) -> bool:
-        """Whether the file is still as long as its data."""
-        return os.fstat(self._file.fileno()).st_size >= self._data_bytes
+        """Whether the file is still as long as its data, as far as can be told."""
+        try:
+            return os.fstat(self._file.fileno()).st_size >= self._data_bytes
+        except OSError:
+            return False
 
     def write(self, start: int, values: NDArray[Any]) -> None:
         """Write values (n, D) from row ``start`` on; of a new file only.
@@ -82,18 +86,15 @@ class MappedFile:
         Not through the mapping: a full disk is an error here, and kills the process there.
         """
         try:
-            self._file.seek(start * self._row_bytes)
-            self._file.write(values.data)
-            self._file.flush()
+            self._write(start * self._row_bytes, values.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise _unwritable(self.path.parent, error) from error
 
     def move_into_place(self, path: Path, index: bytes) -> None:
         """Write the index, see everything to the disk, and give the file its final name."""
         try:
-            self._file.seek(self._data_bytes)
-            self._file.write(index + _TAIL.pack(len(index), _sha256(index), _MAGIC))
-            self._file.flush()
+            tail = _TAIL.pack(len(index), _sha256(index), _MAGIC)
+            self._write(self._data_bytes, memoryview(index + tail))
             os.fsync(self._file.fileno())
             self.path.replace(path)
         except OSError as error:
@@ -103,13 +104,19 @@ class MappedFile:
     def close(self) -> None:
         """Let go of the file; it stays where it is."""
         # No explicit unmapping: a view of the array that is still in use must not turn into a trap.
-        self._file.close()
+        with contextlib.suppress(OSError):  # what had to be on the disk was seen to it before
+            self._file.close()
 
     def discard(self) -> None:
-        """Remove the file."""
-        self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what could not be written is written no more
-            self.close()
+        """Remove the file, or leave it to be swept where it cannot be removed."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        self.close()
+
+    def _write(self, place: int, content: memoryview) -> None:
+        """Write all of it, or fail with nothing left in a buffer for later."""
+        self._file.seek(place)
+        write_all(self._file.fileno(), content)
 
 
 def kept_path(folder: Path, digest: str) -> Path:
@@ -184,7 +191,7 @@ def create(folder: Path, digest: str, shape: tuple[int, int], dtype: str) -> Map
     try:
         while True:
             path = folder / f"{digest}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            file = path.open("x+b")
+            file = path.open("x+b", buffering=0)
             try:
                 with contextlib.suppress(OSError):  # a file system without locks: nothing is swept
                     _lock(file, wait=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from spafit.checkpoint import Checkpoint, Checkpoints
-from spafit.durable import BINARY, Lock, explain, sync_folder, write_all
+from spafit.durable import BINARY, Lock, explain, is_at, sync_folder, write_all
 from spafit.errors import CheckpointError, SpafitError, StoppedError
 from spafit.folders import replacing
 from spafit.machine import machine, versions
@@ -34,8 +35,10 @@ _PART = r"\.{name}\.[0-9a-f]{{8}}\.part"
 class RunFolder:
     """A folder that one run writes and that ``spafit eval`` and ``spafit predict`` read.
 
-    A context manager: on the way out ``run.json`` says whether the run is finished, was interrupted
-    or failed, and why; and the lock is given back.
+    It is locked and looked into at once, and written to from :meth:`begin` on, so that what is
+    refused before that stays as it was. A context manager, which begins: on the way out
+    ``run.json`` says whether the run is finished, was interrupted or failed, and why; and the lock
+    is given back.
 
     Parameters
     ----------
@@ -47,6 +50,8 @@ class RunFolder:
         Whether a run that is there already is replaced. Otherwise it is taken up again.
     keep : int
         How many checkpoints are kept beside the best one.
+    total_steps : int, optional
+        Where the run is to end.
 
     Attributes
     ----------
@@ -58,6 +63,8 @@ class RunFolder:
         What was found on the way.
     log_bytes : int
         The length of ``log.jsonl``.
+    going_on : str
+        Which command takes the run up again, as the beginning of a sentence.
 
     Raises
     ------
@@ -67,9 +74,19 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, record: dict[str, Any], *, overwrite: bool, keep: int = 2
+        self,
+        path: str | Path,
+        record: dict[str, Any],
+        *,
+        overwrite: bool,
+        keep: int = 2,
+        total_steps: int | None = None,
     ) -> None:
         self.path = Path(path)
+        self.record = {"status": "running", **record, "versions": versions(), "machine": machine()}
+        self.going_on = "the same command goes on"
+        if overwrite:
+            self.going_on = "the same command without overwrite (--overwrite) goes on"
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS, keep)
         self.checkpoint: Checkpoint | None = None
         self.notes: list[str] = []
@@ -78,17 +95,46 @@ class RunFolder:
         self._written = ""
         self._file: int | None = None
         self._lock = Lock(self.path / LOCK)
-        try:
+        self._is_new = not self.path.exists()
+        with self._saying_why():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             try:
-                self._begin(record, overwrite)
+                self._sweep()
+                if overwrite:
+                    self.checkpoints.clear()
+                elif (self.path / RUN).exists() or self.checkpoints.steps():
+                    self._find_checkpoint(record, total_steps)
+                else:
+                    self._refuse_foreign_files()
             except BaseException:
                 self._close()
                 raise
-        except OSError as error:
-            reason = explain(error, self.path)
-            raise CheckpointError(f"{self.path} cannot be written: {reason}") from None
+
+    def begin(self) -> None:
+        """Write from now on: the record, and the log from where the run is taken up again.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder cannot be written to.
+        """
+        with self._saying_why():
+            if self.checkpoint is not None:
+                old = self.checkpoint.values["record"]
+                entry = {"step": self.checkpoint.step, "changed": changes(old, self.record)}
+                self.record["resumed"] = [*old.get("resumed", []), entry]
+            self.write()
+            file = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
+            self._file = file
+            if self.checkpoint is None:
+                # It would be taken for this run's. A link stays one.
+                self.adapter.resolve().unlink(missing_ok=True)
+            else:
+                self._resume_log(file)
+            os.ftruncate(file, self.log_bytes)
+            self._write_rows()
+            sync_folder(self.path)
 
     @property
     def adapter(self) -> Path:
@@ -109,7 +155,7 @@ class RunFolder:
         CheckpointError
             If it cannot be written.
         """
-        content = json.dumps(self.record, indent=2) + "\n"
+        content = json.dumps(self.record, indent=2, allow_nan=False) + "\n"
         try:
             with replacing(self.path / RUN) as temporary:
                 temporary.write_text(content, encoding="utf-8")
@@ -124,6 +170,8 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to ``log.jsonl``; one that cannot be written now is written later."""
         self._unwritten += json.dumps(row).encode() + b"\n"
+        if self._file is None:  # before begin
+            return
         with suppress(OSError):  # the next checkpoint says so
             self._write_rows()
 
@@ -137,6 +185,8 @@ class RunFolder:
         """
         assert self._file is not None
         try:
+            if not is_at(self._file, self.path / LOG):  # removed, or moved away
+                self._renew_log(self._file)
             self._write_rows()
             os.fsync(self._file)
         except OSError as error:
@@ -171,18 +221,13 @@ class RunFolder:
                     raise CheckpointError(
                         f"{self.path} was removed while its run went on, and holds another run now"
                     )
-                # The log that was removed can be read for as long as it is open.
-                rows = os.pread(self._file, self.log_bytes, 0)
                 self.write()
-                log = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
+                self._renew_log(self._file)
             except BaseException:
                 lock.release()
                 raise
             self._lock.release()
-            os.close(self._file)
-            self._lock, self._file = lock, log
-            self.log_bytes, self._unwritten = 0, rows + self._unwritten
-            os.ftruncate(log, 0)
+            self._lock = lock
         except OSError as error:
             reason = explain(error, self.path)
             raise CheckpointError(
@@ -192,6 +237,7 @@ class RunFolder:
         return True
 
     def __enter__(self) -> RunFolder:
+        self.begin()
         return self
 
     def __exit__(
@@ -200,6 +246,12 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._file is None:  # refused before it began
+            self._close()
+            if self._is_new:
+                with suppress(OSError):
+                    self.path.rmdir()
+            return
         try:
             if error is None:
                 self.record["status"] = "finished"
@@ -217,34 +269,35 @@ class RunFolder:
         finally:
             self._close()
 
-    def _begin(self, record: dict[str, Any], overwrite: bool) -> None:
-        """Find out what is there, and begin anew or take the run up again."""
-        self._sweep()
-        if overwrite:
-            self.checkpoints.clear()
-        elif (self.path / RUN).exists() or self.checkpoints.steps():
-            self._find_checkpoint(record)
-        self.record = {"status": "running", **record, "versions": versions(), "machine": machine()}
-        file = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
-        self._file = file
-        if self.checkpoint is None:
-            # It would be taken for this run's. A link stays one.
-            self.adapter.resolve().unlink(missing_ok=True)
-        else:
-            self._resume_log(file)
-            old = self.checkpoint.values["record"]
-            entry = {"step": self.checkpoint.step, "changed": changes(old, self.record)}
-            self.record["resumed"] = [*old.get("resumed", []), entry]
-        os.ftruncate(file, self.log_bytes)
-        self.write()
-        sync_folder(self.path)
+    @contextmanager
+    def _saying_why(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = explain(error, self.path)
+            raise CheckpointError(f"{self.path} cannot be written: {reason}") from None
 
-    def _find_checkpoint(self, record: dict[str, Any]) -> None:
+    def _refuse_foreign_files(self) -> None:
+        """Refuse to write over what no run of this folder can have left."""
+        log = self.path / LOG
+        if self.adapter.exists() or (log.is_file() and log.stat().st_size):
+            found = self.adapter if self.adapter.exists() else log
+            raise CheckpointError(
+                f"{found} is there, but no run that wrote it; give another folder, or allow it to "
+                "be replaced with overwrite (--overwrite)"
+            )
+
+    def _find_checkpoint(self, record: dict[str, Any], total_steps: int | None) -> None:
         """Read the newest sound checkpoint of this very run."""
         self.checkpoint, faults = self.checkpoints.newest()
         if self.checkpoint is not None:
             old = self.checkpoint.values.get("record")
             require_same_run(self.path, old, record)
+            if total_steps is not None and self.checkpoint.step > total_steps:
+                raise CheckpointError(
+                    f"{self.path} is at step {self.checkpoint.step}, and these settings end at "
+                    f"step {total_steps}; give more epochs (--epochs), or another folder"
+                )
             self.notes += [f"{fault}; an older checkpoint is taken" for fault in faults]
             return
         if faults:
@@ -259,6 +312,11 @@ class RunFolder:
                 f"{self.path} holds a finished run, without checkpoints to go on from; give "
                 "another folder, or allow it to be replaced with overwrite (--overwrite)"
             )
+        if old.get("start") != record.get("start"):
+            raise CheckpointError(
+                f"{self.path} holds a run that had no checkpoint yet, and began from other values "
+                "of what trains; load and adapt the model afresh"
+            )
         self.notes.append("the run had no checkpoint yet, and begins anew")
 
     def _resume_log(self, file: int) -> None:
@@ -271,6 +329,14 @@ class RunFolder:
         if length < wanted:
             self.notes.append(f"{self.path / LOG} has lost {wanted - length} bytes of earlier rows")
         self.log_bytes = min(wanted, length)
+
+    def _renew_log(self, old: int) -> None:
+        """Make ``log.jsonl`` anew: what was removed can be read for as long as it is open."""
+        rows = os.pread(old, self.log_bytes, 0)
+        self._file = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
+        os.close(old)
+        self.log_bytes, self._unwritten = 0, rows + self._unwritten
+        os.ftruncate(self._file, 0)
 
     def _write_rows(self) -> None:
         assert self._file is not None
@@ -313,7 +379,12 @@ def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
     """
     path = Path(folder) / RUN
     if path.exists():
-        old = _read_run(path)
+        try:
+            old = _read_run(path)
+        except CheckpointError:
+            if Checkpoints(Path(folder) / CHECKPOINTS).steps():
+                return  # one of them may be sound all the same
+            raise
         settings = old.get("settings")
         found = settings.get("seed") if isinstance(settings, dict) else None
         known = {"task": old.get("task"), "settings": {"seed": found}}

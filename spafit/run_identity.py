@@ -16,9 +16,14 @@ FREE = frozenset(
     "out epochs accumulation eval_every save_every keep_checkpoints cache_prefix cache_limit_gib "
     "recompute frozen_weights step device overwrite quiet".split()
 )
-"""Settings that may change: how long, how often, where and in which parts, not what is computed."""
+"""Settings that may change: how long, how often, where, in which parts and by which forms.
 
-_FIXED = ("task", "method", "plan", "base_fingerprint", "tokenizer_fingerprint", "data")
+The steps that were done stay what they were; those to come follow the new ones."""
+
+_FIXED = (
+    *("task", "labels", "method", "plan", "base_fingerprint", "base_config"),
+    *("tokenizer_fingerprint", "data"),
+)
 
 _MOST_NAMED = 4
 

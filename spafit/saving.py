@@ -112,7 +112,8 @@ class Saver:
         CheckpointError
             If it cannot be written.
         """
-        if state.best_step == self._adapter_step:
+        is_there = state.best_step == self._adapter_step and self.run.adapter.is_file()
+        if state.best_step is None or is_there:
             return
         tensors, metadata = adapter_content(self.model, state.best)
         try:
@@ -143,9 +144,7 @@ class Saver:
         found = []
         with suppress(CheckpointError):  # the folder cannot be read either
             if steps := self.run.checkpoints.steps():
-                found.append(
-                    f"the checkpoint of step {steps[-1]}, from which the same command goes on"
-                )
+                found.append(f"the checkpoint of step {steps[-1]}, from which {self.run.going_on}")
         if state.best:
             with suppress(CheckpointError):
                 self.save_adapter(state)

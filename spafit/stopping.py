@@ -7,11 +7,11 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows lacks the last
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # Windows lacks the last two
 
 
 class StopRequests:
-    """A context manager that catches SIGTERM, SIGINT and SIGUSR1.
+    """A context manager that catches SIGTERM, SIGINT, SIGHUP and SIGUSR1.
 
     Inside the block the first of them is only noted, so that the step in hand can end and be saved.
     A second one does what it does to a program that knows nothing of it: the process ends at once,
@@ -37,7 +37,8 @@ class StopRequests:
         if threading.current_thread() is threading.main_thread():
             for name in _NAMES:
                 number = getattr(signal, name, None)
-                if number is not None:
+                # What nohup, or a shell in the background, has it ignore, is ignored.
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 

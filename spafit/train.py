@@ -9,7 +9,9 @@ decay to 0 without warm-up, gradient norm clipped at 1, no decay of biases and L
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import torch
 
 from spafit import metrics
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import CheckpointError, DataError, PlanError
+from spafit.errors import ConfigError, DataError, PlanError
 from spafit.feed import Feed
 from spafit.fingerprint import fingerprint
 from spafit.glue import Dataset
@@ -28,11 +30,12 @@ from spafit.inference import encode, label_names
 from spafit.kept_prefix import KeptPrefix, keep_prefix
 from spafit.kernels import choices
 from spafit.kernels.products import library_on
-from spafit.loop import Loop, Scored
+from spafit.loop import Loop, Scored, values_that_train
 from spafit.memory import keep_freed_memory
 from spafit.progress import Progress
 from spafit.random_states import seeded
 from spafit.run_folder import RunFolder
+from spafit.safefile import tensor_file
 from spafit.saving import Saver
 from spafit.steps import make_step
 from spafit.stopping import StopRequests
@@ -103,9 +106,10 @@ def fit(
 ) -> Result:
     """Fine-tune what a plan has declared, keep the best on dev, and say what came of it.
 
-    With ``config.out`` the run is saved there as it goes on. SIGTERM, SIGINT and SIGUSR1 then end
-    it after the step in hand, and the same call goes on from there: on the same machine to the same
-    numbers, bit for bit, as if it had never been stopped. A run that is finished gives its result.
+    With ``config.out`` the run is saved there as it goes on. SIGTERM, SIGINT, SIGHUP and SIGUSR1
+    then end it after the step in hand, and the same call goes on from there: on the same machine to
+    the same numbers, bit for bit, as if it had never been stopped. A run that is finished gives its
+    result.
 
     Parameters
     ----------
@@ -164,17 +168,21 @@ def fit(
     targets = _targets(train, names)
     majority = metrics.majority(task, dev.labels)
     summary = summarise(model)
-    record = _record(model, tokenizer, train, dev, config, truncated, about or {})
+    record = _record(model, tokenizer, train, dev, config, truncated, names, about or {})
+    total_steps = math.ceil(len(train) / config.batch_size) * config.epochs
     with ExitStack() as opened:
         # Caught until run.json is written; without a folder there is nothing that could be saved.
         stop = StopRequests() if config.out is None else opened.enter_context(StopRequests())
         run = None
         if config.out is not None:
-            run = opened.enter_context(
-                RunFolder(
-                    config.out, record, overwrite=config.overwrite, keep=config.keep_checkpoints
-                )
+            run = RunFolder(
+                config.out,
+                record,
+                overwrite=config.overwrite,
+                keep=config.keep_checkpoints,
+                total_steps=total_steps,
             )
+            opened.push(run)  # it is begun further down, where nothing can be refused any more
         adaptation.task, adaptation.labels = task.name, names
         opened.enter_context(seeded(config.seed, device))
         if device.type == "cuda":  # graphs and events are those of the current device
@@ -186,6 +194,13 @@ def fit(
         if device.type == "cpu":
             keep_freed_memory()
         opened.enter_context(_recomputing(model, config.recompute))
+        progress = opened.enter_context(Progress(total_steps, quiet=config.quiet))
+
+        def say(note: str) -> None:
+            progress.line(note)
+            if run is not None:
+                run.log({"note": note})
+
         prefixes: dict[str, KeptPrefix] = {}
         if config.cache_prefix != "off":
             prefixes = {
@@ -199,6 +214,7 @@ def fit(
                         dtype=config.cache_dtype,
                         limit_gib=config.cache_limit_gib,
                         arithmetic=f"{arithmetic}, {config.frozen_weights} weights",
+                        say=say,
                     )
                 )
                 for name, encodings in encoded.items()
@@ -217,31 +233,21 @@ def fit(
             prefix=prefixes.get("train"),
             bucketed=config.step in ("captured", "compiled"),
         )
-        progress = opened.enter_context(
-            Progress(feed.steps_an_epoch * config.epochs, quiet=config.quiet)
-        )
-
-        def say(note: str) -> None:
-            progress.line(note)
-            if run is not None:
-                run.log({"note": note})
-
         take_step = make_step(model, config, say)
         opened.callback(take_step.close)
         state, saver = TrainingState(), None
         if run is not None:
             if run.checkpoint is not None:
                 state = restore(run.checkpoint, model, take_step)
-                _require_ahead(state, feed, run)
                 is_done = state.step == feed.steps_an_epoch * feed.epochs
                 what = "finished already" if is_done else "taken up again"
                 say(f"{run.path}: {what} after step {state.step}")
             for note in run.notes:
                 say(note)
+            run.begin()
             saver = Saver(run, model, take_step, config.save_every, state, say)
         progress.begin(state.step)
         feed.accumulation = max(config.accumulation, state.accumulation)
-        state.accumulation = feed.accumulation
         loop = Loop(
             model=model,
             take_step=take_step,
@@ -285,16 +291,6 @@ def fit(
     return result
 
 
-def _require_ahead(state: TrainingState, feed: Feed, run: RunFolder) -> None:
-    """Refuse to take a run up again that is past the end that was asked for."""
-    total_steps = feed.steps_an_epoch * feed.epochs
-    if state.step > total_steps:
-        raise CheckpointError(
-            f"{run.path} is at step {state.step}, {feed.epochs} epochs end at step {total_steps}; "
-            f"give more epochs (--epochs), or another folder"
-        )
-
-
 def _record(
     model: BertForSequenceClassification,
     tokenizer: Tokenizer,
@@ -302,6 +298,7 @@ def _record(
     dev: Dataset,
     config: TrainConfig,
     truncated: dict[str, int],
+    names: tuple[str, ...],
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """Say what a run starts from: enough to repeat it, and to know whether it was repeated."""
@@ -318,6 +315,10 @@ def _record(
         }
         for name, dataset in (("train", train), ("dev", dev))
     }
+    try:
+        json.dumps(about, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"about must be what JSON can hold: {error}") from None
     return {
         "task": train.task.name,
         "method": adaptation.plan.name,
@@ -326,12 +327,22 @@ def _record(
         "plan": json.loads(adaptation.plan.to_json()),
         "data": data,
         "base_fingerprint": adaptation.base_fingerprint or fingerprint(model),
+        "base_config": model.config.to_json_dict(),
+        "labels": list(names),
+        "start": _digest(values_that_train(model)),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "trainable": summary.trainable,
         "pretrained": summary.pretrained,
         "dropout_in_group_1": config.frozen_dropout,
         "products": library_on(torch.device(config.device)),
     }
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for piece in tensor_file(tensors, {}):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:

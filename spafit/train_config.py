@@ -39,7 +39,7 @@ class TrainConfig:
         Examples per optimizer step; None is the paper's for the task.
     accumulation : int
         Parts that a batch is computed in, one after the other, to save memory; the gradient is the
-        same.
+        same but for dropout, whose masks are drawn part by part.
     learning_rate : float or None
         At its highest; None is 6e-5, or 2e-5 where a plan trains pre-trained matrices.
     weight_decay : float
@@ -57,8 +57,9 @@ class TrainConfig:
         Steps between evaluations; None evaluates after each epoch. The last step is always
         evaluated.
     save_every : int or None
-        Steps between checkpoints; None is every 10 minutes. One is saved after each evaluation, and
-        where the run is asked to stop, in any case.
+        Steps between checkpoints; None is every 10 minutes. One is saved after each evaluation too
+        (while steps are being skipped, after the first that is not), and where the run is asked to
+        stop.
     keep_checkpoints : int
         How many of the last checkpoints are kept, at least 2; that of the best evaluation besides.
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
@@ -91,7 +92,7 @@ class TrainConfig:
     device : str
         Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.
     overwrite : bool
-        Whether a run in ``out`` may be replaced.
+        Whether a run in ``out`` is replaced instead of taken up again, with its checkpoints.
     quiet : bool
         Show no progress.
 

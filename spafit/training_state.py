@@ -13,6 +13,7 @@ from spafit.adapter_files import adapter_content
 from spafit.bert import BertForSequenceClassification
 from spafit.checkpoint import Checkpoint, TensorFile
 from spafit.errors import CheckpointError, TrainingError, WeightsError
+from spafit.kernels import choices
 from spafit.random_states import RandomStates
 from spafit.training_step import TrainingStep
 
@@ -44,7 +45,7 @@ class TrainingState:
     best_step : int or None
         Its step.
     accumulation : int
-        Parts that a batch is computed in; more than was asked for once memory had not sufficed.
+        Parts that a batch has to be computed in for memory to suffice; 1 where it always has.
     training_s, seconds : float
         Time of the steps alone, and in all.
     peak_memory_mib : float
@@ -118,6 +119,7 @@ def content(
         raise TrainingError(f"after step {state.step} {error}; try a lower learning rate") from None
     values = {
         **{name: getattr(state, name) for name in _NAMES},
+        "kernels": choices.taken(),
         "random": randoms.to_json(),
         **step_values,
     }
@@ -153,9 +155,17 @@ def restore(
             for name, tensor in current.items():
                 model.get_parameter(name).copy_(tensor)
         take_step.restore(tensors, values)
+        choices.adopt(values["kernels"])
         states = RandomStates.from_json(randoms, values["random"])
         random_states.put(states, take_step.device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise CheckpointError(
             f"{checkpoint.path} is damaged, or of another version of spafit: "
             f"{type(error).__name__} {str(error)[:200]}"
@@ -167,12 +177,19 @@ def _require_sense(state: TrainingState) -> None:
     """Refuse what no run can have written, as a ValueError or TypeError."""
     steps = range(1, state.step + 1)
     evaluated = [evaluation["step"] for evaluation in state.history]
+    names = {tuple(evaluation["metrics"]) for evaluation in state.history}
     for evaluation in state.history:
-        if not all(isinstance(score, float) for score in evaluation["metrics"].values()):
+        scores = evaluation["metrics"].values()
+        if not scores or not all(isinstance(score, float) for score in scores):
             raise ValueError("an evaluation without scores")
+        if type(evaluation["epoch"]) is not int or evaluation["epoch"] < 1:
+            raise ValueError("an evaluation without its epoch")
     numbers = (state.training_s, state.seconds, state.peak_memory_mib)
     if (
         len(state.losses) != state.step
+        or len(names) > 1
+        or evaluated != sorted(set(evaluated))
+        or state.skips != sorted(set(state.skips))
         or not all(type(each) is int and each in steps for each in (*state.skips, *evaluated))
         or type(state.accumulation) is not int
         or state.accumulation < 1

@@ -83,6 +83,8 @@ class TrainingStep:
         self.forward: Forward = model.forward_packed if forward is None else forward
         self.trained = [each for each in model.parameters() if each.requires_grad]
         self.max_grad_norm = max_grad_norm or math.inf
+        # 0, or NaN where the loss is not finite: what the gradient is spoilt with.
+        self._spoil = torch.zeros((), dtype=self.trained[0].dtype, device=self.device)
         # fp16's smallest gradients vanish unless the loss is scaled up; else this does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=arithmetic == "fp16")
 
@@ -93,6 +95,8 @@ class TrainingStep:
         ------
         NoMemoryError
             If forward or backward ran out of memory.
+        TrainingError
+            If the update did, whose moments are made in the first step.
         """
         set_learning_rate(self.optimizer, learning_rate)
         n = sum(len(part.targets) for part in parts)
@@ -103,6 +107,7 @@ class TrainingStep:
                 raise
             raise NoMemoryError(shortage(error)) from error
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        self._spoil.copy_(loss - loss)
         try:
             return StepResult(loss, self.update())
         except (RuntimeError, MemoryError) as error:
@@ -124,6 +129,8 @@ class TrainingStep:
 
     def update(self) -> torch.Tensor:
         """Clip the gradient, move what trains, forget the gradient; give its norm ()."""
+        if self.trained[0].grad is not None:  # an infinite loss may have a finite gradient
+            self.trained[0].grad.add_(self._spoil)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         if not self.scaler.is_enabled() and self.optimizer.defaults.get("fused"):
@@ -162,7 +169,9 @@ class TrainingStep:
         Raises
         ------
         CheckpointError
-            If a tensor belongs to no parameter that trains, or has not its shape.
+            If a tensor belongs to no parameter that trains, has not its shape, or is missing.
+        KeyError, ValueError
+            If a name or the loss scale is not what :meth:`state` gives.
         """
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         for full_name, tensor in tensors.items():

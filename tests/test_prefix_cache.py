@@ -58,6 +58,7 @@ def make_key(**changes: Any) -> PrefixKey:
         layer_norm_eps=1e-12,
         dtype="float32",
         arithmetic="float32",
+        computed_on="here",
     )
     return dataclasses.replace(key, **changes)
 
@@ -306,6 +307,7 @@ class TestFiles:
             {"layer_norm_eps": 1e-5},
             {"dtype": "half"},
             {"arithmetic": "bf16"},
+            {"computed_on": "there"},
         ],
         ids=lambda changes: next(iter(changes)),
     )
@@ -689,9 +691,11 @@ class TestWritersThatFail:
         cache = open_cache(tmp_path)
         cache.store([0, 1], states([0, 1]))
         with self.small_files(8 * D * 4 + 5):
-            with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be written.*room"):
-                cache.store([1, 2], states([1, 2]))
-            assert cache.missing([0, 1, 2]) == [2]
+            for row in (2, 3):
+                cache.store([1, row], states([1, row]))
+            (note,) = cache.notes
+            assert re.match(f"{tmp_path} cannot be written.*room.*held in memory", note)
+            assert check_right_or_missing(cache) == [4, 5, 6]
             with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be written.*room"):
                 cache.close()
         assert names(tmp_path) == []

@@ -186,3 +186,32 @@ class TestRemovedFolder:
         ):
             small.fit(out=out, **RUN)
         assert contents() == found[0]
+
+
+class TestTheLogAlone:
+    """Oracle: the log of a run that was left alone."""
+
+    @pytest.mark.parametrize("how", ["removed", "moved"])
+    def test_is_made_anew_with_all_its_rows(
+        self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        take = Loop._take
+
+        def taking(self: Loop, fed: Any) -> None:
+            take(self, fed)
+            if self.state.step == 7:
+                log = tmp_path / "run" / "log.jsonl"
+                log.rename(tmp_path / "away") if how == "moved" else log.unlink()
+
+        monkeypatch.setattr(Loop, "_take", taking)
+        small.fit(out=tmp_path / "run", epochs=2)
+        steps = [row["step"] for row in read_log(tmp_path / "run", "loss")]
+        assert steps == list(range(1, 11))
+
+
+def test_checkpoints_that_lead_to_what_is_not_there_yet(small: SmallRun, tmp_path: Path) -> None:
+    """Oracle: the place that the link names, such as a scratch disk that was cleaned."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "scratch")
+    small.fit(out=tmp_path / "run", epochs=1)
+    assert (tmp_path / "scratch" / "step-5" / "manifest.json").is_file()

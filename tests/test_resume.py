@@ -19,7 +19,7 @@ import torch
 from interruptions import differences, everything, interrupted, stopped_after
 from small_runs import METHODS, STEPS_AN_EPOCH, N, SmallRun, make_dataset, read_log, trained
 
-from spafit.errors import CheckpointError, StoppedError
+from spafit.errors import CheckpointError, ConfigError, StoppedError
 from spafit.feed import Feed
 from spafit.glue import Dataset
 from spafit.methods import plan
@@ -154,7 +154,9 @@ def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) ->
 class TestStopping:
     """Oracle: the record, and what a later run finds."""
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    @pytest.mark.parametrize(
+        "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
+    )
     def test_the_step_in_hand_ends_and_is_saved(
         self, small: SmallRun, tmp_path: Path, number: signal.Signals
     ) -> None:
@@ -168,6 +170,15 @@ class TestStopping:
         assert record["status"] == "interrupted"
         assert not (tmp_path / "run.lock").exists()
         assert {each: signal.getsignal(each) for each in before} == before
+
+    def test_what_is_ignored_stays_so(self, small: SmallRun, tmp_path: Path) -> None:
+        """As nohup has it with SIGHUP."""
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with stopped_after(3, signal.SIGHUP):
+                assert len(small.fit(out=tmp_path, epochs=1).losses) == 5
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def test_without_a_folder_nothing_is_caught(self, small: SmallRun) -> None:
         with stopped_after(2, signal.SIGINT), pytest.raises(KeyboardInterrupt):
@@ -224,12 +235,6 @@ class TestWhatMayChange:
         result = small.fit(out=tmp_path, epochs=3)
         assert len(result.losses) == 15
         assert [row["step"] for row in read_log(tmp_path, "step")][-1] == 15
-
-    def test_fewer_epochs_than_were_done(self, small: SmallRun, tmp_path: Path) -> None:
-        small.fit(out=tmp_path, epochs=3)
-        match = r"is at step 15, 2 epochs end at step 10; give more epochs"
-        with pytest.raises(CheckpointError, match=match):
-            small.fit(out=tmp_path, epochs=2)
 
     @pytest.mark.parametrize(
         ("changes", "named"),
@@ -293,6 +298,87 @@ class TestWhatMayChange:
         small.fit(out=out, epochs=2)
 
 
+class TestRefusedRunsStayAsTheyWere:
+    """Oracle: every byte of the folder."""
+
+    def _bytes(self, folder: Path) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def test_fewer_epochs_than_were_done(self, small: SmallRun, tmp_path: Path) -> None:
+        small.fit(out=tmp_path, epochs=3)
+        before = self._bytes(tmp_path)
+        with pytest.raises(
+            CheckpointError, match="at step 15, and these settings end at step 10; give"
+        ):
+            small.fit(out=tmp_path, epochs=2)
+        assert self._bytes(tmp_path) == before
+
+    def test_a_prefix_that_does_not_fit(self, small: SmallRun, tmp_path: Path) -> None:
+        settings = {"frozen_dropout": False, "epochs": 1}
+        small.fit(out=tmp_path / "run", **settings)
+        before = self._bytes(tmp_path)
+        kept = {"cache_prefix": "memory", "cache_limit_gib": 1e-6, **settings}
+        for name in ("run", "new"):
+            with pytest.raises(ConfigError, match="the limit is 1073"):
+                small.fit(out=tmp_path / name, **{**kept, "epochs": 2})
+        assert self._bytes(tmp_path) == before
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize("name", ["adapter.safetensors", "log.jsonl"])
+    def test_files_that_no_run_left_there(self, small: SmallRun, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(CheckpointError, match=rf"{name} is there, but no run that wrote it"):
+            small.fit(out=tmp_path, epochs=1)
+        assert self._bytes(tmp_path) == {tmp_path / name: b"mine"}
+        small.fit(out=tmp_path, epochs=1, overwrite=True)
+
+    def test_another_configuration_of_the_base(self, small: SmallRun, tmp_path: Path) -> None:
+        """The fingerprint is of the tensors alone."""
+        with stopped_after(7), pytest.raises(StoppedError):
+            small.fit(out=tmp_path)
+        model = small.model()
+        model.config = dataclasses.replace(model.config, layer_norm_eps=1e-3)
+        match = r"base_config\.layer_norm_eps is 1e-12, asked for is 0\.001"
+        with pytest.raises(CheckpointError, match=match):
+            small.fit(model, out=tmp_path)
+
+    def test_values_that_were_trained_before_the_first_checkpoint(
+        self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run without a checkpoint begins anew, and must begin where it began."""
+        model = small.model()
+        with monkeypatch.context() as patched:
+            patched.setattr("spafit.loop.predict_logits", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                small.fit(model, out=tmp_path)
+        with pytest.raises(CheckpointError, match="load and adapt the model afresh"):
+            small.fit(model, out=tmp_path)
+        assert small.fit(out=tmp_path).losses == small.fit().losses
+
+    def test_what_json_cannot_hold(self, small: SmallRun, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="about must be what JSON can hold"):
+            small.fit(out=tmp_path / "run", about={"x": float("nan")})
+        assert not (tmp_path / "run").exists()
+
+
+class TestWords:
+    """Oracle: what the command in the message does."""
+
+    def test_overwrite_would_not_go_on(self, small: SmallRun, tmp_path: Path) -> None:
+        with stopped_after(3), pytest.raises(StoppedError, match=r"without overwrite \(--over"):
+            small.fit(out=tmp_path, overwrite=True)
+        small.fit(out=tmp_path)
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert [each["step"] for each in record["resumed"]] == [3]
+
+    def test_fewer_parts_are_fewer_parts(self, small: SmallRun, tmp_path: Path) -> None:
+        with stopped_after(3), pytest.raises(StoppedError):
+            small.fit(out=tmp_path, accumulation=3)
+        small.fit(out=tmp_path, accumulation=1, epochs=1)
+        (step,) = [path for path in (tmp_path / "checkpoints").iterdir() if path.name == "step-5"]
+        assert json.loads((step / "state.json").read_text())["accumulation"] == 1
+
+
 class TestDamage:
     """Oracle: the uninterrupted run; never load a lie."""
 
@@ -348,6 +434,11 @@ class TestDamage:
             lambda values: values.update(log_bytes=-1),
             lambda values: values.update(record=None),
             lambda values: values.update(accumulation=None),
+            lambda values: values.update(kernels=[["a", "b"]]),
+            lambda values: values["random"]["numpy"].__setitem__(1, [2**40]),
+            lambda values: values["history"][0].update(metrics=[0.5]),
+            lambda values: values["history"][0].update(epoch=None),
+            lambda values: values["history"].append(dict(values["history"][0])),
         ],
     )
     def test_a_checkpoint_that_lies_with_a_good_manifest(

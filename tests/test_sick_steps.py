@@ -66,7 +66,7 @@ class TestOutOfMemory:
         assert [note for note in notes if "memory did not suffice" in note] == [
             f"memory did not suffice for {examples} examples at a time (CUDA out of memory. Tried "
             f"to allocate 20 GiB.); batches are computed in {parts} parts from step 1 on, with the "
-            "same gradient"
+            "same gradient but for the masks of dropout"
             for examples, parts in ((11, 2), (6, 4))
         ]
 

@@ -285,16 +285,50 @@ class TestMemoryAtItsEnd:
         assert caught.value is error
         assert not differences(before, everything(step))
 
-    def test_while_it_is_recorded_the_eager_step_goes_on(self, small: SmallRun) -> None:
-        """A graph needs memory of its own; a step without one needs none."""
+    def test_while_a_batch_is_recorded_it_is_one_to_be_halved(self, small: SmallRun) -> None:
+        """A graph needs memory of its own: parts of half the size may have it, and are recorded."""
         said: list[str] = []
-        recordings: list[int] = []
+        recorder, failures = Recorder(), iter([torch.OutOfMemoryError("CUDA out of memory.\nmore")])
 
         def record(
             function: Callable[[], torch.Tensor],
         ) -> tuple[torch.Tensor, Callable[[], object]]:
-            recordings.append(1)
-            raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+            for error in failures:
+                raise error
+            return recorder(function)
+
+        steps = list(make_feed(small, accumulation=4).batches())[:9]
+        ours, theirs = captured(small.model(), record, said.append), eager(small.model())
+        results: list[list[tuple[float, float]]] = [[], []]
+        raised = 0
+        for number, step in enumerate((ours, theirs)):
+            step.model.train()
+            torch.manual_seed(0)
+            for fed in steps:
+                state = torch.get_rng_state()
+                try:
+                    results[number] += take(step, [fed])
+                except NoMemoryError:
+                    raised += 1
+                    step.recover()
+                    torch.set_rng_state(state)
+                    results[number] += take(step, [fed])
+        assert results[0] == results[1]
+        assert raised == 1
+        assert said == []
+        assert ours.graphs > 0
+
+    def test_while_the_update_is_recorded_the_eager_one_goes_on(self, small: SmallRun) -> None:
+        said: list[str] = []
+        recorder, calls = Recorder(), []
+
+        def record(
+            function: Callable[[], torch.Tensor],
+        ) -> tuple[torch.Tensor, Callable[[], object]]:
+            calls.append(function)
+            if "update" in getattr(function, "__qualname__", ""):
+                raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+            return recorder(function)
 
         steps = list(make_feed(small, accumulation=4).batches())[:8]
         ours, theirs = captured(small.model(), record, said.append), eager(small.model())
@@ -304,5 +338,29 @@ class TestMemoryAtItsEnd:
             torch.manual_seed(0)
             results.append(take(step, steps))
         assert results[0] == results[1]
-        assert len(recordings) == len(said) == 1
+        assert len(said) == 1
         assert "OutOfMemoryError: CUDA out of memory." in said[0]
+
+
+class TestAnInfiniteLoss:
+    """Oracle: what trains, before the step; the gradient is finite all the same."""
+
+    @pytest.mark.parametrize("arithmetic", ["float32", "fp16"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_moves_nothing(
+        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch, kind: str, arithmetic: str
+    ) -> None:
+        step = make(kind, small.model(), arithmetic)
+        steps = list(make_feed(small, accumulation=1).batches())[:8]
+        take(step, steps[:6])  # captured by now
+        before = trained(step.model)
+        monkeypatch.setattr(
+            training_step, "loss_function", lambda *given: loss_function(*given) + math.inf
+        )
+        if kind == "captured":  # the stand-in calls what it recorded
+            assert isinstance(step, CapturedStep)
+        ((loss, norm),) = take(step, steps[6:7])
+        assert loss == math.inf
+        assert not math.isfinite(norm)
+        after = trained(step.model)
+        assert all(torch.equal(before[name], after[name]) for name in before)

@@ -107,6 +107,26 @@ def made() -> dict[str, dict[str, str]]:
     return found
 
 
+def taken() -> list[list[str]]:
+    """Give the same for :func:`adopt`: device, operation, shape and form of each."""
+    return [[*key, form] for key, form in sorted(_made.items())]
+
+
+def adopt(entries: Sequence[Sequence[str]]) -> None:
+    """Take the choices of another process, so that a run that it began rounds as it did there.
+
+    Raises
+    ------
+    ValueError
+        If they are not what :func:`taken` gives.
+    """
+    for entry in entries:
+        where, operation, shape, form = entry
+        if not all(isinstance(each, str) for each in entry):
+            raise ValueError(f"no choice of a form: {entry!r:.200}")
+        _made[where, operation, shape] = form
+
+
 def remembered(device: torch.device) -> dict[str, dict[str, Any]]:
     """Give what the file holds for a device: of each operation, the entry for each shape."""
     here = read().get(device_name(device))
