@@ -112,6 +112,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if not report.user_properties:
             rows[report.nodeid] = (0, ["FAILED"])
     terminalreporter.section("promises")
-    width = max(map(len, rows), default=0)
+    width = min(60, max(map(len, rows), default=0))
     for what, (trials, found) in rows.items():
         terminalreporter.write_line(f"{what:<{width}}  {trials:>9,}  {'; '.join(found)}")
