@@ -19,7 +19,6 @@ import safetensors
 import torch
 from declared_files import HEAD, Declared, FaultError, Tensor, declared, declared_folder
 from hostile_files import INDEX, Case, make_case
-from safetensors.torch import save
 
 from spafit.adapter_files import load_adapter, read_adapter_header, save_adapter
 from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
@@ -29,7 +28,7 @@ from spafit.errors import ConfigError, PlanError, WeightsError
 from spafit.fingerprint import fingerprint
 from spafit.plans import Plan, Stratum
 from spafit.safe_folder import SafeFolder
-from spafit.safefile import SafeFile
+from spafit.safefile import SafeFile, tensor_file
 from spafit.strata import adapt
 from spafit.weights import load_pretrained
 
@@ -124,6 +123,11 @@ def refused(error: Exception, paths: list[Path], listing: bool = False) -> None:
     require(len(lines) <= 14, f"{len(lines)} lines")
 
 
+def written(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Write a sound file; the safetensors library puts metadata into another order each time."""
+    return b"".join(map(bytes, tensor_file(tensors, metadata or {})))
+
+
 class Machine:
     """Makes the mutated files, has them read by every reader, and compares.
 
@@ -171,11 +175,11 @@ class Machine:
     def _add(
         self, name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
     ) -> None:
-        self.seeds[name] = {"model.safetensors": save(tensors, metadata)}
+        self.seeds[name] = {"model.safetensors": written(tensors, metadata)}
 
     def _add_adapter(self, path: Path) -> None:
         model = copy.deepcopy(self.base)
-        adapt(model, PLAN)
+        adapt(model, PLAN, seed=1)
         assert model.adaptation is not None
         model.adaptation.task, model.adaptation.labels = "mnli", tuple("abcd")
         save_adapter(model, path)
@@ -188,7 +192,7 @@ class Machine:
         names = sorted(base)
         places = {name: f"model-{1 + i % 3}.safetensors" for i, name in enumerate(names)}
         files = {
-            shard: save({name: base[name] for name in names if places[name] == shard})
+            shard: written({name: base[name] for name in names if places[name] == shard})
             for shard in sorted(set(places.values()))
         }
         index = json.dumps({"metadata": {"total_size": 1}, "weight_map": places}).encode()
