@@ -6,7 +6,8 @@ the full ones, whose outcomes are printed as a table at the end.
 
 import importlib.util
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import torch
 
 if TYPE_CHECKING:
     from small_runs import SmallRun
+    from tortured_runs import Zygote
 
 if not torch.cuda.is_available():
     # Before anything imports triton: its kernels then run on the CPU, in numpy.
@@ -61,6 +63,26 @@ def small(tiny_folder: Path) -> "SmallRun":
     from small_runs import SmallRun
 
     return SmallRun(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def root(small: "SmallRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with model and data, for processes that train."""
+    from small_runs import write_glue
+
+    root = tmp_path_factory.mktemp("root")
+    shutil.copytree(small.folder, root / "tiny")
+    write_glue(root / "glue")
+    return root
+
+
+@pytest.fixture(scope="module")
+def zygote(root: Path) -> Iterator["Zygote"]:
+    """Give a process that forks others which train in that folder."""
+    from tortured_runs import Zygote
+
+    with Zygote(root) as zygote:
+        yield zygote
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

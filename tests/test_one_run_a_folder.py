@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from interruptions import differences, everything
-from small_runs import SmallRun, write_glue
 from tortured_runs import Trainer, Zygote, arguments, leftovers, logged_steps, record_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's means are used")
@@ -24,21 +22,6 @@ Sized = Callable[[int, int], int]
 Promise = Callable[[str, int, str], None]
 
 AT_ONCE = 8
-
-
-@pytest.fixture(scope="module")
-def root(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with model and data."""
-    root = tmp_path_factory.mktemp("root")
-    shutil.copytree(small.folder, root / "tiny")
-    write_glue(root / "glue")
-    return root
-
-
-@pytest.fixture(scope="module")
-def zygote(root: Path) -> Iterator[Zygote]:
-    with Zygote(root) as zygote:
-        yield zygote
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from interruptions import differences, everything
-from small_runs import SmallRun, write_glue
 from tortured_runs import (
     INTERVAL,
     Trainer,
@@ -31,21 +29,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cann
 
 Sized = Callable[[int, int], int]
 Promise = Callable[[str, int, str], None]
-
-
-@pytest.fixture(scope="module")
-def root(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with model and data."""
-    root = tmp_path_factory.mktemp("root")
-    shutil.copytree(small.folder, root / "tiny")
-    write_glue(root / "glue")
-    return root
-
-
-@pytest.fixture(scope="module")
-def zygote(root: Path) -> Iterator[Zygote]:
-    with Zygote(root) as zygote:
-        yield zygote
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from interruptions import differences, everything
-from small_runs import SmallRun, write_glue
+from small_runs import SmallRun
 from tortured_runs import Zygote, arguments, leftovers, newest_sound, record_of
 
 from spafit.errors import CheckpointError
@@ -23,21 +23,6 @@ from spafit.errors import CheckpointError
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
 RUN = {"epochs": 4, "save_every": 4, "eval_every": 7}
-
-
-@pytest.fixture(scope="module")
-def root(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with model and data."""
-    root = tmp_path_factory.mktemp("root")
-    shutil.copytree(small.folder, root / "tiny")
-    write_glue(root / "glue")
-    return root
-
-
-@pytest.fixture(scope="module")
-def zygote(root: Path) -> Iterator[Zygote]:
-    with Zygote(root) as zygote:
-        yield zygote
 
 
 @pytest.fixture(scope="module")
