@@ -7,6 +7,7 @@ the full ones, whose outcomes are printed as a table at the end.
 import importlib.util
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +84,14 @@ def zygote(root: Path) -> Iterator["Zygote"]:
 
     with Zygote(root) as zygote:
         yield zygote
+
+
+def pytest_configure() -> None:
+    """Have signals end processes again, which nohup or a background shell has us all ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
