@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -318,24 +319,30 @@ class TestBits:
         assert len(list(folder.iterdir())) == 4
 
     @pytest.mark.parametrize(
-        ("name", "value"),
+        ("module", "name", "value"),
         [
-            ("torch.__version__", "1.2.3"),
-            ("torch.get_num_threads", lambda: 77),
-            ("torch.get_float32_matmul_precision", lambda: "medium"),
-            ("torch.backends.cpu.get_cpu_capability", lambda: "VSX"),
-            ("spafit.kept_prefix.processor", lambda: "Z80"),
-            ("spafit.kept_prefix.library_on", lambda _: "another"),
-            ("spafit.kept_prefix.__version__", "0.0.0"),
+            (torch, "__version__", "1.2.3"),
+            (torch, "get_num_threads", lambda: 77),
+            (torch, "get_float32_matmul_precision", lambda: "medium"),
+            (torch.backends.cpu, "get_cpu_capability", lambda: "VSX"),
+            (kept_prefix, "processor", lambda: "Z80"),
+            (kept_prefix, "library_on", lambda _: "another"),
+            (kept_prefix, "__version__", "0.0.0"),
         ],
+        ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_what_rounding_depends_on_is_in_the_key(
-        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+        self,
+        small: SmallRun,
+        monkeypatch: pytest.MonkeyPatch,
+        module: ModuleType,
+        name: str,
+        value: Any,
     ) -> None:
         model = small.model()
         key = prefix_key(model, "0", "1", dtype="float32", arithmetic="float32")
         assert prefix_key(model, "0", "1", dtype="float32", arithmetic="float32") == key
-        monkeypatch.setattr(name, value)
+        monkeypatch.setattr(module, name, value)
         assert prefix_key(model, "0", "1", dtype="float32", arithmetic="float32") != key
 
     def test_a_gpu_s_name_is_in_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
