@@ -33,7 +33,7 @@ import torch
 from spafit.durable import FileRecord, Piece, explain, measure, sync_folder, write_file
 from spafit.errors import CheckpointError, WeightsError
 from spafit.safefile import SafeFile, tensor_file
-from spafit.strict_json import no_duplicates
+from spafit.strict_json import parse_json
 
 FORMAT = 1
 """Stands in every manifest."""
@@ -302,8 +302,8 @@ def _verify(path: Path, step: int) -> dict[str, FileRecord]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())  # of any length, which the manifest knows
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it is no JSON object")

@@ -151,7 +151,8 @@ class Lock:
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                if not _try_lock(file):
+                # None: better a run without a lock than no run.
+                if lock(file, wait=False) is False:
                     raise CheckpointError(
                         f"{self.path.parent} is in use by {_holder(file)}; wait for it, stop it, "
                         "or give another folder"
@@ -183,17 +184,32 @@ class Lock:
             os.close(file)
 
 
-def _try_lock(file: int) -> bool:
+def lock(file: int, *, wait: bool) -> bool | None:
+    """Lock an open file until it is closed, as one process at a time can.
+
+    Parameters
+    ----------
+    file : int
+        Its descriptor.
+    wait : bool
+        Whether to wait for another process that has it.
+
+    Returns
+    -------
+    bool or None
+        Whether it is ours; None where the file system has no locks. On Windows always True: there
+        what another has open cannot be removed or moved, and nothing else is kept out.
+    """
     if sys.platform == "win32":
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
             raise
-        # A file system without locks: better a run without one than no run.
+        return None
     return True
 
 

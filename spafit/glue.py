@@ -12,7 +12,6 @@ A label is stored by its name ("acceptable"), never by its number, because the n
 between files, models and submission forms. A score is a decimal number in ASCII: "3.8", "5", "1e0".
 """
 
-import hashlib
 import json
 import re
 import stat
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spafit.durable import measure
 from spafit.errors import ConfigError, DataError
 from spafit.strict_json import no_duplicates
 from spafit.tasks import SCORE_RANGE, TASKS, Label, Split, Task, get_task
@@ -247,11 +247,7 @@ def read_file(
 
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return measure(path).sha256
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -51,8 +51,8 @@ class KeptPrefix:
         # A thread reads the next batches' states while those of this one are stored.
         self._using = threading.Lock()
         order = encodings.by_length(range(len(encodings)))
-        self._groups = [order[start : start + _GROUP] for start in range(0, len(order), _GROUP)]
-        self._group_of = {row: group for group in self._groups for row in group}
+        groups = [order[start : start + _GROUP] for start in range(0, len(order), _GROUP)]
+        self._group_of = {row: group for group in groups for row in group}
 
     def __call__(self, rows: Sequence[int], batch: PackedBatch) -> torch.Tensor:
         """Give (N, D) on the batch's device, 0 in rows that belong to no sequence."""

@@ -165,10 +165,7 @@ class Loop:
         result = self._fitting_in_memory(fed, learning_rate)
         self.readings.add((step, fed.epoch, len(fed.drawn), learning_rate), result)
         state.step = step
-        if self._evaluation_is_due() or self.stop() or self._save_is_due():
-            self._read(wait=True)
-        else:
-            self._read()
+        self._read(wait=self._evaluation_is_due() or self.stop() or self._save_is_due())
 
     def _fitting_in_memory(self, fed: Fed, learning_rate: float) -> StepResult:
         """Take a step; where memory does not suffice, with half the examples at a time."""
@@ -273,7 +270,7 @@ class Loop:
         self._since = time.perf_counter()
 
     def _pause(self) -> None:
-        """Bring the state up to date; time and memory count those before an interruption too."""
+        """Bring the state up to date; what was used before an interruption counts too."""
         self._read(wait=True)
         self.state.seconds = self._seconds_before + time.perf_counter() - self._start
         used = peak_memory_mib(self.feed.device)

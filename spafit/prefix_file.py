@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import struct
-import sys
 import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,12 +27,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from spafit.durable import write_all
+from spafit.durable import lock, write_all
 from spafit.errors import CheckpointError, ConfigError
 from spafit.strict_json import no_duplicates
-
-if sys.platform != "win32":
-    import fcntl
 
 FORMAT = 1
 """Stands in every index, and goes into every name: other formats are other files."""
@@ -193,8 +189,7 @@ def create(folder: Path, digest: str, shape: tuple[int, int], dtype: str) -> Map
             path = folder / f"{digest}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
             file = path.open("x+b", buffering=0)
             try:
-                with contextlib.suppress(OSError):  # a file system without locks: nothing is swept
-                    _lock(file, wait=True)
+                lock(file.fileno(), wait=True)  # without locks nothing is swept
                 # Another process may have taken it for a leftover before it was locked.
                 if path.exists():
                     file.truncate(data_bytes(shape, dtype))
@@ -226,10 +221,10 @@ def prepare(folder: Path) -> None:
         # belong to another container or machine.
         try:
             with path.open("r+b") as file:
-                _lock(file, wait=False)
-                path.unlink()
+                if lock(file.fileno(), wait=False):
+                    path.unlink()
         except OSError:
-            continue  # alive, or not ours to remove
+            continue  # not ours to remove
 
 
 def make_room(folder: Path, digest: str, needed: int, limit: int) -> list[Path]:
@@ -332,12 +327,6 @@ def _read_index(file: BinaryIO, about: dict[str, Any], expected_bytes: int) -> l
 
 def _sha256(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
-
-
-def _lock(file: BinaryIO, *, wait: bool) -> None:
-    """Lock a file for as long as it is open here; an OSError where another has it."""
-    if sys.platform != "win32":  # where an open file cannot be removed anyway
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _unwritable(folder: Path, error: OSError) -> CheckpointError:

@@ -15,8 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from spafit.durable import BINARY, lock, write_all
 
 
 class TooLongError(Exception):
@@ -45,12 +44,7 @@ class PartFile(io.FileIO):
         """Write all of the data at the present place; the system may take it in several goes."""
         if self.tell() + len(data) > self.size:
             raise TooLongError(f"more came than the {self.size:,} bytes that are expected")
-        rest = memoryview(data)
-        while len(rest):
-            done = super().write(rest)
-            if not done:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            rest = rest[done:]
+        write_all(self.fileno(), memoryview(data))
         return len(data)
 
     def restart(self) -> None:
@@ -104,7 +98,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         return
     file = os.open(folder, os.O_RDONLY)
     try:
-        _lock(file)
+        lock(file, wait=True)
         yield
     finally:
         os.close(file)
@@ -112,7 +106,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def _open_alone(path: Path) -> int:
     # A link is not followed: it may lead anywhere.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY
     while True:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a link, which is not followed; remove it", str(path))
@@ -120,7 +114,7 @@ def _open_alone(path: Path) -> int:
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise OSError(errno.EINVAL, "it is no plain file; remove it", str(path))
-            _lock(file)
+            lock(file, wait=True)
             # The one before may have moved the file to its place between our open and our lock.
             if _is_at(file, path):
                 return file
@@ -135,15 +129,3 @@ def _is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), path.lstat())
     except OSError:
         return False
-
-
-def _lock(file: int) -> None:
-    """Wait until no other has it."""
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        # A file system without locks: better a transfer without one than none.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-            raise

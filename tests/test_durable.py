@@ -254,17 +254,17 @@ class TestLock:
         path = tmp_path / "run.lock"
         path.write_text("")
         before = path.stat().st_ino
-        try_lock = durable._try_lock
+        plain = durable.lock
         calls = []
 
-        def removing(file: int) -> bool:
+        def removing(file: int, *, wait: bool) -> bool | None:
             calls.append(os.fstat(file).st_ino)
             if len(calls) == 1:
                 (tmp_path / "keeps the number").hardlink_to(path)
                 path.unlink()
-            return try_lock(file)
+            return plain(file, wait=wait)
 
-        monkeypatch.setattr(durable, "_try_lock", removing)
+        monkeypatch.setattr(durable, "lock", removing)
         lock = Lock(path)
         lock.acquire()
         assert calls[0] == before != calls[1]

@@ -29,7 +29,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spafit import prefix_file
+from spafit import durable, prefix_file
 from spafit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.tokenization import Encodings
@@ -768,14 +768,15 @@ class TestWritersThatFail:
     def test_a_file_swept_before_it_was_locked_is_begun_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        lock, sweeps = prefix_file._lock, []
+        lock, sweeps = prefix_file.lock, []
 
-        def swept_first(file: Any, *, wait: bool) -> None:
+        def swept_first(file: int, *, wait: bool) -> bool | None:
             if wait and not sweeps:
-                sweeps.append(Path(file.name).unlink())
-            lock(file, wait=wait)
+                (leftover,) = tmp_path.iterdir()
+                sweeps.append(leftover.unlink())
+            return lock(file, wait=wait)
 
-        monkeypatch.setattr(prefix_file, "_lock", swept_first)
+        monkeypatch.setattr(prefix_file, "lock", swept_first)
         filled(tmp_path)
         assert len(sweeps) == 1
         assert check_right_or_missing(open_cache(tmp_path)) == []
@@ -783,10 +784,10 @@ class TestWritersThatFail:
     def test_a_file_system_without_locks(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(*_: object, **__: object) -> None:
+        def refuse(*_: object) -> None:
             raise OSError(37, "No locks available")
 
-        monkeypatch.setattr(prefix_file, "_lock", refuse)
+        monkeypatch.setattr(durable.fcntl, "flock", refuse)
         with open_cache(tmp_path, depth=1) as alive:
             filled(tmp_path)
             alive.store([0], states([0]))
