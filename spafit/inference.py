@@ -15,7 +15,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.glue import Dataset
 from spafit.kept_prefix import KeptPrefix
-from spafit.memory import is_out_of_memory, keep_freed_memory
+from spafit.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.tasks import Label
 from spafit.tokenization import Encodings, Tokenizer
 
@@ -242,10 +242,9 @@ def predict_logits(
                     if not is_out_of_memory(error):
                         raise
                     if len(rows) == 1:
-                        reason = str(error).partition("\n")[0] or type(error).__name__
                         raise TrainingError(
-                            f"memory does not suffice for one example at a time ({reason}); cut "
-                            "texts shorter (--max-length)"
+                            f"memory does not suffice for one example at a time ({shortage(error)})"
+                            "; cut texts shorter (--max-length)"
                         ) from error
                     batch_size = len(rows) // 2
                 else:
