@@ -12,6 +12,7 @@ A label is stored by its name ("acceptable"), never by its number, because the n
 between files, models and submission forms. A score is a decimal number in ASCII: "3.8", "5", "1e0".
 """
 
+import errno
 import json
 import re
 import stat
@@ -204,7 +205,7 @@ def read_file(
     try:
         sha256 = sha256_of_file(path)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; check the name") from None
+        raise _unreadable(path, error) from None
     except ValueError:  # a NUL
         raise DataError(f"cannot read {str(path)!r:.200}: no file has such a name") from None
     rows: Iterable[tuple[int, Any]]
@@ -277,8 +278,15 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:  # binary lines end at \n alone, and an error knows its line
             yield from enumerate(file, start=1)
-    except OSError as error:  # a disk may fail in the middle
-        raise DataError(f"cannot read {path}: {error.strerror}; check the disk") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    """Say why, and where to look: a disk may fail in the middle."""
+    places = {errno.EIO: "the disk", errno.EACCES: "who may read it"}
+    place = places.get(error.errno or 0, "the name")
+    return DataError(f"cannot read {path}: {error.strerror}; check {place}")
 
 
 def _tsv_form(task: Task, split: str | None, path: Path) -> tuple[Split, Iterator[tuple[int, str]]]:

@@ -46,10 +46,17 @@ def file(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def refused(path: Path, match: str, *, split: str | None = "train", max_bad_rows: int = 0) -> str:
+def refused(
+    path: Path,
+    match: str,
+    *,
+    task: str = "rte",
+    split: str | None = "train",
+    max_bad_rows: int = 0,
+) -> str:
     """Expect a DataError in one line that names the file, and give it."""
     with pytest.raises(DataError, match=match) as caught:
-        read_file("rte", path, split, max_bad_rows=max_bad_rows)
+        read_file(task, path, split, max_bad_rows=max_bad_rows)
     message = str(caught.value)
     assert str(path) in message
     assert len(message.splitlines()) == 1
@@ -252,20 +259,33 @@ class TestPlaces:
         path.chmod(0)
         if os.access(path, os.R_OK):
             pytest.skip("this user may read everything")
-        refused(path, "cannot read .*: Permission denied")
+        refused(path, "cannot read .*: Permission denied; check who may read it")
 
+    @pytest.mark.parametrize("good_openings", [0, 1, 2], ids=["hash", "header", "rows"])
     def test_a_disk_that_fails_in_the_middle(
-        self, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+        self, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, good_openings: int
     ) -> None:
-        class Failing(io.BytesIO):
-            def __next__(self) -> bytes:
-                if self.tell():
-                    raise OSError(5, "Input/output error")
-                return super().__next__()
+        """Oracle: a file that is opened to be hashed, for its header, and for its rows."""
 
-        path = file(HEADER + ROW)
-        monkeypatch.setattr(Path, "open", lambda *_: Failing((HEADER + ROW).encode()))
-        refused(path, "cannot read .*train.tsv: Input/output error; check the disk")
+        class Failing(io.FileIO):
+            def readinto(self, place: Any) -> int:
+                raise OSError(5, "Input/output error")
+
+            def readall(self) -> bytes:
+                raise OSError(5, "Input/output error")
+
+        path, openings, real = file("gj04\t1\t\tA word.\n", "dev.tsv"), 0, Path.open
+
+        def failing(self: Path, *args: Any, **kwargs: Any) -> Any:
+            nonlocal openings
+            openings += 1
+            if openings <= good_openings:
+                return real(self, *args, **kwargs)
+            return io.BufferedReader(Failing(self))
+
+        monkeypatch.setattr(Path, "open", failing)
+        refused(path, "cannot read .*dev.tsv: Input/output error; check the disk", task="cola")
+        assert openings == good_openings + 1
 
     @pytest.mark.parametrize("bad", [-1, 1.5, float("nan"), True, "3", None, 10**400])
     def test_absurd_numbers_of_bad_rows(self, file: Callable[..., Path], bad: Any) -> None:
