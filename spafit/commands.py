@@ -21,7 +21,7 @@ from spafit.hub import local_folder, pinned_revision
 from spafit.inference import evaluate, predict, resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
-from spafit.run_folder import ADAPTER, read_record, refuse_other_run
+from spafit.run_record import ADAPTER, read_record, refuse_other_run
 from spafit.strata import Summary, adapt
 from spafit.submission import missing_submissions, write_submission, zip_submission
 from spafit.tokenization import Tokenizer, load_tokenizer

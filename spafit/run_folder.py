@@ -7,7 +7,6 @@ half-written when it was killed is removed by the next one that takes the lock.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,16 +15,15 @@ from types import TracebackType
 from typing import Any
 
 from spafit.checkpoint import Checkpoint, Checkpoints
-from spafit.durable import BINARY, Lock, explain, is_at, sync_folder, write_all
+from spafit.durable import Lock, explain, sync_folder
 from spafit.errors import CheckpointError, SpafitError, StoppedError
 from spafit.folders import replacing
 from spafit.machine import machine, versions
 from spafit.run_identity import changes, require_same_run
+from spafit.run_log import RunLog
+from spafit.run_record import ADAPTER, CHECKPOINTS, RUN, read_run
 
-RUN = "run.json"
 LOG = "log.jsonl"
-ADAPTER = "adapter.safetensors"
-CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 
 # What spafit.folders.replacing leaves of these files where it is killed.
@@ -61,8 +59,6 @@ class RunFolder:
         Where the run is taken up again; None where it begins.
     notes : list of str
         What was found on the way.
-    log_bytes : int
-        The length of ``log.jsonl``.
     going_on : str
         Which command takes the run up again, as the beginning of a sentence.
 
@@ -90,10 +86,8 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS, keep)
         self.checkpoint: Checkpoint | None = None
         self.notes: list[str] = []
-        self.log_bytes = 0
-        self._unwritten = b""
         self._written = ""
-        self._file: int | None = None
+        self._log = RunLog(self.path / LOG)
         self._lock = Lock(self.path / LOCK)
         self._is_new = not self.path.exists()
         with self._saying_why():
@@ -125,16 +119,18 @@ class RunFolder:
                 entry = {"step": self.checkpoint.step, "changed": changes(old, self.record)}
                 self.record["resumed"] = [*old.get("resumed", []), entry]
             self.write()
-            file = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
-            self._file = file
+            kept = 0 if self.checkpoint is None else self.checkpoint.values["log_bytes"]
+            if lost := self._log.open(kept):
+                self.notes.append(f"{self._log.path} has lost {lost} bytes of earlier rows")
             if self.checkpoint is None:
                 # It would be taken for this run's. A link stays one.
                 self.adapter.resolve().unlink(missing_ok=True)
-            else:
-                self._resume_log(file)
-            os.ftruncate(file, self.log_bytes)
-            self._write_rows()
             sync_folder(self.path)
+
+    @property
+    def log_bytes(self) -> int:
+        """The length of ``log.jsonl``."""
+        return self._log.nbytes
 
     @property
     def adapter(self) -> Path:
@@ -169,11 +165,7 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to ``log.jsonl``; one that cannot be written now is written later."""
-        self._unwritten += json.dumps(row).encode() + b"\n"
-        if self._file is None:  # before begin
-            return
-        with suppress(OSError):  # the next checkpoint says so
-            self._write_rows()
+        self._log.write(row)
 
     def sync_log(self) -> None:
         """See all rows to the disk.
@@ -183,17 +175,7 @@ class RunFolder:
         CheckpointError
             If they cannot be written.
         """
-        assert self._file is not None
-        try:
-            if not is_at(self._file, self.path / LOG):  # removed, or moved away
-                self._renew_log(self._file)
-            self._write_rows()
-            os.fsync(self._file)
-        except OSError as error:
-            needed = len(self._unwritten) or None
-            raise CheckpointError(
-                f"{self.path / LOG} cannot be written: {explain(error, self.path, needed)}"
-            ) from error
+        self._log.sync()
 
     def regain(self) -> bool:
         """Make sure that the folder is there and ours; one that was removed is made anew.
@@ -210,7 +192,6 @@ class RunFolder:
         """
         if self._lock.is_held():
             return False
-        assert self._file is not None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = Lock(self.path / LOCK)
@@ -222,7 +203,7 @@ class RunFolder:
                         f"{self.path} was removed while its run went on, and holds another run now"
                     )
                 self.write()
-                self._renew_log(self._file)
+                self._log.renew()
             except BaseException:
                 lock.release()
                 raise
@@ -246,7 +227,7 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._file is None:  # refused before it began
+        if not self._log.is_open:  # refused before it began
             self._close()
             if self._is_new:
                 with suppress(OSError):
@@ -293,6 +274,11 @@ class RunFolder:
         if self.checkpoint is not None:
             old = self.checkpoint.values.get("record")
             require_same_run(self.path, old, record)
+            log_bytes = self.checkpoint.values.get("log_bytes")
+            if type(log_bytes) is not int or log_bytes < 0:
+                raise CheckpointError(
+                    f"{self.checkpoint.path} is damaged: log_bytes is {log_bytes!r:.80}"
+                )
             if total_steps is not None and self.checkpoint.step > total_steps:
                 raise CheckpointError(
                     f"{self.path} is at step {self.checkpoint.step}, and these settings end at "
@@ -305,7 +291,7 @@ class RunFolder:
                 f"{self.path} holds a run of which no checkpoint can be used: {'; '.join(faults)}; "
                 "begin it anew with overwrite (--overwrite), or give another folder"
             )
-        old = _read_run(self.path / RUN)
+        old = read_run(self.path / RUN)
         require_same_run(self.path, old, record)
         if old.get("status") == "finished":
             raise CheckpointError(
@@ -319,39 +305,6 @@ class RunFolder:
             )
         self.notes.append("the run had no checkpoint yet, and begins anew")
 
-    def _resume_log(self, file: int) -> None:
-        """Cut the log where the checkpoint stands; rows after it are written again."""
-        assert self.checkpoint is not None
-        wanted = self.checkpoint.values.get("log_bytes")
-        length = os.fstat(file).st_size
-        if type(wanted) is not int or wanted < 0:
-            raise CheckpointError(f"{self.checkpoint.path} is damaged: log_bytes is {wanted!r:.80}")
-        if length < wanted:
-            self.notes.append(f"{self.path / LOG} has lost {wanted - length} bytes of earlier rows")
-        self.log_bytes = min(wanted, length)
-
-    def _renew_log(self, old: int) -> None:
-        """Make ``log.jsonl`` anew: what was removed can be read for as long as it is open."""
-        rows = os.pread(old, self.log_bytes, 0)
-        self._file = os.open(self.path / LOG, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
-        os.close(old)
-        self.log_bytes, self._unwritten = 0, rows + self._unwritten
-        os.ftruncate(self._file, 0)
-
-    def _write_rows(self) -> None:
-        assert self._file is not None
-        if self._unwritten:
-            # Where a row was written in part, the next attempt begins at the same place.
-            os.lseek(self._file, self.log_bytes, os.SEEK_SET)
-            try:
-                write_all(self._file, memoryview(self._unwritten))
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self._file, self.log_bytes)  # no half of a row
-                raise
-            self.log_bytes += len(self._unwritten)
-            self._unwritten = b""
-
     def _sweep(self) -> None:
         """Remove what a process left that was killed while it wrote."""
         self.checkpoints.sweep()
@@ -363,73 +316,5 @@ class RunFolder:
                     path.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                self._write_rows()
-            file, self._file = self._file, None
-            with suppress(OSError):  # what had to be on the disk was seen to it before
-                os.close(file)
+        self._log.close()
         self._lock.release()
-
-
-def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
-    """Raise a CheckpointError if a folder holds a run of another task or seed.
-
-    This is known before anything was loaded; :class:`RunFolder` compares the rest.
-    """
-    path = Path(folder) / RUN
-    if path.exists():
-        try:
-            old = _read_run(path)
-        except CheckpointError:
-            if Checkpoints(Path(folder) / CHECKPOINTS).steps():
-                return  # one of them may be sound all the same
-            raise
-        settings = old.get("settings")
-        found = settings.get("seed") if isinstance(settings, dict) else None
-        known = {"task": old.get("task"), "settings": {"seed": found}}
-        require_same_run(path.parent, known, {"task": task, "settings": {"seed": seed}})
-
-
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """Read the ``run.json`` of a run folder.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, it is damaged, or the run left no adapter.
-    """
-    path = Path(folder) / RUN
-    record = _read_run(path)
-    if not _is_record(record):
-        raise CheckpointError(f"{path} is not the record of a run, or it is damaged")
-    if not (Path(folder) / ADAPTER).is_file():
-        raise CheckpointError(
-            f"{folder} has no {ADAPTER}: its run is {record.get('status', 'of unknown status')}"
-        )
-    return record
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise CheckpointError(f"{path} is no file")
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is no run folder: it has no {RUN}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path} is not the record of a run, or it is damaged")
-    return record
-
-
-def _is_record(record: dict[str, Any]) -> bool:
-    """Whether what reading a run needs is there, and is of its type."""
-    if not isinstance(record.get("task"), str):
-        return False
-    settings, about = record.get("settings"), record.get("about")
-    if not isinstance(settings, dict) or not isinstance(about, dict):
-        return False
-    types = {"max_length": int, "precision": str, "device": str}
-    return all(isinstance(settings.get(name), kind) for name, kind in types.items())

@@ -20,8 +20,9 @@ import torch
 
 from spafit.errors import ConfigError, DataError, WeightsError
 from spafit.folders import replacing
-from spafit.hub import TOKENIZER_FILES, local_folder
+from spafit.hub import local_folder
 from spafit.layout import Bucket, Packed, PackedBatch
+from spafit.pins import TOKENIZER_FILES
 from spafit.vocabulary import (
     CLS,
     PAD,

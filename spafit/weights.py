@@ -17,7 +17,8 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError
-from spafit.hub import commit_of, local_folder
+from spafit.hub import local_folder
+from spafit.hub_files import commit_of
 from spafit.memory import empty_in_large_pages
 from spafit.safe_folder import SafeFolder
 from spafit.safefile import FLOAT_DTYPES, TORCH_DTYPES, TensorInfo

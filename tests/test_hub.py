@@ -18,7 +18,8 @@ from fake_hub import FIRST, NAME, SECOND, FakeHub
 
 from spafit import hub
 from spafit.errors import WeightsError
-from spafit.hub import TOKENIZER_FILES, local_folder, pinned_revision
+from spafit.hub import local_folder, pinned_revision
+from spafit.pins import TOKENIZER_FILES
 from spafit.weights import load_pretrained, load_report
 from weights_tools import make_tiny
 

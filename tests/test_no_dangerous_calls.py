@@ -57,6 +57,7 @@ IN_THE_PACKAGE = {
 # File -> finding, or everything below it -> why it may stand.
 EXEMPT: dict[str, dict[str, str]] = {
     "spafit/hub.py": {"huggingface_hub.*": "the downloads of models"},
+    "spafit/hub_files.py": {"huggingface_hub.*": "the downloads of models"},
     "spafit/http_file.py": {
         "http.client.*": "the downloads of data",
         "urllib.request.*": "the same",

@@ -459,8 +459,10 @@ class TestDamage:
             "sha256": hashlib.sha256(text).hexdigest(),
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
+        record = (tmp_path / "run.json").read_bytes()
         with pytest.raises(CheckpointError, match=r"damaged"):
             small.fit(out=tmp_path)
+        assert (tmp_path / "run.json").read_bytes() == record
 
 
 def _damage(path: Path, how: str) -> None:

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from spafit import machine as machine_module
-from spafit import run_folder
+from spafit import run_folder, run_record
 from spafit.errors import CheckpointError, StoppedError
 from spafit.machine import machine, peak_memory_mib, versions
-from spafit.run_folder import RunFolder, read_record, refuse_other_run
+from spafit.run_folder import RunFolder
+from spafit.run_record import read_record, refuse_other_run
 
 RECORD: dict[str, Any] = {
     "task": "rte",
@@ -373,6 +374,6 @@ class TestMachine:
 
 def test_names() -> None:
     """The names are part of what users rely on."""
-    names = (run_folder.RUN, run_folder.LOG, run_folder.ADAPTER)
+    names = (run_record.RUN, run_folder.LOG, run_record.ADAPTER)
     assert names == ("run.json", "log.jsonl", "adapter.safetensors")
-    assert (run_folder.CHECKPOINTS, run_folder.LOCK) == ("checkpoints", "run.lock")
+    assert (run_record.CHECKPOINTS, run_folder.LOCK) == ("checkpoints", "run.lock")

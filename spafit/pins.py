@@ -1,0 +1,123 @@
+"""Which commit a hub name stands for on this machine: ``pins.json``.
+
+With the commit stand the files that spafit may read of it, each with its size and its hash, as the
+hub listed them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spafit.errors import WeightsError
+from spafit.folders import cache_folder, replacing
+from spafit.transfers import alone_in
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+"""What a tokenizer is read from; those that the repository has are fetched."""
+
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHT_FILES = ("config.json", "model.safetensors", INDEX_FILE)
+"""What a model is read from, and with the index its parts. Never a ``.bin``, never a pickle."""
+
+MODEL_FILES = WEIGHT_FILES + TOKENIZER_FILES
+"""What :func:`spafit.hub.local_folder` fetches unless told otherwise."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+PART = re.compile(r"model-[\w.-]+\.safetensors")
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """One file of a pinned commit, as the hub lists it.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    hash : str
+        64 hexadecimal digits: the SHA-256 of a large file. 40: the SHA-1 that git gives a small
+        one.
+    """
+
+    size: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a hub name stands for on this machine.
+
+    Attributes
+    ----------
+    commit : str
+        The 40 hexadecimal digits of the commit.
+    files : dict of str to PinnedFile
+        The files of that commit that spafit may read.
+    """
+
+    commit: str
+    files: dict[str, PinnedFile]
+
+
+def may_be_read(name: str) -> bool:
+    """Whether spafit ever reads a file of this name: nothing in folders, nothing but data."""
+    return name in MODEL_FILES or PART.fullmatch(name) is not None
+
+
+def read_pins() -> dict[str, Pin]:
+    """Read what is pinned, each under ``owner/name@revision``.
+
+    Raises
+    ------
+    WeightsError
+        If ``pins.json`` cannot be read, or is not what was written.
+    """
+    path = cache_folder() / "pins.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {key: _pin_from_json(entry) for key, entry in content.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}, which says which commits are pinned, cannot be used ({error}); delete it, "
+            "and the hub is asked again"
+        ) from None
+
+
+def _pin_from_json(entry: dict[str, Any]) -> Pin:
+    files = {
+        name: PinnedFile(int(file["size"]), str(file["hash"]))
+        for name, file in entry["files"].items()
+    }
+    if not COMMIT.fullmatch(entry["commit"]) or not all(map(may_be_read, files)):
+        raise ValueError("an entry is not a commit with plain file names")
+    return Pin(entry["commit"], files)
+
+
+def write_pin(key: str, pin: Pin) -> None:
+    """Pin a name, beside what other processes may pin at the same time.
+
+    Raises
+    ------
+    WeightsError
+        If ``pins.json`` cannot be written.
+    """
+    path = cache_folder() / "pins.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{path.parent} cannot be made: {error}; set SPAFIT_CACHE") from None
+    with alone_in(path.parent), replacing(path) as temporary:
+        pins = {**read_pins(), key: pin}
+        content = {name: asdict(pins[name]) for name in sorted(pins)}
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,87 @@
+"""Reading the record of a training run, ``run.json``, which :mod:`spafit.run_folder` writes.
+
+It says what was asked for (task, method, settings, data, base), how it went, and with what versions
+on what machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spafit.checkpoint import Checkpoints
+from spafit.errors import CheckpointError
+from spafit.run_identity import require_same_run
+from spafit.strict_json import read_json
+
+RUN = "run.json"
+ADAPTER = "adapter.safetensors"
+CHECKPOINTS = "checkpoints"
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """Read the ``run.json`` of a run folder.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, it is damaged, or the run left no adapter.
+    """
+    path = Path(folder) / RUN
+    record = read_run(path)
+    if not _is_record(record):
+        raise CheckpointError(f"{path} is not the record of a run, or it is damaged")
+    if not (Path(folder) / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{folder} has no {ADAPTER}: its run is {record.get('status', 'of unknown status')}"
+        )
+    return record
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read a ``run.json``, whatever became of its run.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is damaged.
+    """
+    try:
+        record = read_json(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is no run folder: it has no {RUN}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} is not the record of a run, or it is damaged")
+    return record
+
+
+def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
+    """Raise a CheckpointError if a folder holds a run of another task or seed.
+
+    This is known before anything was loaded; the run folder compares the rest.
+    """
+    path = Path(folder) / RUN
+    if path.exists():
+        try:
+            old = read_run(path)
+        except CheckpointError:
+            if Checkpoints(Path(folder) / CHECKPOINTS).steps():
+                return  # one of them may be sound all the same
+            raise
+        settings = old.get("settings")
+        found = settings.get("seed") if isinstance(settings, dict) else None
+        known = {"task": old.get("task"), "settings": {"seed": found}}
+        require_same_run(path.parent, known, {"task": task, "settings": {"seed": seed}})
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether what reading a run needs is there, and is of its type."""
+    if not isinstance(record.get("task"), str):
+        return False
+    settings, about = record.get("settings"), record.get("about")
+    if not isinstance(settings, dict) or not isinstance(about, dict):
+        return False
+    types = {"max_length": int, "precision": str, "device": str}
+    return all(isinstance(settings.get(name), kind) for name, kind in types.items())

@@ -1,0 +1,111 @@
+"""The rows of a run, on a disk that takes them all, some, half of one, or none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from spafit.errors import CheckpointError
+from spafit.run_log import RunLog
+
+ONE, TWO, THREE = ({"step": step} for step in (1, 2, 3))
+ROWS = ['{"step": 1}\n', '{"step": 2}\n', '{"step": 3}\n']
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RunLog:
+    return RunLog(tmp_path / "log.jsonl")
+
+
+def test_rows_are_there_at_once_and_those_before_wait(log: RunLog) -> None:
+    log.write(ONE)
+    assert (log.is_open, log.path.exists(), log.nbytes) == (False, False, 0)
+    assert log.open(0) == 0
+    assert log.path.read_text() == ROWS[0]
+    log.write(TWO)
+    assert log.path.read_text() == "".join(ROWS[:2])
+    assert log.nbytes == len("".join(ROWS[:2]))
+    log.close()
+    assert not log.is_open
+    log.close()  # once more is no fault
+
+
+def test_it_is_cut_where_the_checkpoint_stands(log: RunLog) -> None:
+    log.path.write_text("".join(ROWS[:2]) + '{"st')
+    assert log.open(len(ROWS[0])) == 0
+    log.write(THREE)
+    assert log.path.read_text() == ROWS[0] + ROWS[2]
+
+
+def test_it_says_how_much_was_lost(log: RunLog) -> None:
+    log.path.write_text(ROWS[0])
+    assert log.open(len(ROWS[0]) + 5) == 5
+    log.write(TWO)
+    assert log.path.read_text() == "".join(ROWS[:2])
+
+
+def test_half_a_row_never_stays(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a disk that takes five bytes and is full then, until it has room again."""
+    log.open(0)
+    log.write(ONE)
+    real, room = os.write, [5]
+
+    def write(file: int, part: memoryview) -> int:
+        if not room:
+            raise FULL
+        return real(file, part[: room.pop()])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", write)
+        log.write(TWO)
+        assert log.path.read_text() == ROWS[0]
+        with pytest.raises(CheckpointError, match=r"log\.jsonl cannot be written: No space .* 12 "):
+            log.sync()
+        assert log.path.read_text() == ROWS[0]
+    log.write(THREE)
+    assert log.path.read_text() == "".join(ROWS)
+
+
+def test_a_row_that_waits_is_tried_once_more_at_the_end(
+    log: RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise FULL
+
+    log.open(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        log.write(ONE)
+    assert log.path.read_text() == ""
+    log.close()
+    assert log.path.read_text() == ROWS[0]
+
+
+def test_one_that_was_removed_is_made_anew(log: RunLog) -> None:
+    log.open(0)
+    log.write(ONE)
+    log.path.unlink()
+    log.write(TWO)  # into what nobody sees any more
+    log.sync()
+    assert log.path.read_text() == "".join(ROWS[:2])
+    log.write(THREE)
+    assert log.path.read_text() == "".join(ROWS)
+
+
+def test_another_in_its_place_is_replaced(log: RunLog) -> None:
+    log.open(0)
+    log.write(ONE)
+    log.path.unlink()
+    log.path.write_text("of somebody else, and longer than what is written here")
+    log.sync()
+    assert log.path.read_text() == ROWS[0]
+
+
+def test_a_folder_in_its_place(log: RunLog) -> None:
+    log.path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        log.open(0)
+    assert not log.is_open
