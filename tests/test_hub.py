@@ -101,6 +101,19 @@ class TestFirstAndLaterCalls:
         assert local_folder(NAME, endpoint=server.endpoint) == folder
         assert server.requests == []
 
+    def test_copies_in_place_of_links(self, server: FakeHub) -> None:
+        """As Windows has them: what is there and sound is not fetched again."""
+        folder = local_folder(NAME, endpoint=server.endpoint)
+        for place in folder.iterdir():
+            content = place.read_bytes()
+            place.resolve().unlink()
+            place.unlink(missing_ok=True)
+            place.write_bytes(content)
+        server.requests.clear()
+        assert local_folder(NAME, refresh=True, endpoint=server.endpoint) == folder
+        assert len(server.requests) == 1
+        assert not any(place.is_symlink() for place in folder.iterdir())
+
     @pytest.mark.parametrize("revision", ["v2", SECOND])
     def test_an_explicit_revision(self, server: FakeHub, revision: str) -> None:
         """It is taken and pinned beside the other."""

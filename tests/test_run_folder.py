@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,28 @@ class TestRunFolder:
         refuse_other_run(tmp_path / "nowhere", "rte", 3)
         assert list(tmp_path.iterdir()) == []
         refuse_other_run(finish(tmp_path), "rte", 3)  # the very run, whatever else it is
+
+    def test_a_damaged_record_beside_checkpoints(self, tmp_path: Path) -> None:
+        """A checkpoint holds the record too, so that only loading tells."""
+        interrupt(tmp_path, 4, 9)
+        (tmp_path / "run.json").write_text("{")
+        refuse_other_run(tmp_path, "mrpc", 4)
+        shutil.rmtree(tmp_path / "checkpoints")
+        with pytest.raises(CheckpointError, match=r"run\.json cannot be read"):
+            refuse_other_run(tmp_path, "rte", 3)
+
+    def test_removed_before_it_ends(self, tmp_path: Path) -> None:
+        """Its record and its log are made anew."""
+        out = tmp_path / "run"
+        with RunFolder(out, RECORD, overwrite=False) as run:
+            run.log({"step": 1})
+            shutil.rmtree(out)
+            run.log({"step": 2})
+        assert status(out) == "finished"
+        rows = [json.loads(row) for row in (out / "log.jsonl").read_text().splitlines()]
+        assert rows[:2] == [{"step": 1}, {"step": 2}]
+        assert "was removed while its run went on" in rows[2]["note"]
+        assert len(rows) == 3
 
     def test_a_place_that_is_no_folder(self, tmp_path: Path) -> None:
         file = tmp_path / "file"

@@ -15,6 +15,16 @@ ROWS = ['{"step": 1}\n', '{"step": 2}\n', '{"step": 3}\n']
 FULL = OSError(28, "No space left on device")
 
 
+def full(*_: object) -> int:
+    raise FULL
+
+
+def open_files() -> int | None:
+    """Count this process's open files, where the system says."""
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else None
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> RunLog:
     return RunLog(tmp_path / "log.jsonl")
@@ -72,9 +82,6 @@ def test_half_a_row_never_stays(log: RunLog, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_row_that_waits_is_tried_once_more_at_the_end(
     log: RunLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
-        raise FULL
-
     log.open(0)
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
@@ -102,6 +109,31 @@ def test_another_in_its_place_is_replaced(log: RunLog) -> None:
     log.path.write_text("of somebody else, and longer than what is written here")
     log.sync()
     assert log.path.read_text() == ROWS[0]
+
+
+def test_rows_that_wait_come_after_those_that_were_written(
+    log: RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is removed while it could not be written to; the file that is gone is let go of."""
+    files = open_files()
+    log.open(0)
+    log.write(ONE)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        log.write(TWO)
+    log.path.unlink()
+    log.sync()
+    assert log.path.read_text() == "".join(ROWS[:2])
+    log.close()
+    assert open_files() == files
+
+
+def test_rows_that_did_not_reach_the_disk(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.open(0)
+    log.write(ONE)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"log\.jsonl cannot be written: No space left"):
+        log.sync()
 
 
 def test_a_folder_in_its_place(log: RunLog) -> None:
