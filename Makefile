@@ -1,7 +1,7 @@
 # make demo    fine-tune a small real BERT here and now          (environment .venv)
 # make test    the default test suite: no network, no GPU         (environment .venv-test)
 # make lint types               what CI checks besides                    (environment .venv-test)
-# make torture                  the full sets of the reliability tests, an hour and a half
+# make torture                  the full sets of the reliability tests, an hour and a quarter
 # make bench                    the short set of benchmarks, 10 minutes   (environment .venv-test)
 #
 # PYTHON=python3.12 make test     another interpreter

@@ -150,7 +150,7 @@ class TestIsTheEquation:
 class TestOnlyWhatIsAskedFor:
     """Oracle: the reference form's gradients, and the list of what requires one."""
 
-    @pytest.mark.parametrize("wanted", itertools.product([False, True], repeat=6), ids=str)
+    @pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=6)), ids=str)
     def test_every_subset(self, wanted: tuple[bool, ...]) -> None:
         x, parts = make_x(), make_parts("first and last")
         names = ("x", *FIELDS)
