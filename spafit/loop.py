@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +89,8 @@ class Loop:
         Saves it there.
     stop : StopRequests
         Says whether a stop was asked for.
+    say : callable
+        Given each line that is to be shown and recorded.
     """
 
     def __init__(
@@ -104,10 +106,12 @@ class Loop:
         run: RunFolder | None,
         saver: Saver | None,
         stop: StopRequests,
+        say: Callable[[str], None],
     ) -> None:
         self.model, self.take_step, self.feed, self.dev = model, take_step, feed, dev
         self.config, self.state, self.prefixes = config, state, prefixes
         self.progress, self.run_folder, self.saver, self.stop = progress, run, saver, stop
+        self.say = say
         self.total_steps = feed.steps_an_epoch * feed.epochs
         self.eval_every = config.eval_every or feed.steps_an_epoch
         self.readings: Readings[tuple[int, int, int, float]] = Readings(feed.device)
@@ -147,12 +151,6 @@ class Loop:
             if is_last:
                 break
             self._take(next(batches))
-
-    def say(self, note: str) -> None:
-        """Show and record a line."""
-        self.progress.line(note)
-        if self.run_folder is not None:
-            self.run_folder.log({"note": note})
 
     def _take(self, fed: Fed) -> None:
         """Take the next step, and read the results that are known by then."""
@@ -203,7 +201,7 @@ class Loop:
             is_skipped = state.add_step(step, loss, grad_norm)
             self.progress.step(step, epoch, loss, examples / step_s)
             if self.run_folder is not None:
-                self.run_folder.log(
+                self.run_folder.log.write(
                     {
                         "step": step,
                         "epoch": epoch,
@@ -257,7 +255,7 @@ class Loop:
         state.history.append({"step": state.step, "epoch": epoch, "metrics": scores})
         self.progress.line(_evaluation_line(state.history[-1], self.dev.majority, is_best))
         if self.run_folder is not None:
-            self.run_folder.log({"step": state.step, "epoch": epoch, "evaluation": scores})
+            self.run_folder.log.write({"step": state.step, "epoch": epoch, "evaluation": scores})
         if is_best:
             state.best_step = state.step
             state.best = values_that_train(self.model)

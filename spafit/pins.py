@@ -13,6 +13,7 @@ from typing import Any
 
 from spafit.errors import WeightsError
 from spafit.folders import cache_folder, replacing
+from spafit.strict_json import read_json
 from spafit.transfers import alone_in
 
 TOKENIZER_FILES = (
@@ -83,7 +84,7 @@ def read_pins() -> dict[str, Pin]:
     """
     path = cache_folder() / "pins.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return {key: _pin_from_json(entry) for key, entry in content.items()}
     except FileNotFoundError:
         return {}

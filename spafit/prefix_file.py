@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from spafit.durable import lock, write_all
 from spafit.errors import CheckpointError, ConfigError
-from spafit.strict_json import no_duplicates
+from spafit.strict_json import parse_json
 
 FORMAT = 1
 """Stands in every index, and goes into every name: other formats are other files."""
@@ -310,8 +310,8 @@ def _read_index(file: BinaryIO, about: dict[str, Any], expected_bytes: int) -> l
     if _sha256(index) != digest:
         raise UnusableError("has a damaged index")
     try:
-        content = json.loads(index.decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(index)
+    except ValueError as error:
         raise UnusableError(f"has an index that cannot be used: {error}") from None
     checksums = content.pop("crc32", None) if isinstance(content, dict) else None
     if content != about:

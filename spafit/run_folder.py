@@ -59,6 +59,8 @@ class RunFolder:
         Where the run is taken up again; None where it begins.
     notes : list of str
         What was found on the way.
+    log : RunLog
+        ``log.jsonl``; rows that are written before :meth:`begin` wait for it.
     going_on : str
         Which command takes the run up again, as the beginning of a sentence.
 
@@ -87,7 +89,7 @@ class RunFolder:
         self.checkpoint: Checkpoint | None = None
         self.notes: list[str] = []
         self._written = ""
-        self._log = RunLog(self.path / LOG)
+        self.log = RunLog(self.path / LOG)
         self._lock = Lock(self.path / LOCK)
         self._is_new = not self.path.exists()
         with self._saying_why():
@@ -120,17 +122,12 @@ class RunFolder:
                 self.record["resumed"] = [*old.get("resumed", []), entry]
             self.write()
             kept = 0 if self.checkpoint is None else self.checkpoint.values["log_bytes"]
-            if lost := self._log.open(kept):
-                self.notes.append(f"{self._log.path} has lost {lost} bytes of earlier rows")
+            if lost := self.log.open(kept):
+                self.notes.append(f"{self.log.path} has lost {lost} bytes of earlier rows")
             if self.checkpoint is None:
                 # It would be taken for this run's. A link stays one.
                 self.adapter.resolve().unlink(missing_ok=True)
             sync_folder(self.path)
-
-    @property
-    def log_bytes(self) -> int:
-        """The length of ``log.jsonl``."""
-        return self._log.nbytes
 
     @property
     def adapter(self) -> Path:
@@ -163,20 +160,6 @@ class RunFolder:
             raise CheckpointError(reason) from error
         self._written = content
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Append one row to ``log.jsonl``; one that cannot be written now is written later."""
-        self._log.write(row)
-
-    def sync_log(self) -> None:
-        """See all rows to the disk.
-
-        Raises
-        ------
-        CheckpointError
-            If they cannot be written.
-        """
-        self._log.sync()
-
     def regain(self) -> bool:
         """Make sure that the folder is there and ours; one that was removed is made anew.
 
@@ -203,7 +186,7 @@ class RunFolder:
                         f"{self.path} was removed while its run went on, and holds another run now"
                     )
                 self.write()
-                self._log.renew()
+                self.log.renew()
             except BaseException:
                 lock.release()
                 raise
@@ -214,7 +197,9 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} was removed while its run went on, and cannot be made anew: {reason}"
             ) from error
-        self.log({"note": f"{self.path} was removed while its run went on, and was made anew"})
+        self.log.write(
+            {"note": f"{self.path} was removed while its run went on, and was made anew"}
+        )
         return True
 
     def __enter__(self) -> RunFolder:
@@ -227,7 +212,7 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._log.is_open:  # refused before it began
+        if not self.log.is_open:  # refused before it began
             self._close()
             if self._is_new:
                 with suppress(OSError):
@@ -316,5 +301,5 @@ class RunFolder:
                     path.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        self._log.close()
+        self.log.close()
         self._lock.release()

@@ -129,13 +129,13 @@ class Saver:
     def _save(self, state: TrainingState) -> None:
         if self.run.regain():
             self._adapter_step = None
-        self.run.sync_log()
+        self.run.log.sync()
         is_saved = (state.step, len(state.history)) == self._saved
         if is_saved and self.run.checkpoints.path(state.step).exists():
             self.save_adapter(state)  # a kill may have come between the two
             return
         files, values = content(state, self.model, self.take_step)
-        values |= {"record": self.run.record, "log_bytes": self.run.log_bytes}
+        values |= {"record": self.run.record, "log_bytes": self.run.log.nbytes}
         self.run.checkpoints.save(state.step, files, values, state.best_step)
         self.save_adapter(state)
 

@@ -177,7 +177,7 @@ def fit(
         if config.out is not None:
             run = RunFolder(
                 config.out,
-                record,
+                {**record, "start": _digest(values_that_train(model))},
                 overwrite=config.overwrite,
                 keep=config.keep_checkpoints,
                 total_steps=total_steps,
@@ -199,7 +199,7 @@ def fit(
         def say(note: str) -> None:
             progress.line(note)
             if run is not None:
-                run.log({"note": note})
+                run.log.write({"note": note})
 
         prefixes: dict[str, KeptPrefix] = {}
         if config.cache_prefix != "off":
@@ -239,12 +239,12 @@ def fit(
         if run is not None:
             if run.checkpoint is not None:
                 state = restore(run.checkpoint, model, take_step)
-                is_done = state.step == feed.steps_an_epoch * feed.epochs
+                is_done = state.step == total_steps
                 what = "finished already" if is_done else "taken up again"
                 say(f"{run.path}: {what} after step {state.step}")
+            run.begin()
             for note in run.notes:
                 say(note)
-            run.begin()
             saver = Saver(run, model, take_step, config.save_every, state, say)
         progress.begin(state.step)
         feed.accumulation = max(config.accumulation, state.accumulation)
@@ -260,6 +260,7 @@ def fit(
             run=run,
             saver=saver,
             stop=stop,
+            say=say,
         )
         loop.run()
 
@@ -329,7 +330,6 @@ def _record(
         "base_fingerprint": adaptation.base_fingerprint or fingerprint(model),
         "base_config": model.config.to_json_dict(),
         "labels": list(names),
-        "start": _digest(values_that_train(model)),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "trainable": summary.trainable,
         "pretrained": summary.pretrained,

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,9 @@ import torch
 
 if TYPE_CHECKING:
     from small_runs import SmallRun
-    from tortured_runs import Zygote
+    from tortured_runs import Uninterrupted, Zygote
+
+    from spafit.layout import PackedBatch
 
 if not torch.cuda.is_available():
     # Before anything imports triton: its kernels then run on the CPU, in numpy.
@@ -84,6 +87,34 @@ def zygote(root: Path) -> Iterator["Zygote"]:
 
     with Zygote(root) as zygote:
         yield zygote
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(zygote: "Zygote", root: Path) -> "Uninterrupted":
+    """Give what a run leaves that nothing happened to."""
+    from interruptions import everything
+    from tortured_runs import Uninterrupted, arguments
+
+    start, out = time.monotonic(), root / "uninterrupted"
+    trainer = zygote.train(arguments(root, out))
+    assert trainer.wait() == 0, trainer.said()
+    return Uninterrupted(everything(out), time.monotonic() - start)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect how many examples group 1 was computed of, apart from the rest, call by call."""
+    from spafit.bert import BertModel
+
+    counts: list[int] = []
+    prefix = BertModel.prefix
+
+    def spy(self: BertModel, batch: "PackedBatch") -> torch.Tensor:
+        counts.append(len(batch.layout.lengths))
+        return prefix(self, batch)
+
+    monkeypatch.setattr(BertModel, "prefix", spy)
+    return counts
 
 
 def pytest_configure() -> None:

@@ -39,20 +39,6 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collect how many examples group 1 was computed of, apart from the rest, call by call."""
-    counts: list[int] = []
-    prefix = BertModel.prefix
-
-    def spy(self: BertModel, batch: Any) -> torch.Tensor:
-        counts.append(len(batch.layout.lengths))
-        return prefix(self, batch)
-
-    monkeypatch.setattr(BertModel, "prefix", spy)
-    return counts
-
-
 def values(model: BertForSequenceClassification, without: str = "nothing") -> torch.Tensor:
     named = trained(model).items()
     return torch.cat([tensor.flatten() for name, tensor in named if without not in name])

@@ -10,11 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from interruptions import differences, everything
-from tortured_runs import Trainer, Zygote, arguments, leftovers, logged_steps, record_of
+from tortured_runs import (
+    Trainer,
+    Uninterrupted,
+    Zygote,
+    arguments,
+    leftovers,
+    logged_steps,
+    record_of,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's means are used")
 
@@ -22,14 +29,6 @@ Sized = Callable[[int, int], int]
 Promise = Callable[[str, int, str], None]
 
 AT_ONCE = 8
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, root: Path) -> dict[str, Any]:
-    """Give all that a run leaves that nothing happened to."""
-    trainer = zygote.train(arguments(root, root / "uninterrupted"))
-    assert trainer.wait() == 0, trainer.said()
-    return everything(root / "uninterrupted")
 
 
 def check_refused(trainer: Trainer, out: Path, holder: int) -> None:
@@ -48,7 +47,7 @@ class TestRaces:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         sized: Sized,
         promise: Promise,
     ) -> None:
@@ -89,7 +88,7 @@ class TestRaces:
             if logged_steps(out)[-1] >= 20:
                 last = zygote.train(arguments(root, out))
                 assert last.wait() == 0, last.said()
-                assert differences(everything(out), uninterrupted) == [], where
+                assert differences(everything(out), uninterrupted.everything) == [], where
                 begun += 1
                 out = tmp_path / f"run-{begun}"
         promise("8 processes on one folder at once", trials, "one has it, 7 say which")
@@ -110,7 +109,7 @@ class TestLockFiles:
     """Oracle: exit codes, messages and the files."""
 
     def test_a_holder_and_its_death(
-        self, zygote: Zygote, root: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+        self, zygote: Zygote, root: Path, tmp_path: Path, uninterrupted: Uninterrupted
     ) -> None:
         out, held = tmp_path / "run", tmp_path / "held"
         holder = zygote.train(arguments(root, out), held_steps={"mark": str(held), "from": 10})
@@ -127,7 +126,7 @@ class TestLockFiles:
         assert following.wait() == 0, following.said()
         assert "taken up again after step 8" in following.said()
         assert not (out / "run.lock").exists()
-        assert differences(everything(out), uninterrupted) == []
+        assert differences(everything(out), uninterrupted.everything) == []
 
     @pytest.mark.parametrize("content", ["of a process that lives", "", "\x00\x01\n" * 99])
     def test_a_file_alone_is_no_lock(

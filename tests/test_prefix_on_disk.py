@@ -46,20 +46,6 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "prefix"
 
 
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collect how many examples group 1 was computed of, call by call."""
-    counts: list[int] = []
-    prefix = BertModel.prefix
-
-    def spy(self: BertModel, batch: Any) -> torch.Tensor:
-        counts.append(len(batch.layout.lengths))
-        return prefix(self, batch)
-
-    monkeypatch.setattr(BertModel, "prefix", spy)
-    return counts
-
-
 def bits(small: SmallRun, **settings: Any) -> tuple[Result, torch.Tensor]:
     """Run, and give the result and all that was trained."""
     model = small.model()

@@ -402,6 +402,16 @@ class TestDamage:
         assert any("taken up again after step 6" in note for note in notes), notes
         assert not differences(everything(tmp_path / "whole"), everything(out))
 
+    def test_rows_that_the_log_has_lost_are_spoken_of(
+        self, small: SmallRun, tmp_path: Path
+    ) -> None:
+        with stopped_after(7), pytest.raises(StoppedError):
+            small.fit(out=tmp_path)
+        (tmp_path / "log.jsonl").write_bytes(b"")
+        small.fit(out=tmp_path)
+        notes = [row["note"] for row in read_log(tmp_path, "note")]
+        assert any("has lost" in note and "bytes of earlier rows" in note for note in notes), notes
+
     def test_where_none_is_sound_nothing_is_touched(self, small: SmallRun, tmp_path: Path) -> None:
         with stopped_after(7), pytest.raises(StoppedError):
             small.fit(out=tmp_path)

@@ -31,7 +31,7 @@ RECORD: dict[str, Any] = {
 def finish(folder: Path, *, adapter: bool = True) -> Path:
     """Write a finished run."""
     with RunFolder(folder, RECORD, overwrite=False) as run:
-        run.log({"step": 1, "loss": 0.5})
+        run.log.write({"step": 1, "loss": 0.5})
         if adapter:
             run.adapter.write_bytes(b"weights")
     return folder
@@ -41,10 +41,10 @@ def interrupt(folder: Path, *steps: int) -> Path:
     """Write a run with a checkpoint after some steps, and one more row in the log after each."""
     with pytest.raises(KeyboardInterrupt), RunFolder(folder, RECORD, overwrite=False) as run:
         for step in steps:
-            run.log({"step": step})
-            values = {"record": run.record, "log_bytes": run.log_bytes}
+            run.log.write({"step": step})
+            values = {"record": run.record, "log_bytes": run.log.nbytes}
             run.checkpoints.save(step, {}, values)
-            run.log({"step": step + 1})
+            run.log.write({"step": step + 1})
         raise KeyboardInterrupt
     return folder
 
@@ -67,9 +67,9 @@ class TestRunFolder:
             assert status(out) == "running"
             assert [path.name for path in run.files] == ["log.jsonl", "run.json"]
             assert (run.checkpoint, run.notes) == (None, [])
-            run.log({"step": 1, "loss": 0.5})
+            run.log.write({"step": 1, "loss": 0.5})
             assert (out / "log.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'  # at once
-            run.log({"step": 2, "loss": 0.25})
+            run.log.write({"step": 2, "loss": 0.25})
             run.record["result"] = {"metrics": {"accuracy": 0.75}}
         assert len((out / "log.jsonl").read_text().splitlines()) == 2
         record = json.loads((out / "run.json").read_text())
@@ -165,9 +165,9 @@ class TestRunFolder:
         """Its record and its log are made anew."""
         out = tmp_path / "run"
         with RunFolder(out, RECORD, overwrite=False) as run:
-            run.log({"step": 1})
+            run.log.write({"step": 1})
             shutil.rmtree(out)
-            run.log({"step": 2})
+            run.log.write({"step": 2})
         assert status(out) == "finished"
         rows = [json.loads(row) for row in (out / "log.jsonl").read_text().splitlines()]
         assert rows[:2] == [{"step": 1}, {"step": 2}]
@@ -232,7 +232,7 @@ class TestTakenUpAgain:
             assert status(tmp_path) == "running"
             assert "error" not in run.record
             assert run.adapter.read_bytes() == b"the best so far"
-            run.log({"step": 10})
+            run.log.write({"step": 10})
         log = (tmp_path / "log.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in log] == [4, 5, 9, 10]
         record = json.loads((tmp_path / "run.json").read_text())
@@ -247,7 +247,7 @@ class TestTakenUpAgain:
         changed = {**RECORD, "settings": {**RECORD["settings"], "epochs": 7, "device": "cuda"}}
         monkeypatch.setattr(machine_module, "__version__", "99.0")
         with RunFolder(tmp_path, changed, overwrite=False) as run:
-            run.checkpoints.save(6, {}, {"record": run.record, "log_bytes": run.log_bytes})
+            run.checkpoints.save(6, {}, {"record": run.record, "log_bytes": run.log.nbytes})
         with RunFolder(tmp_path, changed, overwrite=False) as run:
             first, second = run.record["resumed"]
         assert first["step"] == 4
@@ -277,7 +277,7 @@ class TestTakenUpAgain:
             (note,) = run.notes
             lost = len(rows[1]) + len(rows[2])
             assert note == f"{tmp_path / 'log.jsonl'} has lost {lost} bytes of earlier rows"
-            run.log({"step": 10})
+            run.log.write({"step": 10})
         assert (tmp_path / "log.jsonl").read_bytes() == rows[0] + b'{"step": 10}\n'
 
     def test_an_older_checkpoint_where_the_newest_is_damaged(self, tmp_path: Path) -> None:

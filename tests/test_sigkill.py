@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from interruptions import differences, everything
 from tortured_runs import (
     INTERVAL,
+    Uninterrupted,
     Zygote,
     arguments,
     checkpoints,
@@ -31,18 +31,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cann
 
 Sized = Callable[[int, int], int]
 Promise = Callable[[str, int, str], None]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, root: Path) -> dict[str, Any]:
-    """Give all that a run leaves that nothing happened to, and its seconds."""
-    start = time.monotonic()
-    trainer = zygote.train(arguments(root, root / "uninterrupted"))
-    assert trainer.wait() == 0, trainer.said()
-    return {
-        "everything": everything(root / "uninterrupted"),
-        "seconds": time.monotonic() - start,
-    }
 
 
 class Victim:
@@ -71,7 +59,7 @@ class Victim:
             self.swept += len(self._leftovers)
         self._leftovers, self._begun = found, begun
 
-    def check_finished(self, uninterrupted: dict[str, Any]) -> None:
+    def check_finished(self, uninterrupted: Uninterrupted) -> None:
         out = self.out
         assert record_of(out)["status"] == "finished"
         assert sorted(path.name for path in out.iterdir()) == [
@@ -81,7 +69,7 @@ class Victim:
             "run.json",
         ]
         assert not leftovers(out)
-        assert differences(everything(out), uninterrupted["everything"]) == []
+        assert differences(everything(out), uninterrupted.everything) == []
 
     def _run_json(self) -> tuple[int, int] | None:
         try:
@@ -107,7 +95,7 @@ class TestRandomKills:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         sized: Sized,
         promise: Promise,
     ) -> None:
@@ -122,7 +110,7 @@ class TestRandomKills:
             before = temporaries(victim.out)
             trainer = zygote.train(arguments(root, victim.out))
             if draw.random() < 0.5:
-                time.sleep(draw.uniform(0, 0.8 * uninterrupted["seconds"]))
+                time.sleep(draw.uniform(0, 0.8 * uninterrupted.seconds))
             else:
                 # After some saves of this life, within one, to the last of its operations.
                 for _ in range(draw.randint(1, 3)):
@@ -164,7 +152,7 @@ class TestRandomKills:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         sized: Sized,
         promise: Promise,
     ) -> None:
@@ -180,7 +168,7 @@ class TestRandomKills:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             while process.poll() is None and logged_steps(out)[-1:] == steps:
                 time.sleep(0.005)
-            time.sleep(draw.uniform(0, 0.25 * uninterrupted["seconds"]))
+            time.sleep(draw.uniform(0, 0.25 * uninterrupted.seconds))
             process.kill()
             _, said = process.communicate()
             assert process.returncode in (0, -signal.SIGKILL), said
@@ -206,7 +194,7 @@ class TestKillsBetweenAnyTwoOperations:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         sized: Sized,
         promise: Promise,
         kind: str,

@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from interruptions import differences, everything
 from tortured_runs import (
     INTERVAL,
     Trainer,
+    Uninterrupted,
     Zygote,
     arguments,
     leftovers,
@@ -29,18 +29,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cann
 
 Sized = Callable[[int, int], int]
 Promise = Callable[[str, int, str], None]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, root: Path) -> dict[str, Any]:
-    """Give all that a run leaves that nothing happened to, and its seconds."""
-    start = time.monotonic()
-    trainer = zygote.train(arguments(root, root / "uninterrupted"))
-    assert trainer.wait() == 0, trainer.said()
-    return {
-        "everything": everything(root / "uninterrupted"),
-        "seconds": time.monotonic() - start,
-    }
 
 
 def check_stopped(trainer: Trainer, out: Path, number: signal.Signals) -> None:
@@ -57,12 +45,12 @@ def check_stopped(trainer: Trainer, out: Path, number: signal.Signals) -> None:
     assert not (out / "run.lock").exists()
 
 
-def finish(zygote: Zygote, root: Path, out: Path, uninterrupted: dict[str, Any]) -> None:
+def finish(zygote: Zygote, root: Path, out: Path, uninterrupted: Uninterrupted) -> None:
     """Go on to the end, and require what an uninterrupted run leaves."""
     trainer = zygote.train(arguments(root, out))
     assert trainer.wait() == 0, trainer.said()
     assert record_of(out)["status"] == "finished"
-    assert differences(everything(out), uninterrupted["everything"]) == []
+    assert differences(everything(out), uninterrupted.everything) == []
 
 
 def begun(out: Path, trainer: Trainer) -> Callable[[], bool]:
@@ -85,7 +73,7 @@ class TestRandomMoments:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         sized: Sized,
         promise: Promise,
     ) -> None:
@@ -97,13 +85,13 @@ class TestRandomMoments:
             where = f"seed {seed}, stop {stopped + 1}, folder {out.name}"
             trainer = zygote.train(arguments(root, out))
             assert trainer.until(begun(out, trainer)), f"{where}: {trainer.said()}"
-            time.sleep(draw.uniform(0, 0.7 * uninterrupted["seconds"]))
+            time.sleep(draw.uniform(0, 0.7 * uninterrupted.seconds))
             if not trainer.ended():
                 trainer.kill(signal.SIGTERM)
             code = trainer.wait()
             if record_of(out)["status"] == "finished":
                 assert code in (0, -signal.SIGTERM), f"{where}: {trainer.said()}"
-                assert differences(everything(out), uninterrupted["everything"]) == [], where
+                assert differences(everything(out), uninterrupted.everything) == [], where
                 runs += 1
                 out = tmp_path / f"run-{runs}"
                 continue
@@ -130,7 +118,7 @@ class TestMoments:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         moment: str,
         number: signal.Signals,
         promise: Promise,
@@ -153,7 +141,7 @@ class TestMoments:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         number: signal.Signals,
         promise: Promise,
     ) -> None:
@@ -181,7 +169,7 @@ class TestMoments:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         first: signal.Signals,
         second: signal.Signals,
         promise: Promise,
@@ -254,7 +242,7 @@ class TestOtherRuns:
         zygote: Zygote,
         root: Path,
         tmp_path: Path,
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
         promise: Promise,
     ) -> None:
         """One line says what happened, and is the last one."""

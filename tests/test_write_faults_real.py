@@ -16,21 +16,13 @@ from typing import Any
 import pytest
 from interruptions import differences, everything
 from small_runs import SmallRun
-from tortured_runs import Zygote, arguments, leftovers, newest_sound, record_of
+from tortured_runs import Uninterrupted, Zygote, arguments, leftovers, newest_sound, record_of
 
 from spafit.errors import CheckpointError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
 RUN = {"epochs": 4, "save_every": 4, "eval_every": 7}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, root: Path) -> dict[str, Any]:
-    """Give all that a run leaves that nothing happened to."""
-    trainer = zygote.train(arguments(root, root / "uninterrupted"))
-    assert trainer.wait() == 0, trainer.said()
-    return everything(root / "uninterrupted")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +47,7 @@ class TestLimits:
     """Oracle: the exit code, the message, and an uninterrupted run."""
 
     def test_a_limit_on_the_size_of_files(
-        self, zygote: Zygote, root: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+        self, zygote: Zygote, root: Path, tmp_path: Path, uninterrupted: Uninterrupted
     ) -> None:
         """The adapter is within it, the optimizer's state is not."""
         out = tmp_path / "run"
@@ -71,10 +63,10 @@ class TestLimits:
         assert not leftovers(out)
         trainer = zygote.train(arguments(root, out))
         assert trainer.wait() == 0, trainer.said()
-        assert differences(everything(out), uninterrupted) == []
+        assert differences(everything(out), uninterrupted.everything) == []
 
     def test_a_full_disk(
-        self, zygote: Zygote, root: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+        self, zygote: Zygote, root: Path, tmp_path: Path, uninterrupted: Uninterrupted
     ) -> None:
         """A disk of 200 kB, which one checkpoint fits on, and not two."""
         disk, copy = tmp_path / "disk", tmp_path / "copy"
@@ -99,7 +91,7 @@ class TestLimits:
         assert not leftovers(copy)
         trainer = zygote.train(arguments(root, copy))
         assert trainer.wait() == 0, trainer.said()
-        assert differences(everything(copy), uninterrupted) == []
+        assert differences(everything(copy), uninterrupted.everything) == []
 
 
 class TestModes:
@@ -123,7 +115,7 @@ class TestModes:
         root: Path,
         tmp_path: Path,
         bound: dict[str, bool],
-        uninterrupted: dict[str, Any],
+        uninterrupted: Uninterrupted,
     ) -> None:
         out, mark = tmp_path / "run", tmp_path / "mark"
         held = {"mark": str(mark), "from": 11}
@@ -141,7 +133,7 @@ class TestModes:
         (out / "checkpoints").chmod(0o755)
         trainer = zygote.train(arguments(root, out), **bound)
         assert trainer.wait() == 0, trainer.said()
-        assert differences(everything(out), uninterrupted) == []
+        assert differences(everything(out), uninterrupted.everything) == []
 
     @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
     def test_every_file_and_folder_is_as_the_umask_says(

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from file_faults import FileOperations, makes_or_writes
 
@@ -254,6 +254,13 @@ def _train(main: Callable[[list[str]], int], request: dict[str, Any]) -> NoRetur
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+class Uninterrupted(NamedTuple):
+    """All that a run left that nothing happened to, and its seconds."""
+
+    everything: dict[str, Any]
+    seconds: float
 
 
 # ---- What is done to a trainer, in its own process -----------------------------------------------

@@ -29,6 +29,7 @@ import torch
 from spafit.errors import WeightsError
 from spafit.folders import cache_folder, replacing
 from spafit.kernels.cuda_graphs import record, recording_stream
+from spafit.strict_json import read_json
 
 #: Gives the results (output, gradients) of a form for a rate of dropout.
 Run = Callable[[str, float], Sequence[torch.Tensor]]
@@ -232,7 +233,7 @@ def path() -> Path:
 def read() -> dict[str, Any]:
     """Give what the file holds; nothing where there is none or it cannot be read."""
     try:
-        found = json.loads(path().read_text(encoding="utf-8"))
+        found = read_json(path())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
