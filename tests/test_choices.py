@@ -227,7 +227,17 @@ class TestFile:
 
     @pytest.mark.parametrize(
         "content",
-        ["", "{", "[]", "null", '"x"', '{"cpu": 3}', "\x00", '{"a": {"doubling": []}}'],
+        [
+            "",
+            "{",
+            "[]",
+            "null",
+            '"x"',
+            '{"cpu": 3}',
+            "\x00",
+            "[" * 10**5,
+            '{"a": {"doubling": []}}',
+        ],
     )
     def test_foreign_content(self, place: Path, content: str) -> None:
         place.parent.mkdir(parents=True)

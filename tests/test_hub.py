@@ -330,6 +330,9 @@ class TestPins:
         [
             b"{",
             b"[]",
+            b"[" * 10**5,
+            b'{"a/b@main": {"commit": "' + b"1" * 40 + b'", "commit": "' + b"2" * 40 + b'", '
+            b'"files": {}}}',
             b'{"a/b@main": {"commit": "main", "files": {}}}',
             b'{"a/b@main": {"commit": "' + b"1" * 40 + b'", "files": {"../x": '
             b'{"size": 1, "hash": "0"}}}}',
