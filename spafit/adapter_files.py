@@ -16,11 +16,11 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError
+from spafit.files.strict_json import listed, one_line
 from spafit.fingerprint import fingerprint
 from spafit.plans import Adaptation, Plan
 from spafit.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 from spafit.strata import adapt
-from spafit.strict_json import listed, one_line
 from spafit.version import __version__
 
 _FORMAT = "1"

@@ -30,10 +30,10 @@ from typing import Any
 
 import torch
 
-from spafit.durable import FileRecord, Piece, explain, measure, sync_folder, write_file
 from spafit.errors import CheckpointError, WeightsError
+from spafit.files.durable import FileRecord, Piece, explain, measure, sync_folder, write_file
+from spafit.files.strict_json import parse_json
 from spafit.safefile import SafeFile, tensor_file
-from spafit.strict_json import parse_json
 
 FORMAT = 1
 """Stands in every manifest."""

@@ -16,7 +16,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.download import download_glue, glue_cache
 from spafit.errors import ConfigError, DataError
-from spafit.folders import refuse_place, replacing
+from spafit.files.replacing import refuse_place, replacing
 from spafit.hub import local_folder, pinned_revision
 from spafit.inference import evaluate, predict, resolve_device, resolve_precision
 from spafit.methods import plan as make_plan

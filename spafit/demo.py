@@ -8,7 +8,7 @@ from pathlib import Path
 from spafit.acceptability import datasets
 from spafit.commands import result_screen
 from spafit.figure import draw
-from spafit.folders import refuse_place
+from spafit.files.replacing import refuse_place
 from spafit.minilm import minilm_folder
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spafit.folders import cache_folder
+from spafit.files.replacing import cache_folder
 from spafit.inference import resolve_precision
 from spafit.kernels import choices
 from spafit.kernels.forms import why_no_triton

@@ -25,17 +25,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from spafit.folders import cache_folder
-from spafit.glue import sha256_of_file
-from spafit.http_file import (
+from spafit.files.http_file import (
     DownloadError,
     InterruptedTransferError,
     Progress,
     append,
     in_one_line,
 )
+from spafit.files.replacing import cache_folder
+from spafit.files.transfers import alone_in, part_of
+from spafit.glue import sha256_of_file
 from spafit.tasks import TASKS, get_task
-from spafit.transfers import alone_in, part_of
 
 BASE_URL = "https://dl.fbaipublicfiles.com"
 

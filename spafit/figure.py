@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spafit.adapters import LoRA
-from spafit.folders import replacing
+from spafit.files.replacing import replacing
 from spafit.plans import MODULES, Plan
 from spafit.train import Result
 

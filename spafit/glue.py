@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spafit.durable import measure
 from spafit.errors import ConfigError, DataError
-from spafit.strict_json import no_duplicates
+from spafit.files.durable import measure
+from spafit.files.strict_json import no_duplicates
 from spafit.tasks import SCORE_RANGE, TASKS, Label, Split, Task, get_task
 
 __all__ = [

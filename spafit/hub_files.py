@@ -15,8 +15,8 @@ import uuid
 from pathlib import Path
 
 from spafit.errors import WeightsError
+from spafit.files.transfers import PartFile, part_of
 from spafit.pins import COMMIT, INDEX_FILE, Pin, PinnedFile
-from spafit.transfers import PartFile, part_of
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 

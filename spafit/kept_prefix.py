@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError
-from spafit.folders import cache_folder
+from spafit.files.replacing import cache_folder
 from spafit.kernels.products import library_on
 from spafit.layout import Packed, PackedBatch
 from spafit.machine import processor

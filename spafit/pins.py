@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from spafit.errors import WeightsError
-from spafit.folders import cache_folder, replacing
-from spafit.strict_json import read_json
-from spafit.transfers import alone_in
+from spafit.files.replacing import cache_folder, replacing
+from spafit.files.strict_json import read_json
+from spafit.files.transfers import alone_in
 
 TOKENIZER_FILES = (
     "tokenizer.json",

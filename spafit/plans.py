@@ -19,7 +19,7 @@ import torch
 from spafit.adapters import TECHNIQUES, BiasDelta, DirectBias, Full, LoRA, Technique
 from spafit.config import MOST_LAYERS
 from spafit.errors import PlanError
-from spafit.strict_json import listed, no_duplicates, one_line
+from spafit.files.strict_json import listed, no_duplicates, one_line
 
 # The eight modules of a layer that hold parameters, in the order of the data. Each is written from
 # ``layer.`` on, as in the checkpoint's key without its number, so that none ends another:

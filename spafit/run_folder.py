@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from spafit.checkpoint import Checkpoint, Checkpoints
-from spafit.durable import Lock, explain, sync_folder
 from spafit.errors import CheckpointError, SpafitError, StoppedError
-from spafit.folders import replacing
+from spafit.files.durable import Lock, explain, sync_folder
+from spafit.files.replacing import replacing
 from spafit.machine import machine, versions
 from spafit.run_identity import changes, require_same_run
 from spafit.run_log import RunLog
@@ -26,7 +26,7 @@ from spafit.run_record import ADAPTER, CHECKPOINTS, RUN, read_run
 LOG = "log.jsonl"
 LOCK = "run.lock"
 
-# What spafit.folders.replacing leaves of these files where it is killed.
+# What spafit.files.replacing.replacing leaves of these files where it is killed.
 _PART = r"\.{name}\.[0-9a-f]{{8}}\.part"
 
 

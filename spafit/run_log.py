@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spafit.durable import BINARY, explain, is_at, write_all
 from spafit.errors import CheckpointError
+from spafit.files.durable import BINARY, explain, is_at, write_all
 
 
 class RunLog:

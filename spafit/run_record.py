@@ -11,8 +11,8 @@ from typing import Any
 
 from spafit.checkpoint import Checkpoints
 from spafit.errors import CheckpointError
+from spafit.files.strict_json import read_json
 from spafit.run_identity import require_same_run
-from spafit.strict_json import read_json
 
 RUN = "run.json"
 ADAPTER = "adapter.safetensors"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from spafit.errors import WeightsError
+from spafit.files.strict_json import listed, one_line, read_json
 from spafit.safefile import AGAIN, SafeFile, TensorInfo
-from spafit.strict_json import listed, one_line, read_json
 
 
 class SafeFolder:

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from spafit.adapter_files import adapter_content
 from spafit.bert import BertForSequenceClassification
-from spafit.durable import explain
 from spafit.errors import CheckpointError, TrainingError, WeightsError
+from spafit.files.durable import explain
 from spafit.run_folder import RunFolder
 from spafit.safefile import save_tensors
 from spafit.training_state import TrainingState, content

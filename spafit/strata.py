@@ -14,10 +14,10 @@ from torch import nn
 from spafit.adapters import ADDED, LayerNorm, Linear, LoRA, LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError
+from spafit.files.strict_json import one_line
 from spafit.fingerprint import fingerprint
 from spafit.methods import plan as make_plan
 from spafit.plans import MODULES, Adaptation, Plan, Stratum
-from spafit.strict_json import one_line
 
 # The four sub-layers of the paper's Figure 2, and the modules of each.
 _SUBLAYERS = ("attention.self", "attention.output", "intermediate", "output")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spafit.errors import DataError
-from spafit.folders import replacing
+from spafit.files.replacing import replacing
 from spafit.glue import Dataset
 from spafit.tasks import SCORE_RANGE, TASKS, Label, Task, get_task
 

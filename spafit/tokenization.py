@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from spafit.errors import ConfigError, DataError, WeightsError
-from spafit.folders import replacing
+from spafit.files.replacing import replacing
 from spafit.hub import local_folder
 from spafit.layout import Bucket, Packed, PackedBatch
 from spafit.pins import TOKENIZER_FILES

@@ -17,12 +17,12 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError
+from spafit.files.strict_json import one_line
 from spafit.hub import local_folder
 from spafit.hub_files import commit_of
 from spafit.memory import empty_in_large_pages
 from spafit.safe_folder import SafeFolder
 from spafit.safefile import FLOAT_DTYPES, TORCH_DTYPES, TensorInfo
-from spafit.strict_json import one_line
 
 LOADABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """The types that a model may be loaded in."""

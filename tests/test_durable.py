@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from spafit import durable
-from spafit.durable import Lock, explain, measure, sync_folder, write_all, write_file
 from spafit.errors import CheckpointError
+from spafit.files import durable
+from spafit.files.durable import Lock, explain, measure, sync_folder, write_all, write_file
 
 # Takes a lock, says so, and holds it until its standard input ends.
 HOLDER = """
 import sys
 from pathlib import Path
-from spafit.durable import Lock
+from spafit.files.durable import Lock
 lock = Lock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spafit.folders import replacing
+from spafit.files.replacing import replacing
 
 
 class TestReplacing:

@@ -14,7 +14,7 @@ PACKAGE = Path(spafit.__file__).parent
 # Every module may import only what stands above it; the modules of one line do not know each other
 # unless they stand in that order.
 ORDER = """
-    version errors strict_json durable folders transfers config
+    version errors files files.strict_json files.durable files.replacing files.transfers config
     kernels.forms kernels.stacking kernels.products kernels.dropout kernels.cuda_graphs
     kernels.choices
     kernels.triton_common
@@ -24,7 +24,7 @@ ORDER = """
     kernels.triton_low_rank kernels.triton_linear kernels.lora_linear kernels.compiled
     kernels layout batch_checks adapters plans
     methods bert fingerprint strata safefile safe_folder pins hub_files hub memory weights
-    adapter_files tasks glue metrics submission http_file download
+    adapter_files tasks glue metrics submission files.http_file download
     vocabulary tokenization machine prefix_file prefix_cache kept_prefix inference progress
     random_states stopping checkpoint run_identity run_record run_log run_folder
     optimisation training_step captured feed train_config steps training_state saving loop train

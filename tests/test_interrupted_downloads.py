@@ -28,8 +28,8 @@ from fake_hub import NAME, FakeHub
 from file_server import FileServer
 from test_download import URL_PATH, Case
 
+from spafit.files.transfers import alone_in, part_of
 from spafit.hub import local_folder
-from spafit.transfers import alone_in, part_of
 from weights_tools import make_tiny
 
 

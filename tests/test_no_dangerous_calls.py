@@ -58,12 +58,12 @@ IN_THE_PACKAGE = {
 EXEMPT: dict[str, dict[str, str]] = {
     "spafit/hub.py": {"huggingface_hub.*": "the downloads of models"},
     "spafit/hub_files.py": {"huggingface_hub.*": "the downloads of models"},
-    "spafit/http_file.py": {
+    "spafit/files/http_file.py": {
         "http.client.*": "the downloads of data",
         "urllib.request.*": "the same",
         "urllib.error.*": "the same",
     },
-    "spafit/durable.py": {
+    "spafit/files/durable.py": {
         "socket": "for the next",
         "socket.gethostname": "this machine's own name",
     },
@@ -406,4 +406,4 @@ class TestTheTester:
         assert not is_exempt("spafit/hub.py", "huggingface_hubs.x")
         assert not is_exempt("spafit/hub.py", "pickle")
         assert not is_exempt("spafit/glue.py", "huggingface_hub")
-        assert not is_exempt("spafit/durable.py", "socket.socket")
+        assert not is_exempt("spafit/files/durable.py", "socket.socket")

@@ -29,8 +29,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spafit import durable, prefix_file
+from spafit import prefix_file
 from spafit.errors import CheckpointError, ConfigError, DataError, TrainingError
+from spafit.files import durable
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.tokenization import Encodings
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from spafit.errors import WeightsError
-from spafit.folders import replacing
+from spafit.files.replacing import replacing
 from spafit.safe_folder import SafeFolder
 from spafit.safefile import TORCH_DTYPES, SafeFile, save_tensors
 

@@ -393,7 +393,7 @@ def _stop_after(value: int) -> None:
 
 def _gate(value: str) -> None:
     """Wait for whoever opens a FIFO for writing before the lock is asked for, and say so."""
-    from spafit.durable import Lock
+    from spafit.files.durable import Lock
 
     def wait(*_: object) -> None:
         gate = os.open(value, os.O_RDONLY | os.O_NONBLOCK)  # or else the opening would wait

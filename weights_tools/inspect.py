@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from spafit.files.strict_json import one_line
 from spafit.hub import local_folder
 from spafit.safe_folder import SafeFolder
 from spafit.safefile import SafeFile, TensorInfo
-from spafit.strict_json import one_line
 from spafit.weights import apply_rules
 
 EPILOG = """\

@@ -12,7 +12,7 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError
-from spafit.folders import replacing
+from spafit.files.replacing import replacing
 from spafit.safefile import save_tensors
 from spafit.tokenization import load_tokenizer
 

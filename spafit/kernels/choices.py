@@ -27,9 +27,9 @@ from typing import Any
 import torch
 
 from spafit.errors import WeightsError
-from spafit.folders import cache_folder, replacing
+from spafit.files.replacing import cache_folder, replacing
+from spafit.files.strict_json import read_json
 from spafit.kernels.cuda_graphs import record, recording_stream
-from spafit.strict_json import read_json
 
 #: Gives the results (output, gradients) of a form for a rate of dropout.
 Run = Callable[[str, float], Sequence[torch.Tensor]]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from spafit.durable import BINARY, lock, write_all
+from spafit.files.durable import BINARY, lock, write_all
 
 
 class TooLongError(Exception):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from spafit.errors import DataError
-from spafit.transfers import PartFile
+from spafit.files.transfers import PartFile
 from spafit.version import __version__
 
 Progress = Callable[[str, int, int], None]

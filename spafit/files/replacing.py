@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from spafit.durable import sync_folder
 from spafit.errors import ConfigError, WeightsError
+from spafit.files.durable import sync_folder
 
 
 def cache_folder() -> Path:
