@@ -30,7 +30,7 @@ from benchmarks.arguments import RESULTS
 from benchmarks.report import commit
 from spafit import glue
 from spafit.bert import set_impl
-from spafit.machine import machine, versions
+from spafit.machine.versions import machine, versions
 from spafit.minilm import minilm_folder
 from spafit.strata import adapt
 from spafit.tokenization import load_tokenizer

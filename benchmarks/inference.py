@@ -28,7 +28,7 @@ from benchmarks.contenders import SHAPES, TOLERANCES, adapted_model, packed_logi
 from benchmarks.harness import Contender, Rows, compare
 from benchmarks.lengths import load_rows
 from benchmarks.report import place, results, write_results
-from spafit.memory import keep_freed_memory
+from spafit.machine.memory import keep_freed_memory
 from spafit.tokenization import Encodings
 
 FILE_ORDER, SORTED = "in file order", "sorted by length"

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from spafit.machine import peak_memory_mib
+from spafit.machine.versions import peak_memory_mib
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.harness import Timing
 from spafit.kernels.products import library_on
-from spafit.machine import machine, versions
+from spafit.machine.versions import machine, versions
 
 Row = Mapping[str, str | int | float]
 

@@ -71,7 +71,7 @@ from benchmarks.lengths import MAX_LENGTH, TaskRows, load_rows
 from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.report import place, write_results
 from benchmarks.step_contenders import BASELINE, FORMS, Form, ProductTraining, make_trainings
-from spafit.memory import keep_freed_memory
+from spafit.machine.memory import keep_freed_memory
 
 ON_A_GPU = ("peft", "peft-compiled", "eager", "captured", "compiled", "captured-kept")
 

@@ -24,7 +24,7 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import TrainingError
 from spafit.kernels.cuda_graphs import record
-from spafit.memory import is_out_of_memory
+from spafit.machine.memory import is_out_of_memory
 from spafit.training_step import MicroBatch, TrainingStep
 
 #: Records what a function does to the device without doing it; gives the function's result, which

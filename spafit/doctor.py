@@ -16,8 +16,8 @@ from spafit.kernels import choices
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.products import LIBRARY_VARIABLE, library
 from spafit.kernels.varlen_attention import why_no_efficient, why_no_flash
-from spafit.machine import machine, versions
-from spafit.memory import keep_freed_memory
+from spafit.machine.memory import keep_freed_memory
+from spafit.machine.versions import machine, versions
 
 # Optional packages: what each is for, and how to get it.
 _EXTRAS = {

@@ -15,7 +15,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.glue import Dataset
 from spafit.kept_prefix import KeptPrefix
-from spafit.memory import is_out_of_memory, keep_freed_memory, shortage
+from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.tasks import Label
 from spafit.tokenization import Encodings, Tokenizer
 

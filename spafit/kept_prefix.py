@@ -19,8 +19,8 @@ from spafit.errors import CheckpointError, TrainingError
 from spafit.files.replacing import cache_folder
 from spafit.kernels.products import library_on
 from spafit.layout import Packed, PackedBatch
-from spafit.machine import processor
-from spafit.memory import is_out_of_memory, shortage
+from spafit.machine.memory import is_out_of_memory, shortage
+from spafit.machine.versions import processor
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.tokenization import Encodings, Tokenizer
 from spafit.version import __version__

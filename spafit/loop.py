@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from spafit import metrics, random_states
+from spafit import metrics
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import StoppedError, TrainingError
 from spafit.feed import Fed, Feed
 from spafit.glue import Dataset
 from spafit.inference import AbandonedError, decode, predict_logits
 from spafit.kept_prefix import KeptPrefix
-from spafit.machine import peak_memory_mib
+from spafit.machine import random_states
+from spafit.machine.versions import peak_memory_mib
 from spafit.optimisation import learning_rate_factor
 from spafit.progress import Progress
 from spafit.run_folder import RunFolder

@@ -18,7 +18,7 @@ from spafit.checkpoint import Checkpoint, Checkpoints
 from spafit.errors import CheckpointError, SpafitError, StoppedError
 from spafit.files.durable import Lock, explain, sync_folder
 from spafit.files.replacing import replacing
-from spafit.machine import machine, versions
+from spafit.machine.versions import machine, versions
 from spafit.run_identity import changes, require_same_run
 from spafit.run_log import RunLog
 from spafit.run_record import ADAPTER, CHECKPOINTS, RUN, read_run

@@ -31,9 +31,9 @@ from spafit.kept_prefix import KeptPrefix, keep_prefix
 from spafit.kernels import choices
 from spafit.kernels.products import library_on
 from spafit.loop import Loop, Scored, values_that_train
-from spafit.memory import keep_freed_memory
+from spafit.machine.memory import keep_freed_memory
+from spafit.machine.random_states import seeded
 from spafit.progress import Progress
-from spafit.random_states import seeded
 from spafit.run_folder import RunFolder
 from spafit.safefile import tensor_file
 from spafit.saving import Saver

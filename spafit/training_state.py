@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from spafit import random_states
 from spafit.adapter_files import adapter_content
 from spafit.bert import BertForSequenceClassification
 from spafit.checkpoint import Checkpoint, TensorFile
 from spafit.errors import CheckpointError, TrainingError, WeightsError
 from spafit.kernels import choices
-from spafit.random_states import RandomStates
+from spafit.machine import random_states
+from spafit.machine.random_states import RandomStates
 from spafit.training_step import TrainingStep
 
 # What stands in state.json as it is.

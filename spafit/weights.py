@@ -20,7 +20,7 @@ from spafit.errors import WeightsError
 from spafit.files.strict_json import one_line
 from spafit.hub import local_folder
 from spafit.hub_files import commit_of
-from spafit.memory import empty_in_large_pages
+from spafit.machine.memory import empty_in_large_pages
 from spafit.safe_folder import SafeFolder
 from spafit.safefile import FLOAT_DTYPES, TORCH_DTYPES, TensorInfo
 

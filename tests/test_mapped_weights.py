@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from spafit.errors import WeightsError
 from spafit.kernels.stacking import are_together
-from spafit.memory import empty_in_large_pages, keep_freed_memory
+from spafit.machine.memory import empty_in_large_pages, keep_freed_memory
 from spafit.safefile import SafeFile
 from spafit.weights import load_pretrained
 

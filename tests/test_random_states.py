@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from spafit import random_states
-from spafit.random_states import RandomStates
+from spafit.machine import random_states
+from spafit.machine.random_states import RandomStates
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from spafit import machine as machine_module
 from spafit import run_folder, run_record
 from spafit.errors import CheckpointError, StoppedError
-from spafit.machine import machine, peak_memory_mib, versions
+from spafit.machine import versions as machine_module
+from spafit.machine.versions import machine, peak_memory_mib, versions
 from spafit.run_folder import RunFolder
 from spafit.run_record import read_record, refuse_other_run
 

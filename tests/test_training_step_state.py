@@ -21,7 +21,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.captured import CapturedStep
 from spafit.errors import CheckpointError, TrainingError
 from spafit.feed import Fed
-from spafit.memory import is_out_of_memory
+from spafit.machine.memory import is_out_of_memory
 from spafit.optimisation import loss_function
 from spafit.training_step import NoMemoryError, TrainingStep
 

@@ -1,0 +1,1 @@
+"""What the machine offers: memory, versions, random number generators."""
