@@ -23,7 +23,7 @@ from spafit.inference import autocast
 from spafit.kept_prefix import KeptPrefix, prefix_key
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.strata import adapt
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 6e-5, 0.01, 1.0
 

@@ -33,7 +33,7 @@ from spafit.bert import set_impl
 from spafit.machine.versions import machine, versions
 from spafit.minilm import minilm_folder
 from spafit.strata import adapt
-from spafit.tokenization import load_tokenizer
+from spafit.text.tokenization import load_tokenizer
 from spafit.train import fit
 from spafit.train_config import TrainConfig, complete
 from spafit.weights import load_pretrained

@@ -29,7 +29,7 @@ from benchmarks.harness import Contender, Rows, compare
 from benchmarks.lengths import load_rows
 from benchmarks.report import place, results, write_results
 from spafit.machine.memory import keep_freed_memory
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 
 FILE_ORDER, SORTED = "in file order", "sorted by length"
 

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.harness import Rows
 from spafit import glue
-from spafit.tokenization import Encodings, load_tokenizer
+from spafit.text.tokenization import Encodings, load_tokenizer
 
 TASKS = ("rte", "cola", "sst-2", "mrpc", "sts-b", "wnli", "mnli", "qnli", "qqp")
 TRAIN_ALONE = ("mnli", "qnli", "qqp")

@@ -38,7 +38,7 @@ from spafit.inference import decode, encode
 from spafit.minilm import minilm_folder
 from spafit.optimisation import epoch_order, learning_rate_factor, make_optimizer
 from spafit.strata import adapt
-from spafit.tokenization import Encodings, Tokenizer, load_tokenizer
+from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
 from spafit.train import fit
 from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained

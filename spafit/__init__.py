@@ -23,7 +23,7 @@ from spafit.inference import Predictions, evaluate, predict
 from spafit.methods import METHODS, plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import Summary, adapt, adapters_disabled, merged_state_dict, summarise
-from spafit.tokenization import Tokenizer, load_tokenizer
+from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
 from spafit.version import __version__

@@ -356,7 +356,7 @@ class BertModel(nn.Module):
         Parameters
         ----------
         batch : PackedBatch
-            From :meth:`spafit.tokenization.Encodings.packed`.
+            From :meth:`spafit.text.tokenization.Encodings.packed`.
         prefix : torch.Tensor, (N, D), optional
             Hidden states of :meth:`prefix`, from which the encoder goes on.
 
@@ -476,7 +476,7 @@ class BertForSequenceClassification(nn.Module):
         Parameters
         ----------
         batch : PackedBatch
-            From :meth:`spafit.tokenization.Encodings.packed`, on the model's device.
+            From :meth:`spafit.text.tokenization.Encodings.packed`, on the model's device.
         prefix : torch.Tensor, (N, D), optional
             Kept hidden states after group 1 (:meth:`BertModel.prefix`), from which to go on.
         """

@@ -24,7 +24,7 @@ from spafit.plans import Plan
 from spafit.run_record import ADAPTER, read_record, refuse_other_run
 from spafit.strata import Summary, adapt
 from spafit.submission import missing_submissions, write_submission, zip_submission
-from spafit.tokenization import Tokenizer, load_tokenizer
+from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained, load_report

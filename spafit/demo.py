@@ -12,7 +12,7 @@ from spafit.files.replacing import refuse_place
 from spafit.minilm import minilm_folder
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
-from spafit.tokenization import load_tokenizer
+from spafit.text.tokenization import load_tokenizer
 from spafit.train import fit
 from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained

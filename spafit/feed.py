@@ -22,7 +22,7 @@ from spafit.inference import autocast
 from spafit.kept_prefix import KeptPrefix
 from spafit.layout import PackedBatch
 from spafit.optimisation import epoch_order
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 from spafit.training_step import MicroBatch
 
 Item = TypeVar("Item")

@@ -17,7 +17,7 @@ from spafit.glue import Dataset
 from spafit.kept_prefix import KeptPrefix
 from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.tasks import Label
-from spafit.tokenization import Encodings, Tokenizer
+from spafit.text.tokenization import Encodings, Tokenizer
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16", "fp16")
 

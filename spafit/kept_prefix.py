@@ -22,7 +22,7 @@ from spafit.layout import Packed, PackedBatch
 from spafit.machine.memory import is_out_of_memory, shortage
 from spafit.machine.versions import processor
 from spafit.prefix_cache import PrefixCache, PrefixKey
-from spafit.tokenization import Encodings, Tokenizer
+from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.version import __version__
 
 _GROUP = 32

@@ -337,7 +337,7 @@ def pack(
     """Pack a padded batch (B, T); the sequences are put in the order of their lengths.
 
     The lengths must be known on the host: with tensors on a GPU this waits for it. Training packs
-    from the host's lists instead (:meth:`spafit.tokenization.Encodings.packed`).
+    from the host's lists instead (:meth:`spafit.text.tokenization.Encodings.packed`).
 
     Parameters
     ----------

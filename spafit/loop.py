@@ -32,7 +32,7 @@ from spafit.run_folder import RunFolder
 from spafit.saving import Saver
 from spafit.steps import Readings
 from spafit.stopping import StopRequests
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 from spafit.train_config import TrainConfig
 from spafit.training_state import TrainingState
 from spafit.training_step import NoMemoryError, StepResult, TrainingStep

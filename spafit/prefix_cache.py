@@ -32,7 +32,7 @@ from spafit import prefix_file
 from spafit.errors import CheckpointError, ConfigError, DataError, SpafitError, TrainingError
 from spafit.prefix_file import MappedFile, UnusableError
 from spafit.safefile import all_finite
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 
 # The key's names of types, as numpy's, always little-endian, and as torch's.
 _DTYPES = {"float32": ("<f4", torch.float32), "half": ("<f2", torch.float16)}

@@ -40,7 +40,7 @@ from spafit.saving import Saver
 from spafit.steps import make_step
 from spafit.stopping import StopRequests
 from spafit.strata import frozen_stored_in, layers_of_group, summarise
-from spafit.tokenization import Tokenizer
+from spafit.text.tokenization import Tokenizer
 from spafit.train_config import TrainConfig, complete
 from spafit.training_state import TrainingState, restore
 

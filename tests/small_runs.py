@@ -25,7 +25,7 @@ from spafit.methods import plan
 from spafit.optimisation import loss_function
 from spafit.plans import Plan
 from spafit.strata import adapt
-from spafit.tokenization import load_tokenizer
+from spafit.text.tokenization import load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained

@@ -33,7 +33,7 @@ from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 
 METHODS = ("SPAFIT-1-3-II", "SPAFIT-0-2-I", "lora-ii", "bitfit", "full")
 

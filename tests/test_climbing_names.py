@@ -22,7 +22,7 @@ from spafit import download
 from spafit.download import DownloadError, Original, Source, download_glue
 from spafit.errors import DataError, SpafitError, WeightsError
 from spafit.safe_folder import SafeFolder
-from spafit.tokenization import load_tokenizer
+from spafit.text.tokenization import load_tokenizer
 from weights_tools import make_tiny
 
 RTE = {

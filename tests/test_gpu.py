@@ -13,7 +13,7 @@ import spafit
 from spafit.glue import Dataset, Example
 from spafit.inference import resolve_precision
 from spafit.tasks import get_task
-from spafit.tokenization import Tokenizer
+from spafit.text.tokenization import Tokenizer
 from weights_tools.tiny import make_tiny
 
 pytestmark = [

@@ -16,8 +16,8 @@ from small_runs import SmallRun, write_glue
 from spafit import glue
 from spafit.cli import main
 from spafit.errors import ConfigError, DataError
-from spafit.tokenization import Tokenizer, load_tokenizer
-from spafit.vocabulary import SPECIAL_TOKENS
+from spafit.text.tokenization import Tokenizer, load_tokenizer
+from spafit.text.vocabulary import SPECIAL_TOKENS
 
 transformers = pytest.importorskip("transformers")
 

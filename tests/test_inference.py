@@ -25,8 +25,8 @@ from spafit.inference import (
     tf32_products,
 )
 from spafit.kernels.forms import precision
-from spafit.tokenization import Tokenizer
-from spafit.vocabulary import Recipe
+from spafit.text.tokenization import Tokenizer
+from spafit.text.vocabulary import Recipe
 from spafit.weights import load_pretrained
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -26,7 +26,7 @@ from spafit.methods import plan
 from spafit.optimisation import epoch_order
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.strata import frozen_stored_in
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 from spafit.train_config import TrainConfig
 
 KEPT = {"frozen_dropout": False, "cache_prefix": "memory"}

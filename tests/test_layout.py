@@ -22,7 +22,7 @@ from spafit.kernels.packed_attention import (
     packed_attention_reference,
 )
 from spafit.layout import Packed, Padded, pack
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 LONG = dataclasses.replace(CONFIG, max_position_embeddings=512, num_hidden_layers=2)

@@ -24,7 +24,7 @@ from spafit.kernels import products
 from spafit.layout import Packed, PackedBatch, Padded
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 LONG = dataclasses.replace(CONFIG, max_position_embeddings=512, num_hidden_layers=2)

@@ -33,7 +33,7 @@ from spafit import prefix_file
 from spafit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from spafit.files import durable
 from spafit.prefix_cache import PrefixCache, PrefixKey
-from spafit.tokenization import Encodings
+from spafit.text.tokenization import Encodings
 
 LENGTHS = [5, 3, 9, 2, 7, 11, 4]
 D = 6

@@ -10,7 +10,7 @@ import torch
 
 from spafit import glue
 from spafit.errors import ConfigError, DataError, SpafitError, WeightsError
-from spafit.tokenization import Encodings, Tokenizer, load_tokenizer
+from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
 
 FILES = {
     "cola": ("CoLA/train.tsv",),
@@ -278,7 +278,7 @@ class TestFiles:
             asked.append((name, revision, tuple(files)))
             return cased
 
-        monkeypatch.setattr("spafit.tokenization.local_folder", local_folder)
+        monkeypatch.setattr("spafit.text.tokenization.local_folder", local_folder)
         assert load_tokenizer("owner/name", revision="v1").vocab_size == 28996
         ((name, revision, files),) = asked
         assert (name, revision) == ("owner/name", "v1")

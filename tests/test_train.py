@@ -38,7 +38,7 @@ from spafit.optimisation import (
     make_optimizer,
 )
 from spafit.strata import adapt
-from spafit.tokenization import Encodings, Tokenizer, load_tokenizer
+from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
 from spafit.weights import load_pretrained

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spafit.config import BertConfig
-from spafit.tokenization import load_tokenizer
+from spafit.text.tokenization import load_tokenizer
 from spafit.weights import load_pretrained
 from weights_tools import compare_hf, make_tiny
 from weights_tools.__main__ import main

@@ -9,7 +9,7 @@ import torch
 
 from spafit.errors import WeightsError
 from spafit.hub import local_folder
-from spafit.tokenization import load_tokenizer
+from spafit.text.tokenization import load_tokenizer
 from spafit.weights import load_pretrained, load_report
 
 SENTENCES = (

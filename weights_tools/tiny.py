@@ -14,7 +14,7 @@ from spafit.config import BertConfig
 from spafit.errors import WeightsError
 from spafit.files.replacing import replacing
 from spafit.safefile import save_tensors
-from spafit.tokenization import load_tokenizer
+from spafit.text.tokenization import load_tokenizer
 
 STYLES = {
     "new": "with the prefix bert., LayerNorm weight and bias",

@@ -23,7 +23,7 @@ from spafit.files.replacing import replacing
 from spafit.hub import local_folder
 from spafit.layout import Bucket, Packed, PackedBatch
 from spafit.pins import TOKENIZER_FILES
-from spafit.vocabulary import (
+from spafit.text.vocabulary import (
     CLS,
     PAD,
     SEP,
@@ -317,7 +317,7 @@ def load_tokenizer(
         A branch, tag or commit of the hub name.
     lowercase : bool, optional
         Lower-case the text, or do not, whatever the files say. None: as the files say, and as the
-        vocabulary shows where they are silent (see :func:`spafit.vocabulary.read_recipe`).
+        vocabulary shows where they are silent (see :func:`spafit.text.vocabulary.read_recipe`).
     split_special_tokens : bool, optional
         Read a special token that is spelled out in a text as plain text (see :class:`Tokenizer`).
         None: as tokenizer_config.json says, which is False where it is silent.
