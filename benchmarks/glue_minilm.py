@@ -28,11 +28,11 @@ import torch
 from benchmarks import glue_paths
 from benchmarks.arguments import RESULTS
 from benchmarks.report import commit
-from spafit import glue
 from spafit.bert import set_impl
 from spafit.machine.versions import machine, versions
 from spafit.minilm import minilm_folder
 from spafit.strata import adapt
+from spafit.tasks import glue
 from spafit.text.tokenization import load_tokenizer
 from spafit.train import fit
 from spafit.train_config import TrainConfig, complete

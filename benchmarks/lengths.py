@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Rows
-from spafit import glue
+from spafit.tasks import glue
 from spafit.text.tokenization import Encodings, load_tokenizer
 
 TASKS = ("rte", "cola", "sst-2", "mrpc", "sts-b", "wnli", "mnli", "qnli", "qqp")

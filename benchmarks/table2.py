@@ -10,7 +10,7 @@ after a warm-up of every shape. What is projected from them is
 
     hours = epochs · ceil(rows of train / batch size) · mean time of a step / 3,600,000 ms
 
-with the rows of the whole task (spafit.tasks). It is a projection, not a measurement: no run was
+with the rows of the whole task (spafit.tasks.table). It is a projection, not a measurement: no run was
 made, and evaluation, tokenizing, loading, and capturing or compiling the shapes that the sample
 lacks are not in it. ``low_hours`` and ``high_hours`` are two standard errors of the sample's mean
 below and above: how far the drawing of the batches leaves it open.
@@ -44,7 +44,7 @@ from benchmarks.lengths import (
 from benchmarks.report import place, write_results
 from benchmarks.step_contenders import FORMS, ProductTraining, make_trainings, product_model
 from spafit import METHODS
-from spafit.tasks import get_task
+from spafit.tasks.table import get_task
 
 EPOCHS = 10  # the paper's
 _MS_PER_HOUR = 3_600_000

@@ -31,13 +31,13 @@ from benchmarks.contenders import MAX_GRAD_NORM, TOLERANCES, Training, packed_lo
 from benchmarks.harness import Rows, check_results, rotated, timings
 from benchmarks.lengths import DATA, MAX_LENGTH
 from benchmarks.report import place, write_results
-from spafit import glue, metrics
 from spafit.bert import BertForSequenceClassification
-from spafit.glue import Dataset
 from spafit.inference import decode, encode
 from spafit.minilm import minilm_folder
 from spafit.optimisation import epoch_order, learning_rate_factor, make_optimizer
 from spafit.strata import adapt
+from spafit.tasks import glue, metrics
+from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
 from spafit.train import fit
 from spafit.train_config import TrainConfig

@@ -3,7 +3,6 @@
 The public names, in the order of the tour in README.md.
 """
 
-from spafit import glue
 from spafit.adapter_files import load_adapter, save_adapter
 from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
 from spafit.bert import BertForSequenceClassification, BertModel, set_impl
@@ -23,6 +22,7 @@ from spafit.inference import Predictions, evaluate, predict
 from spafit.methods import METHODS, plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import Summary, adapt, adapters_disabled, merged_state_dict, summarise
+from spafit.tasks import glue
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig

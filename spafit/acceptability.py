@@ -21,10 +21,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spafit import glue
 from spafit.acceptability_lexicon import pools
 from spafit.acceptability_templates import TEMPLATES
 from spafit.errors import ConfigError
+from spafit.tasks import glue
 
 TASK = replace(
     glue.TASKS["cola"],

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from spafit import glue, metrics
 from spafit.adapter_files import load_adapter, read_adapter_header
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
-from spafit.download import download_glue, glue_cache
 from spafit.errors import ConfigError, DataError
 from spafit.files.replacing import refuse_place, replacing
 from spafit.hub import local_folder, pinned_revision
@@ -23,7 +21,9 @@ from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.run_record import ADAPTER, read_record, refuse_other_run
 from spafit.strata import Summary, adapt
-from spafit.submission import missing_submissions, write_submission, zip_submission
+from spafit.tasks import glue, metrics
+from spafit.tasks.download import download_glue, glue_cache
+from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig

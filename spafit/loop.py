@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from spafit import metrics
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import StoppedError, TrainingError
 from spafit.feed import Fed, Feed
-from spafit.glue import Dataset
 from spafit.inference import AbandonedError, decode, predict_logits
 from spafit.kept_prefix import KeptPrefix
 from spafit.machine import random_states
@@ -32,6 +30,8 @@ from spafit.run_folder import RunFolder
 from spafit.saving import Saver
 from spafit.steps import Readings
 from spafit.stopping import StopRequests
+from spafit.tasks import metrics
+from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Encodings
 from spafit.train_config import TrainConfig
 from spafit.training_state import TrainingState

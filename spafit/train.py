@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 
-from spafit import metrics
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, PlanError
 from spafit.feed import Feed
 from spafit.fingerprint import fingerprint
-from spafit.glue import Dataset
 from spafit.inference import encode, label_names
 from spafit.kept_prefix import KeptPrefix, keep_prefix
 from spafit.kernels import choices
@@ -40,6 +38,8 @@ from spafit.saving import Saver
 from spafit.steps import make_step
 from spafit.stopping import StopRequests
 from spafit.strata import frozen_stored_in, layers_of_group, summarise
+from spafit.tasks import metrics
+from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer
 from spafit.train_config import TrainConfig, complete
 from spafit.training_state import TrainingState, restore

@@ -12,8 +12,8 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.captured import why_not_captured
 from spafit.errors import ConfigError, PlanError
-from spafit.glue import Dataset
 from spafit.inference import PRECISIONS, resolve_device, resolve_precision
+from spafit.tasks.glue import Dataset
 
 CACHES = ("off", "memory", "disk")
 """Where the hidden states after group 1 may be kept."""

@@ -20,11 +20,11 @@ from torch import nn
 from spafit import glue
 from spafit.adapters import LoRALinear
 from spafit.bert import BertForSequenceClassification, SelfAttention
-from spafit.glue import Dataset, Example
 from spafit.methods import plan
 from spafit.optimisation import loss_function
 from spafit.plans import Plan
 from spafit.strata import adapt
+from spafit.tasks.glue import Dataset, Example
 from spafit.text.tokenization import load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig

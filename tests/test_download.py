@@ -13,10 +13,17 @@ from pathlib import Path
 import pytest
 from file_server import FileServer
 
-from spafit import download
-from spafit.download import SOURCES, DownloadError, Original, Source, download_glue, glue_cache
 from spafit.errors import DataError
-from spafit.glue import TASKS, load
+from spafit.tasks import download
+from spafit.tasks.download import (
+    SOURCES,
+    DownloadError,
+    Original,
+    Source,
+    download_glue,
+    glue_cache,
+)
+from spafit.tasks.glue import TASKS, load
 
 RTE = {
     "RTE/train.tsv": b"index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tentailment\n",

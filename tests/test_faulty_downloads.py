@@ -30,11 +30,11 @@ from fake_hub import NAME, FakeHub
 from file_server import FileServer
 from test_download import Case
 
-from spafit.download import DownloadError
 from spafit.errors import SpafitError, WeightsError
 from spafit.files import http_file
 from spafit.files.transfers import PartFile
 from spafit.hub import local_folder, pinned_revision
+from spafit.tasks.download import DownloadError
 from weights_tools import make_tiny
 
 # How each fault ends when it happens once, and GLUE's file may be tried three times. refused: an

@@ -14,7 +14,7 @@ from plain_reader import FIELDS, FORMS, LABELS, Expected
 
 from spafit import glue
 from spafit.errors import DataError
-from spafit.glue import TASKS
+from spafit.tasks.glue import TASKS
 
 CHUNKS = 4
 

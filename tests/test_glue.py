@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spafit import glue
 from spafit.errors import DataError
-from spafit.glue import TASKS, Example, get_task, load, read_file
+from spafit.tasks.glue import TASKS, Example, get_task, load, read_file
 
 PAIR_HEADER = "index\tsentence1\tsentence2\tlabel\n"
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import spafit
-from spafit.glue import Dataset, Example
 from spafit.inference import resolve_precision
-from spafit.tasks import get_task
+from spafit.tasks.glue import Dataset, Example
+from spafit.tasks.table import get_task
 from spafit.text.tokenization import Tokenizer
 from weights_tools.tiny import make_tiny
 

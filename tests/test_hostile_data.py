@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from spafit.errors import ConfigError, DataError
-from spafit.glue import load, read_file
-from spafit.tasks import TASKS, get_task
+from spafit.tasks.glue import load, read_file
+from spafit.tasks.table import TASKS, get_task
 
 HEADER = "index\tsentence1\tsentence2\tlabel\n"
 ROW = "0\ta\tb\tentailment\n"

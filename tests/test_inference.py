@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from small_runs import N, SmallRun, make_dataset, without_labels
 
-from spafit import metrics
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
-from spafit.glue import Dataset
 from spafit.inference import (
     autocast,
     evaluate,
@@ -25,6 +23,8 @@ from spafit.inference import (
     tf32_products,
 )
 from spafit.kernels.forms import precision
+from spafit.tasks import metrics
+from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer
 from spafit.text.vocabulary import Recipe
 from spafit.weights import load_pretrained

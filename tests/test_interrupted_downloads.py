@@ -68,7 +68,7 @@ def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from spafit import download
+from spafit.tasks import download
 root, url, size, sha256 = json.loads(sys.argv[1])
 source = download.Source("zip", (download.Original("glue/data/RTE.zip", size, sha256),))
 if "hold" in sys.argv:  # in the middle of unpacking

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spafit import metrics
 from spafit.errors import DataError
-from spafit.glue import TASKS, load
-from spafit.metrics import compute, majority
+from spafit.tasks import metrics
+from spafit.tasks.glue import TASKS, load
+from spafit.tasks.metrics import compute, majority
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 scipy_stats = pytest.importorskip("scipy.stats")

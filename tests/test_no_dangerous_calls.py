@@ -375,18 +375,19 @@ class TestTheTester:
 
     @pytest.mark.parametrize(("source", "name"), PLANTED.items())
     def test_what_is_planted_is_found(self, source: str, name: str) -> None:
-        for path in ("spafit/glue.py", "tests/test_glue.py", "spafit/hub.py"):
+        for path in ("spafit/tasks/glue.py", "tests/test_glue.py", "spafit/hub.py"):
             assert name in [what for _, what in findings(source, path)]
 
     @pytest.mark.parametrize(("source", "name"), PLANTED_IN_THE_PACKAGE.items())
     def test_what_the_package_may_not_do(self, source: str, name: str) -> None:
-        assert name in [what for _, what in findings(source, "spafit/glue.py")]
+        assert name in [what for _, what in findings(source, "spafit/tasks/glue.py")]
         assert findings(source, "benchmarks/load.py") == []
 
     @pytest.mark.parametrize("source", INNOCENT)
     def test_what_is_innocent_is_not(self, source: str) -> None:
         assert (
-            findings(source, "spafit/glue.py" if "subprocess" not in source else "tests/x.py") == []
+            findings(source, "spafit/tasks/glue.py" if "subprocess" not in source else "tests/x.py")
+            == []
         )
 
     def test_the_converter_may_read_a_pickle_in_one_way(self) -> None:
@@ -405,5 +406,5 @@ class TestTheTester:
         assert is_exempt("spafit/hub.py", "huggingface_hub")
         assert not is_exempt("spafit/hub.py", "huggingface_hubs.x")
         assert not is_exempt("spafit/hub.py", "pickle")
-        assert not is_exempt("spafit/glue.py", "huggingface_hub")
+        assert not is_exempt("spafit/tasks/glue.py", "huggingface_hub")
         assert not is_exempt("spafit/files/durable.py", "socket.socket")

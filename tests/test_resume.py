@@ -21,8 +21,8 @@ from small_runs import METHODS, STEPS_AN_EPOCH, N, SmallRun, make_dataset, read_
 
 from spafit.errors import CheckpointError, ConfigError, StoppedError
 from spafit.feed import Feed
-from spafit.glue import Dataset
 from spafit.methods import plan
+from spafit.tasks.glue import Dataset
 
 STEPS = 60
 FULL = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from spafit.errors import DataError
-from spafit.glue import load, read_file
-from spafit.submission import missing_submissions, write_submission, zip_submission
+from spafit.tasks.glue import load, read_file
+from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from torch import nn
 from spafit import glue
 from spafit.adapter_files import read_adapter_header
 from spafit.bert import BertForSequenceClassification
-from spafit.glue import Dataset, Example
 from spafit.inference import predict
 from spafit.methods import plan
 from spafit.optimisation import (
@@ -38,6 +37,7 @@ from spafit.optimisation import (
     make_optimizer,
 )
 from spafit.strata import adapt
+from spafit.tasks.glue import Dataset, Example
 from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig

@@ -17,7 +17,7 @@ from small_runs import N, SmallRun, make_dataset, without_labels
 import spafit.train_config
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, ConfigError, DataError, PlanError
-from spafit.glue import Dataset
+from spafit.tasks.glue import Dataset
 from spafit.train_config import TrainConfig, complete
 from spafit.weights import load_pretrained
 

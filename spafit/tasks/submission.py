@@ -11,8 +11,8 @@ from pathlib import Path
 
 from spafit.errors import DataError
 from spafit.files.replacing import replacing
-from spafit.glue import Dataset
-from spafit.tasks import SCORE_RANGE, TASKS, Label, Task, get_task
+from spafit.tasks.glue import Dataset
+from spafit.tasks.table import SCORE_RANGE, TASKS, Label, Task, get_task
 
 HEADER = "index\tprediction"
 

@@ -25,7 +25,7 @@ from typing import Any
 from spafit.errors import ConfigError, DataError
 from spafit.files.durable import measure
 from spafit.files.strict_json import no_duplicates
-from spafit.tasks import SCORE_RANGE, TASKS, Label, Split, Task, get_task
+from spafit.tasks.table import SCORE_RANGE, TASKS, Label, Split, Task, get_task
 
 __all__ = [
     "TASKS", "Split", "Task", "Label", "get_task",

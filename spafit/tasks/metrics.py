@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spafit.errors import DataError
-from spafit.tasks import Label, Task, get_task
+from spafit.tasks.table import Label, Task, get_task
 
 Floats = NDArray[np.float64]
 

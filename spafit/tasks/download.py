@@ -34,8 +34,8 @@ from spafit.files.http_file import (
 )
 from spafit.files.replacing import cache_folder
 from spafit.files.transfers import alone_in, part_of
-from spafit.glue import sha256_of_file
-from spafit.tasks import TASKS, get_task
+from spafit.tasks.glue import sha256_of_file
+from spafit.tasks.table import TASKS, get_task
 
 BASE_URL = "https://dl.fbaipublicfiles.com"
 
