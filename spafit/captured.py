@@ -23,7 +23,7 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import TrainingError
-from spafit.kernels.cuda_graphs import record
+from spafit.kernels.gpu.cuda_graphs import record
 from spafit.machine.memory import is_out_of_memory
 from spafit.training_step import MicroBatch, TrainingStep
 

@@ -26,7 +26,7 @@ from spafit.feed import Feed
 from spafit.fingerprint import fingerprint
 from spafit.inference import encode, label_names
 from spafit.kept_prefix import KeptPrefix, keep_prefix
-from spafit.kernels import choices
+from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
 from spafit.loop import Loop, Scored, values_that_train
 from spafit.machine.memory import keep_freed_memory

@@ -12,7 +12,7 @@ from spafit.adapter_files import adapter_content
 from spafit.bert import BertForSequenceClassification
 from spafit.checkpoint import Checkpoint, TensorFile
 from spafit.errors import CheckpointError, TrainingError, WeightsError
-from spafit.kernels import choices
+from spafit.kernels.gpu import choices
 from spafit.machine import random_states
 from spafit.machine.random_states import RandomStates
 from spafit.training_step import TrainingStep

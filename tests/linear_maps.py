@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from triton_compiler import compiling_for  # noqa: F401 - skips where there is no Triton
 
-from spafit.kernels import Part, stacked_linear, triton_linear, triton_low_rank
+from spafit.kernels import Part, stacked_linear
+from spafit.kernels.gpu import triton_linear, triton_low_rank
 
 FIELDS = ("weight", "bias", "bias_delta", "lora_A", "lora_B")
 N, IN, OUT = 37, 70, 83  # no multiples of a tile; each but N spans two

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spafit.kernels import Part, choices, forms, stacked_linear
+from spafit.kernels import Part, forms, stacked_linear
+from spafit.kernels.gpu import choices
 from spafit.layout import Packed
 
 # The functions of these names hide the modules.

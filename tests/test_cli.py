@@ -18,7 +18,8 @@ from small_runs import SmallRun, write_glue
 
 from spafit import cli, commands, doctor
 from spafit.cli import main
-from spafit.kernels import choices, forms
+from spafit.kernels import forms
+from spafit.kernels.gpu import choices
 from spafit.methods import plan
 from spafit.plans import Plan
 from spafit.version import __version__

@@ -11,8 +11,8 @@ import math
 import pytest
 import torch
 
-from spafit.kernels import varlen_attention
 from spafit.kernels.forms import why_no_triton
+from spafit.kernels.gpu import varlen_attention
 from spafit.kernels.packed_attention import make_groups, packed_attention_reference
 
 pytestmark = [
@@ -33,7 +33,7 @@ def get(form: str, dtype: torch.dtype, head_size: int):
     if form == "triton":
         reason = why_no_triton(DEVICE, dtype)
         if not reason:
-            from spafit.kernels.triton_attention import packed_attention_triton as function
+            from spafit.kernels.gpu.triton_attention import packed_attention_triton as function
     elif form == "flash":
         reason = varlen_attention.why_no_flash(DEVICE, dtype, head_size)
         function = varlen_attention.flash

@@ -18,8 +18,8 @@ import spafit
 from spafit.captured import CapturedStep
 from spafit.feed import Fed, Feed
 from spafit.inference import autocast
-from spafit.kernels import choices
 from spafit.kernels.forms import why_no_triton
+from spafit.kernels.gpu import choices
 from spafit.optimisation import make_optimizer
 from spafit.steps import compiled_forward
 from spafit.training_step import TrainingStep

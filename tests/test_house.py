@@ -15,13 +15,13 @@ PACKAGE = Path(spafit.__file__).parent
 # unless they stand in that order.
 ORDER = """
     version errors files files.strict_json files.durable files.replacing files.transfers config
-    kernels.forms kernels.stacking kernels.products kernels.dropout kernels.cuda_graphs
-    kernels.choices
-    kernels.triton_common
-    kernels.attention kernels.triton_attention kernels.varlen_attention kernels.packed_attention
-    kernels.triton_add_norm kernels.add_norm
-    kernels.triton_gelu kernels.bias_gelu kernels.parts
-    kernels.triton_low_rank kernels.triton_linear kernels.lora_linear kernels.compiled
+    kernels.forms kernels.stacking kernels.products kernels.dropout kernels.gpu kernels.gpu.cuda_graphs
+    kernels.gpu.choices
+    kernels.gpu.triton_common
+    kernels.attention kernels.gpu.triton_attention kernels.gpu.varlen_attention kernels.packed_attention
+    kernels.gpu.triton_add_norm kernels.add_norm
+    kernels.gpu.triton_gelu kernels.bias_gelu kernels.parts
+    kernels.gpu.triton_low_rank kernels.gpu.triton_linear kernels.lora_linear kernels.compiled
     kernels layout batch_checks adapters plans
     methods bert fingerprint strata safefile safe_folder pins hub_files hub machine machine.memory weights
     adapter_files tasks tasks.table tasks.glue tasks.metrics tasks.submission files.http_file tasks.download

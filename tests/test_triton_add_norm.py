@@ -103,7 +103,7 @@ def assert_errs_at_most_twice(ours: Tensors, plain: Tensors, truth: Tensors) -> 
 
 def drawn_mask(N: int, D: int, rate: float, seed: int = 3) -> torch.Tensor:
     """Give the mask that the forward kernel draws after ``manual_seed(seed)``: where z is not 0."""
-    from spafit.kernels.triton_add_norm import add_norm_forward, draw_seed
+    from spafit.kernels.gpu.triton_add_norm import add_norm_forward, draw_seed
 
     torch.manual_seed(seed)
     ones, zeros = torch.ones(N, D, device=DEVICE), torch.zeros(N, D, device=DEVICE)
@@ -117,7 +117,7 @@ def drawn_mask(N: int, D: int, rate: float, seed: int = 3) -> torch.Tensor:
 @pytest.fixture(params=[512, 3], ids=lambda count: f"at most {count} programs")
 def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Let backward take one tile a program, or several."""
-    from spafit.kernels import triton_add_norm
+    from spafit.kernels.gpu import triton_add_norm
 
     monkeypatch.setattr(triton_add_norm, "_PROGRAMS", request.param)
     return request.param
@@ -308,7 +308,7 @@ class Watched:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Watched]]:
     """Watch the forward and the backward kernel."""
-    from spafit.kernels import triton_add_norm
+    from spafit.kernels.gpu import triton_add_norm
 
     found = {}
     for name in ("forward", "backward"):
@@ -349,7 +349,7 @@ class TestOnlyWhatIsAskedFor:
         self, kernels: dict[str, Watched], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Where nothing is summed each tile has a program of its own."""
-        from spafit.kernels import triton_add_norm
+        from spafit.kernels.gpu import triton_add_norm
 
         monkeypatch.setattr(triton_add_norm, "_PROGRAMS", 3)
         tensors = make(73)

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from triton_compiler import compiling_for, in_fresh_process
 
 from spafit.errors import ConfigError
-from spafit.kernels import triton_attention
+from spafit.kernels.gpu import triton_attention
+from spafit.kernels.gpu.triton_attention import LEVELS, packed_attention_triton
 from spafit.kernels.packed_attention import make_groups, packed_attention_reference
-from spafit.kernels.triton_attention import LEVELS, packed_attention_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LENGTHS = (5, 19, 1, 42)

@@ -63,7 +63,7 @@ def rounding(tensors: Tensors) -> torch.Tensor:
 @pytest.fixture(params=[2048, 3], ids=lambda count: f"at most {count} programs")
 def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Let a program take one tile, or several."""
-    from spafit.kernels import triton_gelu
+    from spafit.kernels.gpu import triton_gelu
 
     monkeypatch.setattr(triton_gelu, "_PROGRAMS", request.param)
     return request.param
@@ -165,7 +165,7 @@ class TestOnlyWhatIsAskedFor:
     """Oracle: the list of what requires a gradient, and the arguments of the launches."""
 
     def test_every_subset(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from spafit.kernels import triton_gelu
+        from spafit.kernels.gpu import triton_gelu
 
         backward = Watched(triton_gelu._backward_kernel)
         monkeypatch.setattr(triton_gelu, "_backward_kernel", backward)
@@ -187,7 +187,7 @@ class TestOnlyWhatIsAskedFor:
             assert tuple(each is not None for each in launch[4:6]) == (h, bias or delta)
 
     def test_there_are_few_programs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from spafit.kernels import triton_gelu
+        from spafit.kernels.gpu import triton_gelu
 
         monkeypatch.setattr(triton_gelu, "_PROGRAMS", 6)
         found = [Watched(triton_gelu._forward_kernel), Watched(triton_gelu._backward_kernel)]

@@ -25,7 +25,8 @@ from triton_compiler import compiling_for, in_fresh_process
 
 from spafit.adapters import Linear, LoRALinear, project
 from spafit.errors import ConfigError
-from spafit.kernels import Part, forms, stacked_linear, triton_linear
+from spafit.kernels import Part, forms, stacked_linear
+from spafit.kernels.gpu import triton_linear
 from spafit.kernels.parts import Kept
 from spafit.kernels.stacking import are_together
 

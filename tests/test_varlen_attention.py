@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import library as torch_library
 
-from spafit.kernels import varlen_attention
+from spafit.kernels.gpu import varlen_attention
+from spafit.kernels.gpu.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
 from spafit.kernels.packed_attention import make_groups, packed_attention_reference
-from spafit.kernels.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
 
 FORMS = {"flash": flash, "efficient": efficient}
 LENGTHS = (5, 1, 7)

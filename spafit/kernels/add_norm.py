@@ -90,7 +90,7 @@ def dropout_add_norm(
                 f"dropout_add_norm(impl='triton') is for rows of at most {TRITON_WIDEST}, found "
                 f"{x.shape[-1]}; use impl='reference'"
             )
-        from spafit.kernels.triton_add_norm import dropout_add_norm_triton
+        from spafit.kernels.gpu.triton_add_norm import dropout_add_norm_triton
 
         # The kernel reads each tensor in its own type: nothing is cast before it.
         dtype = torch.float32 if autocast else torch.promote_types(x.dtype, residual.dtype)

@@ -53,6 +53,6 @@ def bias_gelu(
     if form == "reference":
         return bias_gelu_reference(h, bias, bias_delta)
     require_triton("bias_gelu", *tensors)
-    from spafit.kernels.triton_gelu import bias_gelu_triton
+    from spafit.kernels.gpu.triton_gelu import bias_gelu_triton
 
     return bias_gelu_triton(h, bias, bias_delta)

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from spafit.kernels.choices import fastest
 from spafit.kernels.dropout import apply_mask, keep_mask
 from spafit.kernels.forms import (
     choose_form,
@@ -35,6 +34,7 @@ from spafit.kernels.forms import (
     require_triton,
     suits_triton,
 )
+from spafit.kernels.gpu.choices import fastest
 from spafit.kernels.parts import (
     Kept,
     Part,
@@ -136,7 +136,7 @@ def lora_linear(
         dropout in the product itself, bias and GELU in one kernel. What has neither update nor
         GELU, and what is compiled by ``torch.compile``, takes the fused form there too.
         ``"auto"`` is ``"fused"``; on a GPU that has Triton, the faster of the two
-        (:mod:`~spafit.kernels.choices`).
+        (:mod:`~spafit.kernels.gpu.choices`).
 
     Returns
     -------
@@ -445,8 +445,8 @@ def _functions(form: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Give ``forward`` and ``backward`` of a form."""
     if form == "fused":
         return forward, backward
-    from spafit.kernels.triton_linear import backward as triton_backward
-    from spafit.kernels.triton_linear import forward as triton_forward
+    from spafit.kernels.gpu.triton_linear import backward as triton_backward
+    from spafit.kernels.gpu.triton_linear import forward as triton_forward
 
     return triton_forward, triton_backward
 

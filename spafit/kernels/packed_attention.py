@@ -17,7 +17,6 @@ import torch
 
 from spafit.errors import ConfigError
 from spafit.kernels.attention import attention
-from spafit.kernels.choices import fastest
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
 from spafit.kernels.forms import (
     choose_form,
@@ -25,7 +24,8 @@ from spafit.kernels.forms import (
     refuse_second_derivative,
     why_no_triton,
 )
-from spafit.kernels.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
+from spafit.kernels.gpu.choices import fastest
+from spafit.kernels.gpu.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
 
 BY_SPANS = ("triton", "flash", "efficient")
 """The forms that find each sequence by its boundaries and compute no padding."""
@@ -172,10 +172,10 @@ def packed_attention(
     impl : {"auto", "reference", "sdpa", "fused", "triton", "flash", "efficient"}
         ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention`` on each group; ``"fused"`` is one
         operation that keeps QKV and one number a probability for backward, in float32 or float64 on
-        a CPU; ``"triton"`` (:mod:`~spafit.kernels.triton_attention`), ``"flash"`` and
-        ``"efficient"`` (:mod:`~spafit.kernels.varlen_attention`) are for a GPU and compute no
+        a CPU; ``"triton"`` (:mod:`~spafit.kernels.gpu.triton_attention`), ``"flash"`` and
+        ``"efficient"`` (:mod:`~spafit.kernels.gpu.varlen_attention`) are for a GPU and compute no
         padding. ``"auto"`` is ``"fused"`` on a CPU; on a GPU the fastest of those that the device
-        has (:mod:`~spafit.kernels.choices`).
+        has (:mod:`~spafit.kernels.gpu.choices`).
     spans : Spans, optional
         The same sequences once more, for the last three forms.
 
@@ -290,7 +290,7 @@ def _by_spans(
     if reason:
         raise ConfigError(f"packed_attention(impl={form!r}) cannot be had: {reason}")
     if form == "triton":
-        from spafit.kernels.triton_attention import packed_attention_triton
+        from spafit.kernels.gpu.triton_attention import packed_attention_triton
 
         return packed_attention_triton(QKV, *spans, num_heads, dropout)
     attend = flash if form == "flash" else efficient

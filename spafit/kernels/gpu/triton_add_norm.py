@@ -13,7 +13,7 @@ import triton.language as tl
 
 from spafit.errors import ConfigError
 from spafit.kernels.forms import refuse_second_derivative
-from spafit.kernels.triton_common import draw_seed, rounded
+from spafit.kernels.gpu.triton_common import draw_seed, rounded
 
 _PROGRAMS = 512
 """The most programs of a backward that sums over rows, each a row of partial sums: 4 a multi-

@@ -17,8 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from spafit.kernels.gpu.triton_common import dot, is_kept, precision_of, rounded
 from spafit.kernels.parts import Kept, Part, all_A, all_B, outs, ranks, width_in
-from spafit.kernels.triton_common import dot, is_kept, precision_of, rounded
 
 WIDEST = 64
 """The most ranks that a tile takes."""

@@ -29,7 +29,7 @@ import torch
 from spafit.errors import WeightsError
 from spafit.files.replacing import cache_folder, replacing
 from spafit.files.strict_json import read_json
-from spafit.kernels.cuda_graphs import record, recording_stream
+from spafit.kernels.gpu.cuda_graphs import record, recording_stream
 
 #: Gives the results (output, gradients) of a form for a rate of dropout.
 Run = Callable[[str, float], Sequence[torch.Tensor]]

@@ -8,8 +8,8 @@ import triton.language as tl
 
 from spafit.errors import ConfigError
 from spafit.kernels.forms import refuse_second_derivative
-from spafit.kernels.triton_add_norm import as_rows, bias_gradients
-from spafit.kernels.triton_common import rounded
+from spafit.kernels.gpu.triton_add_norm import as_rows, bias_gradients
+from spafit.kernels.gpu.triton_common import rounded
 
 # A tile, its warps, and the most programs. A warp's row of a tile is 512 bytes of a half type, 16 a
 # thread. Above some 500 rows a program takes several tiles: it reads the bias once for all of them,

@@ -9,7 +9,7 @@ dropout, the kernels of this module are
 ``_dx``        dx = Σ dY W + (V A) ⊙ m / (1 - rate)
 =============  =======================================
 
-and those of :mod:`spafit.kernels.triton_low_rank` the rest. U is made beside the product where
+and those of :mod:`spafit.kernels.gpu.triton_low_rank` the rest. U is made beside the product where
 tokens are few: the tile of x that W meets meets A too, in every program, which repeats the making
 of U for each tile of columns. Where tokens are many it is made once before; :func:`_is_beside` has
 the rule. The same holds for V.
@@ -25,6 +25,18 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from spafit.kernels.gpu.triton_common import dot, draw_seed, precision_of, rounded
+from spafit.kernels.gpu.triton_gelu import add_bias_gelu, bias_gelu_backward
+from spafit.kernels.gpu.triton_low_rank import (
+    PROGRAMS,
+    WIDEST,
+    block_r,
+    keeps,
+    load_as,
+    make_gradients,
+    make_U,
+    make_V,
+)
 from spafit.kernels.parts import (
     Kept,
     Part,
@@ -37,18 +49,6 @@ from spafit.kernels.parts import (
     width_in,
 )
 from spafit.kernels.products import product, transposed_product
-from spafit.kernels.triton_common import dot, draw_seed, precision_of, rounded
-from spafit.kernels.triton_gelu import add_bias_gelu, bias_gelu_backward
-from spafit.kernels.triton_low_rank import (
-    PROGRAMS,
-    WIDEST,
-    block_r,
-    keeps,
-    load_as,
-    make_gradients,
-    make_U,
-    make_V,
-)
 
 
 class Tiles(NamedTuple):

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from spafit.errors import ConfigError
 from spafit.kernels.forms import refuse_second_derivative
-from spafit.kernels.triton_common import dot, draw_seed, precision_of, rounded
+from spafit.kernels.gpu.triton_common import dot, draw_seed, precision_of, rounded
 
 LEVELS = 65_536
 """A draw of dropout has 16 bits, so that the rate is rounded to a multiple of 1/65,536."""

@@ -1,0 +1,1 @@
+"""Forms for a GPU: Triton kernels, CUDA graphs, and the choice among forms by measurement."""
