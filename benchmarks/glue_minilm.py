@@ -36,7 +36,7 @@ from spafit.tasks import glue
 from spafit.text.tokenization import load_tokenizer
 from spafit.train import fit
 from spafit.train_config import TrainConfig, complete
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 
 TASKS = ("rte", "mrpc", "cola", "sts-b", "wnli", "sst-2")
 PATH_TASKS = ("rte", "mrpc", "cola", "sts-b", "sst-2")  # WNLI teaches nothing but its majority

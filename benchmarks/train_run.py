@@ -41,7 +41,7 @@ from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
 from spafit.train import fit
 from spafit.train_config import TrainConfig
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 
 PEFT, SPAFIT, SPAFIT_KEPT = "transformers + PEFT", "spafit", "spafit, prefix kept"
 #: What keeping the prefix changes in the settings: dropout is off in group 1.

@@ -3,7 +3,6 @@
 The public names, in the order of the tour in README.md.
 """
 
-from spafit.adapter_files import load_adapter, save_adapter
 from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
 from spafit.bert import BertForSequenceClassification, BertModel, set_impl
 from spafit.config import BertConfig
@@ -27,7 +26,8 @@ from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
 from spafit.version import __version__
-from spafit.weights import load_pretrained, load_report
+from spafit.weights.adapter_files import load_adapter, save_adapter
+from spafit.weights.pretrained import load_pretrained, load_report
 
 __all__ = [
     "__version__",

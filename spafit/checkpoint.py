@@ -33,7 +33,7 @@ import torch
 from spafit.errors import CheckpointError, WeightsError
 from spafit.files.durable import FileRecord, Piece, explain, measure, sync_folder, write_file
 from spafit.files.strict_json import parse_json
-from spafit.safefile import SafeFile, tensor_file
+from spafit.weights.safefile import SafeFile, tensor_file
 
 FORMAT = 1
 """Stands in every manifest."""

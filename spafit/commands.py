@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 
-from spafit.adapter_files import load_adapter, read_adapter_header
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, DataError
 from spafit.files.replacing import refuse_place, replacing
-from spafit.hub import local_folder, pinned_revision
 from spafit.inference import evaluate, predict, resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
@@ -27,7 +25,9 @@ from spafit.tasks.submission import missing_submissions, write_submission, zip_s
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
-from spafit.weights import load_pretrained, load_report
+from spafit.weights.adapter_files import load_adapter, read_adapter_header
+from spafit.weights.hub import local_folder, pinned_revision
+from spafit.weights.pretrained import load_pretrained, load_report
 
 _MNLI_FAMILY = ("mnli", "mnli-mm", "ax")  # one model predicts all three
 

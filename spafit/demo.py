@@ -15,7 +15,7 @@ from spafit.strata import adapt
 from spafit.text.tokenization import load_tokenizer
 from spafit.train import fit
 from spafit.train_config import TrainConfig
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 
 METHOD = "SPAFIT-1-3-II"
 EPOCHS = 3

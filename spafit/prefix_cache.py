@@ -31,8 +31,8 @@ from torch import Tensor
 from spafit import prefix_file
 from spafit.errors import CheckpointError, ConfigError, DataError, SpafitError, TrainingError
 from spafit.prefix_file import MappedFile, UnusableError
-from spafit.safefile import all_finite
 from spafit.text.tokenization import Encodings
+from spafit.weights.safefile import all_finite
 
 # The key's names of types, as numpy's, always little-endian, and as torch's.
 _DTYPES = {"float32": ("<f4", torch.float32), "half": ("<f2", torch.float16)}

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from spafit.adapter_files import adapter_content
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError, WeightsError
 from spafit.files.durable import explain
 from spafit.run_folder import RunFolder
-from spafit.safefile import save_tensors
 from spafit.training_state import TrainingState, content
 from spafit.training_step import TrainingStep
+from spafit.weights.adapter_files import adapter_content
+from spafit.weights.safefile import save_tensors
 
 INTERVAL_S = 600.0
 """Seconds between checkpoints where no number of steps was given."""

@@ -33,7 +33,6 @@ from spafit.machine.memory import keep_freed_memory
 from spafit.machine.random_states import seeded
 from spafit.progress import Progress
 from spafit.run_folder import RunFolder
-from spafit.safefile import tensor_file
 from spafit.saving import Saver
 from spafit.steps import make_step
 from spafit.stopping import StopRequests
@@ -43,6 +42,7 @@ from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer
 from spafit.train_config import TrainConfig, complete
 from spafit.training_state import TrainingState, restore
+from spafit.weights.safefile import tensor_file
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from spafit.adapter_files import adapter_content
 from spafit.bert import BertForSequenceClassification
 from spafit.checkpoint import Checkpoint, TensorFile
 from spafit.errors import CheckpointError, TrainingError, WeightsError
@@ -16,6 +15,7 @@ from spafit.kernels.gpu import choices
 from spafit.machine import random_states
 from spafit.machine.random_states import RandomStates
 from spafit.training_step import TrainingStep
+from spafit.weights.adapter_files import adapter_content
 
 # What stands in state.json as it is.
 _NAMES = (

@@ -20,17 +20,17 @@ import torch
 from declared_files import HEAD, Declared, FaultError, Tensor, declared, declared_folder
 from hostile_files import INDEX, Case, make_case
 
-from spafit.adapter_files import load_adapter, read_adapter_header, save_adapter
 from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, PlanError, WeightsError
 from spafit.fingerprint import fingerprint
 from spafit.plans import Plan, Stratum
-from spafit.safe_folder import SafeFolder
-from spafit.safefile import SafeFile, tensor_file
 from spafit.strata import adapt
-from spafit.weights import load_pretrained
+from spafit.weights.adapter_files import load_adapter, read_adapter_header, save_adapter
+from spafit.weights.pretrained import load_pretrained
+from spafit.weights.safe_folder import SafeFolder
+from spafit.weights.safefile import SafeFile, tensor_file
 
 SEED = "spafit 1"
 SECONDS = 5.0

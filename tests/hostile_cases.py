@@ -17,12 +17,12 @@ from file_machine import CONFIG
 from hostile_headers import Draft, Pairs
 from safetensors.torch import save_file
 
-from spafit.adapter_files import load_adapter, read_adapter_header
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import SpafitError, WeightsError
-from spafit.safe_folder import SafeFolder
-from spafit.safefile import SafeFile
-from spafit.weights import load_pretrained
+from spafit.weights.adapter_files import load_adapter, read_adapter_header
+from spafit.weights.pretrained import load_pretrained
+from spafit.weights.safe_folder import SafeFolder
+from spafit.weights.safefile import SafeFile
 
 Way = Callable[[Path, BertForSequenceClassification], Any]
 

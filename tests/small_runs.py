@@ -28,7 +28,7 @@ from spafit.tasks.glue import Dataset, Example
 from spafit.text.tokenization import load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 
 N, N_DEV, BATCH, STEPS_AN_EPOCH = 25, 11, 6, 5
 LEARNING_RATE = 3e-3

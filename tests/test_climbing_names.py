@@ -19,10 +19,10 @@ from file_server import FileServer
 from outside import CLIMBING, PROMISE, Place, Promise, served, tree
 
 from spafit.errors import DataError, SpafitError, WeightsError
-from spafit.safe_folder import SafeFolder
 from spafit.tasks import download
 from spafit.tasks.download import DownloadError, Original, Source, download_glue
 from spafit.text.tokenization import load_tokenizer
+from spafit.weights.safe_folder import SafeFolder
 from weights_tools import make_tiny
 
 RTE = {

@@ -12,8 +12,8 @@ from fake_hub import FIRST, NAME, FakeHub
 from outside import CLIMBING, PROMISE, Place, Promise, served, tree
 
 from spafit.errors import WeightsError
-from spafit.hub import local_folder, pinned_revision
-from spafit.pins import TOKENIZER_FILES
+from spafit.weights.hub import local_folder, pinned_revision
+from spafit.weights.pins import TOKENIZER_FILES
 from weights_tools import make_tiny
 
 

@@ -33,8 +33,8 @@ from test_download import Case
 from spafit.errors import SpafitError, WeightsError
 from spafit.files import http_file
 from spafit.files.transfers import PartFile
-from spafit.hub import local_folder, pinned_revision
 from spafit.tasks.download import DownloadError
+from spafit.weights.hub import local_folder, pinned_revision
 from weights_tools import make_tiny
 
 # How each fault ends when it happens once, and GLUE's file may be tried three times. refused: an

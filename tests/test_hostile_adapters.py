@@ -22,13 +22,13 @@ from hostile_cases import bounded, refusal, write_model
 from hostile_headers import Draft, Pairs, Raw, entry, get, put
 from safetensors.torch import load_file, save_file
 
-from spafit.adapter_files import load_adapter, save_adapter
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, PlanError, WeightsError
 from spafit.plans import Plan
 from spafit.strata import adapt, summarise
-from spafit.weights import load_pretrained
+from spafit.weights.adapter_files import load_adapter, save_adapter
+from spafit.weights.pretrained import load_pretrained
 
 Entries = dict[str, Any]
 QUERY = "bert.encoder.layer.1.attention.self.query"

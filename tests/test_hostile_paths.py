@@ -18,12 +18,12 @@ from hostile_cases import WAYS, bounded, refusal, write, write_model
 from hostile_headers import Pairs, entry
 from safetensors.torch import load_file, save_file
 
-from spafit import safefile
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import WeightsError
-from spafit.safe_folder import SafeFolder
-from spafit.safefile import SafeFile
-from spafit.weights import load_pretrained
+from spafit.weights import safefile
+from spafit.weights.pretrained import load_pretrained
+from spafit.weights.safe_folder import SafeFolder
+from spafit.weights.safefile import SafeFile
 
 
 @pytest.fixture

@@ -32,11 +32,11 @@ from hostile_cases import WAYS, bounded, refusal, write, write_model
 from hostile_headers import Draft, Pairs, Raw, entry
 from safetensors.torch import load_file, save_file
 
-from spafit import safefile
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import WeightsError
-from spafit.safefile import MAX_HEADER_BYTES, SafeFile
-from spafit.weights import load_pretrained
+from spafit.weights import safefile
+from spafit.weights.pretrained import load_pretrained
+from spafit.weights.safefile import MAX_HEADER_BYTES, SafeFile
 from weights_tools.inspect import table
 
 

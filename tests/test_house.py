@@ -23,8 +23,8 @@ ORDER = """
     kernels.gpu.triton_gelu kernels.bias_gelu kernels.parts
     kernels.gpu.triton_low_rank kernels.gpu.triton_linear kernels.lora_linear kernels.compiled
     kernels layout batch_checks adapters plans
-    methods bert fingerprint strata safefile safe_folder pins hub_files hub machine machine.memory weights
-    adapter_files tasks tasks.table tasks.glue tasks.metrics tasks.submission files.http_file tasks.download
+    methods bert fingerprint strata weights weights.safefile weights.safe_folder weights.pins weights.hub_files weights.hub machine machine.memory weights.pretrained
+    weights.adapter_files tasks tasks.table tasks.glue tasks.metrics tasks.submission files.http_file tasks.download
     text text.vocabulary text.tokenization machine.versions prefix_file prefix_cache kept_prefix inference progress
     machine.random_states stopping checkpoint run_identity run_record run_log run_folder
     optimisation training_step captured feed train_config steps training_state saving loop train

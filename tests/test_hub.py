@@ -16,11 +16,11 @@ import pytest
 import torch
 from fake_hub import FIRST, NAME, SECOND, FakeHub
 
-from spafit import hub
 from spafit.errors import WeightsError
-from spafit.hub import local_folder, pinned_revision
-from spafit.pins import TOKENIZER_FILES
-from spafit.weights import load_pretrained, load_report
+from spafit.weights import hub
+from spafit.weights.hub import local_folder, pinned_revision
+from spafit.weights.pins import TOKENIZER_FILES
+from spafit.weights.pretrained import load_pretrained, load_report
 from weights_tools import make_tiny
 
 
@@ -359,5 +359,5 @@ class TestPins:
 
 
 def test_importing_the_module_does_not_import_the_client() -> None:
-    code = "import sys, spafit.hub; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import sys, spafit.weights.hub; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -27,7 +27,7 @@ from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer
 from spafit.text.vocabulary import Recipe
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

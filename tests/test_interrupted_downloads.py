@@ -29,7 +29,7 @@ from file_server import FileServer
 from test_download import URL_PATH, Case
 
 from spafit.files.transfers import alone_in, part_of
-from spafit.hub import local_folder
+from spafit.weights.hub import local_folder
 from weights_tools import make_tiny
 
 

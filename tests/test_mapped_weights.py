@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from spafit.errors import WeightsError
 from spafit.kernels.stacking import are_together
 from spafit.machine.memory import empty_in_large_pages, keep_freed_memory
-from spafit.safefile import SafeFile
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
+from spafit.weights.safefile import SafeFile
 
 ROWS = 1031  # times 257 float32: more than 1 MiB
 

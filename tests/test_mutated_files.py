@@ -21,9 +21,11 @@ from file_machine import SEED, Machine, WrongError
 from hostile_files import make_case
 from hostile_headers import Draft, Pairs, dump, parse
 
-from spafit import adapter_files, plans, safefile, weights
-from spafit.safe_folder import SafeFolder
-from spafit.safefile import SafeFile, TensorInfo
+from spafit import plans
+from spafit.weights import adapter_files, safefile
+from spafit.weights import pretrained as weights
+from spafit.weights.safe_folder import SafeFolder
+from spafit.weights.safefile import SafeFile, TensorInfo
 
 CHUNKS = 8
 MEMORY = 300 * 2**20

@@ -56,8 +56,8 @@ IN_THE_PACKAGE = {
 
 # File -> finding, or everything below it -> why it may stand.
 EXEMPT: dict[str, dict[str, str]] = {
-    "spafit/hub.py": {"huggingface_hub.*": "the downloads of models"},
-    "spafit/hub_files.py": {"huggingface_hub.*": "the downloads of models"},
+    "spafit/weights/hub.py": {"huggingface_hub.*": "the downloads of models"},
+    "spafit/weights/hub_files.py": {"huggingface_hub.*": "the downloads of models"},
     "spafit/files/http_file.py": {
         "http.client.*": "the downloads of data",
         "urllib.request.*": "the same",
@@ -375,7 +375,7 @@ class TestTheTester:
 
     @pytest.mark.parametrize(("source", "name"), PLANTED.items())
     def test_what_is_planted_is_found(self, source: str, name: str) -> None:
-        for path in ("spafit/tasks/glue.py", "tests/test_glue.py", "spafit/hub.py"):
+        for path in ("spafit/tasks/glue.py", "tests/test_glue.py", "spafit/weights/hub.py"):
             assert name in [what for _, what in findings(source, path)]
 
     @pytest.mark.parametrize(("source", "name"), PLANTED_IN_THE_PACKAGE.items())
@@ -402,9 +402,9 @@ class TestTheTester:
         assert findings(safe, "weights_tools/tiny.py")
 
     def test_an_exemption_is_for_one_file_and_one_name(self) -> None:
-        assert is_exempt("spafit/hub.py", "huggingface_hub.HfApi")
-        assert is_exempt("spafit/hub.py", "huggingface_hub")
-        assert not is_exempt("spafit/hub.py", "huggingface_hubs.x")
-        assert not is_exempt("spafit/hub.py", "pickle")
+        assert is_exempt("spafit/weights/hub.py", "huggingface_hub.HfApi")
+        assert is_exempt("spafit/weights/hub.py", "huggingface_hub")
+        assert not is_exempt("spafit/weights/hub.py", "huggingface_hubs.x")
+        assert not is_exempt("spafit/weights/hub.py", "pickle")
         assert not is_exempt("spafit/tasks/glue.py", "huggingface_hub")
         assert not is_exempt("spafit/files/durable.py", "socket.socket")

@@ -38,7 +38,7 @@ from spafit.methods import plan
 from spafit.optimisation import learning_rate_factor, make_optimizer
 from spafit.plans import Plan
 from spafit.strata import adapt, adapters_disabled
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

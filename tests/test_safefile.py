@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save, save_file
 
 from spafit.errors import WeightsError
 from spafit.files.replacing import replacing
-from spafit.safe_folder import SafeFolder
-from spafit.safefile import TORCH_DTYPES, SafeFile, save_tensors
+from spafit.weights.safe_folder import SafeFolder
+from spafit.weights.safefile import TORCH_DTYPES, SafeFile, save_tensors
 
 
 def write_raw(path: Path, header: object, data: bytes = b"") -> Path:

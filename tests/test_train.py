@@ -26,7 +26,6 @@ from small_runs import (
 from torch import nn
 
 from spafit import glue
-from spafit.adapter_files import read_adapter_header
 from spafit.bert import BertForSequenceClassification
 from spafit.inference import predict
 from spafit.methods import plan
@@ -41,7 +40,8 @@ from spafit.tasks.glue import Dataset, Example
 from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
 from spafit.train import Result, fit
 from spafit.train_config import TrainConfig
-from spafit.weights import load_pretrained
+from spafit.weights.adapter_files import read_adapter_header
+from spafit.weights.pretrained import load_pretrained
 
 EPOCHS = 4
 MATRICES = (

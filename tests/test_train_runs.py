@@ -28,12 +28,12 @@ from small_runs import (
 import spafit.loop
 import spafit.train
 import spafit.training_step
-from spafit.adapter_files import load_adapter, read_adapter_header
 from spafit.errors import CheckpointError, TrainingError
 from spafit.inference import evaluate
 from spafit.optimisation import learning_rate_factor
 from spafit.plans import Plan
-from spafit.weights import load_pretrained
+from spafit.weights.adapter_files import load_adapter, read_adapter_header
+from spafit.weights.pretrained import load_pretrained
 
 
 def header_and_data(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -19,7 +19,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, ConfigError, DataError, PlanError
 from spafit.tasks.glue import Dataset
 from spafit.train_config import TrainConfig, complete
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 
 NO_NUMBERS = ["3", [1], {}, object(), 1j, True]
 NO_FINITE = [math.nan, math.inf, -math.inf, -1e308, 10**400]

@@ -15,7 +15,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError
 from spafit.fingerprint import fingerprint
-from spafit.weights import apply_rules, load_pretrained, load_report, load_weights
+from spafit.weights.pretrained import apply_rules, load_pretrained, load_report, load_weights
 from weights_tools import make_tiny
 
 Tensors = dict[str, torch.Tensor]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 
 BLOCK = 1_000_003  # a prime, so that no two rows of a tensor begin alike
 
@@ -22,7 +22,7 @@ LOAD_AND_MEASURE = """
 import json, sys
 from pathlib import Path
 import torch
-from spafit.weights import load_pretrained, load_report
+from spafit.weights.pretrained import load_pretrained, load_report
 
 def status(key):
     for line in Path("/proc/self/status").read_text().splitlines():

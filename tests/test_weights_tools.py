@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from spafit.config import BertConfig
 from spafit.text.tokenization import load_tokenizer
-from spafit.weights import load_pretrained
+from spafit.weights.pretrained import load_pretrained
 from weights_tools import compare_hf, make_tiny
 from weights_tools.__main__ import main
 from weights_tools.compare_hf import Row

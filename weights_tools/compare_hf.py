@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from spafit.errors import WeightsError
-from spafit.hub import local_folder
 from spafit.text.tokenization import load_tokenizer
-from spafit.weights import load_pretrained, load_report
+from spafit.weights.hub import local_folder
+from spafit.weights.pretrained import load_pretrained, load_report
 
 SENTENCES = (
     "The cat that the children saw sleeps.",
@@ -103,7 +103,7 @@ def compare(
     Parameters
     ----------
     name_or_folder : str
-        As for :func:`spafit.weights.load_pretrained`; with the files of a tokenizer.
+        As for :func:`spafit.weights.pretrained.load_pretrained`; with the files of a tokenizer.
     texts : list of str
         One batch, padded to the longest.
     dtype : torch.dtype

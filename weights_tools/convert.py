@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from spafit.errors import WeightsError
-from spafit.safefile import SafeFile, save_tensors
+from spafit.weights.safefile import SafeFile, save_tensors
 
 EPILOG = """\
 examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from spafit.hub import local_folder, pinned_revision
+from spafit.weights.hub import local_folder, pinned_revision
 
 EPILOG = """\
 examples:

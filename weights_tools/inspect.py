@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spafit.files.strict_json import one_line
-from spafit.hub import local_folder
-from spafit.safe_folder import SafeFolder
-from spafit.safefile import SafeFile, TensorInfo
-from spafit.weights import apply_rules
+from spafit.weights.hub import local_folder
+from spafit.weights.pretrained import apply_rules
+from spafit.weights.safe_folder import SafeFolder
+from spafit.weights.safefile import SafeFile, TensorInfo
 
 EPILOG = """\
 examples:
@@ -60,7 +60,7 @@ def table(tensors: Iterable[TensorInfo]) -> str:
     Parameters
     ----------
     tensors : iterable of TensorInfo
-        From :class:`spafit.safefile.SafeFile` or :class:`spafit.safe_folder.SafeFolder`.
+        From :class:`spafit.weights.safefile.SafeFile` or :class:`spafit.weights.safe_folder.SafeFolder`.
 
     Returns
     -------

@@ -13,8 +13,8 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError
 from spafit.files.replacing import replacing
-from spafit.safefile import save_tensors
 from spafit.text.tokenization import load_tokenizer
+from spafit.weights.safefile import save_tensors
 
 STYLES = {
     "new": "with the prefix bert., LayerNorm weight and bias",

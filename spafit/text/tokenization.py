@@ -20,9 +20,7 @@ import torch
 
 from spafit.errors import ConfigError, DataError, WeightsError
 from spafit.files.replacing import replacing
-from spafit.hub import local_folder
 from spafit.layout import Bucket, Packed, PackedBatch
-from spafit.pins import TOKENIZER_FILES
 from spafit.text.vocabulary import (
     CLS,
     PAD,
@@ -32,6 +30,8 @@ from spafit.text.vocabulary import (
     read_recipe,
     splits_special_tokens,
 )
+from spafit.weights.hub import local_folder
+from spafit.weights.pins import TOKENIZER_FILES
 
 MIN_LENGTH = 8
 """The least maximum length: [CLS], two [SEP], and a few tokens of each text."""

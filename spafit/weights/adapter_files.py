@@ -19,9 +19,9 @@ from spafit.errors import PlanError, WeightsError
 from spafit.files.strict_json import listed, one_line
 from spafit.fingerprint import fingerprint
 from spafit.plans import Adaptation, Plan
-from spafit.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 from spafit.strata import adapt
 from spafit.version import __version__
+from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 
 _FORMAT = "1"
 

@@ -10,7 +10,7 @@ import torch
 
 from spafit.errors import WeightsError
 from spafit.files.strict_json import listed, one_line, read_json
-from spafit.safefile import AGAIN, SafeFile, TensorInfo
+from spafit.weights.safefile import AGAIN, SafeFile, TensorInfo
 
 
 class SafeFolder:

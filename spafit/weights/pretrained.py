@@ -18,11 +18,11 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError
 from spafit.files.strict_json import one_line
-from spafit.hub import local_folder
-from spafit.hub_files import commit_of
 from spafit.machine.memory import empty_in_large_pages
-from spafit.safe_folder import SafeFolder
-from spafit.safefile import FLOAT_DTYPES, TORCH_DTYPES, TensorInfo
+from spafit.weights.hub import local_folder
+from spafit.weights.hub_files import commit_of
+from spafit.weights.safe_folder import SafeFolder
+from spafit.weights.safefile import FLOAT_DTYPES, TORCH_DTYPES, TensorInfo
 
 LOADABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """The types that a model may be loaded in."""
@@ -129,7 +129,7 @@ def load_pretrained(
     ----------
     name_or_folder : str or Path
         A folder with ``config.json`` and ``model.safetensors`` (or several files and their index),
-        or the name of a model on the hub, which is downloaded once (:mod:`spafit.hub`).
+        or the name of a model on the hub, which is downloaded once (:mod:`spafit.weights.hub`).
     num_labels : int
         C: the classes, or 1 for a score.
     revision : str, optional
@@ -142,7 +142,7 @@ def load_pretrained(
         Of the generator that draws the head, and the pooler, where the file has none that fit.
     mapped : bool
         Whether large matrices may be the file's own pages, copied only when they are written to
-        (:meth:`spafit.safefile.SafeFile.view`). False reads everything into the process's own
+        (:meth:`spafit.weights.safefile.SafeFile.view`). False reads everything into the process's own
         memory, for a file that may be cut short or written to in place while the model is in use.
 
     Returns

@@ -29,7 +29,7 @@ WEIGHT_FILES = ("config.json", "model.safetensors", INDEX_FILE)
 """What a model is read from, and with the index its parts. Never a ``.bin``, never a pickle."""
 
 MODEL_FILES = WEIGHT_FILES + TOKENIZER_FILES
-"""What :func:`spafit.hub.local_folder` fetches unless told otherwise."""
+"""What :func:`spafit.weights.hub.local_folder` fetches unless told otherwise."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

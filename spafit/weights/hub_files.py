@@ -16,7 +16,7 @@ from pathlib import Path
 
 from spafit.errors import WeightsError
 from spafit.files.transfers import PartFile, part_of
-from spafit.pins import COMMIT, INDEX_FILE, Pin, PinnedFile
+from spafit.weights.pins import COMMIT, INDEX_FILE, Pin, PinnedFile
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 

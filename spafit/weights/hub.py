@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spafit.errors import WeightsError
-from spafit.hub_files import cached_folder, explained, fetch, found_in_cache, is_refusal
-from spafit.pins import (
+from spafit.weights.hub_files import cached_folder, explained, fetch, found_in_cache, is_refusal
+from spafit.weights.pins import (
     COMMIT,
     HASH,
     INDEX_FILE,
@@ -56,8 +56,8 @@ def local_folder(
         A branch, tag or commit of the hub name; None takes the one after ``@``, else ``main``. Each
         revision is pinned for itself.
     files : iterable of str
-        The names of the files that are needed (:data:`~spafit.pins.MODEL_FILES`,
-        :data:`~spafit.pins.TOKENIZER_FILES`); those that the repository does not have are left out.
+        The names of the files that are needed (:data:`~spafit.weights.pins.MODEL_FILES`,
+        :data:`~spafit.weights.pins.TOKENIZER_FILES`); those that the repository does not have are left out.
     refresh : bool
         Ask the hub again which commit the revision stands for, and pin that one.
     endpoint : str, optional
