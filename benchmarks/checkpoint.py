@@ -25,10 +25,10 @@ from benchmarks.contenders import SHAPES
 from benchmarks.harness import Rows, WrongResultError, rotated, timings
 from benchmarks.report import place, write_results
 from spafit.bert import BertForSequenceClassification
-from spafit.checkpoint import Checkpoints
 from spafit.loop import values_that_train
 from spafit.methods import plan
 from spafit.optimisation import make_optimizer
+from spafit.runs.checkpoint import Checkpoints
 from spafit.strata import adapt
 from spafit.training_state import TrainingState, content, restore
 from spafit.training_step import TrainingStep

@@ -17,7 +17,7 @@ from spafit.files.replacing import refuse_place, replacing
 from spafit.inference import evaluate, predict, resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
-from spafit.run_record import ADAPTER, read_record, refuse_other_run
+from spafit.runs.record import ADAPTER, read_record, refuse_other_run
 from spafit.strata import Summary, adapt
 from spafit.tasks import glue, metrics
 from spafit.tasks.download import download_glue, glue_cache

@@ -25,11 +25,11 @@ from spafit.kept_prefix import KeptPrefix
 from spafit.machine import random_states
 from spafit.machine.versions import peak_memory_mib
 from spafit.optimisation import learning_rate_factor
-from spafit.progress import Progress
-from spafit.run_folder import RunFolder
+from spafit.runs.folder import RunFolder
+from spafit.runs.progress import Progress
+from spafit.runs.stopping import StopRequests
 from spafit.saving import Saver
 from spafit.steps import Readings
-from spafit.stopping import StopRequests
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Encodings

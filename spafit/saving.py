@@ -9,7 +9,7 @@ from contextlib import suppress
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError, WeightsError
 from spafit.files.durable import explain
-from spafit.run_folder import RunFolder
+from spafit.runs.folder import RunFolder
 from spafit.training_state import TrainingState, content
 from spafit.training_step import TrainingStep
 from spafit.weights.adapter_files import adapter_content

@@ -31,11 +31,11 @@ from spafit.kernels.products import library_on
 from spafit.loop import Loop, Scored, values_that_train
 from spafit.machine.memory import keep_freed_memory
 from spafit.machine.random_states import seeded
-from spafit.progress import Progress
-from spafit.run_folder import RunFolder
+from spafit.runs.folder import RunFolder
+from spafit.runs.progress import Progress
+from spafit.runs.stopping import StopRequests
 from spafit.saving import Saver
 from spafit.steps import make_step
-from spafit.stopping import StopRequests
 from spafit.strata import frozen_stored_in, layers_of_group, summarise
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset

@@ -30,7 +30,7 @@ class TrainConfig:
     ----------
     out : str, Path or None
         The run folder; None writes nothing. A run that is there already is taken up again where
-        its newest checkpoint stands, if it is the same run (:mod:`spafit.run_identity`).
+        its newest checkpoint stands, if it is the same run (:mod:`spafit.runs.identity`).
     seed : int
         Of dropout and of the order of the data, which is a function of (seed, epoch) alone.
     epochs : int

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.checkpoint import Checkpoint, TensorFile
 from spafit.errors import CheckpointError, TrainingError, WeightsError
 from spafit.kernels.gpu import choices
 from spafit.machine import random_states
 from spafit.machine.random_states import RandomStates
+from spafit.runs.checkpoint import Checkpoint, TensorFile
 from spafit.training_step import TrainingStep
 from spafit.weights.adapter_files import adapter_content
 

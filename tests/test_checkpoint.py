@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spafit import checkpoint as module
-from spafit.checkpoint import Checkpoints
 from spafit.errors import CheckpointError
+from spafit.runs import checkpoint as module
+from spafit.runs.checkpoint import Checkpoints
 
 TENSORS = {"a": torch.arange(7.0), "b": torch.zeros(3, 0), "c": torch.tensor([1], dtype=torch.int8)}
 

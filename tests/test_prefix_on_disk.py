@@ -24,7 +24,7 @@ from spafit.errors import CheckpointError
 from spafit.kept_prefix import prefix_key
 from spafit.loop import Loop
 from spafit.prefix_cache import PrefixCache
-from spafit.run_record import read_record
+from spafit.runs.record import read_record
 from spafit.train import Result
 
 RUN = {"epochs": 2, "frozen_dropout": False}

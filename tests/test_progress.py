@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from spafit import progress as progress_module
-from spafit.progress import Progress, lasting
+from spafit.runs import progress as progress_module
+from spafit.runs.progress import Progress, lasting
 
 
 class Terminal(io.StringIO):

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from spafit import run_folder, run_record
 from spafit.errors import CheckpointError, StoppedError
 from spafit.machine import versions as machine_module
 from spafit.machine.versions import machine, peak_memory_mib, versions
-from spafit.run_folder import RunFolder
-from spafit.run_record import read_record, refuse_other_run
+from spafit.runs import folder as run_folder
+from spafit.runs import record as run_record
+from spafit.runs.folder import RunFolder
+from spafit.runs.record import read_record, refuse_other_run
 
 RECORD: dict[str, Any] = {
     "task": "rte",

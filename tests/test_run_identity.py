@@ -15,7 +15,7 @@ import pytest
 
 from spafit.errors import CheckpointError
 from spafit.methods import plan
-from spafit.run_identity import FREE, changes, require_same_run
+from spafit.runs.identity import FREE, changes, require_same_run
 from spafit.train_config import TrainConfig
 
 FOLDER = Path("runs/rte")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spafit.errors import CheckpointError
-from spafit.run_log import RunLog
+from spafit.runs.log import RunLog
 
 ONE, TWO, THREE = ({"step": step} for step in (1, 2, 3))
 ROWS = ['{"step": 1}\n', '{"step": 2}\n', '{"step": 3}\n']

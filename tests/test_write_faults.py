@@ -21,8 +21,8 @@ from interruptions import differences, everything, stopped_after
 from small_runs import SmallRun, read_log
 from tortured_runs import checkpoints, faults_of, leftovers, newest_sound, record_of, step_of
 
-from spafit.checkpoint import Checkpoints, TensorFile
 from spafit.errors import CheckpointError, TrainingError
+from spafit.runs.checkpoint import Checkpoints, TensorFile
 from spafit.saving import Saver
 
 Sized = Callable[[int, int], int]

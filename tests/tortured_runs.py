@@ -333,9 +333,9 @@ def _kill_at(value: dict[str, Any]) -> None:
 
 
 def _slow_saves(value: dict[str, Any]) -> None:
-    import spafit.checkpoint
+    import spafit.runs.checkpoint
 
-    _wrap(spafit.checkpoint, "write_file", _marking(value))
+    _wrap(spafit.runs.checkpoint, "write_file", _marking(value))
 
 
 def _slow_evaluations(value: dict[str, Any]) -> None:
@@ -372,7 +372,7 @@ def _held_steps(value: dict[str, Any]) -> None:
 
 
 def _slow_end(value: dict[str, Any]) -> None:
-    from spafit.run_folder import RunFolder
+    from spafit.runs.folder import RunFolder
 
     _wrap(RunFolder, "__exit__", _marking(value))
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spafit.checkpoint import Checkpoint, Checkpoints
 from spafit.errors import CheckpointError, SpafitError, StoppedError
 from spafit.files.durable import Lock, explain, sync_folder
 from spafit.files.replacing import replacing
 from spafit.machine.versions import machine, versions
-from spafit.run_identity import changes, require_same_run
-from spafit.run_log import RunLog
-from spafit.run_record import ADAPTER, CHECKPOINTS, RUN, read_run
+from spafit.runs.checkpoint import Checkpoint, Checkpoints
+from spafit.runs.identity import changes, require_same_run
+from spafit.runs.log import RunLog
+from spafit.runs.record import ADAPTER, CHECKPOINTS, RUN, read_run
 
 LOG = "log.jsonl"
 LOCK = "run.lock"

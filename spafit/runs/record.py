@@ -1,4 +1,4 @@
-"""Reading the record of a training run, ``run.json``, which :mod:`spafit.run_folder` writes.
+"""Reading the record of a training run, ``run.json``, which :mod:`spafit.runs.folder` writes.
 
 It says what was asked for (task, method, settings, data, base), how it went, and with what versions
 on what machine.
@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spafit.checkpoint import Checkpoints
 from spafit.errors import CheckpointError
 from spafit.files.strict_json import read_json
-from spafit.run_identity import require_same_run
+from spafit.runs.checkpoint import Checkpoints
+from spafit.runs.identity import require_same_run
 
 RUN = "run.json"
 ADAPTER = "adapter.safetensors"
