@@ -25,13 +25,13 @@ from benchmarks.contenders import SHAPES
 from benchmarks.harness import Rows, WrongResultError, rotated, timings
 from benchmarks.report import place, write_results
 from spafit.bert import BertForSequenceClassification
-from spafit.loop import values_that_train
 from spafit.methods import plan
-from spafit.optimisation import make_optimizer
 from spafit.runs.checkpoint import Checkpoints
 from spafit.strata import adapt
-from spafit.training_state import TrainingState, content, restore
-from spafit.training_step import TrainingStep
+from spafit.training.loop import values_that_train
+from spafit.training.optimisation import make_optimizer
+from spafit.training.state import TrainingState, content, restore
+from spafit.training.step import TrainingStep
 
 _STEPS = 1000
 TORCH, SPAFIT = "torch.save", "spafit"

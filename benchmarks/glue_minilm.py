@@ -34,8 +34,8 @@ from spafit.minilm import minilm_folder
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.text.tokenization import load_tokenizer
-from spafit.train import fit
-from spafit.train_config import TrainConfig, complete
+from spafit.training.fit import fit
+from spafit.training.settings import TrainConfig, complete
 from spafit.weights.pretrained import load_pretrained
 
 TASKS = ("rte", "mrpc", "cola", "sts-b", "wnli", "sst-2")

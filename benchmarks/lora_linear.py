@@ -42,10 +42,10 @@ from benchmarks.lora_forms import (
     unsloth_maps,
 )
 from benchmarks.report import place, results, write_results
-from spafit.inference import autocast
 from spafit.kernels import Part, stacked_linear
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.stacking import lay_together
+from spafit.training.inference import autocast
 
 TOLERANCES = {"float32": 1e-4, "bf16": 0.05, "fp16": 0.02}
 FROZEN, FROZEN_AS_ONE = "frozen, a product each", "frozen, one product"

@@ -35,8 +35,8 @@ from benchmarks.report import place, write_results
 from benchmarks.roofline import Floor, Trained, step_floors
 from benchmarks.step_contenders import FORMS, ProductTraining, make_trainings
 from spafit.config import BertConfig
-from spafit.optimisation import make_optimizer
-from spafit.training_step import TrainingStep
+from spafit.training.optimisation import make_optimizer
+from spafit.training.step import TrainingStep
 
 GAPS, REPLAYED, WHOLE = "gaps", "kernels, replayed", "whole step"
 _WARM_UP = 3

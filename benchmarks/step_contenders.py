@@ -1,8 +1,8 @@
 """The contenders of a training step: transformers + PEFT, and spafit's own step in all its forms.
 
-What is timed of spafit is the product's step (:func:`spafit.steps.make_step`), with its frozen
+What is timed of spafit is the product's step (:func:`spafit.training.make_step.make_step`), with its frozen
 matrices stored as a run stores them. On a GPU both sides' batches lie ready in pinned memory, as
-those of :class:`spafit.feed.Feed` or of a data loader do, with their kept hidden states; sending
+those of :class:`spafit.training.batches.Feed` or of a data loader do, with their kept hidden states; sending
 them is part of the step.
 """
 
@@ -33,15 +33,15 @@ from benchmarks.contenders import (
 from benchmarks.harness import Contender, Rows
 from benchmarks.lengths import TaskRows, random_labels
 from spafit.bert import BertForSequenceClassification, set_impl
-from spafit.captured import CapturedStep
 from spafit.config import BertConfig
-from spafit.inference import autocast
 from spafit.layout import PackedBatch
-from spafit.optimisation import make_optimizer
-from spafit.steps import make_step
 from spafit.strata import frozen_stored_in
-from spafit.train_config import TrainConfig
-from spafit.training_step import MicroBatch, TrainingStep
+from spafit.training.captured_step import CapturedStep
+from spafit.training.inference import autocast
+from spafit.training.make_step import make_step
+from spafit.training.optimisation import make_optimizer
+from spafit.training.settings import TrainConfig
+from spafit.training.step import MicroBatch, TrainingStep
 
 PADDING_MULTIPLE = 64
 """What the lengths of the compiled baseline's static shapes are multiples of."""

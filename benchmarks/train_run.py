@@ -32,15 +32,15 @@ from benchmarks.harness import Rows, check_results, rotated, timings
 from benchmarks.lengths import DATA, MAX_LENGTH
 from benchmarks.report import place, write_results
 from spafit.bert import BertForSequenceClassification
-from spafit.inference import decode, encode
 from spafit.minilm import minilm_folder
-from spafit.optimisation import epoch_order, learning_rate_factor, make_optimizer
 from spafit.strata import adapt
 from spafit.tasks import glue, metrics
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
-from spafit.train import fit
-from spafit.train_config import TrainConfig
+from spafit.training.fit import fit
+from spafit.training.inference import decode, encode
+from spafit.training.optimisation import epoch_order, learning_rate_factor, make_optimizer
+from spafit.training.settings import TrainConfig
 from spafit.weights.pretrained import load_pretrained
 
 PEFT, SPAFIT, SPAFIT_KEPT = "transformers + PEFT", "spafit", "spafit, prefix kept"

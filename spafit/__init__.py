@@ -17,14 +17,14 @@ from spafit.errors import (
     WeightsError,
 )
 from spafit.fingerprint import fingerprint
-from spafit.inference import Predictions, evaluate, predict
 from spafit.methods import METHODS, plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import Summary, adapt, adapters_disabled, merged_state_dict, summarise
 from spafit.tasks import glue
 from spafit.text.tokenization import Tokenizer, load_tokenizer
-from spafit.train import Result, fit
-from spafit.train_config import TrainConfig
+from spafit.training.fit import Result, fit
+from spafit.training.inference import Predictions, evaluate, predict
+from spafit.training.settings import TrainConfig
 from spafit.version import __version__
 from spafit.weights.adapter_files import load_adapter, save_adapter
 from spafit.weights.pretrained import load_pretrained, load_report

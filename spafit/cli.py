@@ -15,11 +15,11 @@ from typing import NoReturn, TextIO
 from spafit import commands, doctor
 from spafit.demo import run_demo
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
-from spafit.inference import PRECISIONS
 from spafit.option_types import as_name, as_number, as_path, as_seed, as_size, as_whole, one_line
 from spafit.runs.progress import lasting
 from spafit.tasks.download import glue_cache
-from spafit.train_config import STEPS, TrainConfig
+from spafit.training.inference import PRECISIONS
+from spafit.training.settings import STEPS, TrainConfig
 from spafit.version import __version__
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."

@@ -13,8 +13,8 @@ from spafit.minilm import minilm_folder
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
 from spafit.text.tokenization import load_tokenizer
-from spafit.train import fit
-from spafit.train_config import TrainConfig
+from spafit.training.fit import fit
+from spafit.training.settings import TrainConfig
 from spafit.weights.pretrained import load_pretrained
 
 METHOD = "SPAFIT-1-3-II"

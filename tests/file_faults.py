@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spafit.saving import Saver
+from spafit.training.saving import Saver
 
 Arguments = tuple[Any, ...]
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from small_runs import SmallRun, read_log, trained
 
 from spafit.errors import StoppedError
-from spafit.loop import Loop
-from spafit.train import Result
+from spafit.training.fit import Result
+from spafit.training.loop import Loop
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from spafit import glue
 from spafit.adapters import LoRALinear
 from spafit.bert import BertForSequenceClassification, SelfAttention
 from spafit.methods import plan
-from spafit.optimisation import loss_function
 from spafit.plans import Plan
 from spafit.strata import adapt
 from spafit.tasks.glue import Dataset, Example
 from spafit.text.tokenization import load_tokenizer
-from spafit.train import Result, fit
-from spafit.train_config import TrainConfig
+from spafit.training.fit import Result, fit
+from spafit.training.optimisation import loss_function
+from spafit.training.settings import TrainConfig
 from spafit.weights.pretrained import load_pretrained
 
 N, N_DEV, BATCH, STEPS_AN_EPOCH = 25, 11, 6, 5

@@ -26,7 +26,7 @@ from small_runs import SmallRun, write_glue
 
 from spafit import cli, commands, option_types
 from spafit.cli import main
-from spafit.train_config import complete
+from spafit.training.settings import complete
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:

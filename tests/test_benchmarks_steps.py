@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where benchmarks
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-import spafit.captured
-import spafit.steps
+import spafit.training.captured_step
+import spafit.training.make_step
 from benchmarks import __main__ as short_set
 from benchmarks import glue_minilm, glue_paths, lora_linear, report, table2, train_step
 from benchmarks.arguments import RESULTS, output_of
@@ -63,7 +63,7 @@ def recording(
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> None:
     """What records CUDA graphs is replaced."""
-    monkeypatch.setattr(spafit.captured, "CudaCapture", lambda _: recording)
+    monkeypatch.setattr(spafit.training.captured_step, "CudaCapture", lambda _: recording)
 
 
 def cola(batches: int = 3, size: int = 5) -> tuple[TaskRows, list[Rows]]:
@@ -91,9 +91,9 @@ class TestContenders:
     def test_a_wrong_gradient_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with ExitStack() as opened:
             peft, captured = trainings(["peft", "captured"], opened)
-            before = spafit.training_step.loss_function
+            before = spafit.training.step.loss_function
             monkeypatch.setattr(
-                spafit.training_step, "loss_function", lambda *given: 1.01 * before(*given)
+                spafit.training.step, "loss_function", lambda *given: 1.01 * before(*given)
             )
             with pytest.raises(RuntimeError, match=r"gradients of .* differs"):
                 check_results(peft.contender(), [captured.contender()], cola()[1][0], 1e-4)
@@ -160,7 +160,7 @@ class TestContenders:
         def failing(function: Callable[[], torch.Tensor]) -> Any:
             raise RuntimeError("not permitted")
 
-        monkeypatch.setattr(spafit.captured, "CudaCapture", lambda _: failing)
+        monkeypatch.setattr(spafit.training.captured_step, "CudaCapture", lambda _: failing)
         with ExitStack() as opened:
             [captured] = trainings(["captured"], opened)
             with pytest.raises(RuntimeError, match="cannot be captured"):

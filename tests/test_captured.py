@@ -17,16 +17,16 @@ import pytest
 import torch
 from small_runs import SmallRun, trained
 
-import spafit.captured
-import spafit.train_config
+import spafit.training.captured_step
+import spafit.training.settings
 from spafit.bert import BertForSequenceClassification
-from spafit.captured import Capture, CapturedStep, why_not_captured
 from spafit.errors import ConfigError, TrainingError
-from spafit.feed import Feed
 from spafit.layout import Bucket, Packed, PackedBatch
-from spafit.optimisation import make_optimizer
-from spafit.steps import Readings, compiled_forward, make_step
-from spafit.training_step import StepResult, TrainingStep
+from spafit.training.batches import Feed
+from spafit.training.captured_step import Capture, CapturedStep, why_not_captured
+from spafit.training.make_step import Readings, compiled_forward, make_step
+from spafit.training.optimisation import make_optimizer
+from spafit.training.step import StepResult, TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -386,8 +386,8 @@ class TestRun:
         ours, theirs = (small.model(dtype=dtype, dropout=False) for _ in range(2))
         expected = small.fit(theirs, **settings)
         recorder = Recorder(dtype=dtype)
-        monkeypatch.setattr(spafit.train_config, "why_not_captured", lambda *_, **__: "")
-        monkeypatch.setattr(spafit.captured, "CudaCapture", lambda _: recorder)
+        monkeypatch.setattr(spafit.training.settings, "why_not_captured", lambda *_, **__: "")
+        monkeypatch.setattr(spafit.training.captured_step, "CudaCapture", lambda _: recorder)
         result = small.fit(ours, **settings)
         assert len(recorder.replays) > len(result.losses)
         worst = max(abs(a - b) for a, b in zip(result.losses, expected.losses, strict=True))
@@ -398,7 +398,7 @@ class TestRun:
     def test_settings_reach_the_step(
         self, small: SmallRun, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
-        monkeypatch.setattr(spafit.captured, "CudaCapture", lambda _: Recorder(1))
+        monkeypatch.setattr(spafit.training.captured_step, "CudaCapture", lambda _: Recorder(1))
         config = small.settings(
             step=kind, precision="bf16", max_grad_norm=0.25, weight_decay=0.2, decay_biases=True
         )

@@ -18,8 +18,8 @@ import torch
 from small_runs import N_DEV, N, SmallRun, loss_failing_from, make_dataset, write_glue
 
 import spafit
-import spafit.train
-import spafit.training_step
+import spafit.training.fit
+import spafit.training.step
 from spafit import commands, glue
 from spafit.cli import main
 from weights_tools.tiny import make_tiny
@@ -261,7 +261,7 @@ class TestTrain:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_from(3))
+        monkeypatch.setattr(spafit.training.step, "loss_function", loss_failing_from(3))
         arguments = train_arguments(small, root, "--out", str(tmp_path), "--quiet")
         code, _, err = call(capsys, *arguments, "--epochs", "6")
         assert code == 1

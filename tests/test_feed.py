@@ -12,10 +12,10 @@ import torch
 from small_runs import SmallRun
 from test_captured import eager, make_feed
 
-from spafit.feed import Fed, Feed, made_ahead
 from spafit.layout import Packed, PackedBatch
-from spafit.optimisation import epoch_order
-from spafit.training_step import MicroBatch
+from spafit.training.batches import Fed, Feed, made_ahead
+from spafit.training.optimisation import epoch_order
+from spafit.training.step import MicroBatch
 
 
 class TestFeed:

@@ -14,8 +14,8 @@ import torch
 from interruptions import differences, everything, interrupted
 from small_runs import SmallRun, read_log
 
-from spafit import training_step
-from spafit.optimisation import loss_function
+from spafit.training import step as training_step
+from spafit.training.optimisation import loss_function
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,14 +15,14 @@ import torch
 from small_runs import SmallRun, read_log, trained
 
 import spafit
-from spafit.captured import CapturedStep
-from spafit.feed import Fed, Feed
-from spafit.inference import autocast
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.gpu import choices
-from spafit.optimisation import make_optimizer
-from spafit.steps import compiled_forward
-from spafit.training_step import TrainingStep
+from spafit.training.batches import Fed, Feed
+from spafit.training.captured_step import CapturedStep
+from spafit.training.inference import autocast
+from spafit.training.make_step import compiled_forward
+from spafit.training.optimisation import make_optimizer
+from spafit.training.step import TrainingStep
 
 pytestmark = [
     pytest.mark.gpu,

@@ -25,9 +25,9 @@ ORDER = """
     kernels layout batch_checks adapters plans
     methods bert fingerprint strata weights weights.safefile weights.safe_folder weights.pins weights.hub_files weights.hub machine machine.memory weights.pretrained
     weights.adapter_files tasks tasks.table tasks.glue tasks.metrics tasks.submission files.http_file tasks.download
-    text text.vocabulary text.tokenization machine.versions prefix_file prefix_cache kept_prefix inference runs runs.progress
+    text text.vocabulary text.tokenization machine.versions prefix_file prefix_cache kept_prefix training training.inference runs runs.progress
     machine.random_states runs.stopping runs.checkpoint runs.identity runs.record runs.log runs.folder
-    optimisation training_step captured feed train_config steps training_state saving loop train
+    training.optimisation training.step training.captured_step training.batches training.settings training.make_step training.state training.saving training.loop training.fit
     minilm commands acceptability_lexicon acceptability_templates acceptability figure demo doctor
     option_types cli __main__
 """.split()

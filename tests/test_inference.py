@@ -13,7 +13,12 @@ from small_runs import N, SmallRun, make_dataset, without_labels
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
-from spafit.inference import (
+from spafit.kernels.forms import precision
+from spafit.tasks import metrics
+from spafit.tasks.glue import Dataset
+from spafit.text.tokenization import Tokenizer
+from spafit.text.vocabulary import Recipe
+from spafit.training.inference import (
     autocast,
     evaluate,
     label_names,
@@ -22,11 +27,6 @@ from spafit.inference import (
     resolve_precision,
     tf32_products,
 )
-from spafit.kernels.forms import precision
-from spafit.tasks import metrics
-from spafit.tasks.glue import Dataset
-from spafit.text.tokenization import Tokenizer
-from spafit.text.vocabulary import Recipe
 from spafit.weights.pretrained import load_pretrained
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

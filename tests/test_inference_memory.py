@@ -12,8 +12,8 @@ from test_inference import undecided
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import SpafitError, TrainingError
-from spafit.inference import AbandonedError, predict, predict_logits
 from spafit.layout import PackedBatch
+from spafit.training.inference import AbandonedError, predict, predict_logits
 
 
 @pytest.fixture(scope="module")

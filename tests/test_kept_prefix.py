@@ -20,14 +20,14 @@ from spafit import kept_prefix
 from spafit.bert import BertForSequenceClassification, BertModel
 from spafit.errors import ConfigError, PlanError, TrainingError
 from spafit.fingerprint import fingerprint
-from spafit.inference import predict_logits
 from spafit.kept_prefix import KeptPrefix
 from spafit.methods import plan
-from spafit.optimisation import epoch_order
 from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.strata import frozen_stored_in
 from spafit.text.tokenization import Encodings
-from spafit.train_config import TrainConfig
+from spafit.training.inference import predict_logits
+from spafit.training.optimisation import epoch_order
+from spafit.training.settings import TrainConfig
 
 KEPT = {"frozen_dropout": False, "cache_prefix": "memory"}
 

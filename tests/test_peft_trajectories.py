@@ -35,9 +35,9 @@ from tiny_bert import CONFIG, MODULES, Batch, C, L, batches, tiny_bert
 
 from spafit.bert import BertForSequenceClassification
 from spafit.methods import plan
-from spafit.optimisation import learning_rate_factor, make_optimizer
 from spafit.plans import Plan
 from spafit.strata import adapt, adapters_disabled
+from spafit.training.optimisation import learning_rate_factor, make_optimizer
 from spafit.weights.pretrained import load_pretrained
 
 transformers = pytest.importorskip("transformers")

@@ -22,10 +22,10 @@ from spafit import kept_prefix, prefix_file
 from spafit.bert import BertModel
 from spafit.errors import CheckpointError
 from spafit.kept_prefix import prefix_key
-from spafit.loop import Loop
 from spafit.prefix_cache import PrefixCache
 from spafit.runs.record import read_record
-from spafit.train import Result
+from spafit.training.fit import Result
+from spafit.training.loop import Loop
 
 RUN = {"epochs": 2, "frozen_dropout": False}
 DISK = {**RUN, "cache_prefix": "disk"}

@@ -17,7 +17,7 @@ from small_runs import SmallRun, read_log
 from tortured_runs import leftovers, record_of
 
 from spafit.errors import TrainingError
-from spafit.loop import Loop
+from spafit.training.loop import Loop
 
 RUN = {"epochs": 4, "save_every": 4, "eval_every": 7}
 """20 steps; saved after 4, 7, 8, 12, 14, 16 and 20."""

@@ -20,9 +20,9 @@ from interruptions import differences, everything, interrupted, stopped_after
 from small_runs import METHODS, STEPS_AN_EPOCH, N, SmallRun, make_dataset, read_log, trained
 
 from spafit.errors import CheckpointError, ConfigError, StoppedError
-from spafit.feed import Feed
 from spafit.methods import plan
 from spafit.tasks.glue import Dataset
+from spafit.training.batches import Feed
 
 STEPS = 60
 FULL = {
@@ -348,7 +348,7 @@ class TestRefusedRunsStayAsTheyWere:
         """A run without a checkpoint begins anew, and must begin where it began."""
         model = small.model()
         with monkeypatch.context() as patched:
-            patched.setattr("spafit.loop.predict_logits", lambda *_, **__: 1 / 0)
+            patched.setattr("spafit.training.loop.predict_logits", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 small.fit(model, out=tmp_path)
         with pytest.raises(CheckpointError, match="load and adapt the model afresh"):

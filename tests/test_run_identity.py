@@ -16,7 +16,7 @@ import pytest
 from spafit.errors import CheckpointError
 from spafit.methods import plan
 from spafit.runs.identity import FREE, changes, require_same_run
-from spafit.train_config import TrainConfig
+from spafit.training.settings import TrainConfig
 
 FOLDER = Path("runs/rte")
 

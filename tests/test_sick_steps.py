@@ -16,10 +16,10 @@ import torch
 from interruptions import differences, everything, interrupted
 from small_runs import SmallRun, read_log, trained
 
-from spafit import training_step
 from spafit.errors import TrainingError
-from spafit.optimisation import learning_rate_factor, loss_function
-from spafit.training_step import TrainingStep
+from spafit.training import step as training_step
+from spafit.training.optimisation import learning_rate_factor, loss_function
+from spafit.training.step import TrainingStep
 
 
 def memory_for(most: int) -> Callable[..., torch.Tensor]:
@@ -109,7 +109,7 @@ out = Path(sys.argv[1])
 small = SmallRun(make_tiny(out / "tiny"))
 small.fit(epochs=1)  # everything is loaded now
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-from spafit import training_step
+from spafit.training import step as training_step
 plain = training_step.loss_function
 def greedy(logits, targets):  # 200 MB for each example
     memory = torch.empty(len(targets) * 50_000_000)

@@ -27,19 +27,19 @@ from torch import nn
 
 from spafit import glue
 from spafit.bert import BertForSequenceClassification
-from spafit.inference import predict
 from spafit.methods import plan
-from spafit.optimisation import (
+from spafit.strata import adapt
+from spafit.tasks.glue import Dataset, Example
+from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
+from spafit.training.fit import Result, fit
+from spafit.training.inference import predict
+from spafit.training.optimisation import (
     epoch_order,
     learning_rate_factor,
     loss_function,
     make_optimizer,
 )
-from spafit.strata import adapt
-from spafit.tasks.glue import Dataset, Example
-from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
-from spafit.train import Result, fit
-from spafit.train_config import TrainConfig
+from spafit.training.settings import TrainConfig
 from spafit.weights.adapter_files import read_adapter_header
 from spafit.weights.pretrained import load_pretrained
 

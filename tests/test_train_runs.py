@@ -25,13 +25,13 @@ from small_runs import (
     trained,
 )
 
-import spafit.loop
-import spafit.train
-import spafit.training_step
+import spafit.training.fit
+import spafit.training.loop
+import spafit.training.step
 from spafit.errors import CheckpointError, TrainingError
-from spafit.inference import evaluate
-from spafit.optimisation import learning_rate_factor
 from spafit.plans import Plan
+from spafit.training.inference import evaluate
+from spafit.training.optimisation import learning_rate_factor
 from spafit.weights.adapter_files import load_adapter, read_adapter_header
 from spafit.weights.pretrained import load_pretrained
 
@@ -83,7 +83,7 @@ class TestRepeatable:
 
         before = states()
         if fails:
-            monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_from(2))
+            monkeypatch.setattr(spafit.training.step, "loss_function", loss_failing_from(2))
             with pytest.raises(TrainingError):
                 small.fit(epochs=6)
         else:
@@ -145,8 +145,10 @@ class TestEvaluations:
             f1 = scores[len(snapshots) - 1]
             return {"f1": f1, "accuracy": 1 - f1}
 
-        monkeypatch.setattr(spafit.train.metrics, "majority", lambda *_: {"f1": 0, "accuracy": 0})
-        monkeypatch.setattr(spafit.train.metrics, "compute", compute)
+        monkeypatch.setattr(
+            spafit.training.fit.metrics, "majority", lambda *_: {"f1": 0, "accuracy": 0}
+        )
+        monkeypatch.setattr(spafit.training.fit.metrics, "compute", compute)
         data = (make_dataset("mrpc", N), make_dataset("mrpc", N_DEV, "dev", seed=5))
         result = small.fit(model, data=data, out=tmp_path)
         assert (result.best_epoch, result.best_step) == (best, 5 * best)
@@ -178,7 +180,7 @@ class TestFailure:
         shown: str,
     ) -> None:
         """Those from step 8 on; what was evaluated amid them is not kept in place of that."""
-        monkeypatch.setattr(spafit.training_step, "loss_function", loss_failing_from(8, value))
+        monkeypatch.setattr(spafit.training.step, "loss_function", loss_failing_from(8, value))
         match = (
             r"25 steps in a row, up to step 32 \(epoch 7\), was NaN or infinite \(the last loss is "
             rf"{shown}\).*; try a lower learning rate than 0\.003"
@@ -206,7 +208,7 @@ class TestFailure:
         self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            spafit.loop, "predict_logits", lambda *_, **__: np.full((N_DEV, 2), np.nan)
+            spafit.training.loop, "predict_logits", lambda *_, **__: np.full((N_DEV, 2), np.nan)
         )
         with pytest.raises(TrainingError, match="logits on dev after step 5 are not finite"):
             small.fit(out=tmp_path, epochs=1)
@@ -223,7 +225,7 @@ class TestFailure:
 
         model = small.model()
         before = trained(model)
-        monkeypatch.setattr(spafit.training_step, "loss_function", steep)
+        monkeypatch.setattr(spafit.training.step, "loss_function", steep)
         with pytest.raises(TrainingError, match="25 steps in a row"):
             small.fit(model, out=tmp_path, epochs=6)
         rows = read_log(tmp_path, "loss")
@@ -236,7 +238,7 @@ class TestFailure:
         def interrupt(*_: object) -> torch.Tensor:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(spafit.training_step, "loss_function", interrupt)
+        monkeypatch.setattr(spafit.training.step, "loss_function", interrupt)
         with pytest.raises(KeyboardInterrupt):
             small.fit(out=tmp_path)
         assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
@@ -342,8 +344,8 @@ class TestRunFolder:
         def refuse(*_: object, **__: object) -> None:
             pytest.fail("a step was taken, or an evaluation made")
 
-        monkeypatch.setattr(spafit.training_step.TrainingStep, "__call__", refuse)
-        monkeypatch.setattr(spafit.loop, "predict_logits", refuse)
+        monkeypatch.setattr(spafit.training.step.TrainingStep, "__call__", refuse)
+        monkeypatch.setattr(spafit.training.loop, "predict_logits", refuse)
         model = small.model()
         again = small.fit(model, out=tmp_path, epochs=2)
         for field in dataclasses.fields(first):

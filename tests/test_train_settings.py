@@ -14,11 +14,11 @@ import pytest
 import torch
 from small_runs import N, SmallRun, make_dataset, without_labels
 
-import spafit.train_config
+import spafit.training.settings
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, ConfigError, DataError, PlanError
 from spafit.tasks.glue import Dataset
-from spafit.train_config import TrainConfig, complete
+from spafit.training.settings import TrainConfig, complete
 from spafit.weights.pretrained import load_pretrained
 
 NO_NUMBERS = ["3", [1], {}, object(), 1j, True]
@@ -111,7 +111,7 @@ class TestOnAGPU:
 
     @pytest.fixture(autouse=True)
     def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(spafit.train_config, "resolve_device", torch.device)
+        monkeypatch.setattr(spafit.training.settings, "resolve_device", torch.device)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
 
     @pytest.mark.parametrize(

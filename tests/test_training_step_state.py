@@ -16,14 +16,14 @@ import torch
 from small_runs import SmallRun, trained
 from test_captured import Recorder, captured, eager, make_feed
 
-from spafit import training_step
 from spafit.bert import BertForSequenceClassification
-from spafit.captured import CapturedStep
 from spafit.errors import CheckpointError, TrainingError
-from spafit.feed import Fed
 from spafit.machine.memory import is_out_of_memory
-from spafit.optimisation import loss_function
-from spafit.training_step import NoMemoryError, TrainingStep
+from spafit.training import step as training_step
+from spafit.training.batches import Fed
+from spafit.training.captured_step import CapturedStep
+from spafit.training.optimisation import loss_function
+from spafit.training.step import NoMemoryError, TrainingStep
 
 KINDS = ["eager", "captured"]
 

@@ -12,10 +12,10 @@ from test_captured import make_feed
 from torch import nn
 
 import spafit
-from spafit.inference import autocast
 from spafit.kernels import forms
-from spafit.optimisation import make_optimizer
-from spafit.training_step import MicroBatch, TrainingStep
+from spafit.training.inference import autocast
+from spafit.training.optimisation import make_optimizer
+from spafit.training.step import MicroBatch, TrainingStep
 
 pytestmark = pytest.mark.skipif(
     bool(forms.why_no_triton(torch.device("cpu"))), reason="runs in Triton's interpreter"

@@ -23,7 +23,7 @@ from tortured_runs import checkpoints, faults_of, leftovers, newest_sound, recor
 
 from spafit.errors import CheckpointError, TrainingError
 from spafit.runs.checkpoint import Checkpoints, TensorFile
-from spafit.saving import Saver
+from spafit.training.saving import Saver
 
 Sized = Callable[[int, int], int]
 Promise = Callable[[str, int, str], None]

@@ -303,7 +303,7 @@ def _kill_at(value: dict[str, Any]) -> None:
 
     What it was is written to the file ``name``, or "none" where the save had fewer of them.
     """
-    from spafit.saving import Saver
+    from spafit.training.saving import Saver
 
     changes: list[str] = []
     report = os.open(value["name"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -339,26 +339,26 @@ def _slow_saves(value: dict[str, Any]) -> None:
 
 
 def _slow_evaluations(value: dict[str, Any]) -> None:
-    import spafit.loop
+    import spafit.training.loop
 
-    _wrap(spafit.loop, "predict_logits", _marking(value))
+    _wrap(spafit.training.loop, "predict_logits", _marking(value))
 
 
 def _slow_start(value: dict[str, Any]) -> None:
-    from spafit.loop import Loop
+    from spafit.training.loop import Loop
 
     _wrap(Loop, "run", _marking(value))
 
 
 def _slow_steps(value: dict[str, Any]) -> None:
-    from spafit.loop import Loop
+    from spafit.training.loop import Loop
 
     _wrap(Loop, "_take", _marking(value))
 
 
 def _held_steps(value: dict[str, Any]) -> None:
     """Wait in the n-th step for as long as the mark is there."""
-    from spafit.loop import Loop
+    from spafit.training.loop import Loop
 
     steps, mark = iter(range(1, 10**6)), Path(value["mark"])
 
@@ -379,7 +379,7 @@ def _slow_end(value: dict[str, Any]) -> None:
 
 def _stop_after(value: int) -> None:
     """Ask this process to stop once so many steps are done."""
-    from spafit.loop import Loop
+    from spafit.training.loop import Loop
 
     take = Loop._take
 

@@ -1,6 +1,6 @@
 """The training loop: evaluate where it is due, save where it is due, take the next step.
 
-It begins at any step. Where a run stands is :class:`~spafit.training_state.TrainingState`, beside
+It begins at any step. Where a run stands is :class:`~spafit.training.state.TrainingState`, beside
 model, optimizer and random numbers; what comes next follows from it alone, so that a run that is
 taken up again goes on as if nothing had been.
 """
@@ -19,23 +19,23 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import StoppedError, TrainingError
-from spafit.feed import Fed, Feed
-from spafit.inference import AbandonedError, decode, predict_logits
 from spafit.kept_prefix import KeptPrefix
 from spafit.machine import random_states
 from spafit.machine.versions import peak_memory_mib
-from spafit.optimisation import learning_rate_factor
 from spafit.runs.folder import RunFolder
 from spafit.runs.progress import Progress
 from spafit.runs.stopping import StopRequests
-from spafit.saving import Saver
-from spafit.steps import Readings
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Encodings
-from spafit.train_config import TrainConfig
-from spafit.training_state import TrainingState
-from spafit.training_step import NoMemoryError, StepResult, TrainingStep
+from spafit.training.batches import Fed, Feed
+from spafit.training.inference import AbandonedError, decode, predict_logits
+from spafit.training.make_step import Readings
+from spafit.training.optimisation import learning_rate_factor
+from spafit.training.saving import Saver
+from spafit.training.settings import TrainConfig
+from spafit.training.state import TrainingState
+from spafit.training.step import NoMemoryError, StepResult, TrainingStep
 
 # fp16 skips a few steps at its start, until the loss is scaled to fit; a run of these is no start.
 _MOST_SKIPS = 25
@@ -77,7 +77,7 @@ class Loop:
     dev : Scored
         What to evaluate on.
     config : TrainConfig
-        Complete (:func:`spafit.train_config.complete`).
+        Complete (:func:`spafit.training.settings.complete`).
     state : TrainingState
         Where the run stands; it is kept up to date.
     prefixes : mapping of str to KeptPrefix

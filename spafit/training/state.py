@@ -14,7 +14,7 @@ from spafit.kernels.gpu import choices
 from spafit.machine import random_states
 from spafit.machine.random_states import RandomStates
 from spafit.runs.checkpoint import Checkpoint, TensorFile
-from spafit.training_step import TrainingStep
+from spafit.training.step import TrainingStep
 from spafit.weights.adapter_files import adapter_content
 
 # What stands in state.json as it is.

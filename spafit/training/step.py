@@ -4,7 +4,7 @@ With g = Σ over the batch of ∂loss/∂θ, divided by the number of examples: 
 and AdamW moves θ. A batch may come in several parts, whose gradients add up; g is the same.
 
 Nothing in a step waits for the device: loss and gradient norm stay there, and where they are not
-finite the optimizer leaves everything as it was, by a flag on the device. :mod:`spafit.captured`
+finite the optimizer leaves everything as it was, by a flag on the device. :mod:`spafit.training.captured_step`
 records the same step as CUDA graphs.
 """
 
@@ -18,10 +18,10 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError
-from spafit.inference import autocast, tf32_products
 from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory, shortage
-from spafit.optimisation import loss_function, set_learning_rate
+from spafit.training.inference import autocast, tf32_products
+from spafit.training.optimisation import loss_function, set_learning_rate
 
 
 class MicroBatch(NamedTuple):
@@ -60,7 +60,7 @@ class TrainingStep:
     model : BertForSequenceClassification
         In training mode, on its device.
     optimizer : torch.optim.Optimizer
-        Of what trains (:func:`spafit.optimisation.make_optimizer`).
+        Of what trains (:func:`spafit.training.optimisation.make_optimizer`).
     arithmetic : {"float32", "tf32", "bf16", "fp16"}
         That of the forward pass; fp16 scales the loss.
     max_grad_norm : float

@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.captured import CapturedStep
 from spafit.layout import PackedBatch
-from spafit.optimisation import make_optimizer
-from spafit.train_config import TrainConfig
-from spafit.training_step import Forward, StepResult, TrainingStep
+from spafit.training.captured_step import CapturedStep
+from spafit.training.optimisation import make_optimizer
+from spafit.training.settings import TrainConfig
+from spafit.training.step import Forward, StepResult, TrainingStep
 
 About = TypeVar("About")
 
@@ -28,7 +28,7 @@ def make_step(
     model : BertForSequenceClassification
         Adapted, on its device.
     config : TrainConfig
-        Complete (:func:`spafit.train_config.complete`).
+        Complete (:func:`spafit.training.settings.complete`).
     say : callable of str
         Told in one line where steps cannot be captured after all.
     """

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.captured import why_not_captured
 from spafit.errors import ConfigError, PlanError
-from spafit.inference import PRECISIONS, resolve_device, resolve_precision
 from spafit.tasks.glue import Dataset
+from spafit.training.captured_step import why_not_captured
+from spafit.training.inference import PRECISIONS, resolve_device, resolve_precision
 
 CACHES = ("off", "memory", "disk")
 """Where the hidden states after group 1 may be kept."""
@@ -63,7 +63,7 @@ class TrainConfig:
     keep_checkpoints : int
         How many of the last checkpoints are kept, at least 2; that of the best evaluation besides.
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
-        The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.inference
+        The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.training.inference
         .resolve_precision`).
     frozen_dropout : bool
         Whether group 1, the layers below the first that trains, has dropout in training as the rest
@@ -86,7 +86,7 @@ class TrainConfig:
         ``"auto"`` is half on a GPU in bf16 or fp16, else float32. After the run they are the
         pre-trained ones again, bit for bit.
     step : {"auto", "eager", "captured", "compiled"}
-        How a step is launched. ``"captured"``: as CUDA graphs (:mod:`spafit.captured`), without
+        How a step is launched. ``"captured"``: as CUDA graphs (:mod:`spafit.training.captured_step`), without
         gaps between the launches. ``"compiled"``: forward and backward by torch.compile.
         ``"auto"``: captured on a GPU where it can be, else eager.
     device : str

@@ -25,7 +25,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import TrainingError
 from spafit.kernels.gpu.cuda_graphs import record
 from spafit.machine.memory import is_out_of_memory
-from spafit.training_step import MicroBatch, TrainingStep
+from spafit.training.step import MicroBatch, TrainingStep
 
 #: Records what a function does to the device without doing it; gives the function's result, which
 #: holds what each replay computes, and the replay.
@@ -50,7 +50,7 @@ class _Recorded(NamedTuple):
 
 
 class CapturedStep(TrainingStep):
-    """A :class:`~spafit.training_step.TrainingStep` that is replayed from CUDA graphs.
+    """A :class:`~spafit.training.step.TrainingStep` that is replayed from CUDA graphs.
 
     Its batches must have fixed shapes (``Encodings.packed(rows, bucketed=True)``), and its
     optimizer a learning rate on the device (``make_optimizer(..., capturable=True)``).
@@ -58,7 +58,7 @@ class CapturedStep(TrainingStep):
     Parameters
     ----------
     model, optimizer, arithmetic, max_grad_norm
-        As for :class:`~spafit.training_step.TrainingStep`.
+        As for :class:`~spafit.training.step.TrainingStep`.
     on_failure : callable of str, optional
         What to do where recording fails, with the reason in one line. Every step is then an eager
         one. Without it a TrainingError is raised.

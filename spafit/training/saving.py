@@ -10,8 +10,8 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError, WeightsError
 from spafit.files.durable import explain
 from spafit.runs.folder import RunFolder
-from spafit.training_state import TrainingState, content
-from spafit.training_step import TrainingStep
+from spafit.training.state import TrainingState, content
+from spafit.training.step import TrainingStep
 from spafit.weights.adapter_files import adapter_content
 from spafit.weights.safefile import save_tensors
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spafit.inference import autocast
 from spafit.kept_prefix import KeptPrefix
 from spafit.layout import PackedBatch
-from spafit.optimisation import epoch_order
 from spafit.text.tokenization import Encodings
-from spafit.training_step import MicroBatch
+from spafit.training.inference import autocast
+from spafit.training.optimisation import epoch_order
+from spafit.training.step import MicroBatch
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -73,7 +73,7 @@ class Feed:
     device : torch.device
         Where the batches are wanted.
     batch_size, accumulation, epochs, seed : int
-        As in :class:`~spafit.train_config.TrainConfig`.
+        As in :class:`~spafit.training.settings.TrainConfig`.
     arithmetic : str
         In which a kept prefix that is missing is computed.
     prefix : KeptPrefix, optional

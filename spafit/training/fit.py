@@ -22,26 +22,26 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, PlanError
-from spafit.feed import Feed
 from spafit.fingerprint import fingerprint
-from spafit.inference import encode, label_names
 from spafit.kept_prefix import KeptPrefix, keep_prefix
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
-from spafit.loop import Loop, Scored, values_that_train
 from spafit.machine.memory import keep_freed_memory
 from spafit.machine.random_states import seeded
 from spafit.runs.folder import RunFolder
 from spafit.runs.progress import Progress
 from spafit.runs.stopping import StopRequests
-from spafit.saving import Saver
-from spafit.steps import make_step
 from spafit.strata import frozen_stored_in, layers_of_group, summarise
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer
-from spafit.train_config import TrainConfig, complete
-from spafit.training_state import TrainingState, restore
+from spafit.training.batches import Feed
+from spafit.training.inference import encode, label_names
+from spafit.training.loop import Loop, Scored, values_that_train
+from spafit.training.make_step import make_step
+from spafit.training.saving import Saver
+from spafit.training.settings import TrainConfig, complete
+from spafit.training.state import TrainingState, restore
 from spafit.weights.safefile import tensor_file
 
 
