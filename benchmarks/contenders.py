@@ -19,11 +19,11 @@ from benchmarks.baseline import Logits, plain_name
 from benchmarks.harness import Contender, Rows
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
-from spafit.kept_prefix import KeptPrefix, prefix_key
-from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.strata import adapt
 from spafit.text.tokenization import Encodings
 from spafit.training.inference import autocast
+from spafit.training.prefix.cache import PrefixCache, PrefixKey
+from spafit.training.prefix.kept import KeptPrefix, prefix_key
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 6e-5, 0.01, 1.0
 

@@ -27,7 +27,7 @@ from benchmarks.contenders import SHAPES, adapted_model, prefix_states, random_w
 from benchmarks.harness import Contender, Rows, compare
 from benchmarks.lengths import load_rows
 from benchmarks.report import place, results, write_results
-from spafit.prefix_cache import PrefixCache
+from spafit.training.prefix.cache import PrefixCache
 
 HALF_TOLERANCE = 1e-3  # float16 has 11 bits
 _LIMIT_BYTES = 2**40

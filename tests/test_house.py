@@ -25,7 +25,7 @@ ORDER = """
     kernels layout batch_checks adapters plans
     methods bert fingerprint strata weights weights.safefile weights.safe_folder weights.pins weights.hub_files weights.hub machine machine.memory weights.pretrained
     weights.adapter_files tasks tasks.table tasks.glue tasks.metrics tasks.submission files.http_file tasks.download
-    text text.vocabulary text.tokenization machine.versions prefix_file prefix_cache kept_prefix training training.inference runs runs.progress
+    text text.vocabulary text.tokenization machine.versions training.prefix training.prefix.file training.prefix.cache training.prefix.kept training training.inference runs runs.progress
     machine.random_states runs.stopping runs.checkpoint runs.identity runs.record runs.log runs.folder
     training.optimisation training.step training.captured_step training.batches training.settings training.make_step training.state training.saving training.loop training.fit
     minilm commands acceptability_lexicon acceptability_templates acceptability figure demo doctor

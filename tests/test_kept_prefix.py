@@ -16,17 +16,17 @@ import pytest
 import torch
 from small_runs import LEARNING_RATE, N, SmallRun, read_log, trained
 
-from spafit import kept_prefix
 from spafit.bert import BertForSequenceClassification, BertModel
 from spafit.errors import ConfigError, PlanError, TrainingError
 from spafit.fingerprint import fingerprint
-from spafit.kept_prefix import KeptPrefix
 from spafit.methods import plan
-from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.strata import frozen_stored_in
 from spafit.text.tokenization import Encodings
 from spafit.training.inference import predict_logits
 from spafit.training.optimisation import epoch_order
+from spafit.training.prefix import kept as kept_prefix
+from spafit.training.prefix.cache import PrefixCache, PrefixKey
+from spafit.training.prefix.kept import KeptPrefix
 from spafit.training.settings import TrainConfig
 
 KEPT = {"frozen_dropout": False, "cache_prefix": "memory"}

@@ -29,11 +29,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from spafit import prefix_file
 from spafit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from spafit.files import durable
-from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.text.tokenization import Encodings
+from spafit.training.prefix import file as prefix_file
+from spafit.training.prefix.cache import PrefixCache, PrefixKey
 
 LENGTHS = [5, 3, 9, 2, 7, 11, 4]
 D = 6

@@ -18,14 +18,15 @@ import pytest
 import torch
 from small_runs import N_DEV, N, SmallRun, read_log, trained
 
-from spafit import kept_prefix, prefix_file
 from spafit.bert import BertModel
 from spafit.errors import CheckpointError
-from spafit.kept_prefix import prefix_key
-from spafit.prefix_cache import PrefixCache
 from spafit.runs.record import read_record
 from spafit.training.fit import Result
 from spafit.training.loop import Loop
+from spafit.training.prefix import file as prefix_file
+from spafit.training.prefix import kept as kept_prefix
+from spafit.training.prefix.cache import PrefixCache
+from spafit.training.prefix.kept import prefix_key
 
 RUN = {"epochs": 2, "frozen_dropout": False}
 DISK = {**RUN, "cache_prefix": "disk"}

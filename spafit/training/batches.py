@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spafit.kept_prefix import KeptPrefix
 from spafit.layout import PackedBatch
 from spafit.text.tokenization import Encodings
 from spafit.training.inference import autocast
 from spafit.training.optimisation import epoch_order
+from spafit.training.prefix.kept import KeptPrefix
 from spafit.training.step import MicroBatch
 
 Item = TypeVar("Item")

@@ -23,7 +23,6 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, PlanError
 from spafit.fingerprint import fingerprint
-from spafit.kept_prefix import KeptPrefix, keep_prefix
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
 from spafit.machine.memory import keep_freed_memory
@@ -39,6 +38,7 @@ from spafit.training.batches import Feed
 from spafit.training.inference import encode, label_names
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step
+from spafit.training.prefix.kept import KeptPrefix, keep_prefix
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig, complete
 from spafit.training.state import TrainingState, restore

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
-from spafit.kept_prefix import KeptPrefix
 from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.tasks.table import Label
 from spafit.text.tokenization import Encodings, Tokenizer
+from spafit.training.prefix.kept import KeptPrefix
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16", "fp16")
 

@@ -19,7 +19,6 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import StoppedError, TrainingError
-from spafit.kept_prefix import KeptPrefix
 from spafit.machine import random_states
 from spafit.machine.versions import peak_memory_mib
 from spafit.runs.folder import RunFolder
@@ -32,6 +31,7 @@ from spafit.training.batches import Fed, Feed
 from spafit.training.inference import AbandonedError, decode, predict_logits
 from spafit.training.make_step import Readings
 from spafit.training.optimisation import learning_rate_factor
+from spafit.training.prefix.kept import KeptPrefix
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig
 from spafit.training.state import TrainingState

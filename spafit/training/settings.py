@@ -71,7 +71,7 @@ class TrainConfig:
     cache_prefix : {"off", "memory", "disk"}
         Keep the hidden states after group 1 instead of computing them in every epoch, which takes
         ``frozen_dropout=False``. On disk they also serve later runs with other seeds, methods and
-        learning rates (:mod:`spafit.prefix_cache`).
+        learning rates (:mod:`spafit.training.prefix.cache`).
     cache_dtype : {"float32", "half"}
         In what they are kept.
     cache_limit_gib : float

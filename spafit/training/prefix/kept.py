@@ -21,8 +21,8 @@ from spafit.kernels.products import library_on
 from spafit.layout import Packed, PackedBatch
 from spafit.machine.memory import is_out_of_memory, shortage
 from spafit.machine.versions import processor
-from spafit.prefix_cache import PrefixCache, PrefixKey
 from spafit.text.tokenization import Encodings, Tokenizer
+from spafit.training.prefix.cache import PrefixCache, PrefixKey
 from spafit.version import __version__
 
 _GROUP = 32

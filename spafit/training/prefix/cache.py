@@ -28,10 +28,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spafit import prefix_file
 from spafit.errors import CheckpointError, ConfigError, DataError, SpafitError, TrainingError
-from spafit.prefix_file import MappedFile, UnusableError
 from spafit.text.tokenization import Encodings
+from spafit.training.prefix import file as prefix_file
+from spafit.training.prefix.file import MappedFile, UnusableError
 from spafit.weights.safefile import all_finite
 
 # The key's names of types, as numpy's, always little-endian, and as torch's.
