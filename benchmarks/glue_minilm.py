@@ -29,8 +29,8 @@ from benchmarks import glue_paths
 from benchmarks.arguments import RESULTS
 from benchmarks.report import commit
 from spafit.bert import set_impl
+from spafit.demo.minilm import minilm_folder
 from spafit.machine.versions import machine, versions
-from spafit.minilm import minilm_folder
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.text.tokenization import load_tokenizer

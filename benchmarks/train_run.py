@@ -32,7 +32,7 @@ from benchmarks.harness import Rows, check_results, rotated, timings
 from benchmarks.lengths import DATA, MAX_LENGTH
 from benchmarks.report import place, write_results
 from spafit.bert import BertForSequenceClassification
-from spafit.minilm import minilm_folder
+from spafit.demo.minilm import minilm_folder
 from spafit.strata import adapt
 from spafit.tasks import glue, metrics
 from spafit.tasks.glue import Dataset

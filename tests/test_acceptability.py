@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from spafit.acceptability import QUICK, TASK, Sentence, datasets, generate
-from spafit.acceptability_lexicon import WORDS, Noun, Phrase, Pronoun, Verb, pools
-from spafit.acceptability_templates import TEMPLATES
+from spafit.demo.acceptability import QUICK, TASK, Sentence, datasets, generate
+from spafit.demo.acceptability_lexicon import WORDS, Noun, Phrase, Pronoun, Verb, pools
+from spafit.demo.acceptability_templates import TEMPLATES
 from spafit.errors import ConfigError
 
 # Words of a closed class: the only ones that train and dev may share.

@@ -9,8 +9,9 @@ import json
 import pytest
 
 import spafit
-from spafit import demo, minilm
 from spafit.cli import main
+from spafit.demo import minilm
+from spafit.demo import run as demo
 from weights_tools.tiny import make_tiny
 
 

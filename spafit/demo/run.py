@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from spafit.acceptability import datasets
 from spafit.commands import result_screen
-from spafit.figure import draw
+from spafit.demo.acceptability import datasets
+from spafit.demo.figure import draw
+from spafit.demo.minilm import minilm_folder
 from spafit.files.replacing import refuse_place
-from spafit.minilm import minilm_folder
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
 from spafit.text.tokenization import load_tokenizer

@@ -21,8 +21,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spafit.acceptability_lexicon import pools
-from spafit.acceptability_templates import TEMPLATES
+from spafit.demo.acceptability_lexicon import pools
+from spafit.demo.acceptability_templates import TEMPLATES
 from spafit.errors import ConfigError
 from spafit.tasks import glue
 
@@ -147,7 +147,7 @@ def datasets(
                     glue.Example(index, sentence.text, None, sentence.label)
                     for index, sentence in enumerate(sentences)
                 ),
-                source=f"spafit.acceptability, seed {seed}",
+                source=f"spafit.demo.acceptability, seed {seed}",
                 bad_rows=0,
                 sha256=hashlib.sha256(lines.encode()).hexdigest(),
             )
