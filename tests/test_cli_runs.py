@@ -20,8 +20,9 @@ from small_runs import N_DEV, N, SmallRun, loss_failing_from, make_dataset, writ
 import spafit
 import spafit.training.fit
 import spafit.training.step
-from spafit import commands, glue
-from spafit.cli import main
+from spafit import glue
+from spafit.cli import commands
+from spafit.cli.parser import main
 from weights_tools.tiny import make_tiny
 
 Capture = pytest.CaptureFixture[str]

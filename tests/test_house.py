@@ -28,8 +28,8 @@ ORDER = """
     text text.vocabulary text.tokenization machine.versions training.prefix training.prefix.file training.prefix.cache training.prefix.kept training training.inference runs runs.progress
     machine.random_states runs.stopping runs.checkpoint runs.identity runs.record runs.log runs.folder
     training.optimisation training.step training.captured_step training.batches training.settings training.make_step training.state training.saving training.loop training.fit
-    demo demo.minilm commands demo.acceptability_lexicon demo.acceptability_templates demo.acceptability demo.figure demo.run doctor
-    option_types cli __main__
+    demo demo.minilm cli cli.commands demo.acceptability_lexicon demo.acceptability_templates demo.acceptability demo.figure demo.run cli.doctor
+    cli.option_types cli.parser __main__
 """.split()
 
 

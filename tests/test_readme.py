@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import spafit
-from spafit.cli import _parser, main
+from spafit.cli.parser import _parser, main
 from weights_tools.tiny import make_tiny
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from spafit.commands import result_screen
+from spafit.cli.commands import result_screen
 from spafit.demo.acceptability import datasets
 from spafit.demo.figure import draw
 from spafit.demo.minilm import minilm_folder

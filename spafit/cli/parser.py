@@ -12,10 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from spafit import commands, doctor
+from spafit.cli import commands, doctor
+from spafit.cli.option_types import (
+    as_name,
+    as_number,
+    as_path,
+    as_seed,
+    as_size,
+    as_whole,
+    one_line,
+)
 from spafit.demo.run import run_demo
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
-from spafit.option_types import as_name, as_number, as_path, as_seed, as_size, as_whole, one_line
 from spafit.runs.progress import lasting
 from spafit.tasks.download import glue_cache
 from spafit.training.inference import PRECISIONS
