@@ -1,9 +1,9 @@
 """The contenders of a training step: transformers + PEFT, and spafit's own step in all its forms.
 
-What is timed of spafit is the product's step (:func:`spafit.training.make_step.make_step`), with its frozen
-matrices stored as a run stores them. On a GPU both sides' batches lie ready in pinned memory, as
-those of :class:`spafit.training.batches.Feed` or of a data loader do, with their kept hidden states; sending
-them is part of the step.
+What is timed of spafit is the product's step (:func:`spafit.training.make_step.make_step`), with
+its frozen matrices stored as a run stores them. On a GPU both sides' batches lie ready in pinned
+memory, as those of :class:`spafit.training.batches.Feed` or of a data loader do, with their kept
+hidden states; sending them is part of the step.
 """
 
 from __future__ import annotations

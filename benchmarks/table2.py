@@ -10,8 +10,8 @@ after a warm-up of every shape. What is projected from them is
 
     hours = epochs · ceil(rows of train / batch size) · mean time of a step / 3,600,000 ms
 
-with the rows of the whole task (spafit.tasks.table). It is a projection, not a measurement: no run was
-made, and evaluation, tokenizing, loading, and capturing or compiling the shapes that the sample
+with the rows of the whole task (spafit.tasks.table). It is a projection, not a measurement: no run
+was made, and evaluation, tokenizing, loading, and capturing or compiling the shapes that the sample
 lacks are not in it. ``low_hours`` and ``high_hours`` are two standard errors of the sample's mean
 below and above: how far the drawing of the batches leaves it open.
 """

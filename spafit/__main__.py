@@ -2,6 +2,6 @@
 
 import sys
 
-from spafit.cli.parser import main
+from spafit.cli import main
 
 sys.exit(main())

@@ -1,7 +1,8 @@
 r"""A plain reader of GLUE's files, the oracle of test_fuzzed_data.py.
 
-It is written from the rules in the docstring of ``spafit/tasks/glue.py`` and from GLUE's own table, and
-shares no code with the package. ``expected`` gives the rows of a file, or says where it is refused.
+It is written from the rules in the docstring of ``spafit/tasks/glue.py`` and from GLUE's own table,
+and shares no code with the package. ``expected`` gives the rows of a file, or says where it is
+refused.
 """
 
 from __future__ import annotations

@@ -24,9 +24,8 @@ import torch
 from absurd_values import LONG, NO_FLAG, PAIRS, TABLE
 from small_runs import SmallRun, write_glue
 
-from spafit.cli import commands, option_types
+from spafit.cli import commands, main, option_types
 from spafit.cli import parser as cli
-from spafit.cli.parser import main
 from spafit.training.settings import complete
 
 

@@ -16,9 +16,8 @@ import pytest
 import torch
 from small_runs import SmallRun, write_glue
 
-from spafit.cli import commands, doctor
+from spafit.cli import commands, doctor, main
 from spafit.cli import parser as cli
-from spafit.cli.parser import main
 from spafit.kernels import forms
 from spafit.kernels.gpu import choices
 from spafit.methods import plan

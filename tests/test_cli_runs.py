@@ -21,8 +21,7 @@ import spafit
 import spafit.training.fit
 import spafit.training.step
 from spafit import glue
-from spafit.cli import commands
-from spafit.cli.parser import main
+from spafit.cli import commands, main
 from weights_tools.tiny import make_tiny
 
 Capture = pytest.CaptureFixture[str]

@@ -16,9 +16,8 @@ import pytest
 from small_runs import SmallRun, write_glue
 from tortured_runs import arguments, leftovers, logged_steps, record_of
 
-from spafit.cli import commands
+from spafit.cli import commands, main
 from spafit.cli import parser as cli
-from spafit.cli.parser import main
 from spafit.errors import StoppedError
 
 Capture = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ import json
 import pytest
 
 import spafit
-from spafit.cli.parser import main
+from spafit.cli import main
 from spafit.demo import minilm
 from spafit.demo import run as demo
 from weights_tools.tiny import make_tiny

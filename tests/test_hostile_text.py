@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_runs import SmallRun, write_glue
 
 from spafit import glue
-from spafit.cli.parser import main
+from spafit.cli import main
 from spafit.errors import ConfigError, DataError
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.text.vocabulary import SPECIAL_TOKENS

@@ -14,22 +14,24 @@ PACKAGE = Path(spafit.__file__).parent
 # Every module may import only what stands above it; the modules of one line do not know each other
 # unless they stand in that order.
 ORDER = """
-    version errors files files.strict_json files.durable files.replacing files.transfers config
-    kernels.forms kernels.stacking kernels.products kernels.dropout kernels.gpu kernels.gpu.cuda_graphs
-    kernels.gpu.choices
-    kernels.gpu.triton_common
-    kernels.attention kernels.gpu.triton_attention kernels.gpu.varlen_attention kernels.packed_attention
-    kernels.gpu.triton_add_norm kernels.add_norm
-    kernels.gpu.triton_gelu kernels.bias_gelu kernels.parts
+    files machine text tasks weights runs training training.prefix demo kernels.gpu version
+    errors files.strict_json files.durable files.replacing files.transfers config kernels.forms
+    kernels.stacking kernels.products kernels.dropout kernels.gpu.cuda_graphs
+    kernels.gpu.choices kernels.gpu.triton_common kernels.attention kernels.gpu.triton_attention
+    kernels.gpu.varlen_attention kernels.packed_attention kernels.gpu.triton_add_norm
+    kernels.add_norm kernels.gpu.triton_gelu kernels.bias_gelu kernels.parts
     kernels.gpu.triton_low_rank kernels.gpu.triton_linear kernels.lora_linear kernels.compiled
-    kernels layout batch_checks adapters plans
-    methods bert fingerprint strata weights weights.safefile weights.safe_folder weights.pins weights.hub_files weights.hub machine machine.memory weights.pretrained
-    weights.adapter_files tasks tasks.table tasks.glue tasks.metrics tasks.submission files.http_file tasks.download
-    text text.vocabulary text.tokenization machine.versions training.prefix training.prefix.file training.prefix.cache training.prefix.kept training training.inference runs runs.progress
-    machine.random_states runs.stopping runs.checkpoint runs.identity runs.record runs.log runs.folder
-    training.optimisation training.step training.captured_step training.batches training.settings training.make_step training.state training.saving training.loop training.fit
-    demo demo.minilm cli cli.commands demo.acceptability_lexicon demo.acceptability_templates demo.acceptability demo.figure demo.run cli.doctor
-    cli.option_types cli.parser __main__
+    kernels layout batch_checks adapters plans methods bert fingerprint strata weights.safefile
+    weights.safe_folder weights.pins weights.hub_files weights.hub machine.memory
+    weights.pretrained weights.adapter_files tasks.table tasks.glue tasks.metrics
+    tasks.submission files.http_file tasks.download text.vocabulary text.tokenization
+    machine.versions training.prefix.file training.prefix.cache training.prefix.kept
+    training.inference runs.progress machine.random_states runs.stopping runs.checkpoint
+    runs.identity runs.record runs.log runs.folder training.optimisation training.step
+    training.captured_step training.batches training.settings training.make_step training.state
+    training.saving training.loop training.fit demo.minilm cli.commands
+    demo.acceptability_lexicon demo.acceptability_templates demo.acceptability demo.figure
+    demo.run cli.doctor cli.option_types cli.parser cli __main__
 """.split()
 
 

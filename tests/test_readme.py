@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import spafit
-from spafit.cli.parser import _parser, main
+from spafit.cli import main
+from spafit.cli.parser import _parser
 from weights_tools.tiny import make_tiny
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")

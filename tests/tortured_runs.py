@@ -211,12 +211,12 @@ def serve(root: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     import torch
 
-    import spafit.cli.parser
+    import spafit.cli
 
     torch.set_num_threads(1)
     # A short run, so that all is imported and allocated that a trainer needs.
     with tempfile.TemporaryDirectory() as warm:
-        assert spafit.cli.parser.main(arguments(root, Path(warm), "--epochs", "1", "--quiet")) == 0
+        assert spafit.cli.main(arguments(root, Path(warm), "--epochs", "1", "--quiet")) == 0
     living = set()
     for line in sys.stdin:
         request = json.loads(line)
@@ -230,7 +230,7 @@ def serve(root: Path) -> None:
             pid = os.fork()
             if pid == 0:
                 answers.close()
-                _train(spafit.cli.parser.main, request)
+                _train(spafit.cli.main, request)
             living.add(pid)
             print(pid, file=answers)
     for pid in living:

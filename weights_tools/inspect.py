@@ -60,7 +60,8 @@ def table(tensors: Iterable[TensorInfo]) -> str:
     Parameters
     ----------
     tensors : iterable of TensorInfo
-        From :class:`spafit.weights.safefile.SafeFile` or :class:`spafit.weights.safe_folder.SafeFolder`.
+        From :class:`spafit.weights.safefile.SafeFile` or
+        :class:`spafit.weights.safe_folder.SafeFolder`.
 
     Returns
     -------

@@ -86,8 +86,9 @@ class TrainConfig:
         ``"auto"`` is half on a GPU in bf16 or fp16, else float32. After the run they are the
         pre-trained ones again, bit for bit.
     step : {"auto", "eager", "captured", "compiled"}
-        How a step is launched. ``"captured"``: as CUDA graphs (:mod:`spafit.training.captured_step`), without
-        gaps between the launches. ``"compiled"``: forward and backward by torch.compile.
+        How a step is launched. ``"captured"``: as CUDA graphs
+        (:mod:`spafit.training.captured_step`), without gaps between the launches. ``"compiled"``:
+        forward and backward by torch.compile.
         ``"auto"``: captured on a GPU where it can be, else eager.
     device : str
         Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.

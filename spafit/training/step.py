@@ -4,8 +4,8 @@ With g = Σ over the batch of ∂loss/∂θ, divided by the number of examples: 
 and AdamW moves θ. A batch may come in several parts, whose gradients add up; g is the same.
 
 Nothing in a step waits for the device: loss and gradient norm stay there, and where they are not
-finite the optimizer leaves everything as it was, by a flag on the device. :mod:`spafit.training.captured_step`
-records the same step as CUDA graphs.
+finite the optimizer leaves everything as it was, by a flag on the device.
+:mod:`spafit.training.captured_step` records the same step as CUDA graphs.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def local_folder(
         revision is pinned for itself.
     files : iterable of str
         The names of the files that are needed (:data:`~spafit.weights.pins.MODEL_FILES`,
-        :data:`~spafit.weights.pins.TOKENIZER_FILES`); those that the repository does not have are left out.
+        :data:`~spafit.weights.pins.TOKENIZER_FILES`); those that the repository does not have are
+        left out.
     refresh : bool
         Ask the hub again which commit the revision stands for, and pin that one.
     endpoint : str, optional

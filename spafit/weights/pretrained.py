@@ -142,8 +142,9 @@ def load_pretrained(
         Of the generator that draws the head, and the pooler, where the file has none that fit.
     mapped : bool
         Whether large matrices may be the file's own pages, copied only when they are written to
-        (:meth:`spafit.weights.safefile.SafeFile.view`). False reads everything into the process's own
-        memory, for a file that may be cut short or written to in place while the model is in use.
+        (:meth:`spafit.weights.safefile.SafeFile.view`). False reads everything into the process's
+        own memory, for a file that may be cut short or written to in place while the model is in
+        use.
 
     Returns
     -------
