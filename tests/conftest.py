@@ -17,8 +17,8 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from small_runs import SmallRun
-    from tortured_runs import Uninterrupted, Zygote
+    from support.small_runs import SmallRun
+    from support.tortured_runs import Uninterrupted, Zygote
 
     from spafit.layout import PackedBatch
 
@@ -64,7 +64,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(tiny_folder: Path) -> "SmallRun":
     """Give what a small training run on the tiny model needs."""
-    from small_runs import SmallRun
+    from support.small_runs import SmallRun
 
     return SmallRun(tiny_folder)
 
@@ -72,7 +72,7 @@ def small(tiny_folder: Path) -> "SmallRun":
 @pytest.fixture(scope="module")
 def root(small: "SmallRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with model and data, for processes that train."""
-    from small_runs import write_glue
+    from support.small_runs import write_glue
 
     root = tmp_path_factory.mktemp("root")
     shutil.copytree(small.folder, root / "tiny")
@@ -83,7 +83,7 @@ def root(small: "SmallRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def zygote(root: Path) -> Iterator["Zygote"]:
     """Give a process that forks others which train in that folder."""
-    from tortured_runs import Zygote
+    from support.tortured_runs import Zygote
 
     with Zygote(root) as zygote:
         yield zygote
@@ -92,8 +92,8 @@ def zygote(root: Path) -> Iterator["Zygote"]:
 @pytest.fixture(scope="module")
 def uninterrupted(zygote: "Zygote", root: Path) -> "Uninterrupted":
     """Give what a run leaves that nothing happened to."""
-    from interruptions import everything
-    from tortured_runs import Uninterrupted, arguments
+    from support.interruptions import everything
+    from support.tortured_runs import Uninterrupted, arguments
 
     start, out = time.monotonic(), root / "uninterrupted"
     trainer = zygote.train(arguments(root, out))

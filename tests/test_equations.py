@@ -6,8 +6,8 @@ gradient. Beside it, each equation is written out once more from the weights in 
 a test reads as the equation that it tests.
 
 The equations are traced in the model's reference form, where every sub-module is called by itself.
-Models, batches and tolerances are those of tests/hf_twin.py; the form that users run is held in
-tests/test_default_form.py.
+Models, batches and tolerances are those of tests/support/hf_twin.py; the form that users run is
+held in tests/kernels/test_default_form.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hf_twin import (
+from support.hf_twin import (
     BATCHES,
     CONFIG,
     PADDED,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bert import CONFIG, C, tiny_bert
+from support.tiny_bert import CONFIG, C, tiny_bert
 from torch import nn
 
 from spafit.bert import BertForSequenceClassification, set_impl

@@ -375,7 +375,7 @@ class TestTheTester:
 
     @pytest.mark.parametrize(("source", "name"), PLANTED.items())
     def test_what_is_planted_is_found(self, source: str, name: str) -> None:
-        for path in ("spafit/tasks/glue.py", "tests/test_glue.py", "spafit/weights/hub.py"):
+        for path in ("spafit/tasks/glue.py", "tests/tasks/test_glue.py", "spafit/weights/hub.py"):
             assert name in [what for _, what in findings(source, path)]
 
     @pytest.mark.parametrize(("source", "name"), PLANTED_IN_THE_PACKAGE.items())

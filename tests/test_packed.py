@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bert import CONFIG, ROWS, C, D, L, names, short, tiny_bert
+from support.tiny_bert import CONFIG, ROWS, C, D, L, names, short, tiny_bert
 from torch import nn
 
 from spafit import layout as layout_module

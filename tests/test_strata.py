@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bert import (
+from support.tiny_bert import (
     CONFIG,
     HEAD,
     INTERMEDIATE,

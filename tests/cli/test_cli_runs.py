@@ -1,0 +1,477 @@
+"""Train, evaluate and predict from the command line, end to end on a small model and real forms."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.small_runs import N_DEV, N, SmallRun, loss_failing_from, make_dataset, write_glue
+
+import spafit
+import spafit.training.fit
+import spafit.training.step
+from spafit import glue
+from spafit.cli import commands, main
+from weights_tools.tiny import make_tiny
+
+Capture = pytest.CaptureFixture[str]
+
+
+def train_arguments(small: SmallRun, root: Path, *more: str) -> list[str]:
+    """Give the arguments of a small run, at whose end more may stand."""
+    settings = "--task rte --method SPAFIT-0-1-II --r 5 --epochs 2 --batch-size 6 --max-length 16"
+    places = ["--model", str(small.folder), "--data", str(root / "glue")]
+    return ["train", *settings.split(), "--learning-rate=1e-2", "--device=cpu", *places, *more]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with GLUE's RTE in small, its test file of full size."""
+    root = tmp_path_factory.mktemp("root")
+    write_glue(root / "glue", test_rows=3000)
+    return root
+
+
+@pytest.fixture(scope="module")
+def process(small: SmallRun, root: Path) -> subprocess.CompletedProcess[str]:
+    """Train once, in a process of its own, as a user does."""
+    arguments = train_arguments(small, root, "--out", "runs/rte", "--seed", "1")
+    command = [sys.executable, "-m", "spafit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+
+
+@pytest.fixture
+def run(process: subprocess.CompletedProcess[str], root: Path) -> Path:
+    """Give the run folder, which tests only read."""
+    assert process.returncode == 0, process.stderr
+    return root / "runs" / "rte"
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    record = json.loads((run / "run.json").read_text())
+    assert isinstance(record, dict)
+    return record
+
+
+def call(capsys: Capture, *arguments: str | Path) -> tuple[int, str, str]:
+    """Give exit code, standard output and standard error."""
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    return (code, *capsys.readouterr())
+
+
+def refuse(capsys: Capture, *arguments: str | Path) -> str:
+    """Expect exit code 2 and one line."""
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    return err
+
+
+class TestTrain:
+    """Oracle: run.json, and the same run in this process."""
+
+    def test_one_screen(self, process: subprocess.CompletedProcess[str], run: Path) -> None:
+        result = record_of(run)["result"]
+        majority, cut = result["majority"]["accuracy"], result["truncated"]
+        screen = process.stdout[process.stdout.index("\n      task") :]
+        for line in (
+            "      task  RTE, SPAFIT-0-1-II",
+            f"       dev  accuracy {result['metrics']['accuracy']:.4f}   "
+            f"(always the commonest class: {majority:.4f})",
+            f"      best  epoch {result['best_epoch']}, step {result['best_step']}",
+            f"   trained  {result['trainable']:,} numbers, {result['percent']:.2f} % of the model",
+            f" truncated  {cut['train']} of train, {cut['dev']} of dev",
+            "   written  runs/rte/adapter.safetensors",
+            "            runs/rte/log.jsonl",
+            "            runs/rte/run.json",
+        ):
+            assert f"\n{line}" in screen, screen
+        assert re.search(r"\n     speed  \d+\.\d examples/s in training, \d+ s\n", screen)
+        assert re.search(r"\n    memory  [\d,]+ MiB at the peak\n", screen)
+        assert process.stdout.startswith("loaded 71 tensors")
+        assert "│ group 3" in process.stdout
+        assert "step 10/10, epoch 2" in process.stderr
+        assert "Traceback" not in process.stderr
+
+    def test_is_the_run_of_the_python_interface(
+        self, small: SmallRun, root: Path, run: Path
+    ) -> None:
+        """Bit for bit: the loss of every step."""
+        model = spafit.load_pretrained(small.folder, num_labels=2, seed=1)
+        spafit.adapt(model, spafit.plan("SPAFIT-0-1-II", 4, r=5), seed=1)
+        train, dev = (glue.load("rte", split, root / "glue") for split in ("train", "dev"))
+        config = spafit.TrainConfig(
+            seed=1,
+            epochs=2,
+            batch_size=6,
+            learning_rate=1e-2,
+            max_length=16,
+            device="cpu",
+            quiet=True,
+        )
+        result = spafit.fit(model, small.tokenizer, train, dev, config)
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        assert tuple(row["loss"] for row in rows if "loss" in row) == result.losses
+
+    def test_a_hub_name_is_asked_for_again_as_it_was_given(
+        self,
+        capsys: Capture,
+        small: SmallRun,
+        root: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The commit is recorded beside it; the pin makes it the same one offline."""
+        asked = []
+
+        def from_hub(load: Any) -> Any:
+            def instead(name: str, *, revision: str | None = None, **settings: Any) -> Any:
+                asked.append((name, revision))
+                return load(small.folder, **settings)
+
+            return instead
+
+        monkeypatch.setattr(commands, "load_pretrained", from_hub(spafit.load_pretrained))
+        monkeypatch.setattr(commands, "load_tokenizer", from_hub(spafit.load_tokenizer))
+        monkeypatch.setattr(commands, "pinned_revision", lambda *_: "c" * 40)
+        for number, revision in enumerate((["--revision", "v2"], [])):
+            name = "owner/bert" if revision else "owner/bert@v1"
+            out = tmp_path / str(number)
+            arguments = train_arguments(small, root, "--out", str(out), "--quiet", *revision)
+            assert call(capsys, *arguments, "--model", name, "--epochs", "1")[0] == 0
+            assert call(capsys, "eval", out)[0] == 0
+            assert set(asked) == {(name, "v2" if revision else None)}
+            assert len(asked) == 4
+            about = record_of(out)["about"]
+            assert (about["model"], about["commit"]) == (name, "c" * 40)
+            asked.clear()
+
+    def test_what_is_recorded_to_find_everything_again(
+        self, small: SmallRun, root: Path, run: Path
+    ) -> None:
+        about = record_of(run)["about"]
+        assert about["model"] == str(small.folder)
+        assert about["data"] == str(root / "glue")
+        assert about["revision"] is None
+
+    def test_several_seeds(self, capsys: Capture, small: SmallRun, root: Path) -> None:
+        out = root / "runs" / "seeds"
+        arguments = train_arguments(small, root, "--out", str(out), "--quiet", "--epochs", "1")
+        code, text, err = call(capsys, *arguments, "--seeds", "4", "0", "7")
+        assert (code, err) == (0, "")
+        records = [record_of(out / f"seed-{seed}") for seed in (4, 0, 7)]
+        assert [record["settings"]["seed"] for record in records] == [4, 0, 7]
+        assert text.count("numbers train (") == 1  # the plan is drawn once
+        assert text.count("      task  RTE") == 3
+        scores = [record["result"]["metrics"]["accuracy"] for record in records]
+        assert text.endswith(
+            "\n3 seeds (4, 0, 7)\n"
+            f"  accuracy  mean {statistics.mean(scores):.4f}, standard deviation "
+            f"{statistics.stdev(scores):.4f}, maximum {max(scores):.4f}, commonest class 0.5455\n"
+        )
+        heads = {(out / f"seed-{seed}" / "adapter.safetensors").read_bytes() for seed in (4, 0, 7)}
+        assert len(heads) == 3
+
+    def test_a_run_that_is_there_stops_all_seeds_before_the_first(
+        self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path
+    ) -> None:
+        """One of another task or seed, or damaged; with ``--overwrite`` it is replaced."""
+        there = tmp_path / "out" / "seed-2"
+        there.mkdir(parents=True)
+        arguments = train_arguments(small, root, "--out", str(tmp_path / "out"))
+        arguments += ["--seeds", "1", "2", "--quiet", "--epochs", "1"]
+        for record, named in (
+            ("{}", "task is None, asked for is 'rte'; seed is None, asked for is 2"),
+            ('{"task": "rte", "settings": {"seed": 1}}', "seed is 1, asked for is 2"),
+            ('{"task": "cola", "settings": {"seed": 2}}', "task is 'cola', asked for is 'rte'"),
+            ('{"task": "rte", "settings": []}', "seed is None, asked for is 2"),
+        ):
+            (there / "run.json").write_text(record)
+            assert f"seed-2 holds another run: {named}. Give" in refuse(capsys, *arguments)
+            assert [path.name for path in (tmp_path / "out").iterdir()] == ["seed-2"]
+            assert [path.name for path in there.iterdir()] == ["run.json"]
+            assert (there / "run.json").read_text() == record
+        (there / "run.json").write_text("{")
+        assert "run.json cannot be read" in refuse(capsys, *arguments)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["seed-2"]
+        assert call(capsys, *arguments, "--overwrite")[0] == 0
+        assert record_of(there)["result"]["best_step"] == 5
+
+    def test_seeds_that_are_finished_are_not_trained_again(
+        self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path
+    ) -> None:
+        """The screens are those of the first time, but for the memory and the seconds."""
+
+        def screens(*seeds: str) -> list[str]:
+            code, text, err = call(capsys, *arguments, "--seeds", *seeds)
+            assert (code, err) == (0, "")
+            lines = re.split(r"\n\d seeds ", text)[0].splitlines()
+            return [line for line in lines if not re.match(r" +(speed|memory) ", line)]
+
+        arguments = train_arguments(small, root, "--out", str(tmp_path), "--quiet", "--epochs", "1")
+        both = screens("4", "0")
+        logs = {seed: (tmp_path / f"seed-{seed}" / "log.jsonl").read_text() for seed in (4, 0)}
+        three = screens("4", "0", "7")
+        assert three[: len(both)] == both
+        assert len(three) > len(both)
+        for seed, log in logs.items():
+            after = (tmp_path / f"seed-{seed}" / "log.jsonl").read_text()
+            (note,) = after.removeprefix(log).splitlines()
+            assert "finished already after step 5" in note
+        assert len(record_of(tmp_path / "seed-7")["result"]["history"]) == 1
+
+    def test_overwrite(self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path) -> None:
+        arguments = train_arguments(small, root, "--out", str(tmp_path), "--quiet", "--epochs", "1")
+        assert call(capsys, *arguments)[0] == 0
+        assert "(--overwrite)" in refuse(capsys, *arguments, "--seed", "1")
+        assert record_of(tmp_path)["settings"]["seed"] == 0
+        assert call(capsys, *arguments, "--seed", "1", "--overwrite")[0] == 0
+        assert record_of(tmp_path)["settings"]["seed"] == 1
+
+    def test_without_out_nothing_is_written(
+        self,
+        capsys: Capture,
+        small: SmallRun,
+        root: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        code, text, _ = call(capsys, *train_arguments(small, root, "--quiet", "--epochs", "1"))
+        assert code == 0
+        assert "written" not in text
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_sick_loss_is_exit_code_1(
+        self,
+        capsys: Capture,
+        small: SmallRun,
+        root: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(spafit.training.step, "loss_function", loss_failing_from(3))
+        arguments = train_arguments(small, root, "--out", str(tmp_path), "--quiet")
+        code, _, err = call(capsys, *arguments, "--epochs", "6")
+        assert code == 1
+        form = (
+            r"spafit: the loss or the gradient of 25 steps in a row, up to step 27 \(epoch 6\), "
+            r"was NaN or infinite \(the last loss is nan\), .*\n"
+        )
+        assert re.fullmatch(form, err)
+        err = refuse(capsys, "eval", tmp_path)
+        assert "has no adapter.safetensors: its run is failed" in err
+
+    def test_bad_rows(self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path) -> None:
+        shutil.copytree(root / "glue", tmp_path / "glue")
+        with (tmp_path / "glue" / "RTE" / "train.tsv").open("a") as file:
+            file.write("25\ta row of two fields\n")
+        arguments = train_arguments(small, tmp_path, "--quiet", "--epochs", "1")
+        assert "line 27: expected 4 fields" in refuse(capsys, *arguments)
+        code, _, err = call(capsys, *arguments, "--max-bad-rows", "1")
+        assert code == 0
+        assert err.endswith("train.tsv: 1 malformed rows left out\n")
+
+
+class TestEval:
+    """Oracle: the score that the run itself recorded."""
+
+    def test_dev_and_train(self, capsys: Capture, run: Path) -> None:
+        result = record_of(run)["result"]
+        code, out, err = call(capsys, "eval", run)
+        assert (code, err) == (0, "")
+        score = f"accuracy {result['metrics']['accuracy']:.4f}"
+        majority = f"{result['majority']['accuracy']:.4f}"
+        assert out == (
+            f"RTE dev ({N_DEV} examples): {score}   (always the commonest class: {majority})\n"
+        )
+        code, out, _ = call(capsys, "eval", run, "--split", "train")
+        assert code == 0
+        assert out.startswith(f"RTE train ({N} examples): accuracy 0.")
+
+    def test_moved_data_and_model(
+        self, capsys: Capture, small: SmallRun, root: Path, run: Path, tmp_path: Path
+    ) -> None:
+        usual = call(capsys, "eval", run)
+        shutil.copytree(small.folder, tmp_path / "model")
+        shutil.copytree(root / "glue" / "RTE", tmp_path / "RTE")
+        moved = call(capsys, "eval", run, "--model", tmp_path / "model", "--data", tmp_path)
+        assert moved == usual
+
+    def test_another_base_is_refused(self, capsys: Capture, run: Path, tmp_path: Path) -> None:
+        other = make_tiny(tmp_path / "other", seed=1)
+        err = refuse(capsys, "eval", run, "--model", other)
+        assert len(re.findall(r"\b[0-9a-f]{64}\b", err)) == 2
+
+    def test_a_run_of_a_machine_with_a_gpu(
+        self, capsys: Capture, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What cannot be had here is said, and the nearest taken."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        shutil.copytree(run, tmp_path / "run")
+        usual = call(capsys, "eval", run)
+        record = record_of(run)
+        for changes in (
+            {"device": "cuda", "precision": "fp16"},
+            {"device": "cuda:3", "precision": "bf16"},
+            {"device": "cpu", "precision": "fp16"},
+        ):
+            settings = {**record["settings"], **changes}
+            (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "settings": settings}))
+            code, out, err = call(capsys, "eval", tmp_path / "run")
+            assert (code, out) == usual[:2]
+            assert err.startswith("in float32 on cpu, for ")
+            assert len(err.splitlines()) == 1
+
+    @pytest.mark.parametrize("damage", ["", "[]", '{"settings": {}}'])
+    def test_a_damaged_record(
+        self, capsys: Capture, run: Path, tmp_path: Path, damage: str
+    ) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        (tmp_path / "run" / "run.json").write_text(damage)
+        assert "run.json" in refuse(capsys, "eval", tmp_path / "run")
+
+    def test_a_record_without_places(
+        self, capsys: Capture, run: Path, small: SmallRun, root: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        record = {**record_of(run), "about": {}}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        assert "does not say its model; give --model" in refuse(capsys, "eval", tmp_path / "run")
+        with_model = ["eval", str(tmp_path / "run"), "--model", str(small.folder)]
+        assert "does not say its data; give --data" in refuse(capsys, *with_model)
+        assert call(capsys, *with_model, "--data", root / "glue") == call(capsys, "eval", run)
+
+    def test_mnli_is_scored_on_both_halves(
+        self, capsys: Capture, small: SmallRun, tmp_path: Path
+    ) -> None:
+        """In JSONL; where one half is not there, that is said."""
+        folder = tmp_path / "glue" / "MNLI"
+        folder.mkdir(parents=True)
+        for name, n in (("train", 9), ("dev_matched", 7), ("dev_mismatched", 5)):
+            rows = [
+                json.dumps({"premise": e.text_a, "hypothesis": e.text_b, "label": e.label})
+                for e in make_dataset("mnli", n).examples
+            ]
+            (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+        arguments = train_arguments(small, tmp_path, "--out", str(tmp_path / "run"), "--quiet")
+        assert call(capsys, *arguments, "--task", "mnli")[0] == 0
+        code, out, err = call(capsys, "eval", tmp_path / "run")
+        assert (code, err) == (0, "")
+        assert re.fullmatch(r"MNLI-m dev \(7 .*\nMNLI-mm dev \(5 .*\n", out)
+        (folder / "dev_mismatched.jsonl").unlink()
+        code, out, err = call(capsys, "eval", tmp_path / "run")
+        assert code == 0
+        assert re.fullmatch(r"MNLI-m dev \(7 .*\n", out)
+        assert err.startswith("mnli-mm left out: no file for the dev split")
+
+
+class TestPredict:
+    """Oracle: the Python interface, and GLUE's form of a submission."""
+
+    @pytest.fixture
+    def expected(self, small: SmallRun, root: Path, run: Path) -> list[str]:
+        model = spafit.load_pretrained(small.folder)
+        spafit.load_adapter(model, run / "adapter.safetensors")
+        dev = glue.load("rte", "dev", root / "glue")
+        labels = [
+            str(label)
+            for label in spafit.predict(model, small.tokenizer, dev, max_length=16).labels
+        ]
+        assert len(set(labels)) == 2
+        return labels
+
+    def test_a_file_with_labels_and_one_without(
+        self, capsys: Capture, root: Path, run: Path, tmp_path: Path, expected: list[str]
+    ) -> None:
+        rows = "".join(f"{index}\t{label}\n" for index, label in enumerate(expected))
+        labelled = root / "glue" / "RTE" / "dev.tsv"
+        bare = tmp_path / "mine.tsv"
+        lines = labelled.read_text().splitlines()
+        bare.write_text("".join(line.rpartition("\t")[0] + "\n" for line in lines))
+        for file in (labelled, bare):
+            found = call(capsys, "predict", run, "--input", file)
+            assert found == (0, f"index\tprediction\n{rows}", "")
+
+    def test_output(
+        self, capsys: Capture, root: Path, run: Path, tmp_path: Path, expected: list[str]
+    ) -> None:
+        arguments = ["predict", run, "--input", root / "glue" / "RTE" / "dev.tsv"]
+        file = tmp_path / "predictions.tsv"
+        _, shown, _ = call(capsys, *arguments)
+        found = call(capsys, *arguments, "--output", file)
+        assert found == (0, f"written: {file} ({N_DEV} predictions)\n", "")
+        assert file.read_text() == shown
+        err = refuse(capsys, *arguments, "--output", tmp_path / "nowhere" / "file")
+        assert "cannot be written: No such file" in err
+
+    def test_a_submission(self, capsys: Capture, root: Path, run: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "new" / "submissions"
+        code, out, err = call(capsys, "predict", run, "--submission", folder)
+        assert (code, err) == (0, "")
+        lines = (folder / "RTE.tsv").read_text().split("\n")
+        assert lines[0] == "index\tprediction"
+        assert lines[-1] == ""
+        rows = [line.split("\t") for line in lines[1:-1]]
+        assert [index for index, _ in rows] == [str(index) for index in range(3000)]
+        assert {label for _, label in rows} == {"entailment", "not_entailment"}
+        with zipfile.ZipFile(folder / "submission.zip") as archive:
+            assert archive.namelist() == ["RTE.tsv"]
+            assert archive.read("RTE.tsv") == (folder / "RTE.tsv").read_bytes()
+        assert f"written: {folder / 'RTE.tsv'} (3000 predictions)\n" in out
+        assert "still missing for GLUE's server: CoLA.tsv, SST-2.tsv" in out
+        test = root / "glue" / "RTE" / "test.tsv"
+        _, shown, _ = call(capsys, "predict", run, "--input", test)
+        assert shown == (folder / "RTE.tsv").read_text()
+
+    def test_a_test_file_that_is_not_whole(
+        self, capsys: Capture, run: Path, tmp_path: Path
+    ) -> None:
+        write_glue(tmp_path / "glue", test_rows=7)
+        arguments = ["predict", run, "--data", tmp_path / "glue"]
+        err = refuse(capsys, *arguments, "--submission", tmp_path / "submissions")
+        assert "RTE.tsv needs 3000 predictions" in err
+        assert not (tmp_path / "submissions" / "RTE.tsv").exists()
+
+    def test_refusals(self, capsys: Capture, root: Path, run: Path, tmp_path: Path) -> None:
+        refuse(capsys, "predict", run, "--input", tmp_path / "nothing.tsv")
+        refuse(capsys, "predict", run, "--input", tmp_path)
+        (tmp_path / "text.txt").write_text("hello")
+        refuse(capsys, "predict", run, "--input", tmp_path / "text.txt")
+        (tmp_path / "other.tsv").write_text("a\tb\n1\t2\n")
+        refuse(capsys, "predict", run, "--input", tmp_path / "other.tsv")
+        data = ["--data", str(root / "glue")]
+        refuse(capsys, "predict", run, *data, "--submission", tmp_path / "text.txt")
+        assert (tmp_path / "text.txt").read_text() == "hello"
+        both = ["--submission", tmp_path / "new", "--output", tmp_path / "out.tsv"]
+        assert "--output goes with --input" in refuse(capsys, "predict", run, *data, *both)
+        assert not (tmp_path / "new").exists()
+
+    def test_a_closed_pipe(
+        self, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """What a reader did not want is not a failure."""
+
+        class Closed(io.StringIO):
+            def flush(self) -> None:
+                raise BrokenPipeError
+
+            def fileno(self) -> int:
+                return descriptor
+
+        with (tmp_path / "stdout").open("w") as file:
+            descriptor = file.fileno()
+            monkeypatch.setattr(sys, "stdout", Closed())
+            test = root / "glue" / "RTE" / "dev.tsv"
+            assert main(["predict", str(run), "--input", str(test)]) == 0
