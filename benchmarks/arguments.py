@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.contenders import METHODS, SHAPES, TOLERANCES
 from benchmarks.lengths import DATA, TASKS, VOCABULARY
-from spafit.training.inference import resolve_device
+from spafit.machine.precision import resolve_device
 
 RESULTS = Path(__file__).with_name("results")
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from spafit.adapters import ADDED, LoRALinear
 from spafit.bert import BertForSequenceClassification
+from spafit.machine.precision import autocast
 from spafit.text.tokenization import Batch, Encodings
-from spafit.training.inference import autocast
 
 #: Gives the logits (B, C) of rows, in their order.
 Logits = Callable[[Sequence[int]], Tensor]

@@ -19,9 +19,9 @@ from benchmarks.baseline import Logits, plain_name
 from benchmarks.harness import Contender, Rows
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
+from spafit.machine.precision import autocast
 from spafit.strata import adapt
 from spafit.text.tokenization import Encodings
-from spafit.training.inference import autocast
 from spafit.training.prefix.cache import PrefixCache, PrefixKey
 from spafit.training.prefix.kept import KeptPrefix, prefix_key
 

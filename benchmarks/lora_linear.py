@@ -45,7 +45,7 @@ from benchmarks.report import place, results, write_results
 from spafit.kernels import Part, stacked_linear
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.stacking import lay_together
-from spafit.training.inference import autocast
+from spafit.machine.precision import autocast
 
 TOLERANCES = {"float32": 1e-4, "bf16": 0.05, "fp16": 0.02}
 FROZEN, FROZEN_AS_ONE = "frozen, a product each", "frozen, one product"

@@ -35,9 +35,9 @@ from benchmarks.lengths import TaskRows, random_labels
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.config import BertConfig
 from spafit.layout import PackedBatch
+from spafit.machine.precision import autocast
 from spafit.strata import frozen_stored_in
 from spafit.training.captured_step import CapturedStep
-from spafit.training.inference import autocast
 from spafit.training.make_step import make_step
 from spafit.training.optimisation import make_optimizer
 from spafit.training.settings import TrainConfig

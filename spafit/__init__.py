@@ -3,6 +3,8 @@
 The public names, in the order of the tour in README.md.
 """
 
+import sys
+
 from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
 from spafit.bert import BertForSequenceClassification, BertModel, set_impl
 from spafit.config import BertConfig
@@ -16,10 +18,10 @@ from spafit.errors import (
     TrainingError,
     WeightsError,
 )
-from spafit.fingerprint import fingerprint
 from spafit.methods import METHODS, plan
 from spafit.plans import Plan, Stratum
-from spafit.strata import Summary, adapt, adapters_disabled, merged_state_dict, summarise
+from spafit.strata import adapt, adapters_disabled, fingerprint, merged_state_dict, summarise
+from spafit.summary import Summary
 from spafit.tasks import glue
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.fit import Result, fit
@@ -28,6 +30,9 @@ from spafit.training.settings import TrainConfig
 from spafit.version import __version__
 from spafit.weights.adapter_files import load_adapter, save_adapter
 from spafit.weights.pretrained import load_pretrained, load_report
+
+# GLUE is known as spafit.glue: ``from spafit.glue import load`` finds it there too.
+sys.modules["spafit.glue"] = glue
 
 __all__ = [
     "__version__",

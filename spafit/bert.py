@@ -15,7 +15,7 @@ trained with and say so at the line; tests/test_equations.py pins each such rema
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -26,7 +26,9 @@ from spafit.batch_checks import check_packed, check_padded
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
 from spafit.layout import Layout, PackedBatch, Padded, Unchanged, Unpacking, pack
-from spafit.plans import Adaptation
+
+if TYPE_CHECKING:
+    from spafit.strata import Adaptation
 
 
 class Embeddings(nn.Module):

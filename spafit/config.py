@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from spafit.errors import ConfigError
-from spafit.files.strict_json import listed, one_line, read_json
+from spafit.errors import ConfigError, listed, one_line
+from spafit.files.strict_json import read_json
 
 # Keys of a real config.json that change nothing in the encoder or its head. They are known, so they
 # are ignored; a key that is neither known nor unset is refused, because it may change the numbers.

@@ -7,6 +7,7 @@ The command line prints it in one line and exits with code 2.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 
 
 class SpafitError(Exception):
@@ -51,3 +52,18 @@ class StoppedError(SpafitError):
     def __init__(self, message: str, signal: signal.Signals) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """Make a text that a file had a say in fit for a message: one printable line, cut if long."""
+    shown = text[:limit]
+    if not shown.isprintable():
+        shown = repr(shown)[1:-1][:limit]
+    return shown if len(text) <= limit else f"{shown} ..."
+
+
+def listed(texts: Iterable[str], between: str = "; ", limit: int = 6) -> str:
+    """Join the first texts, each fit for a message, and count the others."""
+    every = list(texts)
+    shown = between.join(one_line(text, 120) for text in every[:limit])
+    return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"

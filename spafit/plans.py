@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from spafit.adapters import TECHNIQUES, BiasDelta, DirectBias, Full, LoRA, Technique
 from spafit.config import MOST_LAYERS
-from spafit.errors import PlanError
-from spafit.files.strict_json import listed, no_duplicates, one_line
+from spafit.errors import PlanError, listed, one_line
+from spafit.files.strict_json import no_duplicates
 
 # The eight modules of a layer that hold parameters, in the order of the data. Each is written from
 # ``layer.`` on, as in the checkpoint's key without its number, so that none ends another:
@@ -355,47 +353,3 @@ def check_num_layers(num_layers: object) -> None:
         raise PlanError(
             f"num_layers must be a whole number from 1 to {MOST_LAYERS}, found {num_layers!r:.200}"
         )
-
-
-@dataclass
-class Adaptation:
-    """What :func:`spafit.adapt` has done to a model; it stands at ``model.adaptation``.
-
-    Attributes
-    ----------
-    plan : Plan
-        The plan that was applied.
-    trainable : tuple of str
-        The names of all parameters that train, the head's last.
-    untrained : dict of str to torch.Tensor
-        The values before training of the head and of biases that train directly, so that
-        ``adapters_disabled`` can show the model as it was.
-    base_fingerprint : str or None
-        The base's, taken before training where the plan writes to pre-trained tensors; otherwise it
-        can be taken from the model at any time, and is None here.
-    task : str or None
-        The name of the task, once trained or loaded.
-    labels : tuple of str or None
-        The label names in the order of the logits, once trained or loaded; empty for a score.
-    disabled : int
-        How many ``adapters_disabled`` blocks the model is in.
-    """
-
-    plan: Plan
-    trainable: tuple[str, ...]
-    untrained: dict[str, torch.Tensor]
-    base_fingerprint: str | None = None
-    task: str | None = None
-    labels: tuple[str, ...] | None = None
-    disabled: int = 0
-
-    def require_enabled(self) -> None:
-        """Refuse to save or merge a model that is shown as it was before training.
-
-        Raises
-        ------
-        PlanError
-            If the adapters are disabled.
-        """
-        if self.disabled:
-            raise PlanError("the adapters are disabled here; leave the with block first")

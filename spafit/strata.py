@@ -9,114 +9,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from spafit.adapters import ADDED, LayerNorm, Linear, LoRA, LoRALinear
+from spafit.adapters import ADDED, LayerNorm, Linear, LoRALinear
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import PlanError
-from spafit.files.strict_json import one_line
-from spafit.fingerprint import fingerprint
+from spafit.errors import PlanError, WeightsError
 from spafit.methods import plan as make_plan
-from spafit.plans import MODULES, Adaptation, Plan, Stratum
-
-# The four sub-layers of the paper's Figure 2, and the modules of each.
-_SUBLAYERS = ("attention.self", "attention.output", "intermediate", "output")
+from spafit.plans import Plan
+from spafit.summary import Summary, summarise_plan
 
 
-@dataclass(frozen=True)
-class GroupSummary:
-    """What trains in one part of a model.
-
-    Attributes
-    ----------
-    name : str
-        ``"embeddings"``, the stratum's name, ``"pooler"`` or ``"classifier"``.
-    layers : str
-        Such as ``"5-9"``; empty where the part has no layers.
-    trains : tuple of str
-        In words, for each of attention.self, attention.output, intermediate and output; one word
-        for a part without layers.
-    trainable : int
-        Numbers that train, counted from the model's ``requires_grad``.
-    """
-
-    name: str
-    layers: str
-    trains: tuple[str, ...]
-    trainable: int
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What trains in a model; ``print(summary)`` draws the paper's Figure 2 for it.
+@dataclass
+class Adaptation:
+    """What :func:`spafit.adapt` has done to a model; it stands at ``model.adaptation``.
 
     Attributes
     ----------
     plan : Plan
-        The plan.
-    groups : tuple of GroupSummary
-        Embeddings, strata, pooler, classifier.
-    trainable : int
-        Numbers that train.
-    pretrained : int
-        Numbers of the model before anything was added, its head included.
+        The plan that was applied.
+    trainable : tuple of str
+        The names of all parameters that train, the head's last.
+    untrained : dict of str to torch.Tensor
+        The values before training of the head and of biases that train directly, so that
+        ``adapters_disabled`` can show the model as it was.
+    base_fingerprint : str or None
+        The base's, taken before training where the plan writes to pre-trained tensors; otherwise it
+        can be taken from the model at any time, and is None here.
+    task : str or None
+        The name of the task, once trained or loaded.
+    labels : tuple of str or None
+        The label names in the order of the logits, once trained or loaded; empty for a score.
+    disabled : int
+        How many ``adapters_disabled`` blocks the model is in.
     """
 
     plan: Plan
-    groups: tuple[GroupSummary, ...]
-    trainable: int
-    pretrained: int
+    trainable: tuple[str, ...]
+    untrained: dict[str, torch.Tensor]
+    base_fingerprint: str | None = None
+    task: str | None = None
+    labels: tuple[str, ...] | None = None
+    disabled: int = 0
 
-    @property
-    def percent(self) -> float:
-        """Trainable numbers in percent of the model's own."""
-        return 100.0 * self.trainable / self.pretrained
+    def require_enabled(self) -> None:
+        """Refuse to save or merge a model that is shown as it was before training.
 
-    def __str__(self) -> str:
-        header = ("", "layers", *_SUBLAYERS, "trainable", "share")
-        blank = ("",) * len(_SUBLAYERS)
-        rows = [
-            (
-                one_line(group.name),
-                group.layers,
-                *(blank if len(group.trains) == 1 else group.trains),
-                f"{group.trainable:,}",
-                f"{100 * group.trainable / self.pretrained:.2f} %",
-            )
-            for group in self.groups
-        ]
-        share = f"{self.percent:.2f} %"
-        total = ("total", f"{self.plan.num_layers}", *blank, f"{self.trainable:,}", share)
-        widths = [max(map(len, column)) for column in zip(header, *rows, total, strict=True)]
-
-        def line(cells: tuple[str, ...], across: str = "") -> str:
-            aligned = [
-                cell.rjust(width) if column >= 6 else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ]
-            if across:  # one word for the part, across the columns of the four sub-layers
-                aligned[2:6] = [f" {across} ".center(len(" │ ".join(aligned[2:6])), "·")]
-            return "│ " + " │ ".join(aligned) + " │"
-
-        def rule(left: str, middle: str, right: str) -> str:
-            return left + middle.join("─" * (width + 2) for width in widths) + right
-
-        return "\n".join(
-            [
-                f"{one_line(self.plan.name)}: {self.trainable:,} of {self.pretrained:,} numbers "
-                f"train ({share})",
-                rule("┌", "┬", "┐"),
-                line(header),
-                rule("├", "┼", "┤"),
-                *(
-                    line(row, group.trains[0] if len(group.trains) == 1 else "")
-                    for group, row in zip(self.groups, rows, strict=True)
-                ),
-                rule("├", "┼", "┤"),
-                line(total),
-                rule("└", "┴", "┘"),
-            ]
-        )
+        Raises
+        ------
+        PlanError
+            If the adapters are disabled.
+        """
+        if self.disabled:
+            raise PlanError("the adapters are disabled here; leave the with block first")
 
 
 def adapt(
@@ -190,7 +133,7 @@ def adapt(
         untrained={name: model.get_parameter(name).detach().clone() for name in (*kept, *head)},
         base_fingerprint=base_fingerprint,
     )
-    return _summarise(model, plan, pretrained)
+    return summarise_plan(model, plan, pretrained)
 
 
 def summarise(model: BertForSequenceClassification) -> Summary:
@@ -207,7 +150,7 @@ def summarise(model: BertForSequenceClassification) -> Summary:
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[2] not in ADDED
     )
-    return _summarise(model, adaptation.plan, pretrained)
+    return summarise_plan(model, adaptation.plan, pretrained)
 
 
 def layers_of_group(model: BertForSequenceClassification, group: int) -> range:
@@ -251,49 +194,6 @@ def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -
     finally:
         for module, weight in zip(frozen, pretrained, strict=True):
             module.weight.data = weight.to(module.weight.device)
-
-
-def _summarise(model: BertForSequenceClassification, plan: Plan, pretrained: int) -> Summary:
-    groups = [GroupSummary("embeddings", "", (plan.embeddings,), _count(model.bert.embeddings))]
-    for stratum in plan.strata:
-        layers = model.bert.encoder.layer[stratum.first : stratum.last + 1]
-        groups.append(
-            GroupSummary(
-                stratum.name,
-                stratum.layers,
-                tuple(_in_words(stratum, sublayer) for sublayer in _SUBLAYERS),
-                _count(layers),
-            )
-        )
-    if model.bert.pooler is not None:
-        groups.append(GroupSummary("pooler", "", (plan.pooler,), _count(model.bert.pooler)))
-    groups.append(GroupSummary("classifier", "", ("full",), _count(model.classifier)))
-    return Summary(plan, tuple(groups), _count(model), pretrained)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def _in_words(stratum: Stratum, sublayer: str) -> str:
-    """Say what trains in one sub-layer: ``"bias"``, ``"LoRA r=64 (dense)"``, ``"frozen"``."""
-    prefix = f"layer.{sublayer}."
-    modules = [path for path in MODULES if path.startswith(prefix)]
-    by_words: dict[str, list[str]] = {}
-    for module in modules:
-        techniques = stratum.train.get(module, ())
-        words = " + ".join(
-            f"LoRA r={technique.r}" if isinstance(technique, LoRA) else technique.short
-            for technique in techniques
-        )
-        by_words.setdefault(words, []).append(module.removeprefix(prefix))
-    if list(by_words) == [""]:
-        return "frozen"
-    return ", ".join(
-        words if len(names) == len(modules) else f"{words} ({' '.join(names)})"
-        for words, names in by_words.items()
-        if words
-    )
 
 
 def _stream(purpose: str, seed: int) -> int:
@@ -394,3 +294,37 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
                 value += 0 if module.bias_delta is None else module.bias_delta.detach()
             state[f"{name}.{key}"] = value
     return state
+
+
+def fingerprint(model: BertForSequenceClassification) -> str:
+    """SHA-256 over the pre-trained tensors of embeddings, encoder and pooler.
+
+    The head and what techniques add do not count. Every tensor contributes its name, its shape and
+    its values as little-endian float32, in the order of the names, so that a float16 file gives the
+    same fingerprint whether it was loaded as float16 or as float32.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Adapted or not.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    WeightsError
+        If the model has no values (it lies on the meta device).
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.bert.named_parameters()):
+        if name.rpartition(".")[2] in ADDED:
+            continue
+        if parameter.is_meta:
+            raise WeightsError("a model on the meta device has no values to take a fingerprint of")
+        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+        values = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(values.astype("<f4", copy=False).data)
+    return digest.hexdigest()

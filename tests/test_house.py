@@ -21,9 +21,9 @@ ORDER = """
     kernels.gpu.varlen_attention kernels.packed_attention kernels.gpu.triton_add_norm
     kernels.add_norm kernels.gpu.triton_gelu kernels.bias_gelu kernels.parts
     kernels.gpu.triton_low_rank kernels.gpu.triton_linear kernels.lora_linear kernels.compiled
-    kernels layout batch_checks adapters plans methods bert fingerprint strata weights.safefile
-    weights.safe_folder weights.pins weights.hub_files weights.hub machine.memory
-    weights.pretrained weights.adapter_files tasks.table tasks.glue tasks.metrics
+    kernels layout batch_checks adapters plans methods bert summary strata weights.safefile
+    weights.safe_folder weights.pins weights.hub_files weights.hub machine.precision
+    machine.memory weights.pretrained weights.adapter_files tasks.table tasks.glue tasks.metrics
     tasks.submission files.http_file tasks.download text.vocabulary text.tokenization
     machine.versions training.prefix.file training.prefix.cache training.prefix.kept
     training.inference runs.progress machine.random_states runs.stopping runs.checkpoint

@@ -22,7 +22,8 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.methods import METHODS, plan
 from spafit.plans import ATTENTION_NORM, MODULES, Plan, Stratum
-from spafit.strata import Summary, adapt
+from spafit.strata import adapt
+from spafit.summary import Summary
 
 # method -> (numbers that train, what Table 2 prints, in millions); r = 64, C = 3.
 TABLE_2 = {

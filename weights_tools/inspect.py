@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from spafit.files.strict_json import one_line
+from spafit.errors import one_line
 from spafit.weights.hub import local_folder
 from spafit.weights.pretrained import apply_rules
 from spafit.weights.safe_folder import SafeFolder

@@ -14,16 +14,18 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, DataError
 from spafit.files.replacing import refuse_place, replacing
+from spafit.machine.precision import resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.runs.record import ADAPTER, read_record, refuse_other_run
-from spafit.strata import Summary, adapt
+from spafit.strata import adapt
+from spafit.summary import Summary
 from spafit.tasks import glue, metrics
 from spafit.tasks.download import download_glue, glue_cache
 from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.fit import Result, fit
-from spafit.training.inference import evaluate, predict, resolve_device, resolve_precision
+from spafit.training.inference import evaluate, predict
 from spafit.training.settings import TrainConfig
 from spafit.weights.adapter_files import load_adapter, read_adapter_header
 from spafit.weights.hub import local_folder, pinned_revision

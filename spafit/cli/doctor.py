@@ -16,8 +16,8 @@ from spafit.kernels.gpu import choices
 from spafit.kernels.gpu.varlen_attention import why_no_efficient, why_no_flash
 from spafit.kernels.products import LIBRARY_VARIABLE, library
 from spafit.machine.memory import keep_freed_memory
+from spafit.machine.precision import resolve_precision
 from spafit.machine.versions import machine, versions
-from spafit.training.inference import resolve_precision
 
 # Optional packages: what each is for, and how to get it.
 _EXTRAS = {

@@ -24,9 +24,9 @@ from spafit.cli.option_types import (
 )
 from spafit.demo.run import run_demo
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
+from spafit.machine.precision import PRECISIONS
 from spafit.runs.progress import lasting
 from spafit.tasks.download import glue_cache
-from spafit.training.inference import PRECISIONS
 from spafit.training.settings import STEPS, TrainConfig
 from spafit.version import __version__
 

@@ -7,9 +7,10 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from spafit.errors import listed
 
 MAX_JSON_BYTES = 2**24
 """A longer JSON file is refused; BERT-large's index takes 40 thousand bytes."""
@@ -80,18 +81,3 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file")
     return file
-
-
-def one_line(text: str, limit: int = 200) -> str:
-    """Make a text that a file had a say in fit for a message: one printable line, cut if long."""
-    shown = text[:limit]
-    if not shown.isprintable():
-        shown = repr(shown)[1:-1][:limit]
-    return shown if len(text) <= limit else f"{shown} ..."
-
-
-def listed(texts: Iterable[str], between: str = "; ", limit: int = 6) -> str:
-    """Join the first texts, each fit for a message, and count the others."""
-    every = list(texts)
-    shown = between.join(one_line(text, 120) for text in every[:limit])
-    return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from spafit.layout import PackedBatch
+from spafit.machine.precision import autocast
 from spafit.text.tokenization import Encodings
-from spafit.training.inference import autocast
 from spafit.training.optimisation import epoch_order
 from spafit.training.prefix.kept import KeptPrefix
 from spafit.training.step import MicroBatch

@@ -22,7 +22,6 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, PlanError
-from spafit.fingerprint import fingerprint
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
 from spafit.machine.memory import keep_freed_memory
@@ -30,7 +29,7 @@ from spafit.machine.random_states import seeded
 from spafit.runs.folder import RunFolder
 from spafit.runs.progress import Progress
 from spafit.runs.stopping import StopRequests
-from spafit.strata import frozen_stored_in, layers_of_group, summarise
+from spafit.strata import fingerprint, frozen_stored_in, layers_of_group, summarise
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
+from spafit.machine.precision import autocast, resolve_precision
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.tasks.table import Label
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.kept import KeptPrefix
-
-PRECISIONS = ("auto", "float32", "tf32", "bf16", "fp16")
 
 
 class AbandonedError(Exception):
@@ -255,82 +253,3 @@ def predict_logits(
     if found:
         logits[order] = torch.cat(found).cpu().numpy()  # the one place that waits for a GPU
     return logits
-
-
-def resolve_device(name: str) -> torch.device:
-    """Give the device of a name; ``"auto"`` is a GPU where there is one.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name).item()  # "meta" makes tensors, but none that holds a value
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"the device {name!r} cannot be used: {reason}") from None
-    return torch.device(name)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Choose the arithmetic of a device: ``"float32"``, ``"tf32"``, ``"bf16"`` or ``"fp16"``.
-
-    ``"tf32"`` is float32 but for the factors of matrix products, which are rounded to 10 bits of
-    fraction, on a GPU of compute capability 8.0 and later. ``"auto"`` is float32 on the CPU, bf16
-    on a GPU that has it (8.0 and later), and fp16 on older ones such as the V100.
-
-    Raises
-    ------
-    ConfigError
-        If what was asked for cannot be had on the device.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}: {precision!r}")
-    has_bf16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
-    if precision == "auto":
-        if device.type != "cuda":
-            return "float32"
-        return "bf16" if has_bf16 else "fp16"
-    if precision == "bf16" and not has_bf16:
-        name = torch.cuda.get_device_name(device)
-        raise ConfigError(f"{name} has no bf16 units; use precision fp16, or auto")
-    if precision == "tf32" and (device.type != "cuda" or not has_bf16):
-        raise ConfigError(
-            f"tf32 needs a GPU of compute capability 8.0, the device is {device}; use precision "
-            "float32"
-        )
-    if precision == "fp16" and device.type != "cuda":
-        raise ConfigError(f"fp16 needs a GPU, the device is {device}; use precision float32")
-    return precision
-
-
-def autocast(arithmetic: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Run matrix products in ``arithmetic``; parameters stay in float32."""
-    if arithmetic == "float32":
-        return contextlib.nullcontext()
-    if arithmetic == "tf32":
-        return tf32_products()
-    dtype = torch.bfloat16 if arithmetic == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype=dtype)
-
-
-@contextlib.contextmanager
-def tf32_products(enabled: bool = True) -> Iterator[None]:
-    """Have a GPU multiply float32 matrices in tf32, inside the block: forward and backward alike.
-
-    Unlike autocast it must enclose backward too, which is not recorded in it.
-    """
-    if not enabled:
-        yield
-        return
-    # By the older of PyTorch's two settings: torch.compile reads it, and refuses where only the
-    # newer one was set.
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -11,9 +11,9 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, PlanError
+from spafit.machine.precision import PRECISIONS, resolve_device, resolve_precision
 from spafit.tasks.glue import Dataset
 from spafit.training.captured_step import why_not_captured
-from spafit.training.inference import PRECISIONS, resolve_device, resolve_precision
 
 CACHES = ("off", "memory", "disk")
 """Where the hidden states after group 1 may be kept."""

@@ -20,7 +20,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError
 from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory, shortage
-from spafit.training.inference import autocast, tf32_products
+from spafit.machine.precision import autocast, tf32_products
 from spafit.training.optimisation import loss_function, set_learning_rate
 
 

@@ -15,11 +15,9 @@ from pathlib import Path
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import PlanError, WeightsError
-from spafit.files.strict_json import listed, one_line
-from spafit.fingerprint import fingerprint
-from spafit.plans import Adaptation, Plan
-from spafit.strata import adapt
+from spafit.errors import PlanError, WeightsError, listed, one_line
+from spafit.plans import Plan
+from spafit.strata import Adaptation, adapt, fingerprint
 from spafit.version import __version__
 from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 
@@ -35,7 +33,7 @@ class AdapterHeader:
     plan : Plan
         What was trained.
     base_fingerprint : str
-        The base that it belongs to (see :func:`spafit.fingerprint.fingerprint`).
+        The base that it belongs to (see :func:`spafit.strata.fingerprint`).
     task : str or None
         The task's name.
     labels : tuple of str or None

@@ -16,8 +16,7 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
-from spafit.errors import WeightsError
-from spafit.files.strict_json import one_line
+from spafit.errors import WeightsError, one_line
 from spafit.machine.memory import empty_in_large_pages
 from spafit.weights.hub import local_folder
 from spafit.weights.hub_files import commit_of

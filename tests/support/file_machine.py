@@ -21,9 +21,8 @@ from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, PlanError, WeightsError
-from spafit.fingerprint import fingerprint
 from spafit.plans import Plan, Stratum
-from spafit.strata import adapt
+from spafit.strata import adapt, fingerprint
 from spafit.weights.adapter_files import load_adapter, read_adapter_header, save_adapter
 from spafit.weights.pretrained import load_pretrained
 from spafit.weights.safe_folder import SafeFolder

@@ -14,19 +14,12 @@ from support.small_runs import N, SmallRun, make_dataset, without_labels
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.kernels.forms import precision
+from spafit.machine.precision import autocast, resolve_device, resolve_precision, tf32_products
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer
 from spafit.text.vocabulary import Recipe
-from spafit.training.inference import (
-    autocast,
-    evaluate,
-    label_names,
-    predict,
-    resolve_device,
-    resolve_precision,
-    tf32_products,
-)
+from spafit.training.inference import evaluate, label_names, predict
 from spafit.weights.pretrained import load_pretrained
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

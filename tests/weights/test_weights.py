@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError
-from spafit.fingerprint import fingerprint
+from spafit.strata import fingerprint
 from spafit.weights.pretrained import apply_rules, load_pretrained, load_report, load_weights
 from weights_tools import make_tiny
 

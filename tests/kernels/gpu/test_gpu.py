@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import spafit
+from spafit.machine.precision import resolve_precision
 from spafit.tasks.glue import Dataset, Example
 from spafit.tasks.table import get_task
 from spafit.text.tokenization import Tokenizer
-from spafit.training.inference import resolve_precision
 from weights_tools.tiny import make_tiny
 
 pytestmark = [

@@ -17,9 +17,9 @@ from support.small_runs import SmallRun, read_log, trained
 import spafit
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.gpu import choices
+from spafit.machine.precision import autocast
 from spafit.training.batches import Fed, Feed
 from spafit.training.captured_step import CapturedStep
-from spafit.training.inference import autocast
 from spafit.training.make_step import compiled_forward
 from spafit.training.optimisation import make_optimizer
 from spafit.training.step import TrainingStep

@@ -13,7 +13,7 @@ from torch import nn
 
 import spafit
 from spafit.kernels import forms
-from spafit.training.inference import autocast
+from spafit.machine.precision import autocast
 from spafit.training.optimisation import make_optimizer
 from spafit.training.step import MicroBatch, TrainingStep
 

@@ -18,9 +18,8 @@ from support.small_runs import LEARNING_RATE, N, SmallRun, read_log, trained
 
 from spafit.bert import BertForSequenceClassification, BertModel
 from spafit.errors import ConfigError, PlanError, TrainingError
-from spafit.fingerprint import fingerprint
 from spafit.methods import plan
-from spafit.strata import frozen_stored_in
+from spafit.strata import fingerprint, frozen_stored_in
 from spafit.text.tokenization import Encodings
 from spafit.training.inference import predict_logits
 from spafit.training.optimisation import epoch_order
