@@ -35,6 +35,7 @@ from benchmarks.report import place, write_results
 from benchmarks.roofline import Floor, Trained, step_floors
 from benchmarks.step_contenders import FORMS, ProductTraining, make_trainings
 from spafit.config import BertConfig
+from spafit.layout import PackedBatch
 from spafit.training.optimisation import make_optimizer
 from spafit.training.step import TrainingStep
 
@@ -128,7 +129,9 @@ def kinds_of_step(
 
     for _ in range(_WARM_UP):
         take()
-    N = training.part(rows)[1].batch.layout.rows
+    batch = training.part(rows)[1].batch
+    assert isinstance(batch, PackedBatch)
+    N = batch.layout.rows
     ranks = {r for _, _, r in trained.lora}
     sizes = Sizes.of(sorted(ranks), [N, config.hidden_size, config.intermediate_size])
     busy = profile_kinds(take, training.device, sizes)

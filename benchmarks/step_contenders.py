@@ -197,6 +197,7 @@ class ProductTraining:
         """
         self.model.eval()
         order, part = self.part(rows)
+        assert isinstance(part.batch, PackedBatch)
         with autocast(self.arithmetic, self.device):
             logits = self.take_step.forward(part.batch, part.prefix)
         logits = in_order(logits.detach(), order, rows.numbers)

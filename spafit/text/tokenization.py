@@ -50,6 +50,14 @@ class Batch(NamedTuple):
     token_type_ids: torch.Tensor
     """1 for the second text and its [SEP], else 0."""
 
+    def to(self, device: torch.device | str) -> Batch:
+        """Move to a device, without waiting for it."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def pinned(self) -> Batch:
+        """Give the same in memory of the host that a GPU reads by itself."""
+        return Batch(*(tensor.pin_memory() for tensor in self))
+
 
 @dataclass(frozen=True)
 class Encodings:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from spafit.layout import PackedBatch
 from spafit.machine.precision import autocast
-from spafit.text.tokenization import Encodings
+from spafit.text.tokenization import Batch, Encodings
 from spafit.training.optimisation import epoch_order
 from spafit.training.prefix.kept import KeptPrefix
 from spafit.training.step import MicroBatch
@@ -54,7 +54,7 @@ class _Part(NamedTuple):
     """One part of a batch, on the host."""
 
     rows: list[int]
-    batch: PackedBatch
+    batch: PackedBatch | Batch
     targets: torch.Tensor
     prefix: torch.Tensor | None
 
@@ -80,6 +80,10 @@ class Feed:
         Where the hidden states after group 1 are kept.
     bucketed : bool
         Whether batches get one of a few fixed shapes, as a captured step needs.
+    padded : bool
+        Whether batches are padded, with their examples in the order of the draw, as the reference
+        form takes them; otherwise they are packed, in the order of their lengths. Not with a kept
+        prefix, nor bucketed.
 
     Attributes
     ----------
@@ -100,11 +104,13 @@ class Feed:
         arithmetic: str = "float32",
         prefix: KeptPrefix | None = None,
         bucketed: bool = False,
+        padded: bool = False,
     ) -> None:
         self.encodings, self.targets, self.device = encodings, targets, device
         self.batch_size, self.accumulation = batch_size, accumulation
         self.epochs, self.seed = epochs, seed
-        self.arithmetic, self.prefix, self.bucketed = arithmetic, prefix, bucketed
+        self.arithmetic, self.prefix = arithmetic, prefix
+        self.bucketed, self.padded = bucketed, padded
 
     @property
     def steps_an_epoch(self) -> int:
@@ -147,9 +153,16 @@ class Feed:
         epoch, drawn = step
         parts = []
         for some in np.array_split(drawn, self._parts_of(len(drawn))):
-            rows = self.encodings.by_length(some.tolist())
-            batch, targets = self.encodings.packed(rows, self.bucketed), self.targets[rows]
-            kept = None if self.prefix is None else self.prefix.read(rows, batch.layout)
+            batch: PackedBatch | Batch
+            kept = None
+            if self.padded:
+                rows = some.tolist()
+                batch = self.encodings.batch(rows)
+            else:
+                rows = self.encodings.by_length(some.tolist())
+                batch = self.encodings.packed(rows, self.bucketed)
+                kept = None if self.prefix is None else self.prefix.read(rows, batch.layout)
+            targets = self.targets[rows]
             if self.device.type == "cuda":
                 batch, targets = batch.pinned(), targets.pin_memory()
                 kept = None if kept is None else kept.pin_memory()
@@ -160,7 +173,7 @@ class Feed:
         """Bring a part to the device, without waiting for it, with its kept prefix."""
         batch = part.batch.to(self.device)
         targets = part.targets.to(self.device, non_blocking=True)
-        if self.prefix is None:
+        if self.prefix is None or not isinstance(batch, PackedBatch):
             return MicroBatch(batch, targets)
         if part.prefix is not None:
             return MicroBatch(batch, targets, part.prefix.to(self.device, non_blocking=True))

@@ -24,6 +24,7 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import TrainingError
 from spafit.kernels.gpu.cuda_graphs import record
+from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory
 from spafit.training.step import MicroBatch, TrainingStep
 
@@ -106,6 +107,7 @@ class CapturedStep(TrainingStep):
         if shape not in self._seen or not self._is_captured:
             self._seen.add(shape)
             return super().accumulate(part, n)
+        assert isinstance(part.batch, PackedBatch)
         given = MicroBatch(
             part.batch.mapped(torch.clone),
             part.targets.clone(),
@@ -210,13 +212,14 @@ def why_not_captured(device: torch.device, recomputes: bool) -> str:
 
 def _shape(part: MicroBatch, n: int) -> Shape:
     """Give all that a graph depends on beside values."""
-    layout = part.batch.layout
-    if layout.bucket is None:
+    bucket = part.batch.layout.bucket if isinstance(part.batch, PackedBatch) else None
+    if bucket is None:
         raise TrainingError("a captured step needs batches of fixed shape (bucketed=True)")
     prefix = None if part.prefix is None else part.prefix.dtype
-    return (*layout.bucket, len(part.targets), n, prefix)
+    return (*bucket, len(part.targets), n, prefix)
 
 
 def _tensors(part: MicroBatch) -> list[torch.Tensor]:
+    assert isinstance(part.batch, PackedBatch)
     prefix = [] if part.prefix is None else [part.prefix]
     return [*part.batch.tensors(), part.targets, *prefix]

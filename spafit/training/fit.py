@@ -1,4 +1,6 @@
-"""Fine-tune an adapted model: one flat loop.
+"""Fine-tune an adapted model, with a record and checkpoints.
+
+What is computed is defined, in one flat loop, by :mod:`spafit.training.plain`: read that first.
 
 The settings that are not given are the SPAFIT paper's (AdamW, learning rate 6e-5 for the
 parameter-efficient methods and 2e-5 for full fine-tuning, weight decay 0.01, 10 epochs, batches of
@@ -104,6 +106,10 @@ def fit(
     about: dict[str, Any] | None = None,
 ) -> Result:
     """Fine-tune what a plan has declared, keep the best on dev, and say what came of it.
+
+    The computation is that of :func:`spafit.training.plain.fit`, one flat loop: with the model in
+    the reference form (:func:`spafit.set_impl`) losses and weights are the same bit for bit on a
+    CPU, else to rounding where there is no dropout.
 
     With ``config.out`` the run is saved there as it goes on. SIGTERM, SIGINT, SIGHUP and SIGUSR1
     then end it after the step in hand, and the same call goes on from there: on the same machine to
@@ -231,6 +237,7 @@ def fit(
             arithmetic=arithmetic,
             prefix=prefixes.get("train"),
             bucketed=config.step in ("captured", "compiled"),
+            padded=config.step == "eager" and not prefixes and not model.bert.packed,
         )
         take_step = make_step(model, config, say)
         opened.callback(take_step.close)

@@ -197,6 +197,8 @@ def predict_logits(
 ) -> NDArray[np.float32]:
     """Give the logits (n, C) of encoded examples in their order; with ``prefix``, from group 2.
 
+    The reference form (:func:`spafit.set_impl`) is given padded batches, any other packed ones.
+
     Where memory does not suffice for a batch, it and those after it are halved. ``abandoned`` is
     asked before every batch.
 
@@ -214,6 +216,7 @@ def predict_logits(
     if device.type == "cpu":
         keep_freed_memory()
     order = encodings.by_length(range(len(encodings)))
+    is_padded = prefix is None and not model.bert.packed
     found = []
     was_training = model.training
     model.eval()
@@ -230,12 +233,16 @@ def predict_logits(
                     raise AbandonedError
                 rows = order[start : start + batch_size]
                 try:
-                    batch = encodings.packed(rows)
-                    if device.type == "cuda":
-                        batch = batch.pinned()
-                    batch = batch.to(device)
-                    kept = None if prefix is None else prefix(rows, batch)
-                    found.append(model.forward_packed(batch, kept).float())
+                    if is_padded:
+                        logits = model(*encodings.batch(rows).to(device))
+                    else:
+                        batch = encodings.packed(rows)
+                        if device.type == "cuda":
+                            batch = batch.pinned()
+                        batch = batch.to(device)
+                        kept = None if prefix is None else prefix(rows, batch)
+                        logits = model.forward_packed(batch, kept)
+                    found.append(logits.float())
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -249,7 +256,7 @@ def predict_logits(
                     start += len(rows)
     finally:
         model.train(was_training)
-    logits = np.empty((len(encodings), model.num_labels), dtype=np.float32)
+    every = np.empty((len(encodings), model.num_labels), dtype=np.float32)
     if found:
-        logits[order] = torch.cat(found).cpu().numpy()  # the one place that waits for a GPU
-    return logits
+        every[order] = torch.cat(found).cpu().numpy()  # the one place that waits for a GPU
+    return every

@@ -89,7 +89,9 @@ class TrainConfig:
         How a step is launched. ``"captured"``: as CUDA graphs
         (:mod:`spafit.training.captured_step`), without gaps between the launches. ``"compiled"``:
         forward and backward by torch.compile.
-        ``"auto"``: captured on a GPU where it can be, else eager.
+        ``"auto"``: captured on a GPU where it can be, else eager. The reference form of the model
+        (:func:`spafit.set_impl`) is trained eagerly, on padded batches, as
+        :mod:`spafit.training.plain` is; captured, compiled or from a kept prefix, on packed ones.
     device : str
         Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.
     overwrite : bool
@@ -235,11 +237,11 @@ def complete(
         device=str(device),
         precision=precision,
         frozen_weights=frozen_weights,
-        step=_resolve_step(config, device),
+        step=_resolve_step(config, device, is_reference=not model.bert.packed),
     )
 
 
-def _resolve_step(config: TrainConfig, device: torch.device) -> str:
+def _resolve_step(config: TrainConfig, device: torch.device, is_reference: bool) -> str:
     reason = why_not_captured(device, recomputes=bool(config.recompute))
     if config.step == "captured" and reason:
         raise ConfigError(f'step="captured" cannot be had: {reason}; use "eager", or "auto"')
@@ -247,4 +249,4 @@ def _resolve_step(config: TrainConfig, device: torch.device) -> str:
         raise ConfigError('step="compiled" does not go with recompute; use step="eager"')
     if config.step != "auto":
         return config.step
-    return "eager" if reason else "captured"
+    return "eager" if reason or is_reference else "captured"

@@ -21,18 +21,19 @@ from spafit.errors import CheckpointError, TrainingError
 from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory, shortage
 from spafit.machine.precision import autocast, tf32_products
+from spafit.text.tokenization import Batch
 from spafit.training.optimisation import loss_function, set_learning_rate
 
 
 class MicroBatch(NamedTuple):
     """What one forward and backward pass is given, on the model's device."""
 
-    batch: PackedBatch
-    """B examples."""
+    batch: PackedBatch | Batch
+    """B examples, packed, or padded for the reference form of the model."""
     targets: torch.Tensor
     """Class numbers or scores, (B,)."""
     prefix: torch.Tensor | None = None
-    """Kept hidden states after group 1, (N, D)."""
+    """Kept hidden states after group 1 of a packed batch, (N, D)."""
 
 
 class StepResult(NamedTuple):
@@ -122,7 +123,10 @@ class TrainingStep:
         """Add a part's gradient, and give its share () of the mean loss of all n examples."""
         with tf32_products(self.arithmetic == "tf32"):
             with autocast(self.arithmetic, self.device):
-                logits = self.forward(part.batch, part.prefix)
+                if isinstance(part.batch, PackedBatch):
+                    logits = self.forward(part.batch, part.prefix)
+                else:
+                    logits = self.model(*part.batch)
             loss = loss_function(logits, part.targets) / n
             torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach()

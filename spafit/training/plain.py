@@ -1,0 +1,134 @@
+"""Training on one page: the definition of :func:`spafit.fit`, and the oracle that it is held to.
+
+Read :func:`fit` from top to bottom: the order of the data, padded batches, forward, loss, backward,
+clipping, AdamW, its schedule, evaluation, and what is kept. Given a model in the reference form
+(``spafit.set_impl(model, "reference")``), :func:`spafit.fit` gives the same losses, scores and
+weights, on a CPU bit for bit. Its fast forms give them to rounding where there is no dropout; with
+dropout they draw other masks, because packed batches have no padding to draw for.
+
+What :func:`spafit.fit` adds lies elsewhere: run folder and checkpoints, batches in micro-batches,
+other precisions, steps skipped because their gradient is not finite, kept hidden states,
+CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import ConfigError
+from spafit.tasks import metrics
+from spafit.tasks.glue import Dataset
+from spafit.text.tokenization import Tokenizer
+from spafit.training.settings import TrainConfig, complete
+
+
+def fit(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    train: Dataset,
+    dev: Dataset,
+    config: TrainConfig,
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Fine-tune what a plan has declared, and keep the best on dev.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        Adapted (:func:`spafit.adapt`). It is left on the run's device in evaluation mode, with the
+        trained values of the best evaluation by the task's first metric, of equal ones the
+        earliest.
+    tokenizer : Tokenizer
+        The model's.
+    train, dev : Dataset
+        Labelled examples of one task.
+    config : TrainConfig
+        The settings. Those of the run folder, of speed and of memory are not used.
+
+    Returns
+    -------
+    losses : list of float
+        The mean loss of every batch, before its step.
+    history : list of dict
+        Every evaluation: step, epoch, metrics.
+
+    Raises
+    ------
+    ConfigError
+        If the precision is another than float32.
+    """
+    config = complete(config, model, train)  # what was left open: the paper's settings
+    assert config.batch_size and config.learning_rate and config.max_length
+    if config.precision != "float32":
+        raise ConfigError(f"this page knows no precision but float32, found {config.precision}")
+    device, task, names = torch.device(config.device), train.task, train.task.labels
+    model.to(device)
+    ids = tokenizer.encode(train.texts_a, train.texts_b, max_length=config.max_length)
+    dev_ids = tokenizer.encode(dev.texts_a, dev.texts_b, max_length=config.max_length)
+    targets = torch.tensor([names.index(str(y)) if names else float(y or 0) for y in train.labels])
+
+    # AdamW over what trains. Matrices decay; biases, deltas and LayerNorms only where asked for.
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = [p for p in trained.values() if p.dim() > 1]
+    vectors = [p for p in trained.values() if p.dim() == 1]
+    decay, of_vectors = config.weight_decay, config.weight_decay if config.decay_biases else 0.0
+    groups: list[Any] = [{"params": matrices}, {"params": vectors, "weight_decay": of_vectors}]
+    optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=decay, fused=True)
+
+    losses: list[float] = []
+    history: list[dict[str, Any]] = []
+    steps_an_epoch = math.ceil(len(train) / config.batch_size)  # the last batch may be smaller
+    total = steps_an_epoch * config.epochs
+    warm = math.ceil(config.warmup * total)
+    torch.manual_seed(config.seed)  # of dropout; the order of the data depends on nothing else
+    for step in range(total):
+        epoch, start = 1 + step // steps_an_epoch, step % steps_an_epoch * config.batch_size
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(train)).tolist()
+        rows = order[start : start + config.batch_size]
+
+        # Forward: the mean loss of a batch.
+        model.train()
+        if not config.frozen_dropout:
+            model.bert.freeze_dropout()
+        logits = model(*ids.batch(rows).to(device))  # (B, C)
+        y = targets[rows].to(device)  # (B,)
+        loss = F.cross_entropy(logits, y) if names else F.mse_loss(logits[:, 0], y.to(logits))
+        losses.append(loss.item())
+
+        # Backward: the gradient, clipped to a norm.
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        gradients = [p.grad for p in trained.values() if p.grad is not None]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        for gradient in gradients if config.max_grad_norm else []:
+            gradient *= torch.clamp(config.max_grad_norm / (norm + 1e-6), max=1.0)
+
+        # The learning rate rises linearly from 0 over the warm-up, then falls linearly to 0.
+        factor = step / warm if step < warm else (total - step) / max(1, total - warm)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        optimizer.step()
+
+        # Evaluate on dev, texts of like length together; keep what trains where it is the best.
+        if (step + 1) % (config.eval_every or steps_an_epoch) and step + 1 < total:
+            continue
+        model.eval()
+        outputs = torch.empty(len(dev), model.num_labels)
+        order = dev_ids.by_length(range(len(dev)))
+        for rows in (order[first : first + 64] for first in range(0, len(dev), 64)):
+            with torch.no_grad():
+                outputs[rows] = model(*dev_ids.batch(rows).to(device)).float().cpu()
+        answers = [names[k] for k in outputs.argmax(1)] if names else outputs[:, 0].tolist()
+        scores = metrics.compute(task, answers, dev.labels)
+        if all(scores[task.metrics[0]] > old["metrics"][task.metrics[0]] for old in history):
+            best = {name: p.detach().clone() for name, p in trained.items()}
+        history.append({"step": step + 1, "epoch": epoch, "metrics": scores})
+    for name, value in best.items():
+        trained[name].data.copy_(value)
+    model.eval()
+    return losses, history
