@@ -45,7 +45,7 @@ from spafit.weights.pretrained import load_pretrained
 
 PEFT, SPAFIT, SPAFIT_KEPT = "transformers + PEFT", "spafit", "spafit, prefix kept"
 #: What keeping the prefix changes in the settings: dropout is off in group 1.
-KEPT: dict[str, Any] = {"cache_prefix": "memory", "frozen_dropout": False}
+KEPT: dict[str, Any] = {"cache_prefix": "memory", "dropout_in_group_1": False}
 _DEV_BATCH = 64
 
 

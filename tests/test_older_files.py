@@ -56,13 +56,41 @@ def test_a_run_predicts(work: Path) -> None:
     assert (work / "predicted.tsv").read_text(encoding="utf-8").count("\n") == 10
 
 
+def train(run: Path, *more: str) -> int:
+    """Train for one more epoch; gives the exit code."""
+    words = "train --task rte --method SPAFIT-0-1-II --r 2 --alpha 3 --model tiny --data glue "
+    words += "--epochs 2 --batch-size 6 --learning-rate 0.01 --max-length 16 --quiet"
+    return main([*words.split(), "--out", str(run), *more])
+
+
+def losses(run: Path) -> list[float]:
+    rows = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
 def test_a_run_goes_on(work: Path) -> None:
     """One more epoch: the losses that the older commit's own continuation had, to rounding."""
-    words = (
-        "train --task rte --method SPAFIT-0-1-II --r 2 --alpha 3 --model tiny --data glue --out run"
-    )
-    more = "--epochs 2 --batch-size 6 --learning-rate 0.01 --max-length 16 --quiet"
-    assert main([*words.split(), *more.split()]) == 0
-    rows = map(json.loads, (work / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses == pytest.approx(EXPECTED["losses"], abs=1e-6)
+    assert train(work / "run") == 0
+    assert losses(work / "run") == pytest.approx(EXPECTED["losses"], abs=1e-6)
+
+
+@pytest.mark.parametrize("option", ["--no-dropout-in-group-1", "--no-frozen-dropout"])
+def test_a_run_without_dropout_in_group_1_goes_on(work: Path, option: str) -> None:
+    """Its record says ``frozen_dropout``, as the setting was named then."""
+    run = work / "run_without_dropout"
+    assert json.loads((run / "run.json").read_text())["settings"]["frozen_dropout"] is False
+    assert train(run, option) == 0
+    expected = EXPECTED["losses without dropout in group 1"]
+    assert losses(run) == pytest.approx(expected, abs=1e-6)
+    settings = json.loads((run / "run.json").read_text())["settings"]
+    assert settings["dropout_in_group_1"] is False
+    assert "frozen_dropout" not in settings
+
+
+def test_a_run_without_dropout_in_group_1_is_not_taken_for_one_with_it(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(work / "run_without_dropout") == 2
+    assert "dropout_in_group_1 is False, asked for is True" in capsys.readouterr().err
+    assert train(work / "run", "--no-frozen-dropout") == 2
+    assert "dropout_in_group_1 is True, asked for is False" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from spafit.cli import commands, doctor
 from spafit.cli.option_types import (
@@ -27,10 +27,50 @@ from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
 from spafit.machine.precision import PRECISIONS
 from spafit.runs.progress import lasting
 from spafit.tasks.download import glue_cache
-from spafit.training.settings import STEPS, TrainConfig
+from spafit.training.settings import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 from spafit.version import __version__
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
+
+# The settings of TrainConfig that are options of `spafit train`, by name: how a value is read, or
+# the values to choose from, and the help. Their defaults are TrainConfig's own.
+_SETTINGS: dict[str, tuple[Any, str]] = {
+    "out": (as_path, "run folder, in which an interrupted run goes on; without it nothing is kept"),
+    "overwrite": (bool, "replace a run in --out"),
+    "epochs": (as_whole, "passes over the data"),
+    "batch_size": (as_whole, "examples a step (default: the paper's, 16; 8 for MNLI, ...)"),
+    "accumulation": (as_whole, "micro-batches that a batch is computed in, to save memory"),
+    "learning_rate": (as_number, "at its highest (default 6e-5, or 2e-5 for full fine-tuning)"),
+    "weight_decay": (as_number, "AdamW's, of matrices"),
+    "decay_biases": (bool, "let biases decay too"),
+    "warmup": (as_number, "share of the steps over which the learning rate rises"),
+    "max_grad_norm": (as_number, "what the gradient is clipped to; 0: no clipping"),
+    "max_length": (as_whole, "tokens (default: the model's longest)"),
+    "eval_every": (as_whole, "steps (default: an epoch)"),
+    "save_every": (as_whole, "steps between checkpoints (default: every 10 minutes)"),
+    "keep_checkpoints": (as_whole, "how many of the last ones"),
+    "precision": (PRECISIONS, "of matrix products; auto: float32 on a CPU, half on a GPU"),
+    "device": (str, "cpu, cuda, cuda:1"),
+    "dropout_in_group_1": (bool, "dropout in group 1 as in the others (the default)"),
+    "cache_prefix": (
+        CACHES,
+        "keep the hidden states after group 1, with --no-dropout-in-group-1",
+    ),
+    "cache_dtype": (CACHE_DTYPES, "in what they are kept"),
+    "cache_limit_gib": (as_number, "the most that they may take"),
+    "recompute": (as_whole, "groups computed again in backward: less memory, more time"),
+    "frozen_weights": (
+        FROZEN_WEIGHTS,
+        "how frozen matrices are stored; auto: half on a GPU in bf16 or fp16",
+    ),
+    "step": (
+        STEPS,
+        "how a step is launched; auto: captured as CUDA graphs on a GPU, else eager",
+    ),
+    "quiet": (bool, "show no progress"),
+}
+
+_NO_DROPOUT = "none there, so that its hidden states can be kept"
 
 _EXAMPLES = """\
 examples:
@@ -148,33 +188,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    config = TrainConfig(
-        out=parsed.out,
-        seed=parsed.seeds[0],
-        epochs=parsed.epochs,
-        batch_size=parsed.batch_size,
-        accumulation=parsed.accumulation,
-        learning_rate=parsed.learning_rate,
-        weight_decay=parsed.weight_decay,
-        decay_biases=parsed.decay_biases,
-        warmup=parsed.warmup,
-        max_grad_norm=parsed.max_grad_norm,
-        max_length=parsed.max_length,
-        eval_every=parsed.eval_every,
-        save_every=parsed.save_every,
-        keep_checkpoints=parsed.keep_checkpoints,
-        precision=parsed.precision,
-        frozen_dropout=parsed.frozen_dropout,
-        cache_prefix=parsed.cache_prefix,
-        cache_dtype=parsed.cache_dtype,
-        cache_limit_gib=parsed.cache_limit_gib,
-        recompute=tuple(parsed.recompute),
-        frozen_weights=parsed.frozen_weights,
-        step=parsed.step,
-        device=parsed.device,
-        overwrite=parsed.overwrite,
-        quiet=parsed.quiet,
-    )
+    settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
     commands.run_train(
         parsed.task,
         _plan_options(parsed),
@@ -182,7 +196,7 @@ def _train(parsed: argparse.Namespace) -> None:
         parsed.revision,
         glue_cache() if parsed.data is None else parsed.data,
         parsed.seeds,
-        config,
+        TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings),
         parsed.max_bad_rows,
         parsed.split_special_tokens,
     )
@@ -330,17 +344,12 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
     train.add_argument("--data", type=as_path, help="GLUE's root; default: the download cache")
-    train.add_argument(
-        "--out",
-        type=as_path,
-        help="run folder, in which an interrupted run goes on; without it nothing is written",
-    )
-    train.add_argument("--overwrite", action="store_true", help="replace a run in --out")
+    _add_settings(train, "out", "overwrite")
     train.add_argument(
         "--max-bad-rows",
         type=as_whole,
         default=0,
-        help="malformed rows that may be left out",
+        help="malformed rows that may be left out (default %(default)s)",
     )
     train.add_argument(
         "--split-special-tokens",
@@ -355,82 +364,34 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         "--seed",
         type=as_seed,
         nargs="+",
-        default=[0],
+        default=[TrainConfig().seed],
         metavar="SEED",
-        help="one run each; several give mean and spread (default 0)",
+        help=f"one run each; several give mean and spread (default {TrainConfig().seed})",
     )
-    group.add_argument("--epochs", type=as_whole, default=10, help="default 10")
-    group.add_argument(
-        "--batch-size",
-        type=as_whole,
-        help="examples a step (default 16; 8 for MNLI, ...)",
-    )
-    group.add_argument(
-        "--accumulation", type=as_whole, default=1, help="parts a batch is computed in"
-    )
-    group.add_argument(
-        "--learning-rate",
-        type=as_number,
-        help="default 6e-5, or 2e-5 for full fine-tuning",
-    )
-    group.add_argument("--weight-decay", type=as_number, default=0.01, help="default 0.01")
-    group.add_argument("--decay-biases", action="store_true", help="let biases decay too")
-    group.add_argument(
-        "--warmup", type=as_number, default=0.0, help="share of the steps (default 0)"
-    )
-    group.add_argument(
-        "--max-grad-norm", type=as_number, default=1.0, help="default 1; 0: no clipping"
-    )
-    group.add_argument("--max-length", type=as_whole, help="tokens (default: the model's longest)")
-    group.add_argument("--eval-every", type=as_whole, help="steps (default: an epoch)")
-    group.add_argument(
-        "--save-every",
-        type=as_whole,
-        help="steps between checkpoints (default: every 10 minutes)",
-    )
-    group.add_argument(
-        "--keep-checkpoints",
-        type=as_whole,
-        default=2,
-        help="of the last ones (default 2)",
-    )
-    group.add_argument("--precision", choices=PRECISIONS, default="auto")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default auto)")
-    group.add_argument(
-        "--no-frozen-dropout",
-        dest="frozen_dropout",
-        action="store_false",
-        help="no dropout in group 1, whose hidden states can then be kept",
-    )
-    group.add_argument(
-        "--cache-prefix",
-        choices=("off", "memory", "disk"),
-        default="off",
-        help="keep the hidden states after group 1 (default off; takes --no-frozen-dropout)",
-    )
-    group.add_argument("--cache-dtype", choices=("float32", "half"), default="float32")
-    group.add_argument("--cache-limit-gib", type=as_number, default=16.0, help="default 16")
-    group.add_argument(
-        "--recompute",
-        type=as_whole,
-        nargs="+",
-        default=[],
-        metavar="GROUP",
-        help="groups computed again in backward: less memory, more time",
-    )
-    group.add_argument(
-        "--frozen-weights",
-        choices=("auto", "float32", "half"),
-        default="auto",
-        help="how frozen matrices are stored; auto: half on a GPU in bf16 or fp16",
-    )
-    group.add_argument(
-        "--step",
-        choices=STEPS,
-        default="auto",
-        help="how a step is launched; auto: captured as CUDA graphs on a GPU, else eager",
-    )
-    group.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_settings(group, *(name for name in _SETTINGS if name not in ("out", "overwrite")))
+
+
+def _add_settings(group: argparse._ActionsContainer, *names: str) -> None:
+    """Add the options of some settings, with the defaults of TrainConfig."""
+    defaults = TrainConfig()
+    for name in names:
+        kind, text = _SETTINGS[name]
+        option, default = f"--{name.replace('_', '-')}", getattr(defaults, name)
+        more: dict[str, Any] = {"dest": name, "default": default, "help": text}
+        if kind is bool:
+            group.add_argument(option, action="store_true", **more)
+            if default:  # of one setting alone
+                more |= {"action": "store_false", "help": _NO_DROPOUT}
+                group.add_argument("--no-dropout-in-group-1", **more)
+                more["help"] = argparse.SUPPRESS
+                group.add_argument("--no-frozen-dropout", **more)  # its older name
+            continue
+        if default not in (None, ()):  # what these stand for is in the text
+            more["help"] = f"{text} (default %(default)s)"
+        if name == "recompute":
+            more |= {"nargs": "+", "metavar": "GROUP"}
+        more |= {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
+        group.add_argument(option, **more)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ FREE = frozenset(
 
 The steps that were done stay what they were; those to come follow the new ones."""
 
+RENAMED = {"frozen_dropout": "dropout_in_group_1"}
+"""Settings by the names that older records, and older callers, have for them."""
+
 _FIXED = (
     *("task", "labels", "method", "plan", "base_fingerprint", "base_config"),
     *("tokenizer_fingerprint", "data"),
@@ -91,7 +94,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     settings = record.get("settings")
     for key, value in (settings if isinstance(settings, dict) else {}).items():
         if key not in FREE:
-            _flatten(key, value, found)
+            _flatten(RENAMED.get(str(key), str(key)), value, found)
     # Where a file lies is no part of what it holds.
     return {key: value for key, value in found.items() if not key.endswith(".source")}
 

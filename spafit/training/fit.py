@@ -339,7 +339,7 @@ def _record(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "trainable": summary.trainable,
         "pretrained": summary.pretrained,
-        "dropout_in_group_1": config.frozen_dropout,
+        "dropout_in_group_1": config.dropout_in_group_1,
         "products": library_on(torch.device(config.device)),
     }
 

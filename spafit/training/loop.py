@@ -264,7 +264,7 @@ class Loop:
 
     def _into_training(self) -> None:
         self.model.train()
-        if not self.config.frozen_dropout:
+        if not self.config.dropout_in_group_1:
             self.model.bert.freeze_dropout()
         self._since = time.perf_counter()
 

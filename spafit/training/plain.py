@@ -93,7 +93,7 @@ def fit(
 
         # Forward: the mean loss of a batch.
         model.train()
-        if not config.frozen_dropout:
+        if not config.dropout_in_group_1:
             model.bert.freeze_dropout()
         logits = model(*ids.batch(rows).to(device))  # (B, C)
         y = targets[rows].to(device)  # (B,)

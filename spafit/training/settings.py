@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, PlanError
 from spafit.machine.precision import PRECISIONS, resolve_device, resolve_precision
+from spafit.runs.identity import RENAMED
 from spafit.tasks.glue import Dataset
 from spafit.training.captured_step import why_not_captured
 
 CACHES = ("off", "memory", "disk")
 """Where the hidden states after group 1 may be kept."""
 
+CACHE_DTYPES = ("float32", "half")
+"""In what they may be kept."""
+
+FROZEN_WEIGHTS = ("auto", "float32", "half")
+"""In what frozen matrices may be stored."""
+
 STEPS = ("auto", "eager", "captured", "compiled")
 """How a training step may be launched."""
 
 
+def _by_older_names(cls: type[TrainConfig]) -> type[TrainConfig]:
+    """Let settings be given, and read, by the names that they had before."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def by_any_name(self: TrainConfig, *values: Any, **settings: Any) -> None:
+        for old, new in RENAMED.items():
+            if old in settings:
+                settings[new] = settings.pop(old)
+        init(self, *values, **settings)
+
+    cls.__init__ = by_any_name  # type: ignore[method-assign]
+    for old, new in RENAMED.items():
+        setattr(cls, old, property(operator.attrgetter(new)))
+    return cls
+
+
+@_by_older_names
 @dataclass(frozen=True)
 class TrainConfig:
     """The settings of one run; the model never sees them.
@@ -65,13 +93,14 @@ class TrainConfig:
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
         The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.training.inference
         .resolve_precision`).
-    frozen_dropout : bool
+    dropout_in_group_1 : bool
         Whether group 1, the layers below the first that trains, has dropout in training as the rest
-        has. The paper's has; without it, its hidden states are the same in every epoch.
+        has. The paper's has; without it, its hidden states are the same in every epoch. (Its older
+        name, ``frozen_dropout``, still works.)
     cache_prefix : {"off", "memory", "disk"}
         Keep the hidden states after group 1 instead of computing them in every epoch, which takes
-        ``frozen_dropout=False``. On disk they also serve later runs with other seeds, methods and
-        learning rates (:mod:`spafit.training.prefix.cache`).
+        ``dropout_in_group_1=False``. On disk they also serve later runs with other seeds, methods
+        and learning rates (:mod:`spafit.training.prefix.cache`).
     cache_dtype : {"float32", "half"}
         In what they are kept.
     cache_limit_gib : float
@@ -120,7 +149,7 @@ class TrainConfig:
     save_every: int | None = None
     keep_checkpoints: int = 2
     precision: str = "auto"
-    frozen_dropout: bool = True
+    dropout_in_group_1: bool = True
     cache_prefix: str = "off"
     cache_dtype: str = "float32"
     cache_limit_gib: float = 16.0
@@ -163,24 +192,25 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be a number from {low:g} to {high:g}: {value!r}")
         if self.learning_rate == 0:
             raise ConfigError("learning_rate must be above 0")
-        for name in ("decay_biases", "frozen_dropout", "overwrite", "quiet"):
+        for name in ("decay_biases", "dropout_in_group_1", "overwrite", "quiet"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} must be True or False: {getattr(self, name)!r}")
         for name, known in (
             ("precision", PRECISIONS),
             ("cache_prefix", CACHES),
-            ("cache_dtype", ("float32", "half")),
-            ("frozen_weights", ("auto", "float32", "half")),
+            ("cache_dtype", CACHE_DTYPES),
+            ("frozen_weights", FROZEN_WEIGHTS),
             ("step", STEPS),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(known)}: {getattr(self, name)!r}"
                 )
-        if self.cache_prefix != "off" and self.frozen_dropout:
+        if self.cache_prefix != "off" and self.dropout_in_group_1:
             raise ConfigError(
-                f"cache_prefix={self.cache_prefix!r} keeps what group 1 gives without dropout; say "
-                "so with frozen_dropout=False (--no-frozen-dropout), or leave cache_prefix off"
+                f"cache_prefix={self.cache_prefix!r} keeps what group 1 gives without dropout; "
+                "turn it off with dropout_in_group_1=False (--no-dropout-in-group-1), or leave "
+                "cache_prefix off"
             )
         if type(self.recompute) is not tuple or not all(
             type(group) is int and group >= 1 for group in self.recompute

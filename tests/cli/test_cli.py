@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -22,6 +23,7 @@ from spafit.kernels import forms
 from spafit.kernels.gpu import choices
 from spafit.methods import plan
 from spafit.plans import Plan
+from spafit.training.settings import TrainConfig
 from spafit.version import __version__
 
 VERBS = ("demo", "plan", "download", "train", "eval", "predict", "doctor")
@@ -63,6 +65,30 @@ class TestHelp:
             verbs = cli._parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
             for action in verbs[verb]._actions:  # type: ignore[index]
                 assert action.help or action.choices or action.dest == "seed", action
+
+    def test_the_defaults_of_training_are_those_of_the_settings(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Oracle: ``TrainConfig()``; every setting is an option, and its help says the default."""
+        made: list[TrainConfig] = []
+        monkeypatch.setattr(commands, "run_train", lambda *given: made.append(given[6]))
+        assert main("train --task rte --method bitfit".split()) == 0
+        assert made == [TrainConfig()]
+        _, out, _ = run(capsys, "train", "--help")
+        options = re.split(r"\n  (?=-)", out.replace("-\n                        ", "-"))
+        for field in dataclasses.fields(TrainConfig):
+            name = {"seed": "seeds"}.get(field.name, field.name)
+            option = f"--{name.replace('_', '-')}"
+            [text] = [each for each in options if re.match(rf"{option}\b(?!-)", each)]
+            if field.default not in (None, (), False, True):
+                assert f"(default {field.default})" in " ".join(text.split())
+
+    @pytest.mark.parametrize("option", ["--no-dropout-in-group-1", "--no-frozen-dropout"])
+    def test_no_dropout_in_group_1(self, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+        made: list[TrainConfig] = []
+        monkeypatch.setattr(commands, "run_train", lambda *given: made.append(given[6]))
+        assert main(["train", "--task", "rte", "--method", "bitfit", option]) == 0
+        assert made == [TrainConfig(dropout_in_group_1=False)]
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(capsys, "--version") == (0, f"spafit {__version__}\n", "")

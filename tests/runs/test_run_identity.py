@@ -87,7 +87,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("settings.max_grad_norm", 0.0, r"max_grad_norm is 1\.0, asked for is 0\.0"),
     ("settings.max_length", 20, "max_length is None, asked for is 20"),
     ("settings.precision", "bf16", "precision is 'auto', asked for is 'bf16'"),
-    ("settings.frozen_dropout", False, "frozen_dropout is True, asked for is False"),
+    ("settings.dropout_in_group_1", False, "dropout_in_group_1 is True, asked for is False"),
     ("settings.cache_dtype", "half", "cache_dtype is 'float32', asked for is 'half'"),
 ]
 ALLOWED: list[tuple[str, Any]] = [

@@ -125,6 +125,8 @@ TABLE: dict[str, dict[str, Option]] = {
         "--keep-checkpoints": Option((*NO_WHOLE, "0", "-1", "1"), {"2": "the least"}),
         "--precision": Option((*NO_CHOICE, "fp16", "FP32")),
         "--device": Option((*NO_CHOICE, "cuda:77", "meta", "cpu:" + "9" * 5_000, "xla", "cuda:-1")),
+        "--dropout-in-group-1": FLAG,
+        "--no-dropout-in-group-1": FLAG,
         "--no-frozen-dropout": FLAG,
         "--cache-prefix": Option((*NO_CHOICE, "memory", "disk")),  # dropout is on in group 1
         "--cache-dtype": Option((*NO_CHOICE, "bf16")),
@@ -165,8 +167,8 @@ PAIRS = """
     {train} --seeds
     {train} --out run-of-another-seed
     {train} --cache-prefix memory
-    {train} --no-frozen-dropout --cache-prefix memory --cache-limit-gib 0
-    {train} --no-frozen-dropout --cache-prefix memory --method bitfit
+    {train} --no-dropout-in-group-1 --cache-prefix memory --cache-limit-gib 0
+    {train} --no-dropout-in-group-1 --cache-prefix memory --method bitfit
     {train} --batch-size 4 --accumulation 5
     {train} --method bitfit --recompute 2
     {train} --recompute

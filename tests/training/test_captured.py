@@ -316,7 +316,7 @@ class TestRun:
     def test_a_captured_run(
         self, small: SmallRun, monkeypatch: pytest.MonkeyPatch, cache: str
     ) -> None:
-        settings = {"cache_prefix": cache, "frozen_dropout": cache == "off", "accumulation": 2}
+        settings = {"cache_prefix": cache, "dropout_in_group_1": cache == "off", "accumulation": 2}
         dtype = torch.float64 if cache == "off" else torch.float32
         ours, theirs = (small.model(dtype=dtype, dropout=False) for _ in range(2))
         expected = small.fit(theirs, **settings)

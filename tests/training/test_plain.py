@@ -21,7 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "warmup and decay of biases": {"warmup": 0.15, "decay_biases": True, "weight_decay": 0.3},
     "clipped, evaluated within epochs": {"max_grad_norm": 0.5, "eval_every": 3},
     "not clipped": {"max_grad_norm": 0.0, "epochs": 2},
-    "no dropout in group 1": {"frozen_dropout": False, "epochs": 2},
+    "no dropout in group 1": {"dropout_in_group_1": False, "epochs": 2},
     "one batch an epoch": {"batch_size": N, "epochs": 2},
 }
 """What changes between the runs; batches of 6 of 25 examples leave a last batch of one."""

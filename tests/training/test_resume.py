@@ -31,7 +31,7 @@ FULL = {
     "warmup": 0.1,
     "eval_every": 7,
     "save_every": 4,
-    "frozen_dropout": False,
+    "dropout_in_group_1": False,
     "cache_prefix": "memory",
 }
 
@@ -248,7 +248,7 @@ class TestWhatMayChange:
             ({"max_grad_norm": 0.5}, r"max_grad_norm is 1\.0, asked for is 0\.5"),
             ({"max_length": 20}, r"max_length is 53, asked for is 20"),
             ({"precision": "bf16"}, r"precision is 'float32', asked for is 'bf16'"),
-            ({"frozen_dropout": False}, r"frozen_dropout is True, asked for is False"),
+            ({"dropout_in_group_1": False}, r"dropout_in_group_1 is True, asked for is False"),
         ],
     )
     def test_another_setting_is_refused(
@@ -314,7 +314,7 @@ class TestRefusedRunsStayAsTheyWere:
         assert self._bytes(tmp_path) == before
 
     def test_a_prefix_that_does_not_fit(self, small: SmallRun, tmp_path: Path) -> None:
-        settings = {"frozen_dropout": False, "epochs": 1}
+        settings = {"dropout_in_group_1": False, "epochs": 1}
         small.fit(out=tmp_path / "run", **settings)
         before = self._bytes(tmp_path)
         kept = {"cache_prefix": "memory", "cache_limit_gib": 1e-6, **settings}

@@ -63,7 +63,7 @@ def soak(weights: Path, folder: Path, seconds: float) -> None:
         first = {"overwrite": True, "epochs": 1}
         small.fit(out=folder / "plain", seed=seed, **{**SETTINGS, **first})
         small.fit(out=folder / "plain", seed=seed, **SETTINGS)
-        kept = {"cache_prefix": "disk", "frozen_dropout": False}
+        kept = {"cache_prefix": "disk", "dropout_in_group_1": False}
         small.fit(out=folder / "kept", seed=seed, **kept, **{**SETTINGS, **first})
         interrupted(small, folder / "kept", [6, 9], seed=seed, **kept, **SETTINGS)
         rounds += 1

@@ -62,6 +62,18 @@ class TestSettings:
     def test_every_setting_was_tried(self) -> None:
         assert {name for name, _ in ABSURD} == {f.name for f in dataclasses.fields(TrainConfig)}
 
+    def test_the_older_name_of_a_setting(self) -> None:
+        """Oracle: the setting by its name of today."""
+        config = TrainConfig(frozen_dropout=False)  # type: ignore[call-arg]
+        assert config == TrainConfig(dropout_in_group_1=False) != TrainConfig()
+        assert config.frozen_dropout is False  # type: ignore[attr-defined]
+        changed = dataclasses.replace(config, dropout_in_group_1=True)
+        assert changed == TrainConfig() == TrainConfig(frozen_dropout=True)  # type: ignore[call-arg]
+        with pytest.raises(ConfigError, match=r"^dropout_in_group_1 must be True or False: 1"):
+            TrainConfig(frozen_dropout=1)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="frozen"):
+            TrainConfig(frozen=True)  # type: ignore[call-arg]
+
     def test_bounds_belong_to_the_range(self) -> None:
         TrainConfig(seed=0, epochs=1, batch_size=1, accumulation=1, max_length=8, eval_every=1)
         TrainConfig(seed=2**63 - 1, learning_rate=1, weight_decay=1, warmup=1, max_grad_norm=1e308)

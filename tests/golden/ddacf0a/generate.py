@@ -59,10 +59,14 @@ write_rte(Path("glue", "RTE"))
 train("run", "--epochs", "1")
 shutil.copytree("run", "longer")
 train("longer", "--epochs", "2")
+train("run_without_dropout", "--epochs", "1", "--no-frozen-dropout")
+shutil.copytree("run_without_dropout", "longer_without_dropout")
+train("longer_without_dropout", "--epochs", "2", "--no-frozen-dropout")
 tokenizer = spafit.load_tokenizer("tiny")
 batch = tokenizer.encode(["the cat sees", "old dog"], max_length=16).batch([0, 1])
 expected = {
     "losses": losses("longer"),
+    "losses without dropout in group 1": losses("longer_without_dropout"),
     "result": json.loads(Path("run", "run.json").read_text())["result"]["metrics"],
     "logits": {},
 }
@@ -80,5 +84,6 @@ model = spafit.load_pretrained("tiny", num_labels=2)
 spafit.load_adapter(model, "run/adapter.safetensors")
 expected["logits"]["run"] = model.eval()(*batch).tolist()
 shutil.rmtree("longer")
+shutil.rmtree("longer_without_dropout")
 Path("expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 sys.exit(0)

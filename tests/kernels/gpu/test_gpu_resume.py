@@ -47,7 +47,7 @@ class TestBitForBit:
             "step": step,
             "precision": precision,
             "cache_prefix": cache,
-            "frozen_dropout": cache == "off",
+            "dropout_in_group_1": cache == "off",
             "accumulation": 2,
             "eval_every": 3,
             "save_every": 2,

@@ -188,7 +188,7 @@ class TestRun:
             "device": "cuda",
             "precision": "float32",
             "cache_prefix": cache,
-            "frozen_dropout": cache == "off",
+            "dropout_in_group_1": cache == "off",
             "accumulation": 2,
         }
         ours, theirs = (small.model(dropout=False) for _ in range(2))

@@ -28,7 +28,7 @@ from spafit.training.prefix.cache import PrefixCache, PrefixKey
 from spafit.training.prefix.kept import KeptPrefix
 from spafit.training.settings import TrainConfig
 
-KEPT = {"frozen_dropout": False, "cache_prefix": "memory"}
+KEPT = {"dropout_in_group_1": False, "cache_prefix": "memory"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +44,14 @@ def values(model: BertForSequenceClassification, without: str = "nothing") -> to
 
 
 class TestSameTraining:
-    """Oracle: ``frozen_dropout=False`` without a cache."""
+    """Oracle: ``dropout_in_group_1=False`` without a cache."""
 
     @pytest.mark.parametrize("where", ["memory", "disk"])
     def test_bit_for_bit_where_the_batches_are_the_same(
         self, small: SmallRun, computed: list[int], where: str
     ) -> None:
         """One batch an epoch: what is kept was computed in the batch that reads it."""
-        same = {"batch_size": N, "epochs": 5, "frozen_dropout": False}
+        same = {"batch_size": N, "epochs": 5, "dropout_in_group_1": False}
         ours, theirs = small.model(), small.model()
         kept = small.fit(ours, cache_prefix=where, **same)
         plain = small.fit(theirs, **same)
@@ -66,7 +66,7 @@ class TestSameTraining:
     ) -> None:
         ours, theirs = small.model(), small.model()
         kept = small.fit(ours, accumulation=accumulation, **KEPT)
-        plain = small.fit(theirs, accumulation=accumulation, frozen_dropout=False)
+        plain = small.fit(theirs, accumulation=accumulation, dropout_in_group_1=False)
         assert np.abs(np.subtract(kept.losses, plain.losses)).max() < 1e-6
         # A bias of the keys moves no probability: its gradient is rounding alone, and AdamW makes a
         # step of it all the same.
@@ -76,15 +76,15 @@ class TestSameTraining:
 
     def test_half_is_near(self, small: SmallRun) -> None:
         kept = small.fit(cache_dtype="half", **KEPT)
-        plain = small.fit(frozen_dropout=False)
+        plain = small.fit(dropout_in_group_1=False)
         difference = np.abs(np.subtract(kept.losses, plain.losses)).max()
         assert 0 < difference < 1e-2
 
     def test_group_1_without_dropout_is_another_training(self, small: SmallRun) -> None:
         """The paper's has dropout there, so that none of this is the default."""
         assert TrainConfig().cache_prefix == "off"
-        assert TrainConfig().frozen_dropout
-        off = small.fit(epochs=1, frozen_dropout=False)
+        assert TrainConfig().dropout_in_group_1
+        off = small.fit(epochs=1, dropout_in_group_1=False)
         assert max(np.abs(np.subtract(off.losses, small.fit(epochs=1).losses))) > 1e-4
 
     def test_only_group_1_is_put_into_evaluation_mode(self, small: SmallRun) -> None:
@@ -109,7 +109,7 @@ class TestLaterRuns:
     def test_read_what_an_earlier_one_kept(
         self, small: SmallRun, computed: list[int], changes: dict[str, Any]
     ) -> None:
-        disk = {"cache_prefix": "disk", "frozen_dropout": False}
+        disk = {"cache_prefix": "disk", "dropout_in_group_1": False}
         small.fit(**disk)
         assert sum(computed) == N + len(small.dev)
         computed.clear()
@@ -121,7 +121,7 @@ class TestLaterRuns:
     def test_another_depth_or_length_is_computed_anew(
         self, small: SmallRun, computed: list[int]
     ) -> None:
-        disk = {"cache_prefix": "disk", "frozen_dropout": False}
+        disk = {"cache_prefix": "disk", "dropout_in_group_1": False}
         small.fit(**disk)
         for model, changes in (
             (small.model(plan("SPAFIT-1-2-I", 4, r=5, alpha=7.0)), {}),
@@ -134,7 +134,7 @@ class TestLaterRuns:
     def test_what_is_damaged_is_computed_anew(
         self, small: SmallRun, computed: list[int], cache: Path, tmp_path: Path
     ) -> None:
-        disk = {"cache_prefix": "disk", "frozen_dropout": False}
+        disk = {"cache_prefix": "disk", "dropout_in_group_1": False}
         first = small.fit(**disk)
         computed.clear()
         for path in (cache / "prefix").rglob("*"):
@@ -161,7 +161,7 @@ class TestLaterRuns:
 
 class TestRefusals:
     def test_dropout_and_a_cache(self) -> None:
-        with pytest.raises(ConfigError, match="frozen_dropout=False"):
+        with pytest.raises(ConfigError, match="dropout_in_group_1=False"):
             TrainConfig(cache_prefix="memory")
 
     @pytest.mark.parametrize("method", ["full", "bitfit"])

@@ -28,7 +28,7 @@ from spafit.training.prefix import kept as kept_prefix
 from spafit.training.prefix.cache import PrefixCache
 from spafit.training.prefix.kept import prefix_key
 
-RUN = {"epochs": 2, "frozen_dropout": False}
+RUN = {"epochs": 2, "dropout_in_group_1": False}
 DISK = {**RUN, "cache_prefix": "disk"}
 WHAT = "runs with a prefix on a failing disk"
 HELD = "0 ended, 0 of other bits"
