@@ -163,8 +163,8 @@ def layers_of_group(model: BertForSequenceClassification, group: int) -> range:
 def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -> Iterator[None]:
     """Store the frozen matrices of an adapted model's encoder in a narrower type, inside the block.
 
-    Biases, LayerNorms, embeddings and all that trains stay as they are. At the end the matrices are
-    the pre-trained ones again, bit for bit, on the device where the model then is.
+    Biases, LayerNorms, embeddings and all that the plan trains stay as they are. At the end the
+    matrices are the pre-trained ones again, bit for bit, on the device where the model then is.
 
     Parameters
     ----------
@@ -183,8 +183,10 @@ def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -
         adaptation.base_fingerprint = fingerprint(model)
     frozen = [
         module
-        for module in model.bert.encoder.modules()
-        if isinstance(module, Linear) and not module.weight.requires_grad
+        for name, module in model.bert.named_modules()
+        if name.startswith("encoder.")
+        and isinstance(module, Linear)
+        and f"bert.{name}.weight" not in adaptation.trainable
     ]
     pretrained = [module.weight.data for module in frozen]
     for module in frozen:

@@ -25,7 +25,7 @@ RENAMED = {"frozen_dropout": "dropout_in_group_1"}
 
 _FIXED = (
     *("task", "labels", "method", "plan", "base_fingerprint", "base_config"),
-    *("tokenizer_fingerprint", "data"),
+    *("tokenizer_fingerprint", "data", "frozen_by_user"),
 )
 
 _MOST_NAMED = 4

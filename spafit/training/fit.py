@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import ConfigError, DataError, PlanError
+from spafit.errors import ConfigError, DataError
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
 from spafit.machine.memory import keep_freed_memory
@@ -39,6 +39,7 @@ from spafit.training.batches import Feed
 from spafit.training.inference import encode, label_names
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step
+from spafit.training.optimisation import trained_parameters
 from spafit.training.prefix.kept import KeptPrefix, keep_prefix
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig, complete
@@ -137,7 +138,8 @@ def fit(
     Raises
     ------
     PlanError
-        If the model was not adapted.
+        If the model was not adapted, nothing trains, or something trains that the plan does not
+        declare.
     DataError
         If the data have no labels, belong to different tasks, or do not fit the head.
     TrainingError
@@ -150,9 +152,9 @@ def fit(
         another run.
     """
     config = TrainConfig() if config is None else config
+    trained_parameters(model)  # refuses what could not be saved
     adaptation = model.adaptation
-    if adaptation is None:
-        raise PlanError("the model was not adapted; call spafit.adapt(model, plan) first")
+    assert adaptation is not None
     task = train.task
     if dev.task.labels != task.labels:
         raise DataError(f"train is {task.display} and dev {dev.task.display}: not the same labels")
@@ -326,6 +328,8 @@ def _record(
         json.dumps(about, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"about must be what JSON can hold: {error}") from None
+    trained = trained_parameters(model)
+    frozen = [name for name in adaptation.trainable if name not in trained]
     return {
         "task": train.task.name,
         "method": adaptation.plan.name,
@@ -338,6 +342,7 @@ def _record(
         "labels": list(names),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "trainable": summary.trainable,
+        **({"frozen_by_user": frozen} if frozen else {}),
         "pretrained": summary.pretrained,
         "dropout_in_group_1": config.dropout_in_group_1,
         "products": library_on(torch.device(config.device)),

@@ -10,6 +10,44 @@ import torch
 import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
+from spafit.errors import PlanError, listed
+
+
+def trained_parameters(model: BertForSequenceClassification) -> dict[str, torch.nn.Parameter]:
+    """Give, by name, the parameters that a run trains: what the plan declares and nobody froze.
+
+    A run saves all that the plan declares. What trained beside it would be lost, so it is refused.
+    What the user froze (``requires_grad_(False)`` after :func:`spafit.adapt`) stays as it is: it
+    has no gradient and no moments, and is saved with the rest.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        An adapted model.
+
+    Raises
+    ------
+    PlanError
+        If the model was not adapted, a parameter requires a gradient that the plan does not
+        declare, or no parameter requires one.
+    """
+    adaptation = model.adaptation
+    if adaptation is None:
+        raise PlanError("the model was not adapted; call spafit.adapt(model, plan) first")
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    undeclared = [name for name in trained if name not in set(adaptation.trainable)]
+    if undeclared:
+        raise PlanError(
+            f"{listed(undeclared, ', ', 3)} would train, but the plan {adaptation.plan.name} does "
+            "not declare it, so that it would not be saved; put it in the plan, or freeze it "
+            "(requires_grad_(False))"
+        )
+    if not trained:
+        raise PlanError(
+            f"nothing trains: all that the plan {adaptation.plan.name} declares is frozen; "
+            "unfreeze some of it (requires_grad_(True))"
+        )
+    return trained
 
 
 def make_optimizer(
@@ -25,7 +63,7 @@ def make_optimizer(
     Parameters
     ----------
     model : BertForSequenceClassification
-        Its parameters with ``requires_grad``.
+        An adapted model; its :func:`trained_parameters` are moved.
     learning_rate, weight_decay : float
         AdamW's.
     decay_biases : bool
@@ -33,7 +71,7 @@ def make_optimizer(
     capturable : bool
         Whether the learning rate lies on the device, where the graph of a captured step reads it.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = list(trained_parameters(model).values())
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
     vectors = [parameter for parameter in trained if parameter.dim() == 1]
     groups = [

@@ -22,7 +22,7 @@ from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory, shortage
 from spafit.machine.precision import autocast, tf32_products
 from spafit.text.tokenization import Batch
-from spafit.training.optimisation import loss_function, set_learning_rate
+from spafit.training.optimisation import loss_function, set_learning_rate, trained_parameters
 
 
 class MicroBatch(NamedTuple):
@@ -82,7 +82,7 @@ class TrainingStep:
         self.model, self.optimizer, self.arithmetic = model, optimizer, arithmetic
         self.device = model.classifier.weight.device
         self.forward: Forward = model.forward_packed if forward is None else forward
-        self.trained = [each for each in model.parameters() if each.requires_grad]
+        self.trained = list(trained_parameters(model).values())
         self.max_grad_norm = max_grad_norm or math.inf
         # 0, or NaN where the loss is not finite: what the gradient is spoilt with.
         self._spoil = torch.zeros((), dtype=self.trained[0].dtype, device=self.device)
@@ -177,7 +177,7 @@ class TrainingStep:
         KeyError, ValueError
             If a name or the loss scale is not what :meth:`state` gives.
         """
-        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        parameters = trained_parameters(self.model)
         for full_name, tensor in tensors.items():
             _, key, name = full_name.split(".", 2)
             parameter = parameters.get(name)
