@@ -63,13 +63,22 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(arithmetic: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Run matrix products in ``arithmetic``; parameters stay in float32."""
+    """Run matrix products in ``arithmetic``, whatever autocast stands around the block.
+
+    Parameters stay in float32.
+    """
     if arithmetic == "float32":
-        return contextlib.nullcontext()
+        return torch.autocast(device.type, enabled=False)
     if arithmetic == "tf32":
-        return tf32_products()
+        return _tf32_alone(device)
     dtype = torch.bfloat16 if arithmetic == "bf16" else torch.float16
     return torch.autocast(device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def _tf32_alone(device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, enabled=False), tf32_products():
+        yield
 
 
 @contextlib.contextmanager

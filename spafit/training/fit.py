@@ -27,6 +27,7 @@ from spafit.errors import ConfigError, DataError
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
 from spafit.machine.memory import keep_freed_memory
+from spafit.machine.precision import autocast
 from spafit.machine.random_states import seeded
 from spafit.runs.folder import RunFolder
 from spafit.runs.progress import Progress
@@ -40,7 +41,7 @@ from spafit.training.inference import encode, label_names
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step
 from spafit.training.optimisation import trained_parameters
-from spafit.training.prefix.kept import KeptPrefix, keep_prefix
+from spafit.training.prefix.kept import keep_prefixes
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig, complete
 from spafit.training.state import TrainingState, restore
@@ -190,6 +191,8 @@ def fit(
                 total_steps=total_steps,
             )
             opened.push(run)  # it is begun further down, where nothing can be refused any more
+        # In the precision that is recorded, whatever autocast the caller is in: backward too.
+        opened.enter_context(autocast("float32", device))
         adaptation.task, adaptation.labels = task.name, names
         opened.enter_context(seeded(config.seed, device))
         if device.type == "cuda":  # graphs and events are those of the current device
@@ -208,24 +211,18 @@ def fit(
             if run is not None:
                 run.log.write({"note": note})
 
-        prefixes: dict[str, KeptPrefix] = {}
-        if config.cache_prefix != "off":
-            prefixes = {
-                name: opened.enter_context(
-                    keep_prefix(
-                        model,
-                        tokenizer,
-                        encodings,
-                        record["base_fingerprint"],
-                        where=config.cache_prefix,
-                        dtype=config.cache_dtype,
-                        limit_gib=config.cache_limit_gib,
-                        arithmetic=f"{arithmetic}, {config.frozen_weights} weights",
-                        say=say,
-                    )
-                )
-                for name, encodings in encoded.items()
-            }
+        prefixes = opened.enter_context(
+            keep_prefixes(
+                model,
+                tokenizer,
+                encoded,
+                where=config.cache_prefix,
+                dtype=config.cache_dtype,
+                limit_gib=config.cache_limit_gib,
+                arithmetic=f"{arithmetic}, {config.frozen_weights} weights",
+                say=say,
+            )
+        )
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         feed = Feed(

@@ -1,8 +1,9 @@
 """Hidden states after the frozen layers, computed once and kept.
 
 With group 1 (the embeddings and layers 0 to N1) frozen and in evaluation mode, what comes out of
-layer N1 for an example never changes: not with the epoch, the run, the seed, the method, or the
-learning rate. It is computed once, kept in memory or in a file, and read from then on.
+layer N1 for an example never changes: not with the epoch, the run, the seed, or the learning rate,
+nor with a method that leaves the same layers frozen. It is computed once, kept in memory or in a
+file, and read from then on.
 
 What is kept is used only for what it was computed from (:class:`PrefixKey`, and the token ids and
 token types of every example), and only if it is what was stored. Anything else is computed anew.
@@ -44,18 +45,14 @@ class PrefixKey:
 
     Attributes
     ----------
-    base_fingerprint : str
-        SHA-256 of the base model's values.
+    prefix_fingerprint : str
+        SHA-256 of the embeddings and layers that are computed: values and settings.
     depth : int
         Layers computed: N1 + 1.
     tokenizer_fingerprint : str
         SHA-256 of the tokenizer's recipe.
     hidden_size : int
         D.
-    num_attention_heads : int
-        A; like the next, it changes the states and not the fingerprint.
-    layer_norm_eps : float
-        Added to the variance under the root of every LayerNorm.
     dtype : str
         In what the states are kept: "float32", or "half" (float16, at half the size).
     arithmetic : str
@@ -69,12 +66,10 @@ class PrefixKey:
         If ``dtype`` is neither of the two.
     """
 
-    base_fingerprint: str
+    prefix_fingerprint: str
     depth: int
     tokenizer_fingerprint: str
     hidden_size: int
-    num_attention_heads: int
-    layer_norm_eps: float
     dtype: str
     arithmetic: str
     computed_on: str

@@ -7,13 +7,17 @@ it, and a run that is taken up again must read what it would have read.
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import NoneType
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from spafit.adapters import _unwatched
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError
 from spafit.files.replacing import cache_folder
@@ -24,6 +28,9 @@ from spafit.machine.versions import processor
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.cache import PrefixCache, PrefixKey
 from spafit.version import __version__
+
+# What PyTorch itself keeps in every module, such as its mode.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 _GROUP = 32
 """Examples whose hidden states are computed together."""
@@ -101,9 +108,24 @@ class KeptPrefix:
         return F.pad(states, (0, 0, 0, layout.filler))
 
 
+def why_not_kept(model: BertForSequenceClassification) -> str:
+    """Say why the hidden states after a model's group 1 must not be kept; empty where they may be.
+
+    States that are kept are not computed again, so that a hook is not called; and what a module
+    that is not spafit's own computes may depend on anything. Such states are computed every time.
+    """
+    for name, module in _group_1(model):
+        kind = type(module)
+        ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+        if not (ours or kind in (nn.Embedding, nn.ModuleList)):
+            return f"bert.{name} is a {kind.__name__}, which is not spafit's own"
+        if not _unwatched(module):
+            return f"bert.{name} has a hook, or a forward of its own"
+    return ""
+
+
 def prefix_key(
     model: BertForSequenceClassification,
-    base_fingerprint: str,
     tokenizer_fingerprint: str,
     *,
     dtype: str,
@@ -111,16 +133,44 @@ def prefix_key(
 ) -> PrefixKey:
     """Say what the hidden states after a model's group 1 depend on, beside the tokens."""
     return PrefixKey(
-        base_fingerprint=base_fingerprint,
+        prefix_fingerprint=_fingerprint(model),
         depth=model.bert.frozen_depth,
         tokenizer_fingerprint=tokenizer_fingerprint,
         hidden_size=model.config.hidden_size,
-        num_attention_heads=model.config.num_attention_heads,
-        layer_norm_eps=model.config.layer_norm_eps,
         dtype=dtype,
         arithmetic=arithmetic,
         computed_on=_rounding(model.classifier.weight.device),
     )
+
+
+def _group_1(model: BertForSequenceClassification) -> Iterator[tuple[str, nn.Module]]:
+    """Give all modules that compute the states, by their names below ``bert``."""
+    bert = model.bert
+    yield "encoder", bert.encoder
+    yield from bert.embeddings.named_modules(prefix="embeddings")
+    for number, layer in enumerate(bert.encoder.layer[: bert.frozen_depth]):
+        yield from layer.named_modules(prefix=f"encoder.layer.{number}")
+
+
+def _fingerprint(model: BertForSequenceClassification) -> str:
+    """SHA-256 over embeddings and frozen layers as they are: kinds, settings and tensors.
+
+    What was attached to a layer that was frozen later counts too, with its scale.
+    """
+    digest = hashlib.sha256()
+    for name, module in _group_1(model):
+        settings = {
+            key: value
+            for key, value in sorted(vars(module).items())
+            if key not in _OF_EVERY_MODULE and isinstance(value, (int, float, str, NoneType))
+        }
+        digest.update(f"{name} {type(module).__qualname__} {settings}\n".encode())
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for key, tensor in tensors:
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(values.numpy().data)
+    return digest.hexdigest()
 
 
 def _rounding(device: torch.device) -> str:
@@ -136,49 +186,67 @@ def _rounding(device: torch.device) -> str:
 
 
 @contextmanager
-def keep_prefix(
+def keep_prefixes(
     model: BertForSequenceClassification,
     tokenizer: Tokenizer,
-    encodings: Encodings,
-    base_fingerprint: str,
+    encoded: Mapping[str, Encodings],
     *,
     where: str,
     dtype: str,
     limit_gib: float,
     arithmetic: str,
     say: Callable[[str], None],
-) -> Iterator[KeptPrefix]:
-    """Open the cache that a run's settings ask for, and save it on the way out.
+) -> Iterator[dict[str, KeptPrefix]]:
+    """Open the caches that a run's settings ask for, and save them on the way out.
 
-    Once it is open, a disk that fails ends nothing: at the end that is said too.
+    Once they are open, a disk that fails ends nothing: at the end that is said too.
 
     Parameters
     ----------
-    model, tokenizer, encodings, base_fingerprint
-        What the hidden states depend on.
-    where : {"memory", "disk"}
+    model, tokenizer
+        What the hidden states depend on; the model is on its device.
+    encoded : mapping of str to Encodings
+        The examples, such as those of "train" and "dev".
+    where : {"off", "memory", "disk"}
         On disk they lie in the folder ``prefix`` of spafit's cache.
     dtype : {"float32", "half"}
         In what they are kept.
     limit_gib : float
-        The most that they may take.
+        The most that those of one name may take.
     arithmetic : str
         In what they are computed, such as ``"float32"``.
-    say : callable
-        Given, on the way out, the notes of the cache that nobody has taken.
+    say : callable of str
+        Told in one line why nothing is kept though it was asked for, and, on the way out, the notes
+        of the caches that nobody has taken.
+
+    Yields
+    ------
+    dict of str to KeptPrefix
+        One for each name; empty where nothing is kept.
     """
-    key = prefix_key(
-        model, base_fingerprint, tokenizer.fingerprint, dtype=dtype, arithmetic=arithmetic
-    )
+    reason = "" if where == "off" else why_not_kept(model)
+    if reason:
+        say(f"{reason}; the hidden states after group 1 are computed every time, and not kept")
+    if reason or where == "off":
+        yield {}
+        return
+    key = prefix_key(model, tokenizer.fingerprint, dtype=dtype, arithmetic=arithmetic)
     folder = cache_folder() / "prefix" if where == "disk" else None
     limit_bytes = int(limit_gib * 2**30)
-    cache = PrefixCache(encodings, key, folder=folder, limit_bytes=limit_bytes)
+    with ExitStack() as opened:
+        prefixes = {}
+        for name, encodings in encoded.items():
+            cache = PrefixCache(encodings, key, folder=folder, limit_bytes=limit_bytes)
+            opened.callback(_close, cache, say)
+            prefixes[name] = KeptPrefix(model, encodings, cache)
+        yield prefixes
+
+
+def _close(cache: PrefixCache, say: Callable[[str], None]) -> None:
+    """Save and close a cache, and tell its notes."""
     try:
-        yield KeptPrefix(model, encodings, cache)
-    finally:
-        try:
-            cache.close()
-        except CheckpointError as error:
-            cache.notes.append(f"{error}. Later runs compute the prefix again")
-        for note in cache.notes:
-            say(note)
+        cache.close()
+    except CheckpointError as error:
+        cache.notes.append(f"{error}. Later runs compute the prefix again")
+    for note in cache.notes:
+        say(note)

@@ -235,7 +235,7 @@ class TestFrozenWeightsInHalf:
 def keep(model: BertForSequenceClassification, encodings: Encodings) -> Iterator[KeptPrefix]:
     """Keep hidden states in memory, in evaluation mode and without gradients."""
     size = model.config.hidden_size
-    key = PrefixKey("0" * 64, 1, "1" * 64, size, 4, 1e-12, "float32", "float32", "here")
+    key = PrefixKey("0" * 64, 1, "1" * 64, size, "float32", "float32", "here")
     model.eval()
     with PrefixCache(encodings, key, folder=None, limit_bytes=2**30) as cache, torch.no_grad():
         yield KeptPrefix(model, encodings, cache)

@@ -52,12 +52,10 @@ def make_encodings(lengths: Iterable[int] = LENGTHS, seed: int = 0) -> Encodings
 
 def make_key(**changes: Any) -> PrefixKey:
     key = PrefixKey(
-        base_fingerprint="ab" * 32,
+        prefix_fingerprint="ab" * 32,
         depth=5,
         tokenizer_fingerprint="cd" * 32,
         hidden_size=D,
-        num_attention_heads=3,
-        layer_norm_eps=1e-12,
         dtype="float32",
         arithmetic="float32",
         computed_on="here",
@@ -301,12 +299,10 @@ class TestFiles:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"base_fingerprint": "ac" * 32},
+            {"prefix_fingerprint": "ac" * 32},
             {"depth": 4},
             {"tokenizer_fingerprint": "ce" * 32},
             {"hidden_size": 2 * D},
-            {"num_attention_heads": 2},
-            {"layer_norm_eps": 1e-5},
             {"dtype": "half"},
             {"arithmetic": "bf16"},
             {"computed_on": "there"},
