@@ -12,9 +12,9 @@ technique             on              computes                                  
 :class:`Full`         both            as the pre-trained module                    weight, bias
 ====================  ==============  ===========================================  ===============
 
-With :class:`BiasDelta` and :class:`LoRA` nothing pre-trained is ever written to, which is the
-paper's cure for forgetting: switch the additions off and the pre-trained model is there again, bit
-for bit.
+With :class:`BiasDelta` and :class:`LoRA` nothing pre-trained is ever written to, which the paper
+proposes against forgetting (section 7): switch the additions off and the pre-trained model is there
+again, bit for bit.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ class DirectBias:
 
 @dataclass(frozen=True)
 class LoRA:
-    """Train A and B in W + (alpha/r) BA (Hu et al., 2021); W stays as it is.
+    """Train A and B in W + (alpha/r) BA (Hu et al., 2022); W stays as it is.
 
     Attributes
     ----------

@@ -1,16 +1,17 @@
 """BERT, in the order in which the data meets it.
 
 Devlin et al. (2019), arXiv 1810.04805; the sub-layers, their names and the numbers of the equations
-are those of the SPAFIT paper (Arora and Wang, 2024, arXiv 2405.00201, section 3). Attribute names
+are those of the SPAFIT paper (Arora and Wang, 2024, arXiv 2405.00201, section 3.2). Attribute names
 are the checkpoint's keys.
 
 Legend: B batch, T tokens of the longest sequence, N tokens in all, D hidden, A heads, Dh = D / A
 head size, F intermediate, L layers, C labels. H1 .. H7 are the paper's hidden states; X is a
-layer's input. Tokens lie as (N, D) without padding, or as (B, T, D) with it: only ``layout`` knows
-which, and shapes are written here as (N, D).
+layer's input, the paper's x. Tokens lie as (N, D) without padding, or as (B, T, D) with it: only
+``layout`` knows which, and shapes are written here as (N, D).
 
 Where the paper's printed equations and the checkpoint differ, we compute what the checkpoint was
-trained with and say so at the line; tests/test_equations.py pins each such remark.
+trained with and say so at the line; tests/test_equations.py pins each such remark. So H3 and H6,
+which the paper normalises before dropout and without a residual, do not occur here.
 """
 
 from __future__ import annotations
@@ -92,10 +93,9 @@ class SelfAttention(nn.Module):
         # Eq. (1)  Q = W_q X + b_q
         # Eq. (2)  K = W_k X + b_k
         # Eq. (3)  V = W_v X + b_v
-        # Eq. (4)  H1 = softmax(QKᵀ / √Dh) V
-        # Eq. (5) as printed drops out H1; the checkpoint was trained with dropout on the softmax's
-        # probabilities, inside Eq. (4). We follow the checkpoint, so H2 is H1 with its heads
-        # joined.
+        # Eq. (4)  H1 = Multihead_attention(Q, K, V): in each head softmax(QKᵀ / √Dh) V
+        # Eq. (5)  H2 = Dropout(H1), as printed. The checkpoint was trained with dropout on the
+        # softmax's probabilities instead, inside Eq. (4): H2 = H1 = Dropout(softmax(QKᵀ / √Dh)) V.
         if first_only:
             Q = self.query(layout.first(X))  # (B, D)
             KV = project(X, [self.key, self.value])  # (N, 2·D)
@@ -117,10 +117,11 @@ class SelfOutput(nn.Module):
 
     def forward(self, H2: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
         """Give H4 (N, D) for H2 (N, D) and the layer's input X (N, D)."""
-        H3 = self.dense(H2)  # Eq. (6)  H3 = W_m1 H2 + b_m1
-        # Eq. (7) as printed is Dropout(LayerNorm(H3)), without the residual X. The checkpoint has
-        # the residual, and dropout before it. We follow the checkpoint.
-        H4 = add_norm(H3, X, self.dropout, self.LayerNorm)
+        # Eq. (6)  H3 = LayerNorm(W_3 H2 + b_3), as printed
+        # Eq. (7)  H4 = Dropout(H3), as printed
+        # The checkpoint was trained with dropout first, then the residual X, then LayerNorm:
+        # H4 = LayerNorm(Dropout(W_3 H2 + b_3) + X).
+        H4 = add_norm(self.dense(H2), X, self.dropout, self.LayerNorm)
         return H4
 
 
@@ -148,7 +149,7 @@ class Intermediate(nn.Module):
 
     def forward(self, H4: torch.Tensor) -> torch.Tensor:
         """Give H5 (N, F) for H4 (N, D)."""
-        # Eq. (8)  H5 = GELU(W_m2 H4 + b_m2), the exact (erf) form
+        # Eq. (8)  H5 = GELU(W_5 H4 + b_5), the exact (erf) form
         H5 = project(H4, [self.dense], gelu=True)
         return H5
 
@@ -164,10 +165,11 @@ class Output(nn.Module):
 
     def forward(self, H5: torch.Tensor, H4: torch.Tensor) -> torch.Tensor:
         """Give H7 (N, D) for H5 (N, F) and the residual H4 (N, D)."""
-        H6 = self.dense(H5)  # Eq. (9)  H6 = W_m3 H5 + b_m3
-        # Eq. (10) as printed is Dropout(LayerNorm(H6)), without the residual H4. The checkpoint
-        # has the residual, and dropout before it. We follow the checkpoint.
-        H7 = add_norm(H6, H4, self.dropout, self.LayerNorm)
+        # Eq. (9)   H6 = LayerNorm(W_6 H5 + b_6), as printed
+        # Eq. (10)  H7 = Dropout(H6), as printed
+        # The checkpoint was trained with dropout first, then the residual H4, then LayerNorm:
+        # H7 = LayerNorm(Dropout(W_6 H5 + b_6) + H4).
+        H7 = add_norm(self.dense(H5), H4, self.dropout, self.LayerNorm)
         return H7
 
 

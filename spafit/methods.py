@@ -70,9 +70,10 @@ def plan(
         Whether biases train as a :class:`~spafit.adapters.BiasDelta` beside the frozen bias (the
         default) or are themselves written to.
     numbering : {"table-2", "text"}, optional
-        How N1 and N2 count. ``"table-2"``, the default: layers are 0 .. L-1 and group 1 is
-        0 .. N1 with both ends; all six parameter counts of the paper's Table 2 come out only so.
-        ``"text"``: the words of the paper, layers are 1 .. L and group 1 is 1 .. N1.
+        How N1 and N2, the last layers of groups 1 and 2, count. ``"table-2"``, the default: layers
+        are 0 .. L-1 and group 1 is 0 .. N1 with both ends; all six counts of SPAFIT in the paper's
+        Table 2 come out only so. ``"text"``: the words of its section 3.2, layers are 1 .. L and
+        group 1 is 1 .. N1.
 
     Returns
     -------

@@ -1,6 +1,6 @@
 """A task that needs no download: to tell acceptable English sentences from unacceptable ones.
 
-It is in the manner of CoLA (Warstadt et al., 2019), and its sentences come as minimal pairs, as in
+It is in the manner of CoLA (Warstadt et al., 2018), and its sentences come as minimal pairs, as in
 BLiMP (Warstadt et al., 2020), from the templates of ``acceptability_templates.py`` and the words of
 ``acceptability_lexicon.py``. It is made so that a score on it means something:
 

@@ -64,12 +64,12 @@ class TrainConfig:
     epochs : int
         Passes over the training data.
     batch_size : int or None
-        Examples per optimizer step; None is the paper's for the task.
+        Examples per optimizer step; None is the paper's: 16, or 8 for MNLI, QNLI and QQP.
     accumulation : int
         Parts that a batch is computed in, one after the other, to save memory; the gradient is the
         same but for dropout, whose masks are drawn part by part.
     learning_rate : float or None
-        At its highest; None is 6e-5, or 2e-5 where a plan trains pre-trained matrices.
+        At its highest; None is the paper's: 6e-5, or 2e-5 where a plan trains pre-trained matrices.
     weight_decay : float
         AdamW's, on matrices.
     decay_biases : bool

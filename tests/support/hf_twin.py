@@ -47,13 +47,14 @@ LONG_CONFIG = dataclasses.replace(
     max_position_embeddings=512,
 )
 
-# Symbol -> path in a layer, whose output it is on both sides.
+# Symbol -> path in a layer, whose output it is on both sides. The printed H3 and H6 stand for
+# nothing in the checkpoint; the linear maps inside their equations do.
 PATHS = {
     "H2": "attention.self",
-    "H3": "attention.output.dense",
+    "W3 H2 + b3": "attention.output.dense",
     "H4": "attention.output",
     "H5": "intermediate",
-    "H6": "output.dense",
+    "W6 H5 + b6": "output.dense",
     "H7": "output",
 }
 
@@ -145,7 +146,7 @@ class Trace:
     """What one forward and backward pass computed, under the paper's symbols."""
 
     state: list[torch.Tensor]  # L + 1 hidden states (B, T, D): a layer's X, and the last H7
-    layer: list[dict[str, torch.Tensor]]  # per layer: Q, K, V, P, H1 (per head), H2 .. H7
+    layer: list[dict[str, torch.Tensor]]  # per layer: Q, K, V, P, H1 (per head), and PATHS
     pooled: torch.Tensor  # (B, D)
     logits: torch.Tensor  # (B, C)
     gradients: dict[str, torch.Tensor]  # of every parameter, and of every tensor above
