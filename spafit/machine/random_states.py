@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from spafit.errors import CheckpointError
+
+_CUDA_BYTES = 16  # seed and offset
+
 
 class RandomStates(NamedTuple):
     """Where all generators that a run may draw from stand.
@@ -35,15 +39,60 @@ class RandomStates(NamedTuple):
         }
 
     @staticmethod
-    def from_json(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> RandomStates:
-        """Undo :meth:`to_json`, with PyTorch's beside it."""
-        version, internal, gauss = values["python"]
-        name, key, *rest = values["numpy"]
-        return RandomStates(
-            dict(tensors),
-            (version, tuple(internal), gauss),
-            (name, np.array(key, dtype=np.uint32), *rest),
-        )
+    def from_json(tensors: Mapping[str, torch.Tensor], values: Any) -> RandomStates:
+        """Undo :meth:`to_json`, with PyTorch's beside it.
+
+        Raises
+        ------
+        CheckpointError
+            If one of them is not the state of a generator.
+        """
+        if not isinstance(values, dict):
+            raise CheckpointError(f"the states of the generators are {values!r:.80}")
+        match values.get("python"):
+            case [3, list(internal), None | float() as gauss] if _is_mersenne(
+                internal[:-1], internal[-1:]
+            ):
+                python = (3, tuple(internal), gauss)
+            case other:
+                raise CheckpointError(f"the state of Python's generator is {other!r:.80}")
+        match values.get("numpy"):
+            case ["MT19937", list(key), position, int(has_gauss), float(gauss)] if _is_mersenne(
+                key, [position]
+            ) and has_gauss in (0, 1):
+                of_numpy = ("MT19937", np.array(key, np.uint32), position, has_gauss, gauss)
+            case other:
+                raise CheckpointError(f"the state of numpy's generator is {other!r:.80}")
+        for name, tensor in tensors.items():
+            _check_torch(name, tensor)
+        if "random.cpu" not in tensors:
+            raise CheckpointError("the state of PyTorch's generator is missing")
+        return RandomStates(dict(tensors), python, of_numpy)
+
+
+def _is_mersenne(key: list[Any], position: list[Any]) -> bool:
+    """Whether it is a state of the Mersenne Twister: 624 words, and how many of them were used."""
+    return (
+        len(key) == 624
+        and all(type(word) is int and 0 <= word < 2**32 for word in key)
+        and len(position) == 1
+        and type(position[0]) is int
+        and 0 <= position[0] <= 624
+    )
+
+
+def _check_torch(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what PyTorch does not take as the state of a generator, as a CheckpointError."""
+    if name not in ("random.cpu", "random.cuda") or tensor.dtype != torch.uint8:
+        raise CheckpointError(f"{name} ({tensor.dtype}) is not the state of a generator")
+    if name == "random.cpu":
+        try:
+            torch.Generator().set_state(tensor)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{name} is not the state of a generator: {reason}") from None
+    elif tensor.shape != (_CUDA_BYTES,):
+        raise CheckpointError(f"{name} {tuple(tensor.shape)} is not the state of a generator")
 
 
 def take(device: torch.device) -> RandomStates:

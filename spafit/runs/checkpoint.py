@@ -278,15 +278,14 @@ def _manifest(step: int, records: Mapping[str, FileRecord]) -> list[Piece]:
 def _verify(path: Path, step: int) -> dict[str, FileRecord]:
     """Hold the files of a checkpoint against its manifest, and give what it says of them."""
     manifest = _read_json(path / MANIFEST)
-    try:
-        is_ours = (manifest["format"], manifest["step"]) == (FORMAT, step)
-        records = {name: FileRecord(**record) for name, record in manifest["files"].items()}
-    except (KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path / MANIFEST} is damaged") from None
-    if not is_ours or STATE not in records:
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(map(_is_record, files.values())):
+        raise CheckpointError(f"{path / MANIFEST} is damaged")
+    if (manifest.get("format"), manifest.get("step")) != (FORMAT, step) or STATE not in files:
         raise CheckpointError(f"{path / MANIFEST} is not that of step {step} in format {FORMAT}")
+    records = {name: FileRecord(each["nbytes"], each["sha256"]) for name, each in files.items()}
     for name, record in records.items():
-        if not name or Path(name).name != name:
+        if not name or Path(name).name != name or not name.isprintable():
             raise CheckpointError(f"{path / MANIFEST} names {name!r:.200}, no plain file name")
         try:
             found = measure(path / name)
@@ -298,6 +297,13 @@ def _verify(path: Path, step: int) -> dict[str, FileRecord]:
                 f"its manifest says {record.nbytes} and {record.sha256[:16]}"
             )
     return records
+
+
+def _is_record(entry: object) -> bool:
+    """Whether an entry of a manifest is a :class:`FileRecord`."""
+    if not isinstance(entry, dict) or entry.keys() != {"nbytes", "sha256"}:
+        return False
+    return type(entry["nbytes"]) is int and isinstance(entry["sha256"], str)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -257,8 +257,10 @@ class RunFolder:
         """Read the newest sound checkpoint of this very run."""
         self.checkpoint, faults = self.checkpoints.newest()
         if self.checkpoint is not None:
-            old = self.checkpoint.values.get("record")
+            old: Any = self.checkpoint.values.get("record")
             require_same_run(self.path, old, record)
+            if not isinstance(old.get("resumed", []), list):
+                raise CheckpointError(f"{self.checkpoint.path} is damaged: resumed is no list")
             log_bytes = self.checkpoint.values.get("log_bytes")
             if type(log_bytes) is not int or log_bytes < 0:
                 raise CheckpointError(

@@ -50,6 +50,7 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
         raise CheckpointError(f"{folder} holds a run whose record is damaged")
     try:
         before, now = _identity(old), _identity(new)
+        _free(old)  # read later, by changes()
     except RecursionError:
         raise CheckpointError(f"{folder} holds a run whose record is damaged") from None
     differing = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
@@ -101,7 +102,8 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
 
 def _free(record: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, value in record.get("settings", {}).items():
+    settings = record.get("settings")
+    for key, value in (settings if isinstance(settings, dict) else {}).items():
         if key in FREE:
             found[key] = list(value) if isinstance(value, tuple) else value
     for key in ("versions", "machine"):

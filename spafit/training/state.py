@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -17,11 +18,16 @@ from spafit.runs.checkpoint import Checkpoint, TensorFile
 from spafit.training.step import TrainingStep
 from spafit.weights.adapter_files import adapter_content
 
-# What stands in state.json as it is.
-_NAMES = (
-    *("skips", "history", "best_step", "accumulation"),
-    *("training_s", "seconds", "peak_memory_mib"),
-)
+# What stands in state.json as it is, and of which types.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "skips": (list,),
+    "history": (list,),
+    "best_step": (int, NoneType),
+    "accumulation": (int,),
+    "training_s": (float,),
+    "seconds": (float,),
+    "peak_memory_mib": (float,),
+}
 
 _ADAPTER, _BEST, _STATE = "adapter.safetensors", "best.safetensors", "state.safetensors"
 
@@ -118,7 +124,7 @@ def content(
     except WeightsError as error:
         raise TrainingError(f"after step {state.step} {error}; try a lower learning rate") from None
     values = {
-        **{name: getattr(state, name) for name in _NAMES},
+        **{name: getattr(state, name) for name in _KINDS},
         "kernels": choices.taken(),
         "random": randoms.to_json(),
         **step_values,
@@ -134,78 +140,98 @@ def restore(
     Raises
     ------
     CheckpointError
-        If what it holds does not fit.
+        If what it holds does not fit; model and random numbers are then as they were.
     """
-    values = checkpoint.values
+    values, tensors = checkpoint.values, checkpoint.tensors(_STATE)
+    current = checkpoint.tensors(_ADAPTER)
+    best = checkpoint.tensors(_BEST) if _BEST in checkpoint.files else dict(current)
     try:
-        tensors = checkpoint.tensors(_STATE)
+        _check_values(values, checkpoint.step)
+        _check_losses(tensors.get("losses"), checkpoint.step)
+        for found in (current, best):
+            _check_trained(found, model)
         losses = tensors.pop("losses").view(torch.float64).tolist()
         randoms = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
-        current = checkpoint.tensors(_ADAPTER)
-        state = TrainingState(step=checkpoint.step, losses=losses)
-        for name in _NAMES:
-            setattr(state, name, values[name])
-        _require_sense(state)
-        if state.best_step is not None:
-            has_best = _BEST in checkpoint.files
-            state.best = checkpoint.tensors(_BEST) if has_best else dict(current)
-        for found in (current, *([state.best] if state.best else [])):
-            _require_fit(found, model)
-        with torch.no_grad():
-            for name, tensor in current.items():
-                model.get_parameter(name).copy_(tensor)
+        states = RandomStates.from_json(randoms, values.get("random"))
         take_step.restore(tensors, values)
-        choices.adopt(values["kernels"])
-        states = RandomStates.from_json(randoms, values["random"])
-        random_states.put(states, take_step.device)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{checkpoint.path} is damaged, or of another version of spafit: "
-            f"{type(error).__name__} {str(error)[:200]}"
-        ) from error
+            f"{checkpoint.path} is damaged, or of another version of spafit: {error}"
+        ) from None
+    # From here on nothing is at fault: what fails is an error of ours.
+    state = TrainingState(
+        step=checkpoint.step, losses=losses, **{name: values[name] for name in _KINDS}
+    )
+    if state.best_step is not None:
+        state.best = best
+    with torch.no_grad():
+        for name, tensor in current.items():
+            model.get_parameter(name).copy_(tensor)
+    choices.adopt(values["kernels"])
+    random_states.put(states, take_step.device)
     return state
 
 
-def _require_sense(state: TrainingState) -> None:
-    """Refuse what no run can have written, as a ValueError or TypeError."""
-    steps = range(1, state.step + 1)
-    evaluated = [evaluation["step"] for evaluation in state.history]
-    names = {tuple(evaluation["metrics"]) for evaluation in state.history}
-    for evaluation in state.history:
-        scores = evaluation["metrics"].values()
-        if not scores or not all(isinstance(score, float) for score in scores):
-            raise ValueError("an evaluation without scores")
-        if type(evaluation["epoch"]) is not int or evaluation["epoch"] < 1:
-            raise ValueError("an evaluation without its epoch")
-    numbers = (state.training_s, state.seconds, state.peak_memory_mib)
-    if (
-        len(state.losses) != state.step
-        or len(names) > 1
-        or evaluated != sorted(set(evaluated))
-        or state.skips != sorted(set(state.skips))
-        or not all(type(each) is int and each in steps for each in (*state.skips, *evaluated))
-        or type(state.accumulation) is not int
-        or state.accumulation < 1
-        or not all(isinstance(each, float) for each in numbers)
-        or (state.best_step not in evaluated if state.history else state.best_step is not None)
-    ):
-        raise ValueError("numbers that do not fit each other")
+def _check_values(values: dict[str, Any], step: int) -> None:
+    """Refuse a ``state.json`` that no run can have written, as a CheckpointError."""
+    for name, kinds in _KINDS.items():
+        if name not in values:
+            raise CheckpointError(f"state.json lacks {name}")
+        if type(values[name]) not in kinds:
+            raise CheckpointError(f"{name} is {values[name]!r:.80}")
+    for name in ("training_s", "seconds", "peak_memory_mib"):
+        if not 0 <= values[name] < math.inf:
+            raise CheckpointError(f"{name} is {values[name]}")
+    if values["accumulation"] < 1:
+        raise CheckpointError(f"accumulation is {values['accumulation']}")
+    for evaluation in values["history"]:
+        _check_evaluation(evaluation)
+    history = values["history"]
+    if len({tuple(evaluation["metrics"]) for evaluation in history}) > 1:
+        raise CheckpointError("its evaluations have different metrics")
+    evaluated = [evaluation["step"] for evaluation in history]
+    for name, steps in (("skips", values["skips"]), ("the steps of history", evaluated)):
+        if not all(type(each) is int and 1 <= each <= step for each in steps):
+            raise CheckpointError(f"{name} are not steps up to {step}: {steps!r:.80}")
+        if steps != sorted(set(steps)):
+            raise CheckpointError(f"{name} are not in order: {steps!r:.80}")
+    if values["best_step"] not in (evaluated or [None]):
+        raise CheckpointError(f"best_step is {values['best_step']!r:.80}, which was not evaluated")
+    kernels = values.get("kernels")
+    if not isinstance(kernels, list) or not all(_is_choice(entry) for entry in kernels):
+        raise CheckpointError(f"kernels is {kernels!r:.80}, no list of choices")
 
 
-def _require_fit(found: dict[str, torch.Tensor], model: BertForSequenceClassification) -> None:
+def _check_evaluation(evaluation: object) -> None:
+    if not isinstance(evaluation, dict) or evaluation.keys() != {"step", "epoch", "metrics"}:
+        raise CheckpointError(f"history holds {evaluation!r:.80}, no evaluation")
+    epoch, scores = evaluation["epoch"], evaluation["metrics"]
+    if type(epoch) is not int or epoch < 1:
+        raise CheckpointError(f"history holds an evaluation of epoch {epoch!r:.80}")
+    if not isinstance(scores, dict) or not scores:
+        raise CheckpointError("history holds an evaluation without scores")
+    if not all(isinstance(score, float) for score in scores.values()):
+        raise CheckpointError(f"history holds scores that are no numbers: {scores!r:.80}")
+
+
+def _is_choice(entry: object) -> bool:
+    """Whether it is device, operation, shape and form."""
+    return (
+        isinstance(entry, list) and len(entry) == 4 and all(isinstance(each, str) for each in entry)
+    )
+
+
+def _check_losses(losses: torch.Tensor | None, step: int) -> None:
+    if losses is None or losses.dtype != torch.int64 or losses.shape != (step,):
+        raise CheckpointError(f"{_STATE} does not hold the losses of {step} steps")
+
+
+def _check_trained(found: dict[str, torch.Tensor], model: BertForSequenceClassification) -> None:
+    """Refuse other tensors than those that the plan declares, as a CheckpointError."""
     assert model.adaptation is not None
     wanted = {name: model.get_parameter(name).shape for name in model.adaptation.trainable}
-    wrong = [
-        name
-        for name in sorted(wanted.keys() | found.keys())
-        if name not in found or wanted.get(name) != found[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is missing, unexpected or of another shape")
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found or found[name].shape != wanted.get(name):
+            raise CheckpointError(f"{name} is missing, unexpected or of another shape")
+        if not found[name].is_floating_point():
+            raise CheckpointError(f"{name} is of type {found[name].dtype}")

@@ -24,6 +24,9 @@ from spafit.machine.precision import autocast, tf32_products
 from spafit.text.tokenization import Batch
 from spafit.training.optimisation import loss_function, set_learning_rate, trained_parameters
 
+# What AdamW keeps for a parameter.
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
 
 class MicroBatch(NamedTuple):
     """What one forward and backward pass is given, on the model's device."""
@@ -173,26 +176,35 @@ class TrainingStep:
         Raises
         ------
         CheckpointError
-            If a tensor belongs to no parameter that trains, has not its shape, or is missing.
-        KeyError, ValueError
-            If a name or the loss scale is not what :meth:`state` gives.
+            If a tensor belongs to no parameter that trains, has not its shape, or is missing, or
+            the loss scale is not what :meth:`state` gives.
         """
         parameters = trained_parameters(self.model)
         for full_name, tensor in tensors.items():
-            _, key, name = full_name.split(".", 2)
+            optimizer, _, rest = full_name.partition(".")
+            key, _, name = rest.partition(".")
             parameter = parameters.get(name)
             shape = torch.Size() if key == "step" else getattr(parameter, "shape", None)
-            if parameter is None or tensor.shape != shape:
+            is_ours = optimizer == "optimizer" and key in _MOMENTS and tensor.is_floating_point()
+            if parameter is None or tensor.shape != shape or not is_ours:
                 raise CheckpointError(f"{full_name} {tuple(tensor.shape)} fits nothing that trains")
             # The count of steps is read on the host, unless a fused or captured update reads it.
             on_device = tensor.dim() or self.optimizer.defaults.get("fused")
             place = parameter.device if on_device else torch.device("cpu")
             self.optimizer.state[parameter][key] = tensor.to(place, copy=True)
         moments = {frozenset(self.optimizer.state.get(each, ())) for each in self.trained}
-        if len(moments) > 1:
+        if len(moments) > 1 or not moments <= {frozenset(), frozenset(_MOMENTS)}:
             raise CheckpointError("the optimizer's moments of some parameters are missing")
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(dict(values["scaler"]))
+            scaler = values.get("scaler")
+            expected = self.scaler.state_dict()
+            if not (
+                isinstance(scaler, dict)
+                and scaler.keys() == expected.keys()
+                and all(type(scaler[key]) is type(value) for key, value in expected.items())
+            ):
+                raise CheckpointError(f"the scale of the loss is {scaler!r:.200}")
+            self.scaler.load_state_dict(dict(scaler))
             self.scaler.scale(torch.zeros((), device=self.device))  # which makes what was loaded
 
     def close(self) -> None:

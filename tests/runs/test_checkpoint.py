@@ -185,6 +185,8 @@ class TestRefusals:
             '{"format": 2, "step": 3, "files": {"state.json": {"nbytes": 1, "sha256": "0"}}}',
             '{"format": 1, "step": 3, "files": {"state.json": {"nbytes": 1}}}',
             '{"format": 1, "step": 3, "files": {"state.json": 1}}',
+            '{"format": 1, "step": 3, "files": {"state.json": {"nbytes": 1, "sha256": 5}}}',
+            '{"format": 1, "step": 3, "files": {"state.json": {"nbytes": "1", "sha256": "0"}}}',
             '{"format": 1, "format": 1, "step": 3, "files": {}}',
             "[" * 100_000,
         ],
@@ -196,7 +198,9 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=r"step-3/(manifest|state)\.json"):
             checkpoints.read(3)
 
-    @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", ""])
+    @pytest.mark.parametrize(
+        "name", ["../x.safetensors", "/etc/passwd", "a/b", "", "a\0b", "\ud800"]
+    )
     def test_a_name_that_leads_elsewhere(self, tmp_path: Path, name: str) -> None:
         checkpoints = Checkpoints(tmp_path)
         save(checkpoints, 3)

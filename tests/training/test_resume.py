@@ -443,6 +443,7 @@ class TestDamage:
             lambda values: values.update(best_step="5"),
             lambda values: values.update(log_bytes=-1),
             lambda values: values.update(record=None),
+            lambda values: values["record"].update(resumed=7),
             lambda values: values.update(accumulation=None),
             lambda values: values.update(kernels=[["a", "b"]]),
             lambda values: values["random"]["numpy"].__setitem__(1, [2**40]),
