@@ -105,7 +105,7 @@ def plain_name(name: str) -> str:
 def padded_logits(
     twin: nn.Module,
     encodings: Encodings,
-    arithmetic: str = "float32",
+    precision: str = "float32",
     pad_to: int = 0,
     multiple: int = 1,
 ) -> Logits:
@@ -120,7 +120,7 @@ def padded_logits(
         From :func:`peft_twin`, or what torch.compile makes of it.
     encodings : Encodings
         The data.
-    arithmetic : {"float32", "bf16", "fp16"}
+    precision : {"float32", "bf16", "fp16"}
         Other than float32 is autocast.
     pad_to : int
         The least length; 0 pads to the longest of the batch.
@@ -142,7 +142,7 @@ def padded_logits(
     def logits(numbers: Sequence[int]) -> Tensor:
         batch = batch_of(numbers)
         ids, mask, types = (tensor.to(device, non_blocking=True) for tensor in batch)
-        with autocast(arithmetic, device):
+        with autocast(precision, device):
             output = twin(input_ids=ids, attention_mask=mask, token_type_ids=types)
         found: Tensor = output.logits
         return found

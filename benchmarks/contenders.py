@@ -86,7 +86,7 @@ class Training:
         Of what trains.
     labels : Tensor, (n,)
         Of all rows, on the model's device.
-    arithmetic : {"float32", "bf16", "fp16"}
+    precision : {"float32", "bf16", "fp16"}
         That of the forward pass.
     scaler : torch.amp.GradScaler
         One that is enabled for fp16.
@@ -97,7 +97,7 @@ class Training:
     logits: Logits
     optimizer: torch.optim.Optimizer
     labels: Tensor
-    arithmetic: str = "float32"
+    precision: str = "float32"
     scaler: torch.amp.GradScaler = field(
         default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
     )
@@ -128,7 +128,7 @@ class Training:
         """Give the logits, and the gradients by what they are of; dropout is off."""
         self.model.eval()
         logits = self.logits(rows.numbers)
-        scale = CHECK_SCALES[self.arithmetic]
+        scale = CHECK_SCALES[self.precision]
         torch.autograd.backward(scale * self._loss(logits, rows))
         found = {"logits": logits.detach(), **gradients_by_kind(self.model, scale)}
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,7 +175,7 @@ def in_order(logits: Tensor, order: Sequence[int], numbers: Sequence[int]) -> Te
 
 
 def packed_logits(
-    model: BertForSequenceClassification, encodings: Encodings, arithmetic: str = "float32"
+    model: BertForSequenceClassification, encodings: Encodings, precision: str = "float32"
 ) -> Logits:
     """Run a model on packed batches."""
     device = model.classifier.weight.device
@@ -183,7 +183,7 @@ def packed_logits(
     def logits(numbers: Sequence[int]) -> Tensor:
         order = encodings.by_length(numbers)
         batch = encodings.packed(order).to(device)
-        with autocast(arithmetic, device):
+        with autocast(precision, device):
             found = model.forward_packed(batch)
         return in_order(found, order, numbers)
 
@@ -194,18 +194,18 @@ def kept_states(
     model: BertForSequenceClassification,
     encodings: Encodings,
     batches: Sequence[Rows],
-    arithmetic: str = "float32",
+    precision: str = "float32",
 ) -> KeptPrefix:
     """Give the hidden states after group 1 of some batches, kept in memory.
 
     They are computed here, without dropout, as a first epoch would.
     """
-    key = random_weights_key(model, "float32", arithmetic)
+    key = random_weights_key(model, "float32", precision)
     cache = PrefixCache(encodings, key, folder=None, limit_bytes=2**40)
     kept = KeptPrefix(model, encodings, cache)
     for rows in batches:
         order = encodings.by_length(rows.numbers)
-        cache.store(order, prefix_states(model, encodings, order, arithmetic))
+        cache.store(order, prefix_states(model, encodings, order, precision))
     return kept
 
 
@@ -213,21 +213,21 @@ def prefix_states(
     model: BertForSequenceClassification,
     encodings: Encodings,
     order: Sequence[int],
-    arithmetic: str = "float32",
+    precision: str = "float32",
 ) -> Tensor:
     """Compute group 1 without dropout: the hidden states (N, D) of rows in an order."""
     device = model.classifier.weight.device
     batch = encodings.packed(order).to(device)
     was_training = model.training
     model.eval()
-    with autocast(arithmetic, device):
+    with autocast(precision, device):
         states = model.bert.prefix(batch)[: batch.layout.tokens]
     model.train(was_training)
     return states
 
 
 def random_weights_key(
-    model: BertForSequenceClassification, dtype: str, arithmetic: str = "float32"
+    model: BertForSequenceClassification, dtype: str, precision: str = "float32"
 ) -> PrefixKey:
     """Name what the kept states of a model with random weights belong to."""
-    return prefix_key(model, "benchmark", dtype=dtype, arithmetic=arithmetic)
+    return prefix_key(model, "benchmark", dtype=dtype, arithmetic=precision)

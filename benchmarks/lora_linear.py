@@ -206,7 +206,7 @@ class Side:
         The batches.
     trained : list of Tensor
         What gets a gradient beside the input.
-    arithmetic : str
+    precision : str
         Other than float32 is autocast.
     """
 
@@ -214,12 +214,12 @@ class Side:
     form: Maps
     problems: dict[Rows, Problem]
     trained: list[Tensor]
-    arithmetic: str
+    precision: str
 
     def run(self, rows: Rows) -> tuple[list[Tensor], Sequence[Tensor]]:
         """Give outputs and gradients."""
         problem = self.problems[rows]
-        with autocast(self.arithmetic, problem.x.device):
+        with autocast(self.precision, problem.x.device):
             outputs = self.form(problem.x)
         upstream = [problem.upstream] if len(outputs) == 1 else problem.upstream_by_map
         dY = [piece.to(output.dtype) for piece, output in zip(upstream, outputs, strict=True)]

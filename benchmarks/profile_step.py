@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             method_of(parsed),
             data,
             [rows],
-            arithmetic=parsed.dtype,
+            precision=parsed.dtype,
             seed=parsed.seed,
             device=device,
             opened=opened,
@@ -120,7 +120,7 @@ def kinds_of_step(
         training.model, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY
     )
     step = TrainingStep(
-        training.model, optimizer, arithmetic=training.arithmetic, max_grad_norm=MAX_GRAD_NORM
+        training.model, optimizer, precision=training.precision, max_grad_norm=MAX_GRAD_NORM
     )
     training.model.train()
 

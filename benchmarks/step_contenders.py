@@ -129,7 +129,7 @@ class ProductTraining:
         The rows.
     batches : sequence of Rows
         Those whose hidden states are kept, where the form wants that.
-    arithmetic : str
+    precision : str
         That of the forward pass.
     labels : Tensor, (n,)
         Of all rows, on the host.
@@ -141,13 +141,13 @@ class ProductTraining:
         model: BertForSequenceClassification,
         data: TaskRows,
         batches: Sequence[Rows],
-        arithmetic: str,
+        precision: str,
         labels: Tensor,
     ) -> None:
         self.form, self.name, self.model = form, form.name, model
-        self.encodings, self.labels, self.arithmetic = data.encodings, labels, arithmetic
+        self.encodings, self.labels, self.precision = data.encodings, labels, precision
         self.device = model.classifier.weight.device
-        self.prefix = kept_states(model, data.encodings, batches, arithmetic) if form.kept else None
+        self.prefix = kept_states(model, data.encodings, batches, precision) if form.kept else None
         self.take_step = self._make()
         self._ready: dict[Rows, _OnHost] = {}
 
@@ -156,7 +156,7 @@ class ProductTraining:
             learning_rate=LEARNING_RATE,
             weight_decay=WEIGHT_DECAY,
             max_grad_norm=MAX_GRAD_NORM,
-            precision=self.arithmetic,
+            precision=self.precision,
             step=self.form.step,
             device=str(self.device),
         )
@@ -198,12 +198,12 @@ class ProductTraining:
         self.model.eval()
         order, part = self.part(rows)
         assert isinstance(part.batch, PackedBatch)
-        with autocast(self.arithmetic, self.device):
+        with autocast(self.precision, self.device):
             logits = self.take_step.forward(part.batch, part.prefix)
         logits = in_order(logits.detach(), order, rows.numbers)
-        scale, step = CHECK_SCALES[self.arithmetic], self._step_to_check()
+        scale, step = CHECK_SCALES[self.precision], self._step_to_check()
         step.scaler = torch.amp.GradScaler(
-            self.device.type, init_scale=scale, enabled=self.arithmetic == "fp16"
+            self.device.type, init_scale=scale, enabled=self.precision == "fp16"
         )
         for _ in range(3 if isinstance(step, CapturedStep) else 1):
             step.forget_gradients()
@@ -223,10 +223,10 @@ class ProductTraining:
     def _step_to_check(self) -> TrainingStep:
         if isinstance(self.take_step, CapturedStep):
             optimizer = self.take_step.optimizer
-            return CapturedStep(self.model, optimizer, arithmetic=self.arithmetic)
+            return CapturedStep(self.model, optimizer, precision=self.precision)
         optimizer = make_optimizer(self.model, learning_rate=LEARNING_RATE, weight_decay=0.0)
         return TrainingStep(
-            self.model, optimizer, arithmetic=self.arithmetic, forward=self.take_step.forward
+            self.model, optimizer, precision=self.precision, forward=self.take_step.forward
         )
 
     def prepared(self) -> int:
@@ -275,7 +275,7 @@ def product_model(
     config: BertConfig,
     method: str,
     *,
-    arithmetic: str,
+    precision: str,
     seed: int,
     device: torch.device,
     opened: ExitStack,
@@ -288,10 +288,10 @@ def product_model(
     """
     model = adapted_model(config, method, seed, torch.device("cpu"))
     is_half = frozen_weights == "half" or (frozen_weights == "auto" and device.type == "cuda")
-    if is_half and arithmetic != "float32":
+    if is_half and precision != "float32":
         assert model.adaptation is not None
         model.adaptation.base_fingerprint = "random weights"  # else all of them are hashed
-        opened.enter_context(frozen_stored_in(model, DTYPES[arithmetic]))
+        opened.enter_context(frozen_stored_in(model, DTYPES[precision]))
     set_impl(model, impl)
     return model.to(device)
 
@@ -303,7 +303,7 @@ def make_trainings(
     data: TaskRows,
     batches: Sequence[Rows],
     *,
-    arithmetic: str,
+    precision: str,
     seed: int,
     device: torch.device,
     opened: ExitStack,
@@ -323,7 +323,7 @@ def make_trainings(
         Of the model.
     data, batches : TaskRows, sequence of Rows
         What they will train on.
-    arithmetic, seed, device
+    precision, seed, device
         How, and where.
     opened : ExitStack
         Holds what must stay while the contenders are used.
@@ -346,11 +346,11 @@ def make_trainings(
                 groups: Any = decay_groups(twin.parameters())
                 theirs = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
             run = compiled_twin(twin, form, compile_mode) if form.compiled else twin
-            logits = padded_logits(run, data.encodings, arithmetic, form.pad_to, form.multiple)
-            scaler = torch.amp.GradScaler(device.type, enabled=arithmetic == "fp16")
+            logits = padded_logits(run, data.encodings, precision, form.pad_to, form.multiple)
+            scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
             side = CompiledTraining if form.compiled else Training
             trainings.append(
-                side(form.name, twin, logits, theirs, labels.to(device), arithmetic, scaler)
+                side(form.name, twin, logits, theirs, labels.to(device), precision, scaler)
             )
             continue
         if form.step == "eager" and eager is not None:
@@ -359,7 +359,7 @@ def make_trainings(
             model = product_model(
                 config,
                 method,
-                arithmetic=arithmetic,
+                precision=precision,
                 seed=seed,
                 device=device,
                 opened=opened,
@@ -367,5 +367,5 @@ def make_trainings(
                 impl=impl,
             )
             eager = model if form.step == "eager" else eager
-        trainings.append(ProductTraining(form, model, data, batches, arithmetic, labels))
+        trainings.append(ProductTraining(form, model, data, batches, precision, labels))
     return trainings

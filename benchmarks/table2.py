@@ -118,7 +118,7 @@ def measured(
     spafit's model is built once for all tasks of a method.
     """
     form, config = FORMS[name], SHAPES[parsed.model_shape]
-    how: dict[str, Any] = {"arithmetic": parsed.dtype, "seed": parsed.seed, "device": device}
+    how: dict[str, Any] = {"precision": parsed.dtype, "seed": parsed.seed, "device": device}
     with ExitStack() as opened:
         model = product_model(config, method, opened=opened, **how) if form.step else None
         for task, rows in data.items():

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             method_of(parsed),
             data,
             batches,
-            arithmetic=parsed.dtype,
+            precision=parsed.dtype,
             seed=parsed.seed,
             device=device,
             opened=opened,
@@ -210,7 +210,7 @@ def truth_of(
     """Give the results of the baseline in float32."""
     assert isinstance(baseline, Training)
     logits = padded_logits(baseline.model, data.encodings)
-    return dataclasses.replace(baseline, logits=logits, arithmetic="float32").results
+    return dataclasses.replace(baseline, logits=logits, precision="float32").results
 
 
 def first_trainable_of(model: nn.Module) -> int:
@@ -267,7 +267,7 @@ def peak_of_steps(
         method,
         rows,
         drawn,
-        arithmetic=dtype,
+        precision=dtype,
         seed=seed,
         device=torch.device(device),
         opened=opened,

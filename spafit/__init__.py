@@ -24,8 +24,9 @@ from spafit.strata import adapt, adapters_disabled, fingerprint, merged_state_di
 from spafit.summary import Summary
 from spafit.tasks import glue
 from spafit.text.tokenization import Tokenizer, load_tokenizer
-from spafit.training.fit import Result, fit
+from spafit.training.fit import fit
 from spafit.training.inference import Predictions, evaluate, predict
+from spafit.training.result import Result
 from spafit.training.settings import TrainConfig
 from spafit.version import __version__
 from spafit.weights.adapter_files import load_adapter, save_adapter

@@ -29,7 +29,8 @@ ORDER = """
     training.inference runs.progress machine.random_states runs.stopping runs.checkpoint
     runs.identity runs.record runs.log runs.folder training.optimisation training.step
     training.captured_step training.batches training.settings training.make_step training.state
-    training.plain training.saving training.loop training.fit demo.minilm cli.commands
+    training.plain training.saving training.journal training.result
+    training.loop training.fit demo.minilm cli.commands
     demo.acceptability_lexicon demo.acceptability_templates demo.acceptability demo.figure
     demo.run cli.doctor cli.option_types cli.parser cli __main__
 """.split()

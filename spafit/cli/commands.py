@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.runs.record import ADAPTER, read_record, refuse_other_run
 from spafit.strata import adapt
-from spafit.summary import Summary
 from spafit.tasks import glue, metrics
 from spafit.tasks.download import download_glue, glue_cache
 from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
 from spafit.text.tokenization import Tokenizer, load_tokenizer
-from spafit.training.fit import Result, fit
+from spafit.training.fit import fit
 from spafit.training.inference import evaluate, predict
+from spafit.training.result import Result, result_screen, spread_screen
 from spafit.training.settings import TrainConfig
 from spafit.weights.adapter_files import load_adapter, read_adapter_header
 from spafit.weights.hub import local_folder, pinned_revision
@@ -131,41 +130,6 @@ def run_train(
         print(result_screen(results[-1], summary, train.task.display))
     if len(results) > 1:
         print(spread_screen(results, seeds))
-
-
-def result_screen(result: Result, summary: Summary, display: str) -> str:
-    """Say what came of a run, in one screen."""
-    scores = [
-        f"{name} {score:.4f}   (always the commonest class: {result.majority[name]:.4f})"
-        for name, score in result.metrics.items()
-    ]
-    cut = ", ".join(f"{count} of {name}" for name, count in result.truncated.items() if count)
-    rows = [
-        ("task", f"{display}, {summary.plan.name}"),
-        ("dev", scores[0]),
-        *(("", score) for score in scores[1:]),
-        ("best", f"epoch {result.best_epoch}, step {result.best_step}"),
-        ("trained", f"{result.trainable:,} numbers, {result.percent:.2f} % of the model"),
-        ("speed", f"{result.examples_per_s:.1f} examples/s in training, {result.seconds:.0f} s"),
-        ("memory", f"{result.peak_memory_mib:,.0f} MiB at the peak"),
-        ("truncated", cut or "nothing"),
-        *([("skipped", f"{result.skipped} steps, of no finite gradient")] * bool(result.skipped)),
-        *((("written" if n == 0 else ""), str(file)) for n, file in enumerate(result.files)),
-    ]
-    return "\n" + "\n".join(f"{name:>10}  {text}" for name, text in rows)
-
-
-def spread_screen(results: list[Result], seeds: list[int]) -> str:
-    """Say what came of several seeds: mean and spread first, the best beside them."""
-    lines = [f"\n{len(seeds)} seeds ({', '.join(map(str, seeds))})"]
-    for name, majority in results[0].majority.items():
-        scores = [result.metrics[name] for result in results]
-        lines.append(
-            f"{name:>10}  mean {statistics.mean(scores):.4f}, standard deviation "
-            f"{statistics.stdev(scores):.4f}, maximum {max(scores):.4f}, "
-            f"commonest class {majority:.4f}"
-        )
-    return "\n".join(lines)
 
 
 def run_eval(run: Path, data: Path | None, split: str, model: str | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from spafit.adapters import LoRA
 from spafit.files.replacing import replacing
 from spafit.plans import MODULES, Plan
-from spafit.training.fit import Result
+from spafit.training.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

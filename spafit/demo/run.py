@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from spafit.cli.commands import result_screen
 from spafit.demo.acceptability import datasets
 from spafit.demo.figure import draw
 from spafit.demo.minilm import minilm_folder
@@ -14,6 +13,7 @@ from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.fit import fit
+from spafit.training.result import result_screen
 from spafit.training.settings import TrainConfig
 from spafit.weights.pretrained import load_pretrained
 

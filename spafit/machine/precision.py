@@ -31,7 +31,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Choose the arithmetic of a device: ``"float32"``, ``"tf32"``, ``"bf16"`` or ``"fp16"``.
+    """Choose the precision for a device: ``"float32"``, ``"tf32"``, ``"bf16"`` or ``"fp16"``.
 
     ``"tf32"`` is float32 but for the factors of matrix products, which are rounded to 10 bits of
     fraction, on a GPU of compute capability 8.0 and later. ``"auto"`` is float32 on the CPU, bf16
@@ -62,16 +62,16 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def autocast(arithmetic: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Run matrix products in ``arithmetic``, whatever autocast stands around the block.
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Run matrix products in ``precision``, whatever autocast stands around the block.
 
     Parameters stay in float32.
     """
-    if arithmetic == "float32":
+    if precision == "float32":
         return torch.autocast(device.type, enabled=False)
-    if arithmetic == "tf32":
+    if precision == "tf32":
         return _tf32_alone(device)
-    dtype = torch.bfloat16 if arithmetic == "bf16" else torch.float16
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     return torch.autocast(device.type, dtype=dtype)
 
 

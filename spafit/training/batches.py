@@ -41,17 +41,17 @@ class Fed(NamedTuple):
         From 1.
     drawn : numpy.ndarray of int64
         The rows of its examples, in the order of the draw.
-    parts : list of MicroBatch
-        On the device.
+    micro_batches : list of MicroBatch
+        Its examples in one or more micro-batches, on the device.
     """
 
     epoch: int
     drawn: NDArray[np.int64]
-    parts: list[MicroBatch]
+    micro_batches: list[MicroBatch]
 
 
-class _Part(NamedTuple):
-    """One part of a batch, on the host."""
+class _OnHost(NamedTuple):
+    """A micro-batch on the host."""
 
     rows: list[int]
     batch: PackedBatch | Batch
@@ -74,21 +74,21 @@ class Feed:
         Where the batches are wanted.
     batch_size, accumulation, epochs, seed : int
         As in :class:`~spafit.training.settings.TrainConfig`.
-    arithmetic : str
+    precision : str
         In which a kept prefix that is missing is computed.
-    prefix : KeptPrefix, optional
-        Where the hidden states after group 1 are kept.
     bucketed : bool
         Whether batches get one of a few fixed shapes, as a captured step needs.
     padded : bool
         Whether batches are padded, with their examples in the order of the draw, as the reference
-        form takes them; otherwise they are packed, in the order of their lengths. Not with a kept
-        prefix, nor bucketed.
+        form takes them; otherwise, and always with a kept prefix, they are packed, in the order of
+        their lengths.
 
     Attributes
     ----------
     accumulation : int
         It may be raised at any time, by :meth:`halve`.
+    prefix : KeptPrefix or None
+        Where the hidden states after group 1 are kept; to be set before the first batch.
     """
 
     def __init__(
@@ -101,37 +101,44 @@ class Feed:
         accumulation: int,
         epochs: int,
         seed: int,
-        arithmetic: str = "float32",
-        prefix: KeptPrefix | None = None,
+        precision: str = "float32",
         bucketed: bool = False,
         padded: bool = False,
     ) -> None:
         self.encodings, self.targets, self.device = encodings, targets, device
         self.batch_size, self.accumulation = batch_size, accumulation
         self.epochs, self.seed = epochs, seed
-        self.arithmetic, self.prefix = arithmetic, prefix
-        self.bucketed, self.padded = bucketed, padded
+        self.precision, self.bucketed, self.padded = precision, bucketed, padded
+        self.prefix: KeptPrefix | None = None
 
     @property
     def steps_an_epoch(self) -> int:
         """Steps of the optimizer in one epoch."""
         return math.ceil(len(self.encodings) / self.batch_size)
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of the optimizer in all."""
+        return self.steps_an_epoch * self.epochs
+
     def batches(self, done: int = 0) -> Generator[Fed, None, None]:
         """Give the batches of all steps after the first ``done`` ones."""
         ahead = _AHEAD if self.device.type == "cuda" else 0
-        for epoch, drawn, parts in made_ahead(self._orders(done), self._make, ahead):
-            if len(parts) < self._parts_of(len(drawn)):  # halved since
-                parts = self._make((epoch, drawn))[2]
-            yield Fed(epoch, drawn, [self._send(part) for part in parts])
+        for epoch, drawn, made in made_ahead(self._orders(done), self._make, ahead):
+            if len(made) < self._micro_batches_of(len(drawn)):  # halved since
+                made = self._make((epoch, drawn))[2]
+            yield Fed(epoch, drawn, [self._send(each) for each in made])
 
     def halve(self, fed: Fed) -> Fed | None:
-        """Halve the parts of a batch, and of all later ones; None if they are single examples."""
-        if len(fed.parts) == len(fed.drawn):
+        """Halve the micro-batches of a batch and of all later ones.
+
+        None if they are single examples already.
+        """
+        if len(fed.micro_batches) == len(fed.drawn):
             return None
-        self.accumulation = min(2 * len(fed.parts), len(fed.drawn))
-        parts = self._make((fed.epoch, fed.drawn))[2]
-        return fed._replace(parts=[self._send(part) for part in parts])
+        self.accumulation = min(2 * len(fed.micro_batches), len(fed.drawn))
+        made = self._make((fed.epoch, fed.drawn))[2]
+        return fed._replace(micro_batches=[self._send(each) for each in made])
 
     def _orders(self, done: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Give (epoch, row numbers) of every step after the first ``done`` ones."""
@@ -143,19 +150,19 @@ class Feed:
                 yield epoch, order[start : start + self.batch_size]
             within = 0
 
-    def _parts_of(self, examples: int) -> int:
+    def _micro_batches_of(self, examples: int) -> int:
         return min(self.accumulation, examples)
 
     def _make(
         self, step: tuple[int, NDArray[np.int64]]
-    ) -> tuple[int, NDArray[np.int64], list[_Part]]:
-        """Make a step's parts on the host."""
+    ) -> tuple[int, NDArray[np.int64], list[_OnHost]]:
+        """Make a step's micro-batches on the host."""
         epoch, drawn = step
-        parts = []
-        for some in np.array_split(drawn, self._parts_of(len(drawn))):
+        made = []
+        for some in np.array_split(drawn, self._micro_batches_of(len(drawn))):
             batch: PackedBatch | Batch
             kept = None
-            if self.padded:
+            if self.padded and self.prefix is None:
                 rows = some.tolist()
                 batch = self.encodings.batch(rows)
             else:
@@ -166,19 +173,19 @@ class Feed:
             if self.device.type == "cuda":
                 batch, targets = batch.pinned(), targets.pin_memory()
                 kept = None if kept is None else kept.pin_memory()
-            parts.append(_Part(rows, batch, targets, kept))
-        return epoch, drawn, parts
+            made.append(_OnHost(rows, batch, targets, kept))
+        return epoch, drawn, made
 
-    def _send(self, part: _Part) -> MicroBatch:
-        """Bring a part to the device, without waiting for it, with its kept prefix."""
-        batch = part.batch.to(self.device)
-        targets = part.targets.to(self.device, non_blocking=True)
+    def _send(self, made: _OnHost) -> MicroBatch:
+        """Bring a micro-batch to the device, without waiting for it, with its kept prefix."""
+        batch = made.batch.to(self.device)
+        targets = made.targets.to(self.device, non_blocking=True)
         if self.prefix is None or not isinstance(batch, PackedBatch):
             return MicroBatch(batch, targets)
-        if part.prefix is not None:
-            return MicroBatch(batch, targets, part.prefix.to(self.device, non_blocking=True))
-        with autocast(self.arithmetic, self.device):
-            return MicroBatch(batch, targets, self.prefix(part.rows, batch))
+        if made.prefix is not None:
+            return MicroBatch(batch, targets, made.prefix.to(self.device, non_blocking=True))
+        with autocast(self.precision, self.device):
+            return MicroBatch(batch, targets, self.prefix(made.rows, batch))
 
 
 def made_ahead(items: Iterable[Item], make: Callable[[Item], Made], ahead: int) -> Iterator[Made]:

@@ -43,9 +43,9 @@ class _Recorded(NamedTuple):
     loss: torch.Tensor
     replay: Callable[[], object]
 
-    def __call__(self, part: MicroBatch) -> torch.Tensor:
+    def __call__(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Run it on another batch of the same shape."""
-        torch._foreach_copy_(_tensors(self.given), _tensors(part), non_blocking=True)
+        torch._foreach_copy_(_tensors(self.given), _tensors(micro_batch), non_blocking=True)
         self.replay()
         return self.loss.clone()  # the next replay writes there
 
@@ -58,7 +58,7 @@ class CapturedStep(TrainingStep):
 
     Parameters
     ----------
-    model, optimizer, arithmetic, max_grad_norm
+    model, optimizer, precision, max_grad_norm
         As for :class:`~spafit.training.step.TrainingStep`.
     on_failure : callable of str, optional
         What to do where recording fails, with the reason in one line. Every step is then an eager
@@ -77,12 +77,12 @@ class CapturedStep(TrainingStep):
         model: BertForSequenceClassification,
         optimizer: torch.optim.Optimizer,
         *,
-        arithmetic: str = "float32",
+        precision: str = "float32",
         max_grad_norm: float = 1.0,
         on_failure: Callable[[str], object] | None = None,
         capture: Capture | None = None,
     ) -> None:
-        super().__init__(model, optimizer, arithmetic=arithmetic, max_grad_norm=max_grad_norm)
+        super().__init__(model, optimizer, precision=precision, max_grad_norm=max_grad_norm)
         self._capture = CudaCapture(self.device) if capture is None else capture
         self._on_failure = on_failure
         self._is_captured = True
@@ -98,26 +98,26 @@ class CapturedStep(TrainingStep):
         """The number of shapes that have been recorded."""
         return len(self._recorded)
 
-    def accumulate(self, part: MicroBatch, n: int) -> torch.Tensor:
-        """Add a part's gradient, and give its share () of the mean loss of all n examples."""
-        shape = _shape(part, n)
+    def accumulate(self, micro_batch: MicroBatch, n: int) -> torch.Tensor:
+        """Add a micro-batch's gradient; give its share () of the mean loss of all n examples."""
+        shape = _shape(micro_batch, n)
         recorded = self._recorded.get(shape)
         if recorded is not None:
-            return recorded(part)
+            return recorded(micro_batch)
         if shape not in self._seen or not self._is_captured:
             self._seen.add(shape)
-            return super().accumulate(part, n)
-        assert isinstance(part.batch, PackedBatch)
+            return super().accumulate(micro_batch, n)
+        assert isinstance(micro_batch.batch, PackedBatch)
         given = MicroBatch(
-            part.batch.mapped(torch.clone),
-            part.targets.clone(),
-            None if part.prefix is None else part.prefix.clone(),
+            micro_batch.batch.mapped(torch.clone),
+            micro_batch.targets.clone(),
+            None if micro_batch.prefix is None else micro_batch.prefix.clone(),
         )
         found = self._try(lambda: super(CapturedStep, self).accumulate(given, n), halved=True)
         if found is None:
-            return super().accumulate(part, n)
+            return super().accumulate(micro_batch, n)
         recorded = self._recorded[shape] = _Recorded(given, *found)
-        return recorded(part)
+        return recorded(micro_batch)
 
     def update(self) -> torch.Tensor:
         """Clip the gradient, move what trains, forget the gradient; give its norm ()."""
@@ -156,7 +156,7 @@ class CapturedStep(TrainingStep):
     ) -> tuple[torch.Tensor, Callable[[], object]] | None:
         """Record a function; where that fails, say so and give None.
 
-        With ``halved`` an error that memory is at its end is raised, for smaller parts may fit.
+        With ``halved`` an error that memory is at its end is raised: smaller micro-batches may fit.
         """
         scaler = self.scaler.state_dict()
         try:
@@ -210,16 +210,17 @@ def why_not_captured(device: torch.device, recomputes: bool) -> str:
     return ""
 
 
-def _shape(part: MicroBatch, n: int) -> Shape:
+def _shape(micro_batch: MicroBatch, n: int) -> Shape:
     """Give all that a graph depends on beside values."""
-    bucket = part.batch.layout.bucket if isinstance(part.batch, PackedBatch) else None
+    batch = micro_batch.batch
+    bucket = batch.layout.bucket if isinstance(batch, PackedBatch) else None
     if bucket is None:
         raise TrainingError("a captured step needs batches of fixed shape (bucketed=True)")
-    prefix = None if part.prefix is None else part.prefix.dtype
-    return (*bucket, len(part.targets), n, prefix)
+    prefix = None if micro_batch.prefix is None else micro_batch.prefix.dtype
+    return (*bucket, len(micro_batch.targets), n, prefix)
 
 
-def _tensors(part: MicroBatch) -> list[torch.Tensor]:
-    assert isinstance(part.batch, PackedBatch)
-    prefix = [] if part.prefix is None else [part.prefix]
-    return [*part.batch.tensors(), part.targets, *prefix]
+def _tensors(micro_batch: MicroBatch) -> list[torch.Tensor]:
+    assert isinstance(micro_batch.batch, PackedBatch)
+    prefix = [] if micro_batch.prefix is None else [micro_batch.prefix]
+    return [*micro_batch.batch.tensors(), micro_batch.targets, *prefix]

@@ -14,17 +14,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import ConfigError, DataError
+from spafit.errors import ConfigError, DataError, PlanError
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
 from spafit.machine.memory import keep_freed_memory
@@ -39,66 +37,21 @@ from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer
 from spafit.training.batches import Feed
 from spafit.training.inference import encode, label_names
+from spafit.training.journal import Journal
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step
 from spafit.training.optimisation import trained_parameters
 from spafit.training.prefix.kept import keep_prefixes
+from spafit.training.result import Result
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig, complete
 from spafit.training.state import TrainingState, restore
+from spafit.training.step import TrainingStep
 from spafit.weights.safefile import tensor_file
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came of a run.
-
-    Attributes
-    ----------
-    metrics : dict of str to float
-        Of the best evaluation on dev, by the task's first metric; of equal ones the earliest.
-    majority : dict of str to float
-        What always predicting the commonest class scores on dev.
-    best_epoch : int
-        The epoch of the best evaluation, from 1.
-    best_step : int
-        Its step, from 1.
-    history : tuple of dict
-        Every evaluation: step, epoch, metrics.
-    losses : tuple of float
-        The training loss of every step.
-    trainable, percent : int, float
-        Numbers that train, and their share of the model's.
-    examples_per_s : float
-        In training, evaluations not counted.
-    peak_memory_mib : float
-        Of the GPU, or of the process.
-    seconds : float
-        In all.
-    truncated : dict of str to int
-        Examples cut to the maximum length, of "train" and "dev".
-    files : tuple of Path
-        What was written.
-    skipped : int
-        Steps whose loss or gradient was NaN or infinite, and from which nothing was learnt.
-    """
-
-    metrics: dict[str, float]
-    majority: dict[str, float]
-    best_epoch: int
-    best_step: int
-    history: tuple[dict[str, Any], ...]
-    losses: tuple[float, ...]
-    trainable: int
-    percent: float
-    examples_per_s: float
-    peak_memory_mib: float
-    seconds: float
-    truncated: dict[str, int]
-    files: tuple[Path, ...]
-    skipped: int = 0
-
-
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: BertForSequenceClassification,
     tokenizer: Tokenizer,
@@ -154,148 +107,200 @@ def fit(
         another run.
     """
     config = TrainConfig() if config is None else config
-    trained_parameters(model)  # refuses what could not be saved
-    adaptation = model.adaptation
-    assert adaptation is not None
-    task = train.task
-    if dev.task.labels != task.labels:
-        raise DataError(f"train is {task.display} and dev {dev.task.display}: not the same labels")
-    for dataset in (train, dev):
-        if len(dataset) == 0 or None in dataset.labels:
-            raise DataError(f"{dataset.source} has no labels to learn from or score against")
-    names = label_names(model, train)
+    names = _check(model, train, dev)
     config = complete(config, model, train)
-    assert config.batch_size is not None and config.learning_rate is not None
-    device = torch.device(config.device)
-    arithmetic = config.precision
-
-    encoded = {
-        "train": encode(model, tokenizer, train, config.max_length),
-        "dev": encode(model, tokenizer, dev, config.max_length),
-    }
-    truncated = {name: encodings.truncated for name, encodings in encoded.items()}
-    targets = _targets(train, names)
-    majority = metrics.majority(task, dev.labels)
-    summary = summarise(model)
+    feed, scored = _encode(model, tokenizer, train, dev, config, names)
+    truncated = _truncated(feed, scored)
     record = _record(model, tokenizer, train, dev, config, truncated, names, about or {})
-    total_steps = math.ceil(len(train) / config.batch_size) * config.epochs
     with ExitStack() as opened:
         # Caught until run.json is written; without a folder there is nothing that could be saved.
         stop = StopRequests() if config.out is None else opened.enter_context(StopRequests())
-        run = None
-        if config.out is not None:
-            run = RunFolder(
-                config.out,
-                {**record, "start": _digest(values_that_train(model))},
-                overwrite=config.overwrite,
-                keep=config.keep_checkpoints,
-                total_steps=total_steps,
-            )
-            opened.push(run)  # it is begun further down, where nothing can be refused any more
-        # In the precision that is recorded, whatever autocast the caller is in: backward too.
-        opened.enter_context(autocast("float32", device))
-        adaptation.task, adaptation.labels = task.name, names
-        opened.enter_context(seeded(config.seed, device))
-        if device.type == "cuda":  # graphs and events are those of the current device
-            opened.enter_context(torch.cuda.device(device))
-        if config.frozen_weights == "half":
-            half = torch.bfloat16 if arithmetic == "bf16" else torch.float16
-            opened.enter_context(frozen_stored_in(model, half))
-        model.to(device)
-        if device.type == "cpu":
-            keep_freed_memory()
-        opened.enter_context(_recomputing(model, config.recompute))
-        progress = opened.enter_context(Progress(total_steps, quiet=config.quiet))
-
-        def say(note: str) -> None:
-            progress.line(note)
-            if run is not None:
-                run.log.write({"note": note})
-
+        run = _open_folder(model, config, record, feed.total_steps)
+        if run is not None:
+            opened.push(run)  # it is begun when nothing can be refused any more
+        assert model.adaptation is not None
+        model.adaptation.task, model.adaptation.labels = train.task.name, names
+        opened.enter_context(_set_up(model, config))
+        progress = opened.enter_context(Progress(feed.total_steps, quiet=config.quiet))
+        journal = Journal(progress, None if run is None else run.log)
         prefixes = opened.enter_context(
             keep_prefixes(
                 model,
                 tokenizer,
-                encoded,
+                {"train": feed.encodings, "dev": scored.encodings},
                 where=config.cache_prefix,
                 dtype=config.cache_dtype,
                 limit_gib=config.cache_limit_gib,
-                arithmetic=f"{arithmetic}, {config.frozen_weights} weights",
-                say=say,
+                arithmetic=f"{config.precision}, {config.frozen_weights} weights",
+                say=journal.say,
             )
         )
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        feed = Feed(
-            encoded["train"],
-            targets,
-            device,
-            batch_size=config.batch_size,
-            accumulation=config.accumulation,
-            epochs=config.epochs,
-            seed=config.seed,
-            arithmetic=arithmetic,
-            prefix=prefixes.get("train"),
-            bucketed=config.step in ("captured", "compiled"),
-            padded=config.step == "eager" and not prefixes and not model.bert.packed,
-        )
-        take_step = make_step(model, config, say)
+        feed.prefix = prefixes.get("train")
+        scored = dataclasses.replace(scored, prefix=prefixes.get("dev"))
+        take_step = make_step(model, config, journal.say)
         opened.callback(take_step.close)
-        state, saver = TrainingState(), None
-        if run is not None:
-            if run.checkpoint is not None:
-                state = restore(run.checkpoint, model, take_step)
-                is_done = state.step == total_steps
-                what = "finished already" if is_done else "taken up again"
-                say(f"{run.path}: {what} after step {state.step}")
-            run.begin()
-            for note in run.notes:
-                say(note)
-            saver = Saver(run, model, take_step, config.save_every, state, say)
+        state, saver = _begin(run, take_step, feed, config, journal)
         progress.begin(state.step)
-        feed.accumulation = max(config.accumulation, state.accumulation)
-        loop = Loop(
-            model=model,
-            take_step=take_step,
-            feed=feed,
-            dev=Scored(dev, encoded["dev"], names, majority),
-            config=config,
-            state=state,
-            prefixes=prefixes,
-            progress=progress,
-            run=run,
-            saver=saver,
-            stop=stop,
-            say=say,
-        )
-        loop.run()
-
-        with torch.no_grad():
-            for name, tensor in state.best.items():
-                model.get_parameter(name).copy_(tensor)
-        model.eval()
-        top = next(each for each in state.history if each["step"] == state.best_step)
-        result = Result(
-            metrics=top["metrics"],
-            majority=majority,
-            best_epoch=top["epoch"],
-            best_step=top["step"],
-            history=tuple(state.history),
-            losses=tuple(state.losses),
-            trainable=summary.trainable,
-            percent=summary.percent,
-            examples_per_s=len(train) * config.epochs / state.training_s,
-            peak_memory_mib=state.peak_memory_mib,
-            seconds=state.seconds,
-            truncated=truncated,
-            files=() if run is None else run.files,
-            skipped=len(state.skips),
-        )
+        Loop(config, take_step, feed, scored, state, journal, saver, stop).run()
+        result = _result(model, state, feed, scored, () if run is None else run.files)
         if run is not None:
             if chosen := choices.made():  # another choice of kernels rounds otherwise
                 run.record["kernels"] = chosen
             run.record["result"] = _jsonable(result, without=("losses", "files"))
     return result
+
+
+def _check(model: BertForSequenceClassification, train: Dataset, dev: Dataset) -> tuple[str, ...]:
+    """Refuse what cannot be trained; give the names of the labels in the order of the logits."""
+    trained = trained_parameters(model)  # refuses what could not be saved
+    made_in_inference = [name for name, parameter in trained.items() if parameter.is_inference()]
+    if made_in_inference:
+        raise PlanError(
+            f"{made_in_inference[0]} was made under torch.inference_mode, where nothing can be "
+            "trained; load and adapt the model outside of it"
+        )
+    if dev.task.labels != train.task.labels:
+        raise DataError(
+            f"train is {train.task.display} and dev {dev.task.display}: not the same labels"
+        )
+    for dataset in (train, dev):
+        if len(dataset) == 0 or None in dataset.labels:
+            raise DataError(f"{dataset.source} has no labels to learn from or score against")
+    return label_names(model, train)
+
+
+def _encode(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    train: Dataset,
+    dev: Dataset,
+    config: TrainConfig,
+    names: tuple[str, ...],
+) -> tuple[Feed, Scored]:
+    """Tokenize the examples: those to train on, in batches, and those to evaluate on."""
+    assert config.batch_size is not None
+    feed = Feed(
+        encode(model, tokenizer, train, config.max_length),
+        _targets(train, names),
+        torch.device(config.device),
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        epochs=config.epochs,
+        seed=config.seed,
+        precision=config.precision,
+        bucketed=config.step in ("captured", "compiled"),
+        padded=config.step == "eager" and not model.bert.packed,
+    )
+    encodings = encode(model, tokenizer, dev, config.max_length)
+    return feed, Scored(dev, encodings, names, metrics.majority(dev.task, dev.labels))
+
+
+def _open_folder(
+    model: BertForSequenceClassification,
+    config: TrainConfig,
+    record: dict[str, Any],
+    total_steps: int,
+) -> RunFolder | None:
+    """Lock the run folder and look into it, if there is to be one."""
+    if config.out is None:
+        return None
+    return RunFolder(
+        config.out,
+        {**record, "start": _digest(values_that_train(model))},
+        overwrite=config.overwrite,
+        keep=config.keep_checkpoints,
+        total_steps=total_steps,
+    )
+
+
+@contextmanager
+def _set_up(model: BertForSequenceClassification, config: TrainConfig) -> Iterator[None]:
+    """Bring a model to its device, and have it compute as the settings say inside the block.
+
+    Random numbers are seeded; frozen matrices are stored, and layers computed again, as asked for.
+    """
+    device = torch.device(config.device)
+    with ExitStack() as opened:
+        # In the precision that is recorded, whatever autocast the caller is in: backward too.
+        opened.enter_context(autocast("float32", device))
+        opened.enter_context(seeded(config.seed, device))
+        if device.type == "cuda":  # graphs and events are those of the current device
+            opened.enter_context(torch.cuda.device(device))
+        if config.frozen_weights == "half":
+            half = torch.bfloat16 if config.precision == "bf16" else torch.float16
+            opened.enter_context(frozen_stored_in(model, half))
+        model.to(device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        elif device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        encoder, before = model.bert.encoder, model.bert.encoder.recomputed
+        encoder.recomputed = {
+            layer for group in config.recompute for layer in layers_of_group(model, group)
+        }
+        try:
+            yield
+        finally:
+            encoder.recomputed = before
+
+
+def _begin(
+    run: RunFolder | None,
+    take_step: TrainingStep,
+    feed: Feed,
+    config: TrainConfig,
+    journal: Journal,
+) -> tuple[TrainingState, Saver | None]:
+    """Begin a run, or take it up again; give where it stands, and what saves it."""
+    state = TrainingState()
+    if run is None:
+        return state, None
+    if run.checkpoint is not None:
+        state = restore(run.checkpoint, take_step.model, take_step)
+        feed.accumulation = max(config.accumulation, state.accumulation)
+        is_done = state.step == feed.total_steps
+        what = "finished already" if is_done else "taken up again"
+        journal.say(f"{run.path}: {what} after step {state.step}")
+    run.begin()
+    for note in run.notes:
+        journal.say(note)
+    return state, Saver(run, take_step.model, take_step, config.save_every, state, journal.say)
+
+
+def _result(
+    model: BertForSequenceClassification,
+    state: TrainingState,
+    feed: Feed,
+    scored: Scored,
+    files: tuple[Path, ...],
+) -> Result:
+    """Give the model its best values, and say what came of the run."""
+    with torch.no_grad():
+        for name, tensor in state.best.items():
+            model.get_parameter(name).copy_(tensor)
+    model.eval()
+    summary = summarise(model)
+    top = next(each for each in state.history if each["step"] == state.best_step)
+    return Result(
+        metrics=top["metrics"],
+        majority=scored.majority,
+        best_epoch=top["epoch"],
+        best_step=top["step"],
+        history=tuple(state.history),
+        losses=tuple(state.losses),
+        trainable=summary.trainable,
+        percent=summary.percent,
+        examples_per_s=len(feed.encodings) * feed.epochs / state.training_s,
+        peak_memory_mib=state.peak_memory_mib,
+        seconds=state.seconds,
+        truncated=_truncated(feed, scored),
+        files=files,
+        skipped=len(state.skips),
+    )
+
+
+def _truncated(feed: Feed, scored: Scored) -> dict[str, int]:
+    return {"train": feed.encodings.truncated, "dev": scored.encodings.truncated}
 
 
 def _record(
@@ -359,17 +364,6 @@ def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
     if not names:
         return torch.tensor(dataset.labels, dtype=torch.float32)
     return torch.tensor([names.index(str(label)) for label in dataset.labels])
-
-
-@contextmanager
-def _recomputing(model: BertForSequenceClassification, groups: tuple[int, ...]) -> Iterator[None]:
-    """Have the layers of some groups computed again in backward, inside the block."""
-    encoder, before = model.bert.encoder, model.bert.encoder.recomputed
-    encoder.recomputed = {layer for group in groups for layer in layers_of_group(model, group)}
-    try:
-        yield
-    finally:
-        encoder.recomputed = before
 
 
 def _jsonable(settings: TrainConfig | Result, without: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def predict(
         Examples at a time. Examples of like length go together, which changes no result beyond
         rounding.
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
-        The arithmetic (see :func:`resolve_precision`).
+        Of matrix products (see :func:`~spafit.machine.precision.resolve_precision`).
 
     Returns
     -------
@@ -212,7 +212,7 @@ def predict_logits(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1: {batch_size!r}")
     device = model.classifier.weight.device
-    arithmetic = resolve_precision(precision, device)
+    precision = resolve_precision(precision, device)
     if device.type == "cpu":
         keep_freed_memory()
     order = encodings.by_length(range(len(encodings)))
@@ -223,7 +223,7 @@ def predict_logits(
     try:
         with (
             torch.inference_mode(),
-            autocast(arithmetic, device),
+            autocast(precision, device),
             # Triton launches on the current one.
             torch.cuda.device_of(model.classifier.weight),  # type: ignore[no-untyped-call]
         ):

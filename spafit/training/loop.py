@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +20,13 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import StoppedError, TrainingError
 from spafit.machine import random_states
 from spafit.machine.versions import peak_memory_mib
-from spafit.runs.folder import RunFolder
-from spafit.runs.progress import Progress
 from spafit.runs.stopping import StopRequests
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Encodings
 from spafit.training.batches import Fed, Feed
 from spafit.training.inference import AbandonedError, decode, predict_logits
+from spafit.training.journal import Journal
 from spafit.training.make_step import Readings
 from spafit.training.optimisation import learning_rate_factor
 from spafit.training.prefix.kept import KeptPrefix
@@ -55,12 +53,15 @@ class Scored:
         Label names in the order of the logits; empty for a score.
     majority : dict of str to float
         What always predicting the commonest class scores.
+    prefix : KeptPrefix, optional
+        Where their hidden states after group 1 are kept.
     """
 
     dataset: Dataset
     encodings: Encodings
     names: tuple[str, ...]
     majority: dict[str, float]
+    prefix: KeptPrefix | None = None
 
 
 class Loop:
@@ -68,52 +69,38 @@ class Loop:
 
     Parameters
     ----------
-    model : BertForSequenceClassification
-        Adapted, on its device.
-    take_step : TrainingStep
-        Takes a step of the optimizer.
-    feed : Feed
-        The batches.
-    dev : Scored
-        What to evaluate on.
     config : TrainConfig
         Complete (:func:`spafit.training.settings.complete`).
+    take_step : TrainingStep
+        Takes a step of the optimizer; its model is trained.
+    feed : Feed
+        What to train on.
+    dev : Scored
+        What to evaluate on.
     state : TrainingState
         Where the run stands; it is kept up to date.
-    prefixes : mapping of str to KeptPrefix
-        The kept hidden states of "train" and "dev", where they are kept.
-    progress : Progress
-        Told how far the run is.
-    run : RunFolder or None
-        Its record, if any.
+    journal : Journal
+        Told how the run goes.
     saver : Saver or None
-        Saves it there.
+        Saves it, where it has a folder.
     stop : StopRequests
         Says whether a stop was asked for.
-    say : callable
-        Given each line that is to be shown and recorded.
     """
 
     def __init__(
         self,
-        model: BertForSequenceClassification,
+        config: TrainConfig,
         take_step: TrainingStep,
         feed: Feed,
         dev: Scored,
-        config: TrainConfig,
         state: TrainingState,
-        prefixes: Mapping[str, KeptPrefix],
-        progress: Progress,
-        run: RunFolder | None,
+        journal: Journal,
         saver: Saver | None,
         stop: StopRequests,
-        say: Callable[[str], None],
     ) -> None:
-        self.model, self.take_step, self.feed, self.dev = model, take_step, feed, dev
-        self.config, self.state, self.prefixes = config, state, prefixes
-        self.progress, self.run_folder, self.saver, self.stop = progress, run, saver, stop
-        self.say = say
-        self.total_steps = feed.steps_an_epoch * feed.epochs
+        self.config, self.take_step, self.feed, self.dev = config, take_step, feed, dev
+        self.state, self.journal, self.saver, self.stop = state, journal, saver, stop
+        self.model = take_step.model
         self.eval_every = config.eval_every or feed.steps_an_epoch
         self.readings: Readings[tuple[int, int, int, float]] = Readings(feed.device)
         self._seconds_before = state.seconds
@@ -142,7 +129,7 @@ class Loop:
                 self._evaluate()
             # Asked once, for a signal may come at any moment: nothing stops that was not saved.
             is_stopping = self.stop()
-            is_last = state.step == self.total_steps and not self._evaluation_is_due()
+            is_last = state.step == self.feed.total_steps and not self._evaluation_is_due()
             if self.saver is not None and (is_stopping or is_last or self.saver.is_due(state)):
                 self._pause()
                 self.saver.save(state, last=is_last or is_stopping)
@@ -159,7 +146,7 @@ class Loop:
         assert self.config.learning_rate is not None
         # A step that was skipped moves neither the optimizer nor its schedule.
         updates = state.updates_before(step, unknown=self.readings.behind)
-        factor = learning_rate_factor(updates, self.total_steps, self.config.warmup)
+        factor = learning_rate_factor(updates, self.feed.total_steps, self.config.warmup)
         learning_rate = self.config.learning_rate * factor
         result = self._fitting_in_memory(fed, learning_rate)
         self.readings.add((step, fed.epoch, len(fed.drawn), learning_rate), result)
@@ -171,12 +158,12 @@ class Loop:
         before = random_states.take(self.feed.device)
         while True:
             try:
-                return self.take_step(fed.parts, learning_rate)
+                return self.take_step(fed.micro_batches, learning_rate)
             except NoMemoryError as error:
                 reason = str(error)
             # Outside the handler, which holds on to what filled the memory.
             self.take_step.recover()
-            examples = len(fed.parts[0].targets)
+            examples = len(fed.micro_batches[0].targets)
             halved = self.feed.halve(fed)
             if halved is None:
                 raise TrainingError(
@@ -185,10 +172,10 @@ class Loop:
                 )
             fed = halved
             self.state.accumulation = self.feed.accumulation
-            self.say(
+            self.journal.say(
                 f"memory did not suffice for {examples} examples at a time ({reason}); batches are "
-                f"computed in {self.feed.accumulation} parts from step {self.state.step + 1} on, "
-                "with the same gradient but for the masks of dropout"
+                f"computed in {self.feed.accumulation} micro-batches from step "
+                f"{self.state.step + 1} on, with the same gradient but for the masks of dropout"
             )
             random_states.put(before, self.feed.device)
 
@@ -200,19 +187,16 @@ class Loop:
             step_s, self._since = time.perf_counter() - self._since, time.perf_counter()
             state.training_s += step_s
             is_skipped = state.add_step(step, loss, grad_norm)
-            self.progress.step(step, epoch, loss, examples / step_s)
-            if self.run_folder is not None:
-                self.run_folder.log.write(
-                    {
-                        "step": step,
-                        "epoch": epoch,
-                        "loss": loss if math.isfinite(loss) else None,
-                        "learning_rate": learning_rate,
-                        "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-                        "step_time_ms": 1000 * step_s,
-                        **({"skipped": True} if is_skipped else {}),
-                    }
-                )
+            self.journal.step(
+                step,
+                epoch,
+                examples=examples,
+                loss=loss,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                step_s=step_s,
+                is_skipped=is_skipped,
+            )
             if state.skips_in_a_row == _MOST_SKIPS:
                 raise TrainingError(
                     f"the loss or the gradient of {_MOST_SKIPS} steps in a row, up to step {step} "
@@ -226,7 +210,7 @@ class Loop:
         step, history = self.state.step, self.state.history
         if step == 0 or (history and history[-1]["step"] == step):
             return False
-        return step % self.eval_every == 0 or step == self.total_steps
+        return step % self.eval_every == 0 or step == self.feed.total_steps
 
     def _save_is_due(self) -> bool:
         return self.saver is not None and self.saver.is_due(self.state)
@@ -239,24 +223,22 @@ class Loop:
                 self.model,
                 self.dev.encodings,
                 precision=self.config.precision,
-                prefix=self.prefixes.get("dev"),
+                prefix=self.dev.prefix,
                 abandoned=self.stop,
             )
         except AbandonedError:  # it comes first when the run is taken up again
             return
         if not np.isfinite(logits).all():
             raise TrainingError(f"the logits on dev after step {state.step} are not finite")
-        for prefix in self.prefixes.values():  # what a cache found damaged, or made room for
-            while prefix.cache.notes:
-                self.say(prefix.cache.notes.pop(0))
+        for prefix in (self.feed.prefix, self.dev.prefix):
+            while prefix is not None and prefix.cache.notes:  # of damage, or of room made
+                self.journal.say(prefix.cache.notes.pop(0))
         scores = metrics.compute(task, decode(logits, self.dev.names), self.dev.dataset.labels)
         first = task.metrics[0]
         is_best = all(scores[first] > earlier["metrics"][first] for earlier in state.history)
         epoch = math.ceil(state.step / self.feed.steps_an_epoch)
         state.history.append({"step": state.step, "epoch": epoch, "metrics": scores})
-        self.progress.line(_evaluation_line(state.history[-1], self.dev.majority, is_best))
-        if self.run_folder is not None:
-            self.run_folder.log.write({"step": state.step, "epoch": epoch, "evaluation": scores})
+        self.journal.evaluation(state.history[-1], self.dev.majority, is_best=is_best)
         if is_best:
             state.best_step = state.step
             state.best = values_that_train(self.model)
@@ -279,8 +261,8 @@ class Loop:
         received = self.stop.received
         assert received is not None
         saved = "nothing is saved, for the run has no folder"
-        if self.run_folder is not None:
-            saved = f"{self.run_folder.going_on} from there ({self.run_folder.path})"
+        if self.saver is not None:
+            saved = f"{self.saver.run.going_on} from there ({self.saver.run.path})"
         what = f"stopped by {received.name} after step {self.state.step}; {saved}"
         return StoppedError(what, received)
 
@@ -292,12 +274,3 @@ def values_that_train(model: BertForSequenceClassification) -> dict[str, torch.T
         name: model.get_parameter(name).detach().to("cpu", copy=True)
         for name in model.adaptation.trainable
     }
-
-
-def _evaluation_line(evaluation: dict[str, Any], majority: dict[str, float], is_best: bool) -> str:
-    scores = ", ".join(
-        f"{name} {score:.4f} (majority {majority[name]:.4f})"
-        for name, score in evaluation["metrics"].items()
-    )
-    best = ", best so far" if is_best else ""
-    return f"epoch {evaluation['epoch']}, step {evaluation['step']}: dev {scores}{best}"

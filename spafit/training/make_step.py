@@ -44,14 +44,14 @@ def make_step(
         return CapturedStep(
             model,
             optimizer,
-            arithmetic=config.precision,
+            precision=config.precision,
             max_grad_norm=config.max_grad_norm,
             on_failure=say,
         )
     return TrainingStep(
         model,
         optimizer,
-        arithmetic=config.precision,
+        precision=config.precision,
         max_grad_norm=config.max_grad_norm,
         forward=compiled_forward(model) if config.step == "compiled" else None,
     )

@@ -66,8 +66,8 @@ class TrainConfig:
     batch_size : int or None
         Examples per optimizer step; None is the paper's: 16, or 8 for MNLI, QNLI and QQP.
     accumulation : int
-        Parts that a batch is computed in, one after the other, to save memory; the gradient is the
-        same but for dropout, whose masks are drawn part by part.
+        Micro-batches that a batch is computed in, one after the other, to save memory; the gradient
+        is the same but for dropout, whose masks are drawn for one after the other.
     learning_rate : float or None
         At its highest; None is the paper's: 6e-5, or 2e-5 where a plan trains pre-trained matrices.
     weight_decay : float
@@ -91,8 +91,8 @@ class TrainConfig:
     keep_checkpoints : int
         How many of the last checkpoints are kept, at least 2; that of the best evaluation besides.
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
-        The arithmetic; ``"auto"`` chooses by device (see :func:`~spafit.training.inference
-        .resolve_precision`).
+        Of matrix products; ``"auto"`` chooses by device (see
+        :func:`~spafit.machine.precision.resolve_precision`).
     dropout_in_group_1 : bool
         Whether group 1, the layers below the first that trains, has dropout in training as the rest
         has. The paper's has; without it, its hidden states are the same in every epoch. (Its older

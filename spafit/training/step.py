@@ -1,7 +1,8 @@
 """One step of the optimizer: forward, backward, loss scaling, clipping, AdamW.
 
 With g = Σ over the batch of ∂loss/∂θ, divided by the number of examples: g is clipped to a norm,
-and AdamW moves θ. A batch may come in several parts, whose gradients add up; g is the same.
+and AdamW moves θ. A batch may come in several micro-batches, whose gradients add up to the
+same g.
 
 Nothing in a step waits for the device: loss and gradient norm stay there, and where they are not
 finite the optimizer leaves everything as it was, by a flag on the device.
@@ -49,7 +50,7 @@ class StepResult(NamedTuple):
 
 
 class NoMemoryError(TrainingError):
-    """A batch was too large for memory; nothing was moved, and it can be given in more parts."""
+    """A batch was too large for memory; nothing was moved, and more micro-batches may fit."""
 
 
 #: Gives the logits (B, C) of a packed batch, from its kept prefix where there is one.
@@ -57,7 +58,7 @@ Forward = Callable[[PackedBatch, torch.Tensor | None], torch.Tensor]
 
 
 class TrainingStep:
-    """Callable: the parts of a batch and a learning rate -> a step, and what came of it.
+    """Callable: the micro-batches of a batch and a learning rate -> what came of a step.
 
     Parameters
     ----------
@@ -65,8 +66,8 @@ class TrainingStep:
         In training mode, on its device.
     optimizer : torch.optim.Optimizer
         Of what trains (:func:`spafit.training.optimisation.make_optimizer`).
-    arithmetic : {"float32", "tf32", "bf16", "fp16"}
-        That of the forward pass; fp16 scales the loss.
+    precision : {"float32", "tf32", "bf16", "fp16"}
+        Of the forward pass; fp16 scales the loss.
     max_grad_norm : float
         0 does not clip.
     forward : callable, optional
@@ -78,11 +79,11 @@ class TrainingStep:
         model: BertForSequenceClassification,
         optimizer: torch.optim.Optimizer,
         *,
-        arithmetic: str = "float32",
+        precision: str = "float32",
         max_grad_norm: float = 1.0,
         forward: Forward | None = None,
     ) -> None:
-        self.model, self.optimizer, self.arithmetic = model, optimizer, arithmetic
+        self.model, self.optimizer, self.precision = model, optimizer, precision
         self.device = model.classifier.weight.device
         self.forward: Forward = model.forward_packed if forward is None else forward
         self.trained = list(trained_parameters(model).values())
@@ -90,10 +91,10 @@ class TrainingStep:
         # 0, or NaN where the loss is not finite: what the gradient is spoilt with.
         self._spoil = torch.zeros((), dtype=self.trained[0].dtype, device=self.device)
         # fp16's smallest gradients vanish unless the loss is scaled up; else this does nothing.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=arithmetic == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
-    def __call__(self, parts: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        """Take a step on a batch given in one or more parts.
+    def __call__(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
+        """Take a step on a batch given in one or more micro-batches.
 
         Raises
         ------
@@ -103,9 +104,9 @@ class TrainingStep:
             If the update did, whose moments are made in the first step.
         """
         set_learning_rate(self.optimizer, learning_rate)
-        n = sum(len(part.targets) for part in parts)
+        n = sum(len(each.targets) for each in micro_batches)
         try:
-            losses = [self.accumulate(part, n) for part in parts]
+            losses = [self.accumulate(each, n) for each in micro_batches]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -122,15 +123,15 @@ class TrainingStep:
                 "what trains; use a plan that trains less"
             ) from error
 
-    def accumulate(self, part: MicroBatch, n: int) -> torch.Tensor:
-        """Add a part's gradient, and give its share () of the mean loss of all n examples."""
-        with tf32_products(self.arithmetic == "tf32"):
-            with autocast(self.arithmetic, self.device):
-                if isinstance(part.batch, PackedBatch):
-                    logits = self.forward(part.batch, part.prefix)
+    def accumulate(self, micro_batch: MicroBatch, n: int) -> torch.Tensor:
+        """Add a micro-batch's gradient; give its share () of the mean loss of all n examples."""
+        with tf32_products(self.precision == "tf32"):
+            with autocast(self.precision, self.device):
+                if isinstance(micro_batch.batch, PackedBatch):
+                    logits = self.forward(micro_batch.batch, micro_batch.prefix)
                 else:
-                    logits = self.model(*part.batch)
-            loss = loss_function(logits, part.targets) / n
+                    logits = self.model(*micro_batch.batch)
+            loss = loss_function(logits, micro_batch.targets) / n
             torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach()
 

@@ -70,7 +70,7 @@ def cola(batches: int = 3, size: int = 5) -> tuple[TaskRows, list[Rows]]:
 
 def trainings(names: list[str], opened: ExitStack, **settings: Any) -> list[Any]:
     data, batches = cola()
-    how: dict[str, Any] = {"arithmetic": "float32", "seed": 3, "device": CPU, **settings}
+    how: dict[str, Any] = {"precision": "float32", "seed": 3, "device": CPU, **settings}
     return make_trainings(names, SMALL, METHOD, data, batches, opened=opened, **how)
 
 
@@ -135,13 +135,13 @@ class TestContenders:
         assert models["eager"] == models["kept"]
         assert len(set(models.values())) == 4
 
-    @pytest.mark.parametrize("arithmetic", ["bf16", "fp16"])
-    def test_half_precision(self, arithmetic: str) -> None:
+    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    def test_half_precision(self, precision: str) -> None:
         with ExitStack() as opened:
             found = trainings(
-                ["peft", "eager", "captured"], opened, arithmetic=arithmetic, frozen_weights="half"
+                ["peft", "eager", "captured"], opened, precision=precision, frozen_weights="half"
             )
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[arithmetic]
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
             assert found[1].model.bert.encoder.layer[5].output.dense.weight.dtype == dtype
             first, *others = (each.contender() for each in found)
             data, batches = cola()
@@ -149,7 +149,7 @@ class TestContenders:
             for each in found:
                 each.step(cola()[1][0])
             scalers = [found[0].scaler, found[1].take_step.scaler]
-            assert [each.is_enabled() for each in scalers] == [arithmetic == "fp16"] * 2
+            assert [each.is_enabled() for each in scalers] == [precision == "fp16"] * 2
 
     def test_a_step_that_cannot_be_captured_is_no_eager_one(
         self, monkeypatch: pytest.MonkeyPatch
@@ -212,7 +212,7 @@ class TestTrainStep:
     def test_the_first_layer_that_trains(self, method: str) -> None:
         with ExitStack() as opened:
             model = product_model(
-                SMALL, method, arithmetic="float32", seed=0, device=CPU, opened=opened
+                SMALL, method, precision="float32", seed=0, device=CPU, opened=opened
             )
         assert train_step.first_trainable_of(model) == model.bert.frozen_depth
 

@@ -66,10 +66,10 @@ def make_feed(small: SmallRun, *, bucketed: bool = True, accumulation: int = 1) 
 
 
 def eager(
-    model: BertForSequenceClassification, arithmetic: str = "float32", max_grad_norm: float = 1.0
+    model: BertForSequenceClassification, precision: str = "float32", max_grad_norm: float = 1.0
 ) -> TrainingStep:
     optimizer = make_optimizer(model, learning_rate=1e-2, weight_decay=0.01)
-    return TrainingStep(model, optimizer, arithmetic=arithmetic, max_grad_norm=max_grad_norm)
+    return TrainingStep(model, optimizer, precision=precision, max_grad_norm=max_grad_norm)
 
 
 def captured(

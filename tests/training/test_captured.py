@@ -36,7 +36,8 @@ def run(step: TrainingStep, feed: Feed, seed: int = 0) -> list[tuple[float, floa
     torch.manual_seed(seed)
     step.model.train()
     results = [
-        step(fed.parts, 2.0 ** -(7 + number % 3)) for number, fed in enumerate(feed.batches())
+        step(fed.micro_batches, 2.0 ** -(7 + number % 3))
+        for number, fed in enumerate(feed.batches())
     ]
     return [(float(each.loss), float(each.grad_norm)) for each in results]
 
@@ -59,13 +60,13 @@ class TestIsTheEagerStep:
         # Not all of it was eager: every shape beyond its first batch, and every second update.
         steps, parts = (
             len(results),
-            sum(len(fed.parts) for fed in make_feed(small, accumulation=4).batches()),
+            sum(len(fed.micro_batches) for fed in make_feed(small, accumulation=4).batches()),
         )
         parts = steps if accumulation == 1 else parts
         shapes = {
             (len(part.targets), part.batch.layout.bucket, len(fed.drawn))
             for fed in make_feed(small, accumulation=accumulation).batches()
-            for part in fed.parts
+            for part in fed.micro_batches
         }
         assert step.graphs <= len(shapes)
         assert len(recorder.replays) == (parts - len(shapes)) + (steps - 1)
@@ -75,7 +76,7 @@ class TestIsTheEagerStep:
         step = captured(model, Recorder())
         model.train()
         fed = next(make_feed(small).batches())
-        losses = {float(step(fed.parts, 0.0).loss) for _ in range(6)}
+        losses = {float(step(fed.micro_batches, 0.0).loss) for _ in range(6)}
         assert len(losses) == 6
 
     def test_from_a_kept_prefix(self, small: SmallRun) -> None:
@@ -88,7 +89,7 @@ class TestIsTheEagerStep:
                 for fed in make_feed(small).batches():
                     parts = [
                         part._replace(prefix=step.model.bert.prefix(part.batch))
-                        for part in fed.parts
+                        for part in fed.micro_batches
                     ]
                     losses.append(float(step(parts, 2.0**-7).loss))
             return losses
@@ -101,23 +102,23 @@ class TestIsTheEagerStep:
         model.train()
         feed = list(make_feed(small).batches())
         for fed in feed[:3]:
-            step(fed.parts, 1e-2)
+            step(fed.micro_batches, 1e-2)
         before = copy.deepcopy(trained(model))
         with torch.no_grad():
             kept = model.bert.pooler.dense.bias.clone()  # type: ignore[union-attr]
             model.bert.pooler.dense.bias.fill_(math.nan)  # type: ignore[union-attr]
-        result = step(feed[1].parts, 1e-2)
+        result = step(feed[1].micro_batches, 1e-2)
         assert math.isnan(float(result.loss))
         assert math.isnan(float(result.grad_norm))
         after = trained(model)
         assert all(torch.equal(before[name], after[name]) for name in before)
         with torch.no_grad():
             model.bert.pooler.dense.bias.copy_(kept)  # type: ignore[union-attr]
-        assert math.isfinite(float(step(feed[1].parts, 1e-2).grad_norm))
+        assert math.isfinite(float(step(feed[1].micro_batches, 1e-2).grad_norm))
 
-    @pytest.mark.parametrize("arithmetic", ["bf16", "fp16"])
-    def test_in_half_and_clipped_elsewhere(self, small: SmallRun, arithmetic: str) -> None:
-        settings = {"arithmetic": arithmetic, "max_grad_norm": 0.25}
+    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    def test_in_half_and_clipped_elsewhere(self, small: SmallRun, precision: str) -> None:
+        settings = {"precision": precision, "max_grad_norm": 0.25}
         results = run(captured(small.model(), Recorder(), **settings), make_feed(small))
         assert results == run(eager(small.model(), **settings), make_feed(small))
 
@@ -127,7 +128,7 @@ class TestIsTheEagerStep:
         def results(step: TrainingStep) -> list[float]:
             step.model.train()
             step.model.bert.freeze_dropout()
-            plain = next(make_feed(small).batches()).parts[0]
+            plain = next(make_feed(small).batches()).micro_batches[0]
             layout = plain.batch.layout
             longer = Packed(layout.lengths, bucket=Bucket(layout.rows, 2 * layout.longest))
             prefix = step.model.bert.prefix(plain.batch)
@@ -140,8 +141,8 @@ class TestIsTheEagerStep:
             torch.manual_seed(2)
             return [float(step([kind], 2.0**-7).loss) for _ in range(3) for kind in kinds]
 
-        step = captured(small.model(), Recorder(), arithmetic="bf16")
-        assert results(step) == results(eager(small.model(), arithmetic="bf16"))
+        step = captured(small.model(), Recorder(), precision="bf16")
+        assert results(step) == results(eager(small.model(), precision="bf16"))
         assert step.graphs == 4
 
     def test_the_callers_batches_stay_as_they_are(self, small: SmallRun) -> None:
@@ -150,7 +151,7 @@ class TestIsTheEagerStep:
         parts = [
             part._replace(prefix=step.model.bert.prefix(part.batch))
             for fed in make_feed(small).batches()
-            for part in fed.parts
+            for part in fed.micro_batches
         ]
         before = copy.deepcopy(parts)
         for part in parts * 2:
@@ -181,31 +182,31 @@ class TestEagerStep:
 
     def test_fp16(self, small: SmallRun) -> None:
         ours, theirs = (
-            eager(small.model(dropout=False), arithmetic) for arithmetic in ("fp16", "float32")
+            eager(small.model(dropout=False), precision) for precision in ("fp16", "float32")
         )
         found, expected = run(ours, make_feed(small)), run(theirs, make_feed(small))
         assert ours.scaler.get_scale() == 2.0**16
         assert max(abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)) < 1e-2
         assert max(abs(a[1] / b[1] - 1) for a, b in zip(found, expected, strict=True)) < 5e-2
 
-    @pytest.mark.parametrize("arithmetic", ["float32", "fp16"])
-    def test_an_infinite_gradient_moves_nothing(self, small: SmallRun, arithmetic: str) -> None:
-        step = eager(small.model(), arithmetic)
+    @pytest.mark.parametrize("precision", ["float32", "fp16"])
+    def test_an_infinite_gradient_moves_nothing(self, small: SmallRun, precision: str) -> None:
+        step = eager(small.model(), precision)
         before = copy.deepcopy(trained(step.model))
         fed = next(make_feed(small).batches())
         handle = step.trained[0].register_hook(lambda gradient: gradient + math.inf)
-        assert math.isinf(float(step(fed.parts, 1e-2).grad_norm))
+        assert math.isinf(float(step(fed.micro_batches, 1e-2).grad_norm))
         after = trained(step.model)
         assert all(torch.equal(before[name], after[name]) for name in before)
-        assert step.scaler.get_scale() == (2.0**15 if arithmetic == "fp16" else 1.0)
+        assert step.scaler.get_scale() == (2.0**15 if precision == "fp16" else 1.0)
         handle.remove()
-        assert math.isfinite(float(step(fed.parts, 1e-2).grad_norm))
+        assert math.isfinite(float(step(fed.micro_batches, 1e-2).grad_norm))
         after = trained(step.model)
         assert not any(torch.equal(before[name], after[name]) for name in before)
 
     def test_nothing_is_kept(self, small: SmallRun) -> None:
         step = eager(small.model())
-        result = step(next(make_feed(small).batches()).parts, 1e-2)
+        result = step(next(make_feed(small).batches()).micro_batches, 1e-2)
         assert not result.loss.requires_grad
         assert all(parameter.grad is None for parameter in step.trained)
 
@@ -216,7 +217,7 @@ class TestEagerStep:
             parameter.register_hook(
                 lambda _: seen.append(torch.backends.cuda.matmul.fp32_precision)
             )
-        step(next(make_feed(small).batches()).parts, 1e-2)
+        step(next(make_feed(small).batches()).micro_batches, 1e-2)
         assert seen == ["tf32"] * len(step.trained)
         assert torch.get_float32_matmul_precision() == "highest"
 
@@ -292,14 +293,14 @@ class TestFallback:
             step.model.train()
             fed = list(make_feed(small).batches())
             handle = step.trained[0].register_hook(lambda gradient: gradient + math.inf)
-            step(fed[0].parts, 2.0**-7)  # which halves the scale
+            step(fed[0].micro_batches, 2.0**-7)  # which halves the scale
             handle.remove()
             # The next one is of another shape, so that the update alone is recorded.
-            after = [step(each.parts, 2.0**-7) for each in (fed[4], *fed[:4])]
+            after = [step(each.micro_batches, 2.0**-7) for each in (fed[4], *fed[:4])]
             assert step.scaler.get_scale() == 2.0**15
             return [float(each.grad_norm) for each in after]
 
-        ours = captured(small.model(), record, said.append, arithmetic="fp16")
+        ours = captured(small.model(), record, said.append, precision="fp16")
         assert results(ours) == results(eager(small.model(), "fp16"))
         assert len(said) == 1
         assert "RuntimeError: no room" in said[0]
@@ -340,7 +341,7 @@ class TestRun:
         model, said = small.model(), []
         step = make_step(model, config, said.append)
         assert type(step) is (CapturedStep if kind == "captured" else TrainingStep)
-        assert (step.arithmetic, step.max_grad_norm) == ("bf16", 0.25)
+        assert (step.precision, step.max_grad_norm) == ("bf16", 0.25)
         groups = step.optimizer.param_groups
         assert {group["weight_decay"] for group in groups} == {0.2}
         assert {isinstance(group["lr"], torch.Tensor) for group in groups} == {kind == "captured"}
@@ -349,7 +350,7 @@ class TestRun:
         if kind == "captured":
             fed = next(make_feed(small).batches())
             for _ in range(2):
-                step(fed.parts, 1e-2)
+                step(fed.micro_batches, 1e-2)
             assert len(said) == 1
 
 
@@ -386,7 +387,7 @@ class TestBucket:
         results = []
         for bucketed in (False, True):
             fed = next(make_feed(small, bucketed=bucketed).batches())
-            logits = model.forward_packed(fed.parts[0].batch)
+            logits = model.forward_packed(fed.micro_batches[0].batch)
             torch.autograd.backward(logits.square().sum())
             gradients = [each.grad for each in model.parameters() if each.requires_grad]
             results.append([logits, *gradients])
@@ -430,7 +431,7 @@ class TestBucket:
             return changed[-1]
 
         monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-        batch = next(make_feed(small).batches()).parts[0].batch
+        batch = next(make_feed(small).batches()).micro_batches[0].batch
         tensors = batch.pinned().tensors()
         assert all(ours is theirs for ours, theirs in zip(tensors, changed, strict=True))
         pairs = zip(tensors, batch.tensors(), strict=True)
@@ -459,10 +460,10 @@ class TestCompiled:
         forward = compiled_forward(ours, backend="aot_eager")
         compiled = TrainingStep(ours, optimizer, forward=forward)
         feed = [fed for fed in make_feed(small).batches() if len(fed.drawn) == 6]
-        assert len({fed.parts[0].batch.layout.bucket for fed in feed}) > 1
+        assert len({fed.micro_batches[0].batch.layout.bucket for fed in feed}) > 1
         for step, model in ((compiled, ours), (eager(theirs), theirs)):
             model.train()
-            losses = [float(step(fed.parts, 2.0**-8).loss) for fed in feed[:8]]
+            losses = [float(step(fed.micro_batches, 2.0**-8).loss) for fed in feed[:8]]
             if step is compiled:
                 first = losses
         assert max(abs(a - b) for a, b in zip(first, losses, strict=True)) < 1e-5
@@ -484,7 +485,7 @@ class TestCompiled:
         model = small.model(dropout=False)
         forward = compiled_forward(model)
         assert asked == [{"fullgraph": True, "dynamic": True, "backend": "inductor"}]
-        batch = next(make_feed(small).batches()).parts[0].batch
+        batch = next(make_feed(small).batches()).micro_batches[0].batch
         plain = forward(batch)
         assert torch.equal(plain, model.forward_packed(batch))
         prefix = 1.5 * model.bert.prefix(batch)

@@ -36,11 +36,11 @@ class TestFeed:
             for number, fed in enumerate(of_epoch):
                 assert fed.drawn.tolist() == drawn[6 * number : 6 * number + 6].tolist()
                 rows = set(fed.drawn.tolist())
-                found = [int(each) - 100 for part in fed.parts for each in part.targets]
+                found = [int(each) - 100 for part in fed.micro_batches for each in part.targets]
                 assert len(found) == len(fed.drawn) == len(rows)
                 assert set(found) == rows
-                assert len(fed.parts) == min(accumulation, len(rows))
-                for part in fed.parts:
+                assert len(fed.micro_batches) == min(accumulation, len(rows))
+                for part in fed.micro_batches:
                     assert (part.batch.layout.bucket is not None) == bucketed
                     ids = part.batch.input_ids.tolist()
                     expected = [
@@ -55,7 +55,7 @@ class TestFeed:
         ahead = list(made_ahead(feed._orders(0), feed._make, 2))
         for (epoch, drawn, parts), fed in zip(ahead, feed.batches(), strict=True):
             assert (epoch, drawn.tolist()) == (fed.epoch, fed.drawn.tolist())
-            for ours, theirs in zip(parts, fed.parts, strict=True):
+            for ours, theirs in zip(parts, fed.micro_batches, strict=True):
                 assert torch.equal(ours.batch.input_ids, theirs.batch.input_ids)
 
     def test_what_is_missing_is_computed_in_the_arithmetic_of_the_run(
@@ -81,9 +81,9 @@ class TestFeed:
                 return torch.zeros(batch.layout.rows, 1)
 
         feed = make_feed(small)
-        feed.arithmetic, kept = "bf16", Kept()
+        feed.precision, kept = "bf16", Kept()
         feed.prefix = kept  # type: ignore[assignment]
-        prefixes = [part.prefix for fed in feed.batches() for part in fed.parts]
+        prefixes = [part.prefix for fed in feed.batches() for part in fed.micro_batches]
         assert [float(prefix.mean()) for prefix in prefixes if prefix is not None] == [1, 0] * 10
         assert kept.threads == {threading.current_thread().name}
 
@@ -130,7 +130,7 @@ def content(steps: Iterable[Fed]) -> list[Any]:
                     part.batch.layout.bucket,
                     part.targets.tolist(),
                 )
-                for part in fed.parts
+                for part in fed.micro_batches
             ],
         )
         for fed in steps
@@ -189,12 +189,12 @@ class TestHalve:
         first, found = fed, []
         while (halved := feed.halve(fed)) is not None:
             fed = halved
-            found.append(len(fed.parts))
-            assert feed.accumulation == len(fed.parts)
+            found.append(len(fed.micro_batches))
+            assert feed.accumulation == len(fed.micro_batches)
             assert (fed.epoch, fed.drawn.tolist()) == (first.epoch, first.drawn.tolist())
-            targets = [int(each) for part in fed.parts for each in part.targets]
+            targets = [int(each) for part in fed.micro_batches for each in part.targets]
             assert sorted(targets) == sorted(100 + first.drawn)
-            sizes = [len(part.targets) for part in fed.parts]
+            sizes = [len(part.targets) for part in fed.micro_batches]
             assert max(sizes) - min(sizes) <= 1
         assert found == parts
         assert feed.accumulation == (parts[-1] if parts else accumulation)
@@ -235,7 +235,7 @@ class TestHalve:
                 assert halved is not None
                 fed = halved
             step = eager(small.model(dtype=torch.float64, dropout=False))
-            norms.append([float(each) for each in step(fed.parts, 1e-2)])
+            norms.append([float(each) for each in step(fed.micro_batches, 1e-2)])
         for loss, norm in norms[1:]:
             assert loss == pytest.approx(norms[0][0], rel=1e-12)
             assert norm == pytest.approx(norms[0][1], rel=1e-12)

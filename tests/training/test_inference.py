@@ -343,11 +343,11 @@ class TestPrecision:
             resolve_precision(asked, CPU)
 
     @pytest.mark.parametrize(
-        ("arithmetic", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)]
+        ("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)]
     )
-    def test_autocast_on_the_cpu(self, arithmetic: str, dtype: torch.dtype) -> None:
+    def test_autocast_on_the_cpu(self, precision: str, dtype: torch.dtype) -> None:
         x = torch.ones(2, 2)
-        with autocast(arithmetic, CPU):
+        with autocast(precision, CPU):
             assert (x @ x).dtype == dtype
 
 

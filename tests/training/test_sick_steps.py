@@ -66,8 +66,8 @@ class TestOutOfMemory:
         # 11 in one part, then 6 at most in two, then 3 at most in four: each size once.
         assert [note for note in notes if "memory did not suffice" in note] == [
             f"memory did not suffice for {examples} examples at a time (CUDA out of memory. Tried "
-            f"to allocate 20 GiB.); batches are computed in {parts} parts from step 1 on, with the "
-            "same gradient but for the masks of dropout"
+            f"to allocate 20 GiB.); batches are computed in {parts} micro-batches from step 1 on, "
+            "with the same gradient but for the masks of dropout"
             for examples, parts in ((11, 2), (6, 4))
         ]
 

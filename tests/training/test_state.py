@@ -43,10 +43,10 @@ def generators() -> Iterator[None]:
 
 
 def restored(
-    model: BertForSequenceClassification, checkpoint: Checkpoint, arithmetic: str = "float32"
+    model: BertForSequenceClassification, checkpoint: Checkpoint, precision: str = "float32"
 ) -> tuple[TrainingState, TrainingStep]:
     optimizer = make_optimizer(model, learning_rate=1e-3, weight_decay=0.01)
-    step = TrainingStep(model, optimizer, arithmetic=arithmetic)
+    step = TrainingStep(model, optimizer, precision=precision)
     return restore(checkpoint, model, step), step
 
 

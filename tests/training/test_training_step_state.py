@@ -28,16 +28,16 @@ from spafit.training.step import NoMemoryError, TrainingStep
 KINDS = ["eager", "captured"]
 
 
-def make(kind: str, model: BertForSequenceClassification, arithmetic: str) -> TrainingStep:
+def make(kind: str, model: BertForSequenceClassification, precision: str) -> TrainingStep:
     model.train()
     if kind == "captured":
-        return captured(model, Recorder(), arithmetic=arithmetic)
-    return eager(model, arithmetic)
+        return captured(model, Recorder(), precision=precision)
+    return eager(model, precision)
 
 
 def take(step: TrainingStep, steps: list[Fed]) -> list[tuple[float, float]]:
     """Take steps; the learning rate is one that float32 has exactly, as it lies on a device."""
-    results = [step(fed.parts, 2.0**-7) for fed in steps]
+    results = [step(fed.micro_batches, 2.0**-7) for fed in steps]
     return [(float(each.loss), float(each.grad_norm)) for each in results]
 
 
@@ -66,15 +66,15 @@ class TestStateAndRestore:
     """
 
     @pytest.mark.parametrize("method", ["spafit", "full"])
-    @pytest.mark.parametrize("arithmetic", ["float32", "fp16"])
+    @pytest.mark.parametrize("precision", ["float32", "fp16"])
     @pytest.mark.parametrize(("before", "after"), [(a, b) for a in KINDS for b in KINDS])
     def test_goes_on_bit_for_bit(
-        self, small: SmallRun, before: str, after: str, arithmetic: str, method: str
+        self, small: SmallRun, before: str, after: str, precision: str, method: str
     ) -> None:
         """Also by a step of the other kind: a run may be taken up on another machine."""
         steps = list(make_feed(small, accumulation=2).batches())[:13]
         ours, theirs = small.model(method), small.model(method)
-        first = make(before, ours, arithmetic)
+        first = make(before, ours, precision)
         torch.manual_seed(0)
         take(first, steps[:7])
         tensors, values = first.state()
@@ -86,7 +86,7 @@ class TestStateAndRestore:
         expected = take(first, steps[7:])
         kept = copy.deepcopy(tensors)
 
-        second = make(after, theirs, arithmetic)
+        second = make(after, theirs, precision)
         second.restore(tensors, values)
         torch.set_rng_state(generator)
         assert take(second, steps[7:]) == expected
@@ -216,20 +216,20 @@ class TestMemoryAtItsEnd:
     """
 
     @pytest.mark.parametrize(("done", "end"), [(0, "host"), (1, "python"), (8, "gpu")])
-    @pytest.mark.parametrize("arithmetic", ["float32", "fp16"])
+    @pytest.mark.parametrize("precision", ["float32", "fp16"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_as_if_the_step_had_not_begun(
         self,
         small: SmallRun,
         monkeypatch: pytest.MonkeyPatch,
         kind: str,
-        arithmetic: str,
+        precision: str,
         done: int,
         end: str,
     ) -> None:
         """The first step of a captured one is eager; in the ninth the parts are replays."""
         steps = list(make_feed(small, accumulation=4).batches())[: done + 7]
-        ours, theirs = (make(kind, small.model(), arithmetic) for _ in range(2))
+        ours, theirs = (make(kind, small.model(), precision) for _ in range(2))
         for step in (ours, theirs):
             torch.manual_seed(0)
             take(step, steps[:done])
@@ -240,7 +240,7 @@ class TestMemoryAtItsEnd:
         with monkeypatch.context() as patch:
             patch.setattr(training_step, "loss_function", failing_at(3, ENDS[end]()))
             with pytest.raises(NoMemoryError) as caught:
-                ours(steps[done].parts, 2.0**-7)
+                ours(steps[done].micro_batches, 2.0**-7)
         assert isinstance(caught.value, TrainingError)
         assert "\n" not in str(caught.value)
         assert str(caught.value) in str(ENDS[end]())
@@ -281,7 +281,7 @@ class TestMemoryAtItsEnd:
         before = everything(step)
         monkeypatch.setattr(training_step, "loss_function", failing_at(3, error))
         with pytest.raises(type(error)) as caught:
-            step(steps[done].parts, 2.0**-7)
+            step(steps[done].micro_batches, 2.0**-7)
         assert caught.value is error
         assert not differences(before, everything(step))
 
@@ -345,12 +345,12 @@ class TestMemoryAtItsEnd:
 class TestAnInfiniteLoss:
     """Oracle: what trains, before the step; the gradient is finite all the same."""
 
-    @pytest.mark.parametrize("arithmetic", ["float32", "fp16"])
+    @pytest.mark.parametrize("precision", ["float32", "fp16"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_moves_nothing(
-        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch, kind: str, arithmetic: str
+        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
     ) -> None:
-        step = make(kind, small.model(), arithmetic)
+        step = make(kind, small.model(), precision)
         steps = list(make_feed(small, accumulation=1).batches())[:8]
         take(step, steps[:6])  # captured by now
         before = trained(step.model)

@@ -56,7 +56,7 @@ def make_feed(small: SmallRun, accumulation: int = 1, epochs: int = 3) -> Feed:
 
 
 def make_step(
-    small: SmallRun, kind: str, arithmetic: str, *, dropout: bool = True, impl: str = "auto"
+    small: SmallRun, kind: str, precision: str, *, dropout: bool = True, impl: str = "auto"
 ) -> TrainingStep:
     model = small.model(dropout=dropout).to(CUDA)
     spafit.set_impl(model, impl)
@@ -64,7 +64,7 @@ def make_step(
     captured = kind == "captured"
     # In both a tensor of float32, so that the learning rate is rounded alike.
     optimizer = make_optimizer(model, learning_rate=1e-2, weight_decay=0.01, capturable=True)
-    settings = {"arithmetic": arithmetic, "max_grad_norm": 1.0}
+    settings = {"precision": precision, "max_grad_norm": 1.0}
     if captured:
         return CapturedStep(model, optimizer, **settings)  # type: ignore[arg-type]
     return TrainingStep(model, optimizer, **settings)  # type: ignore[arg-type]
@@ -72,11 +72,11 @@ def make_step(
 
 def run(step: TrainingStep, steps: list[Fed], seed: int = 0) -> list[float]:
     torch.cuda.manual_seed(seed)
-    losses = [step(fed.parts, 1e-2 / (1 + number)).loss for number, fed in enumerate(steps)]
+    losses = [step(fed.micro_batches, 1e-2 / (1 + number)).loss for number, fed in enumerate(steps)]
     return [float(loss) for loss in losses]
 
 
-def arithmetics() -> list[str]:
+def precisions() -> list[str]:
     has_bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     return ["float32", "fp16", *(["bf16"] if has_bf16 else [])]
 
@@ -86,19 +86,19 @@ class TestIsTheEagerStep:
 
     @pytest.mark.parametrize("accumulation", [1, 3])
     @pytest.mark.parametrize("dropout", [False, True])
-    @pytest.mark.parametrize("arithmetic", arithmetics())
+    @pytest.mark.parametrize("precision", precisions())
     def test_losses(
-        self, small: SmallRun, arithmetic: str, dropout: bool, accumulation: int
+        self, small: SmallRun, precision: str, dropout: bool, accumulation: int
     ) -> None:
         steps = list(make_feed(small, accumulation).batches())
-        ours = make_step(small, "captured", arithmetic, dropout=dropout)
-        theirs = make_step(small, "eager", arithmetic, dropout=dropout)
+        ours = make_step(small, "captured", precision, dropout=dropout)
+        theirs = make_step(small, "eager", precision, dropout=dropout)
         run(theirs, steps[:1])  # the choices of forms are made
-        theirs = make_step(small, "eager", arithmetic, dropout=dropout)
+        theirs = make_step(small, "eager", precision, dropout=dropout)
         found, expected = run(ours, steps), run(theirs, steps)
         assert isinstance(ours, CapturedStep)
         assert ours.graphs >= 1
-        tolerance = {"float32": 1e-4, "fp16": 2e-2, "bf16": 5e-2}[arithmetic]
+        tolerance = {"float32": 1e-4, "fp16": 2e-2, "bf16": 5e-2}[precision]
         assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < tolerance
         assert all(math.isfinite(loss) for loss in found)
 
@@ -121,7 +121,7 @@ class TestIsTheEagerStep:
     def test_every_replay_draws_anew(self, small: SmallRun) -> None:
         step = make_step(small, "captured", "float32")
         fed = next(make_feed(small).batches())
-        losses = [float(step(fed.parts, 0.0).loss) for _ in range(6)]
+        losses = [float(step(fed.micro_batches, 0.0).loss) for _ in range(6)]
         assert len(set(losses)) == 6
 
     def test_from_a_kept_prefix(self, small: SmallRun) -> None:
@@ -135,7 +135,7 @@ class TestIsTheEagerStep:
                 with autocast("float32", CUDA):
                     parts = [
                         part._replace(prefix=step.model.bert.prefix(part.batch))
-                        for part in fed.parts
+                        for part in fed.micro_batches
                     ]
                 losses.append(float(step(parts, 1e-2).loss))
             results.append(losses)
@@ -151,21 +151,21 @@ class TestIsTheEagerStep:
         with torch.no_grad():
             bias = pooler.dense.bias.clone()
             pooler.dense.bias.fill_(math.nan)
-        assert math.isnan(float(step(steps[0].parts, 1e-2).grad_norm))
+        assert math.isnan(float(step(steps[0].micro_batches, 1e-2).grad_norm))
         after = trained(step.model)
         assert all(torch.equal(before[name], after[name]) for name in before)
         with torch.no_grad():
             pooler.dense.bias.copy_(bias)
-        assert math.isfinite(float(step(steps[0].parts, 1e-2).loss))
+        assert math.isfinite(float(step(steps[0].micro_batches, 1e-2).loss))
 
 
 class TestNothingWaits:
     """Oracle: CUDA's own check, which makes every wait for the device an error."""
 
     @pytest.mark.parametrize("kind", ["eager", "captured"])
-    @pytest.mark.parametrize("arithmetic", arithmetics())
-    def test_a_step(self, small: SmallRun, kind: str, arithmetic: str) -> None:
-        step = make_step(small, kind, arithmetic)
+    @pytest.mark.parametrize("precision", precisions())
+    def test_a_step(self, small: SmallRun, kind: str, precision: str) -> None:
+        step = make_step(small, kind, precision)
         steps = list(make_feed(small, epochs=4).batches())
         run(step, steps)  # all shapes are known, and recorded
         run(step, steps)
@@ -173,7 +173,7 @@ class TestNothingWaits:
         torch.cuda.set_sync_debug_mode("error")
         try:
             for fed in itertools.islice(make_feed(small, epochs=2).batches(), 6):
-                step(fed.parts, 1e-3)
+                step(fed.micro_batches, 1e-3)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
@@ -211,16 +211,16 @@ class TestRun:
                 assert found.device.type == "cuda"
                 assert torch.equal(found.cpu(), tensor), name
 
-    @pytest.mark.parametrize("arithmetic", ["float32", "tf32"])
-    def test_compiled(self, small: SmallRun, arithmetic: str) -> None:
-        if arithmetic == "tf32" and torch.cuda.get_device_capability() < (8, 0):
+    @pytest.mark.parametrize("precision", ["float32", "tf32"])
+    def test_compiled(self, small: SmallRun, precision: str) -> None:
+        if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
             pytest.skip("this card has no tf32")
         steps = [fed for fed in make_feed(small).batches() if len(fed.drawn) == 6]
-        eager = make_step(small, "eager", arithmetic, dropout=False)
-        compiled = make_step(small, "eager", arithmetic, dropout=False)
+        eager = make_step(small, "eager", precision, dropout=False)
+        compiled = make_step(small, "eager", precision, dropout=False)
         compiled.forward = compiled_forward(compiled.model)
         found, expected = run(compiled, steps), run(eager, steps)
-        tolerance = 1e-3 if arithmetic == "float32" else 2e-2
+        tolerance = 1e-3 if precision == "float32" else 2e-2
         assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < tolerance
 
     def test_another_card(self, small: SmallRun) -> None:

@@ -23,14 +23,14 @@ pytestmark = pytest.mark.skipif(
 
 
 def first_part(small: SmallRun, *, bucketed: bool) -> MicroBatch:
-    return next(make_feed(small, bucketed=bucketed).batches()).parts[0]
+    return next(make_feed(small, bucketed=bucketed).batches()).micro_batches[0]
 
 
 def logits_and_gradients(
-    model: nn.Module, part: MicroBatch, impl: str, arithmetic: str = "float32"
+    model: nn.Module, part: MicroBatch, impl: str, precision: str = "float32"
 ) -> list[torch.Tensor]:
     spafit.set_impl(model, impl)
-    with autocast(arithmetic, torch.device("cpu")):
+    with autocast(precision, torch.device("cpu")):
         logits = model.forward_packed(part.batch)  # type: ignore[operator]
     torch.autograd.backward(nn.functional.cross_entropy(logits.float(), part.targets))
     found = [logits.detach()]
