@@ -15,6 +15,8 @@ from spafit.errors import listed
 MAX_JSON_BYTES = 2**24
 """A longer JSON file is refused; BERT-large's index takes 40 thousand bytes."""
 
+_PIECE_BYTES = 2**16
+
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its pairs; the ``object_pairs_hook`` of ``json.loads``.
@@ -56,11 +58,14 @@ def read_json(path: Path) -> Any:
     ValueError
         As :func:`parse_json`, or if it takes more than :data:`MAX_JSON_BYTES`.
     """
+    raw = bytearray()
     with open_regular(path) as file:
-        raw = file.read(MAX_JSON_BYTES + 1)
+        # In pieces: asked for all at once, the limit itself would be allocated for every file.
+        while len(raw) <= MAX_JSON_BYTES and (piece := file.read(_PIECE_BYTES)):
+            raw += piece
     if len(raw) > MAX_JSON_BYTES:
         raise ValueError(f"it takes more than the {MAX_JSON_BYTES} bytes that are accepted")
-    return parse_json(raw)
+    return parse_json(bytes(raw))
 
 
 def open_regular(path: Path) -> BinaryIO:
