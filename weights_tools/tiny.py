@@ -140,14 +140,14 @@ def make_tiny(
             raise WeightsError(f"{folder} is not empty; give a folder that is, or a new one")
     except OSError as error:
         raise WeightsError(f"{folder} cannot be made: {error.strerror}") from None
-    with replacing(folder / "vocab.txt") as temporary:
+    with replacing(folder / "vocab.txt", WeightsError) as temporary:
         temporary.write_text("\n".join(vocabulary) + "\n", encoding="utf-8", newline="\n")
     load_tokenizer(folder).save(folder)
     save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     labels = {"num_labels": num_labels} if num_labels else {}
     entries = {"architectures": ["BertModel"], **labels, **config.to_json_dict()}
     # Last, so that an interrupted folder is no model.
-    with replacing(folder / "config.json") as temporary:
+    with replacing(folder / "config.json", WeightsError) as temporary:
         temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     return folder
 

@@ -69,7 +69,7 @@ def run_plan(options: PlanOptions, model: str | None, num_labels: int, save: Pat
     plan = options.make(config.num_hidden_layers)
     print(adapt(shadow, plan))
     if save is not None:
-        with replacing(save) as temporary:
+        with replacing(save, ConfigError) as temporary:
             temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
         print(f"written: {save}")
 
@@ -193,7 +193,7 @@ def run_predict(
         if output is None:
             sys.stdout.write(text)
             return
-        with replacing(output) as temporary:
+        with replacing(output, ConfigError) as temporary:
             temporary.write_text(text, encoding="utf-8")
         print(f"written: {output} ({len(rows)} predictions)")
         return

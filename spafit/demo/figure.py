@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spafit.adapters import LoRA
+from spafit.errors import ConfigError
 from spafit.files.replacing import replacing
 from spafit.plans import MODULES, Plan
 from spafit.training.result import Result
@@ -42,6 +43,11 @@ def draw(plan: Plan, result: Result, probe_score: float, metric: str, path: Path
         The task's first metric.
     path : Path
         The PNG to write, whole or not at all.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written.
     """
     # The object interface, which needs no display and leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -52,7 +58,7 @@ def draw(plan: Plan, result: Result, probe_score: float, metric: str, path: Path
     strata, curves = figure.subplots(1, 2, width_ratios=(1.0, 1.5))
     _draw_strata(strata, plan)
     _draw_curves(curves, result, probe_score, metric)
-    with replacing(path) as temporary:
+    with replacing(path, ConfigError) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 

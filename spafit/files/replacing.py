@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from spafit.errors import ConfigError, WeightsError
+from spafit.errors import ConfigError, SpafitError
 from spafit.files.durable import sync_folder
 
 
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, error: type[SpafitError] | None = None) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to, and move it there once that has gone well.
 
     The file gets the mode that the user's umask asks for. (The safetensors library gives 0600.)
@@ -42,20 +42,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ----------
     path : str or Path
         The file to be; its folder must exist.
+    error : type of SpafitError, optional
+        What to raise instead of an OSError, with the path and the reason; it is raised from it.
 
     Raises
     ------
-    WeightsError
-        If the folder cannot be written to, or something is there that is no file.
+    OSError
+        If the folder or the file cannot be written to, or something is there that is no file.
     """
     target = Path(os.path.realpath(path))
-    if target.is_symlink() or (target.exists() and not target.is_file()):
-        raise WeightsError(
-            f"{path} cannot be written: it is a folder, a pipe, a device or a link to itself; name "
-            "a file"
-        )
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            what = "it is a folder, a pipe, a device or a link to itself; name a file"
+            raise OSError(errno.EINVAL, what, str(path))
         try:
             with temporary.open("xb") as file:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -67,8 +67,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise WeightsError(f"{target} cannot be written: {error.strerror or error}") from error
+    except OSError as cause:
+        if error is None:
+            raise
+        raise error(f"{path} cannot be written: {cause.strerror or cause}") from cause
 
 
 def refuse_place(path: Path, *, is_folder: bool = False) -> None:

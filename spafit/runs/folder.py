@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spafit.errors import CheckpointError, SpafitError, StoppedError
+from spafit.errors import CheckpointError, StoppedError
 from spafit.files.durable import Lock, explain, sync_folder
 from spafit.files.replacing import replacing
 from spafit.machine.versions import machine, versions
@@ -152,12 +152,9 @@ class RunFolder:
         try:
             with replacing(self.path / RUN) as temporary:
                 temporary.write_text(content, encoding="utf-8")
-        except SpafitError as error:
-            reason = str(error)
-            if isinstance(error.__cause__, OSError):
-                reason = explain(error.__cause__, self.path, len(content.encode()))
-                reason = f"{self.path / RUN} cannot be written: {reason}"
-            raise CheckpointError(reason) from error
+        except OSError as error:
+            reason = explain(error, self.path, len(content.encode()))
+            raise CheckpointError(f"{self.path / RUN} cannot be written: {reason}") from error
         self._written = content
 
     def regain(self) -> bool:

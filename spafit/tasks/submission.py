@@ -41,7 +41,8 @@ def write_submission(
     ------
     DataError
         If the number of predictions is not that of the task's test file (GLUE refuses such a file),
-        a prediction is not a label of the task, or ``dataset`` is not what was to be predicted.
+        a prediction is not a label of the task, ``dataset`` is not what was to be predicted, or the
+        file cannot be written.
     """
     task, folder = get_task(task), Path(folder)
     if dataset is not None:
@@ -57,7 +58,7 @@ def write_submission(
     except OSError as error:
         raise DataError(f"{folder} cannot be made: {error.strerror}; name another one") from None
     path = folder / task.submission
-    with replacing(path) as temporary:
+    with replacing(path, DataError) as temporary:
         temporary.write_bytes("\n".join([HEADER, *rows, ""]).encode())
     return path
 
@@ -110,7 +111,7 @@ def zip_submission(folder: str | Path) -> Path:
     Raises
     ------
     DataError
-        If there is no submission file, or one is not in GLUE's form.
+        If there is no submission file, one is not in GLUE's form, or the zip cannot be written.
     """
     folder = Path(folder)
     present = [task for task in TASKS.values() if (folder / task.submission).is_file()]
@@ -118,7 +119,7 @@ def zip_submission(folder: str | Path) -> Path:
         raise DataError(f"{folder} holds no submission file such as RTE.tsv; write them first")
     path = folder / "submission.zip"
     with (
-        replacing(path) as temporary,
+        replacing(path, DataError) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         for task in present:

@@ -297,7 +297,7 @@ class Tokenizer:
             ("tokenizer.json", self.recipe.build().to_str(pretty=True)),
             ("tokenizer_config.json", json.dumps(config, indent=2)),
         ):
-            with replacing(folder / name) as temporary:
+            with replacing(folder / name, WeightsError) as temporary:
                 temporary.write_text(content + "\n", encoding="utf-8")
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:

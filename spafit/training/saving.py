@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import CheckpointError, TrainingError, WeightsError
-from spafit.files.durable import explain
+from spafit.errors import CheckpointError, TrainingError
+from spafit.files.durable import explain, write_file
+from spafit.files.replacing import replacing
 from spafit.runs.folder import RunFolder
 from spafit.training.state import TrainingState, content
 from spafit.training.step import TrainingStep
 from spafit.weights.adapter_files import adapter_content
-from spafit.weights.safefile import save_tensors
+from spafit.weights.safefile import tensor_file
 
 INTERVAL_S = 600.0
 """Seconds between checkpoints where no number of steps was given."""
@@ -117,12 +118,12 @@ class Saver:
             return
         tensors, metadata = adapter_content(self.model, state.best)
         try:
-            save_tensors(self.run.adapter, tensors, metadata)
-        except WeightsError as error:
-            if not isinstance(error.__cause__, OSError):
-                raise CheckpointError(str(error)) from error
+            with replacing(self.run.adapter) as temporary:
+                temporary.unlink()
+                write_file(temporary, tensor_file(tensors, metadata))
+        except OSError as error:
             needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-            reason = explain(error.__cause__, self.run.path, needed)
+            reason = explain(error, self.run.path, needed)
             raise CheckpointError(f"{self.run.adapter} cannot be written: {reason}") from error
         self._adapter_step = state.best_step
 

@@ -375,7 +375,7 @@ def save_tensors(
     WeightsError
         If the file cannot be written.
     """
-    with replacing(path) as temporary:
+    with replacing(path, WeightsError) as temporary:
         temporary.unlink()
         write_file(temporary, tensor_file(tensors, metadata))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from spafit.errors import ConfigError, SpafitError, WeightsError
 from spafit.files.replacing import replacing
 
 
@@ -43,3 +45,43 @@ class TestReplacing:
         finally:
             os.umask(before)
         assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+class TestFailures:
+    """Oracle: what the system says of the same path, and the file that was there."""
+
+    PLACES = ("missing/file", "file/under", "folder", "loop")
+
+    def prepare(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"old")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+
+    @pytest.mark.parametrize("place", PLACES)
+    def test_is_the_system_s_own_error(self, tmp_path: Path, place: str) -> None:
+        self.prepare(tmp_path)
+        with pytest.raises(OSError) as found, replacing(tmp_path / place):
+            pytest.fail("nothing can be written there")
+        assert type(found.value) is not OSError or found.value.errno == errno.EINVAL
+        assert found.value.strerror
+
+    @pytest.mark.parametrize("kind", [WeightsError, ConfigError])
+    @pytest.mark.parametrize("place", PLACES)
+    def test_is_the_caller_s_error_where_one_is_asked_for(
+        self, tmp_path: Path, place: str, kind: type[SpafitError]
+    ) -> None:
+        self.prepare(tmp_path)
+        with pytest.raises(kind) as found, replacing(tmp_path / place, kind):
+            pytest.fail("nothing can be written there")
+        assert str(found.value).startswith(f"{tmp_path / place} cannot be written: ")
+        assert isinstance(found.value.__cause__, OSError)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "loop"]
+        assert (tmp_path / "file").read_bytes() == b"old"
+
+    @pytest.mark.parametrize("kind", [None, WeightsError])
+    def test_an_error_of_the_caller_s_own_passes(
+        self, tmp_path: Path, kind: type[SpafitError] | None
+    ) -> None:
+        with pytest.raises(KeyError), replacing(tmp_path / "file", kind):
+            raise KeyError("x")
+        assert list(tmp_path.iterdir()) == []

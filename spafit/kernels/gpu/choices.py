@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 
-from spafit.errors import WeightsError
 from spafit.files.replacing import cache_folder, replacing
 from spafit.files.strict_json import read_json
 from spafit.kernels.gpu.cuda_graphs import record, recording_stream
@@ -248,7 +247,7 @@ def _remember(where: str, operation: str, shape: str, entry: dict[str, Any]) -> 
             inner[name] = {}
     known[where][operation][shape] = entry
     text = json.dumps(known, indent=1, sort_keys=True) + "\n"
-    with contextlib.suppress(OSError, WeightsError):
+    with contextlib.suppress(OSError):
         path().parent.mkdir(parents=True, exist_ok=True)
         with replacing(path()) as temporary:
             temporary.write_text(text, encoding="utf-8")
