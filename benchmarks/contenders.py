@@ -230,4 +230,4 @@ def random_weights_key(
     model: BertForSequenceClassification, dtype: str, precision: str = "float32"
 ) -> PrefixKey:
     """Name what the kept states of a model with random weights belong to."""
-    return prefix_key(model, "benchmark", dtype=dtype, arithmetic=precision)
+    return prefix_key(model, "benchmark", dtype=dtype, precision=precision)

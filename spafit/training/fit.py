@@ -50,8 +50,7 @@ from spafit.training.step import TrainingStep
 from spafit.weights.safefile import tensor_file
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+@torch.inference_mode(False)  # with gradients, whatever mode the caller is in
 def fit(
     model: BertForSequenceClassification,
     tokenizer: Tokenizer,
@@ -131,7 +130,7 @@ def fit(
                 where=config.cache_prefix,
                 dtype=config.cache_dtype,
                 limit_gib=config.cache_limit_gib,
-                arithmetic=f"{config.precision}, {config.frozen_weights} weights",
+                precision=f"{config.precision}, {config.frozen_weights} weights",
                 say=journal.say,
             )
         )

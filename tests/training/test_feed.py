@@ -58,9 +58,7 @@ class TestFeed:
             for ours, theirs in zip(parts, fed.micro_batches, strict=True):
                 assert torch.equal(ours.batch.input_ids, theirs.batch.input_ids)
 
-    def test_what_is_missing_is_computed_in_the_arithmetic_of_the_run(
-        self, small: SmallRun
-    ) -> None:
+    def test_what_is_missing_is_computed_in_the_precision_of_the_run(self, small: SmallRun) -> None:
         """On a CPU by the thread that asks, like all that is read."""
 
         class Kept:

@@ -117,7 +117,7 @@ class TestPredict:
         assert cut.truncated == longer
         assert predict(model, small.tokenizer, small.train).truncated == whole.truncated
 
-    def test_bf16_is_another_arithmetic_and_near(
+    def test_bf16_is_another_precision_and_near(
         self, small: SmallRun, model: BertForSequenceClassification
     ) -> None:
         """Oracle: float32; 8 bits of mantissa through 4 layers."""

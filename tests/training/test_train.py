@@ -398,7 +398,7 @@ class TestBfloat16:
             losses.append(small.fit(model, precision=precision, epochs=2).losses)
             assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
         difference = np.abs(np.subtract(*losses)).max()
-        assert 1e-5 < difference < 0.03  # another arithmetic, of 8 bits
+        assert 1e-5 < difference < 0.03  # another precision, of 8 bits
 
 
 class TestRealWeights:

@@ -55,7 +55,7 @@ class PrefixKey:
         D.
     dtype : str
         In what the states are kept: "float32", or "half" (float16, at half the size).
-    arithmetic : str
+    precision : str
         In what they were computed, such as "float32" or "bf16".
     computed_on : str
         All else that decides how they were rounded: device, threads, libraries.
@@ -71,7 +71,7 @@ class PrefixKey:
     tokenizer_fingerprint: str
     hidden_size: int
     dtype: str
-    arithmetic: str
+    precision: str
     computed_on: str
 
     def __post_init__(self) -> None:
@@ -226,7 +226,7 @@ class PrefixCache:
                 )
             raise TrainingError(
                 "the frozen layers gave hidden states that are NaN or infinite, which are not "
-                "kept; use the weights of a healthy run, or a wider arithmetic"
+                "kept; use the weights of a healthy run, or a wider precision"
             )
         array = values.numpy().astype(self._dtype, copy=False)
         position = 0

@@ -129,7 +129,7 @@ def prefix_key(
     tokenizer_fingerprint: str,
     *,
     dtype: str,
-    arithmetic: str,
+    precision: str,
 ) -> PrefixKey:
     """Say what the hidden states after a model's group 1 depend on, beside the tokens."""
     return PrefixKey(
@@ -138,7 +138,7 @@ def prefix_key(
         tokenizer_fingerprint=tokenizer_fingerprint,
         hidden_size=model.config.hidden_size,
         dtype=dtype,
-        arithmetic=arithmetic,
+        precision=precision,
         computed_on=_rounding(model.classifier.weight.device),
     )
 
@@ -194,7 +194,7 @@ def keep_prefixes(
     where: str,
     dtype: str,
     limit_gib: float,
-    arithmetic: str,
+    precision: str,
     say: Callable[[str], None],
 ) -> Iterator[dict[str, KeptPrefix]]:
     """Open the caches that a run's settings ask for, and save them on the way out.
@@ -213,7 +213,7 @@ def keep_prefixes(
         In what they are kept.
     limit_gib : float
         The most that those of one name may take.
-    arithmetic : str
+    precision : str
         In what they are computed, such as ``"float32"``.
     say : callable of str
         Told in one line why nothing is kept though it was asked for, and, on the way out, the notes
@@ -230,7 +230,7 @@ def keep_prefixes(
     if reason or where == "off":
         yield {}
         return
-    key = prefix_key(model, tokenizer.fingerprint, dtype=dtype, arithmetic=arithmetic)
+    key = prefix_key(model, tokenizer.fingerprint, dtype=dtype, precision=precision)
     folder = cache_folder() / "prefix" if where == "disk" else None
     limit_bytes = int(limit_gib * 2**30)
     with ExitStack() as opened:

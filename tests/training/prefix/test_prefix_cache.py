@@ -57,7 +57,7 @@ def make_key(**changes: Any) -> PrefixKey:
         tokenizer_fingerprint="cd" * 32,
         hidden_size=D,
         dtype="float32",
-        arithmetic="float32",
+        precision="float32",
         computed_on="here",
     )
     return dataclasses.replace(key, **changes)
@@ -304,7 +304,7 @@ class TestFiles:
             {"tokenizer_fingerprint": "ce" * 32},
             {"hidden_size": 2 * D},
             {"dtype": "half"},
-            {"arithmetic": "bf16"},
+            {"precision": "bf16"},
             {"computed_on": "there"},
         ],
         ids=lambda changes: next(iter(changes)),

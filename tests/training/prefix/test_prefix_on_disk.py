@@ -238,7 +238,7 @@ class TestHeldAside:
 
     def test_is_read_here_and_never_saved(self, small: SmallRun, tmp_path: Path) -> None:
         encodings = small.tokenizer.encode(["cat", "a dog", "the child sees"], max_length=9)
-        key = prefix_key(small.model(), "1" * 64, dtype="float32", arithmetic="float32")
+        key = prefix_key(small.model(), "1" * 64, dtype="float32", precision="float32")
         shapes = [(length, key.hidden_size) for length in encodings.lengths]
         first, second, third = (torch.randn(shape) for shape in shapes)
         place = {"folder": tmp_path / "kept", "limit_bytes": 10**9}
@@ -327,10 +327,10 @@ class TestBits:
         value: Any,
     ) -> None:
         model = small.model()
-        key = prefix_key(model, "1", dtype="float32", arithmetic="float32")
-        assert prefix_key(model, "1", dtype="float32", arithmetic="float32") == key
+        key = prefix_key(model, "1", dtype="float32", precision="float32")
+        assert prefix_key(model, "1", dtype="float32", precision="float32") == key
         monkeypatch.setattr(module, name, value)
-        assert prefix_key(model, "1", dtype="float32", arithmetic="float32") != key
+        assert prefix_key(model, "1", dtype="float32", precision="float32") != key
 
     def test_a_gpu_s_name_is_in_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")

@@ -71,7 +71,7 @@ class TestKey:
     """Oracle: what changes the hidden states, listed here."""
 
     def key(self, model: Model) -> Any:
-        return prefix_key(model, "1" * 64, dtype="float32", arithmetic="float32")
+        return prefix_key(model, "1" * 64, dtype="float32", precision="float32")
 
     def frozen(self, small: SmallRun) -> Model:
         model = small.model()

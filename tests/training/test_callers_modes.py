@@ -1,0 +1,58 @@
+"""``fit`` inside a caller's ``no_grad``, ``inference_mode`` or autocast.
+
+Oracle: the same run outside of it, bit for bit.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from support.small_runs import SmallRun, trained
+
+from spafit.errors import PlanError
+from spafit.training.fit import Result
+
+MODES = ["no_grad", "inference_mode", "autocast"]
+
+
+def mode(name: str) -> AbstractContextManager[object]:
+    if name == "autocast":
+        return torch.autocast("cpu", torch.bfloat16)
+    context: AbstractContextManager[object] = getattr(torch, name)()
+    return context
+
+
+def bits(result: Result) -> tuple[object, ...]:
+    return result.losses, result.history, result.best_step
+
+
+class TestFit:
+    @pytest.mark.parametrize("name", MODES)
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_computes_as_it_does_outside(self, small: SmallRun, name: str, kept: bool) -> None:
+        settings = {"dropout_in_group_1": not kept, "cache_prefix": "memory" if kept else "off"}
+        outside, inside = small.model(), small.model()
+        expected = small.fit(outside, epochs=2, **settings)
+        with mode(name):
+            found = small.fit(inside, epochs=2, **settings)
+            assert torch.is_grad_enabled() == (name == "autocast")
+            assert torch.is_inference_mode_enabled() == (name == "inference_mode")
+            assert torch.is_autocast_enabled("cpu") == (name == "autocast")
+        assert bits(found) == bits(expected)
+        values = trained(outside)
+        assert all(torch.equal(value, values[key]) for key, value in trained(inside).items())
+
+    def test_the_precision_asked_for_inside_another_autocast(self, small: SmallRun) -> None:
+        expected = small.fit(epochs=1, precision="bf16")
+        with torch.autocast("cpu", torch.float16):
+            found = small.fit(epochs=1, precision="bf16")
+        assert bits(found) == bits(expected)
+        assert bits(found) != bits(small.fit(epochs=1))
+
+    def test_a_model_made_in_inference_mode_is_refused_by_name(self, small: SmallRun) -> None:
+        with torch.inference_mode():
+            model = small.model()
+        with pytest.raises(PlanError, match=r"^bert\.encoder\S+ was made under torch\.inference"):
+            small.fit(model)
