@@ -18,6 +18,8 @@ from spafit.errors import (
     TrainingError,
     WeightsError,
 )
+from spafit.kernels.gpu import choices
+from spafit.machine.kernel_choices import KernelsFile
 from spafit.methods import METHODS, plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, adapters_disabled, fingerprint, merged_state_dict, summarise
@@ -31,6 +33,9 @@ from spafit.training.settings import TrainConfig
 from spafit.version import __version__
 from spafit.weights.adapter_files import load_adapter, save_adapter
 from spafit.weights.pretrained import load_pretrained, load_report
+
+# Which form of an operation was fastest on a GPU is remembered in the cache folder.
+choices.remember_in(KernelsFile())
 
 # GLUE is known as spafit.glue: ``from spafit.glue import load`` finds it there too.
 sys.modules["spafit.glue"] = glue

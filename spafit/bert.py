@@ -23,10 +23,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from spafit.adapters import Dropout, LayerNorm, Linear, add_norm, project
-from spafit.batch_checks import check_packed, check_padded
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
-from spafit.layout import Layout, PackedBatch, Padded, Unchanged, Unpacking, pack
+from spafit.layout import (
+    Layout,
+    PackedBatch,
+    Padded,
+    Unchanged,
+    Unpacking,
+    check_packed,
+    check_padded,
+    pack,
+)
 
 if TYPE_CHECKING:
     from spafit.strata import Adaptation

@@ -1,14 +1,21 @@
-"""The shape of a BERT encoder, read from the ``config.json`` that lies beside its weights."""
+"""The shape of a BERT encoder, read from the ``config.json`` that lies beside its weights.
+
+At the end stands how JSON is read here and elsewhere: strictly, and from regular files alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
+import os
+import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 from spafit.errors import ConfigError, listed, one_line
-from spafit.files.strict_json import read_json
 
 # Keys of a real config.json that change nothing in the encoder or its head. They are known, so they
 # are ignored; a key that is neither known nor unset is refused, because it may change the numbers.
@@ -231,3 +238,79 @@ class BertConfig:
 def is_number(value: object) -> TypeGuard[int | float]:
     """Say whether a setting is a number; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+MAX_JSON_BYTES = 2**24
+"""A longer JSON file is refused; BERT-large's index takes 40 thousand bytes."""
+
+_PIECE_BYTES = 2**16
+
+
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; the ``object_pairs_hook`` of ``json.loads``.
+
+    Raises
+    ------
+    ValueError
+        If a key stands twice, of which JSON's readers would take the last.
+    """
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = sorted(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"it holds twice: {listed(twice, ', ')}")
+    return result
+
+
+def parse_json(raw: bytes) -> Any:
+    """Read UTF-8 as JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is not both, holds a key twice, or is nested too deeply.
+    """
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    OSError
+        If it is missing, no regular file, or cannot be read.
+    ValueError
+        As :func:`parse_json`, or if it takes more than :data:`MAX_JSON_BYTES`.
+    """
+    raw = bytearray()
+    with open_regular(path) as file:
+        # In pieces: asked for all at once, the limit itself would be allocated for every file.
+        while len(raw) <= MAX_JSON_BYTES and (piece := file.read(_PIECE_BYTES)):
+            raw += piece
+    if len(raw) > MAX_JSON_BYTES:
+        raise ValueError(f"it takes more than the {MAX_JSON_BYTES} bytes that are accepted")
+    return parse_json(bytes(raw))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to be read, and nothing else that may stand under its name.
+
+    Raises
+    ------
+    OSError
+        If it is missing or cannot be read, or is a device or a pipe, which may have no end.
+    """
+
+    def without_waiting(name: str, flags: int) -> int:
+        # A pipe would wait for somebody to write to it.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=without_waiting)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spafit.adapters import TECHNIQUES, BiasDelta, DirectBias, Full, LoRA, Technique
-from spafit.config import MOST_LAYERS
+from spafit.config import MOST_LAYERS, no_duplicates
 from spafit.errors import PlanError, listed, one_line
-from spafit.files.strict_json import no_duplicates
 
 # The eight modules of a layer that hold parameters, in the order of the data. Each is written from
 # ``layer.`` on, as in the checkpoint's key without its number, so that none ends another:

@@ -12,7 +12,7 @@ import torch
 
 from spafit.files.replacing import cache_folder
 from spafit.kernels.forms import why_no_triton
-from spafit.kernels.gpu import choices
+from spafit.machine import kernel_choices
 from spafit.kernels.gpu.varlen_attention import why_no_efficient, why_no_flash
 from spafit.kernels.products import LIBRARY_VARIABLE, library
 from spafit.machine.memory import keep_freed_memory
@@ -117,10 +117,10 @@ def kernels_on(device: torch.device) -> Iterator[Finding]:
             f"linear maps on {device}: the faster of fused and triton; dropout_add_norm: triton; "
             "dropout alone: the plain form",
         )
-    for operation, shapes in choices.remembered(device).items():
+    for operation, shapes in kernel_choices.remembered(device).items():
         counts = Counter(entry["choice"] for entry in shapes.values())
         found = ", ".join(f"{form} for {count} shapes" for form, count in counts.most_common())
-        yield Finding("kernels", f"{operation}, measured here: {found} ({choices.path()})")
+        yield Finding("kernels", f"{operation}, measured here: {found} ({kernel_choices.path()})")
         refused = {
             f"{form}: {reason}"
             for entry in shapes.values()

@@ -34,7 +34,6 @@ from spafit.kernels.forms import (
     require_triton,
     suits_triton,
 )
-from spafit.kernels.gpu.choices import fastest
 from spafit.kernels.parts import (
     Kept,
     Part,
@@ -238,6 +237,8 @@ def _faster(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> str:
         candidates = [given, *(tensor for part in mine for tensor in part[:5])]
         leaves = [each for each in candidates if each is not None and each.requires_grad]
         return [y, *torch.autograd.grad(y, leaves, y.detach())] if leaves else [y]
+
+    from spafit.kernels.gpu.choices import fastest  # only where a GPU is at hand
 
     return fastest("linear map", shape, x.device, ["triton", "fused"], run, rate)
 

@@ -24,7 +24,6 @@ from spafit.kernels.forms import (
     refuse_second_derivative,
     why_no_triton,
 )
-from spafit.kernels.gpu.choices import fastest
 from spafit.kernels.gpu.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
 
 BY_SPANS = ("triton", "flash", "efficient")
@@ -270,6 +269,8 @@ def _fastest(
         [given] = made
         H1 = packed_attention(given, groups, num_heads, rate, form, spans)
         return [H1, *torch.autograd.grad(H1, given, H1.detach())] if learns else [H1]
+
+    from spafit.kernels.gpu.choices import fastest  # only where a GPU is at hand
 
     return fastest("packed_attention", key, QKV.device, forms, run, dropout)
 

@@ -30,9 +30,9 @@ from typing import Any
 
 import torch
 
+from spafit.config import parse_json
 from spafit.errors import CheckpointError, WeightsError
 from spafit.files.durable import FileRecord, Piece, explain, measure, sync_folder, write_file
-from spafit.files.strict_json import parse_json
 from spafit.weights.safefile import SafeFile, tensor_file
 
 FORMAT = 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from spafit.config import read_json
 from spafit.errors import CheckpointError
-from spafit.files.strict_json import read_json
 from spafit.runs.checkpoint import Checkpoints
 from spafit.runs.identity import require_same_run
 

@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spafit.config import no_duplicates
 from spafit.errors import ConfigError, DataError
 from spafit.files.durable import measure
-from spafit.files.strict_json import no_duplicates
 from spafit.tasks.table import SCORE_RANGE, TASKS, Label, Split, Task, get_task
 
 __all__ = [

@@ -11,9 +11,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from spafit.config import read_json
 from spafit.errors import WeightsError
 from spafit.files.replacing import cache_folder, replacing
-from spafit.files.strict_json import read_json
 from spafit.files.transfers import alone_in
 
 TOKENIZER_FILES = (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from spafit.config import read_json
 from spafit.errors import WeightsError, listed, one_line
-from spafit.files.strict_json import read_json
 from spafit.weights.safefile import AGAIN, SafeFile, TensorInfo
 
 

@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
+from spafit.config import open_regular, parse_json
 from spafit.errors import WeightsError, one_line
 from spafit.files.durable import write_file
 from spafit.files.replacing import replacing
-from spafit.files.strict_json import open_regular, parse_json
 
 MAX_HEADER_BYTES = 2**24
 """A longer header is refused: read, it can take 25 times its bytes. BERT-large's is 40 thousand."""

@@ -296,8 +296,8 @@ class TestFile:
         entries = {"N=5": sound, "N=6": {"choice": 3}, "N=7": {}, "N=8": [], "N=9": None}
         where = choices.device_name(CPU)
         place.write_text(json.dumps({where: {"doubling": entries, "other": 3}, "card": {"x": {}}}))
-        assert choices.remembered(CPU) == {"doubling": {"N=5": sound}}
-        assert choices.remembered(torch.device("meta")) == {}
+        assert kernel_choices.remembered(CPU) == {"doubling": {"N=5": sound}}
+        assert kernel_choices.remembered(torch.device("meta")) == {}
 
     def test_another_torch_chooses_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert choices.device_name(CPU).startswith(f"cpu, torch {torch.__version__}")

@@ -1,14 +1,13 @@
-"""Which of several forms is fastest on a device: measured once, and remembered in a file.
+"""Choose the fastest of several forms of an operation by measuring them.
 
-On a GPU no rule tells beforehand whether a library's products or a kernel of ours is faster for a
+On a GPU no rule tells beforehand whether a library's product or a kernel of ours is faster for a
 shape. So the first time that a shape is met each form is run a few times, and the fastest one is
-taken from then on, in later processes too: ``kernels.json`` in spafit's cache folder
-(``$SPAFIT_CACHE``) holds one entry for each device, version of PyTorch, operation and shape. It may
-be deleted at any time; the forms are then measured again. A form that fails, or whose numbers are
-not the plain form's, is not taken, and the file says why.
+taken from then on. A form that cannot run, or whose numbers are not the plain form's, is not taken,
+and a warning says why. On a CPU nothing is measured.
 
-Another choice rounds otherwise, so a run repeats bit for bit only with the file as it was. On a CPU
-nothing is measured.
+This module remembers the choices of its own process. :func:`remember_in` plugs in what later
+processes are to find, as ``spafit`` does with :mod:`spafit.machine.kernel_choices`. Two forms round
+differently, so a run repeats bit for bit only with the choices that it began with.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ import contextlib
 import functools
 import importlib.metadata
 import itertools
-import json
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from spafit.files.replacing import cache_folder, replacing
-from spafit.files.strict_json import read_json
+from spafit.errors import ConfigError
 from spafit.kernels.gpu.cuda_graphs import record, recording_stream
 
 #: Gives the results (output, gradients) of a form for a rate of dropout.
@@ -40,7 +38,27 @@ _TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 _WARM_UP, _ROUNDS = 3, 9
 
+
+
+class Memory(Protocol):
+    """What keeps measurements for later processes."""
+
+    def find(self, device: str, operation: str, shape: str) -> Any:
+        """Give the entry that was kept, as :func:`measure` made it; None where there is none."""
+
+    def keep(self, device: str, operation: str, shape: str, entry: dict[str, Any]) -> None:
+        """Keep an entry, if that is possible."""
+
+
+_memory: Memory | None = None
 _made: dict[tuple[str, str, str], str] = {}
+_told: set[tuple[str, str]] = set()
+
+
+def remember_in(memory: Memory | None) -> None:
+    """Look measurements up in ``memory``, and keep new ones there; None forgets them at exit."""
+    global _memory
+    _memory = memory
 
 
 def fastest(
@@ -84,16 +102,16 @@ def fastest(
         return known
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return forms[-1]
-    entry: Any = read()
-    for name in (where, operation, shape):
-        entry = entry.get(name) if isinstance(entry, dict) else None
+    entry: Any = None if _memory is None else _memory.find(where, operation, shape)
     if not (isinstance(entry, dict) and entry.get("choice") in forms):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             entry = measure(forms, run, dropout, device, timer or milliseconds)
         reasons = entry.get("refused", {}).values()
         # Another time there may be room.
-        if not any(reason.startswith("OutOfMemoryError") for reason in reasons):
-            _remember(where, operation, shape, entry)
+        out_of_memory = any(reason.startswith("OutOfMemoryError") for reason in reasons)
+        if _memory is not None and not out_of_memory:
+            _memory.keep(where, operation, shape, entry)
+    _tell(operation, entry)
     chosen: str = entry["choice"]
     _made[where, operation, shape] = chosen
     return chosen
@@ -127,25 +145,10 @@ def adopt(entries: Sequence[Sequence[str]]) -> None:
         _made[where, operation, shape] = form
 
 
-def remembered(device: torch.device) -> dict[str, dict[str, Any]]:
-    """Give what the file holds for a device: of each operation, the entry for each shape."""
-    here = read().get(device_name(device))
-    if not isinstance(here, dict):
-        return {}
-    return {
-        operation: {
-            shape: entry
-            for shape, entry in shapes.items()
-            if isinstance(entry, dict) and isinstance(entry.get("choice"), str)
-        }
-        for operation, shapes in here.items()
-        if isinstance(shapes, dict)
-    }
-
-
 def forget() -> None:
-    """Have this process look into the file again, or measure."""
+    """Have this process look the measurements up again, or measure."""
     _made.clear()
+    _told.clear()
 
 
 def measure(
@@ -164,11 +167,32 @@ def measure(
                 refused[form] = f"differs from {forms[-1]} by {difference:.2g} of the largest"
                 continue
             times_ms[form] = statistics.median(timer(functools.partial(run, form, dropout), device))
-        except Exception as error:  # whatever it is, the other forms remain
+        except _refusals() as error:
             refused[form] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     choice = min(times_ms, key=times_ms.__getitem__, default=forms[-1])
     entry: dict[str, Any] = {"choice": choice, "median_ms": times_ms}
     return {**entry, "refused": refused} if refused else entry
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Give what a form raises that cannot run here: PyTorch's errors, ours, and Triton's."""
+    triton = sys.modules.get("triton.runtime.errors")
+    return (RuntimeError, ConfigError) if triton is None else (
+        RuntimeError,
+        ConfigError,
+        triton.TritonError,
+    )
+
+
+def _tell(operation: str, entry: dict[str, Any]) -> None:
+    """Warn of each form that was refused, once a process."""
+    refused = entry.get("refused")
+    for form, reason in refused.items() if isinstance(refused, dict) else ():
+        if (operation, form) not in _told:
+            _told.add((operation, form))
+            warnings.warn(
+                f"{operation}: the form {form!r:.40} is not used ({reason!s:.200})", stacklevel=2
+            )
 
 
 def _difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
@@ -222,32 +246,3 @@ def device_name(device: torch.device) -> str:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         triton = f", triton {importlib.metadata.version('triton')}"
     return f"{name}, torch {torch.__version__}{triton}"
-
-
-def path() -> Path:
-    """Give the file that the choices are remembered in."""
-    return cache_folder() / "kernels.json"
-
-
-def read() -> dict[str, Any]:
-    """Give what the file holds; nothing where there is none or it cannot be read."""
-    try:
-        found = read_json(path())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _remember(where: str, operation: str, shape: str, entry: dict[str, Any]) -> None:
-    """Add an entry to the file, whole or not at all; where nothing can be written, go without."""
-    known = read()
-    for name in (where, operation):  # foreign content is replaced
-        inner = known if name == where else known[where]
-        if not isinstance(inner.get(name), dict):
-            inner[name] = {}
-    known[where][operation][shape] = entry
-    text = json.dumps(known, indent=1, sort_keys=True) + "\n"
-    with contextlib.suppress(OSError):
-        path().parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path()) as temporary:
-            temporary.write_text(text, encoding="utf-8")

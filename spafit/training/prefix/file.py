@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from spafit.config import parse_json
 from spafit.errors import CheckpointError, ConfigError
 from spafit.files.durable import lock, write_all
-from spafit.files.strict_json import parse_json
 
 FORMAT = 1
 """Stands in every index, and goes into every name: other formats are other files."""

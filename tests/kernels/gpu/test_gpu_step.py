@@ -272,7 +272,7 @@ def test_choices_are_measured_and_remembered(small: SmallRun) -> None:
     assert set(made["packed_attention"].values()) <= {"triton", "flash", "efficient", "sdpa"}
     if not why_no_triton(CUDA):
         assert set(made["linear map"].values()) <= {"triton", "fused"}
-    assert choices.remembered(CUDA).keys() == made.keys()
-    for shapes in choices.remembered(CUDA).values():
+    assert kernel_choices.remembered(CUDA).keys() == made.keys()
+    for shapes in kernel_choices.remembered(CUDA).values():
         for entry in shapes.values():
             assert entry.get("refused", {}) == {}, entry

@@ -1,0 +1,74 @@
+"""Remember which form of an operation was fastest on a device: the file ``kernels.json``.
+
+It lies in spafit's cache folder (``$SPAFIT_CACHE``) and holds one entry for each device, version of
+PyTorch, operation and shape, with the times and the reasons of refusals
+(:mod:`spafit.kernels.gpu.choices`). It may be deleted at any time; the forms are then measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spafit.config import read_json
+from spafit.files.replacing import cache_folder, replacing
+from spafit.kernels.gpu.choices import device_name
+
+
+class KernelsFile:
+    """The file, as a :class:`spafit.kernels.gpu.choices.Memory`."""
+
+    def find(self, device: str, operation: str, shape: str) -> Any:
+        """Give the entry of a shape; None where there is none."""
+        entry: Any = read()
+        for name in (device, operation, shape):
+            entry = entry.get(name) if isinstance(entry, dict) else None
+        return entry
+
+    def keep(self, device: str, operation: str, shape: str, entry: dict[str, Any]) -> None:
+        """Add an entry to the file, whole or not at all; where nothing can be written, do without."""
+        known = read()
+        for name in (device, operation):  # foreign content is replaced
+            inner = known if name == device else known[device]
+            if not isinstance(inner.get(name), dict):
+                inner[name] = {}
+        known[device][operation][shape] = entry
+        text = json.dumps(known, indent=1, sort_keys=True) + "\n"
+        with contextlib.suppress(OSError):
+            path().parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path()) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+
+def path() -> Path:
+    """Give the place of the file."""
+    return cache_folder() / "kernels.json"
+
+
+def read() -> dict[str, Any]:
+    """Give what the file holds; nothing where there is none or it cannot be read."""
+    try:
+        found = read_json(path())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remembered(device: torch.device) -> dict[str, dict[str, Any]]:
+    """Give what the file holds for a device: of each operation, the entry for each shape."""
+    here = read().get(device_name(device))
+    if not isinstance(here, dict):
+        return {}
+    return {
+        operation: {
+            shape: entry
+            for shape, entry in shapes.items()
+            if isinstance(entry, dict) and isinstance(entry.get("choice"), str)
+        }
+        for operation, shapes in here.items()
+        if isinstance(shapes, dict)
+    }
