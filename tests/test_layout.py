@@ -15,11 +15,11 @@ from torch import nn
 
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.errors import ConfigError, DataError
+from spafit.kernels import reference
 from spafit.kernels.packed_attention import (
     grouping,
     make_groups,
     packed_attention,
-    packed_attention_reference,
 )
 from spafit.layout import Packed, Padded, pack
 from spafit.text.tokenization import Encodings
@@ -148,8 +148,7 @@ class TestGrouping:
         QKV.requires_grad_()
         pull = torch.randn(31, A * Dh, generator=generator, dtype=torch.float64)
         ours = packed_attention(QKV, make_groups(lengths, counts, CPU), A, impl=impl)
-        one_by_one = make_groups(lengths, [1] * 6, CPU)
-        expected = packed_attention_reference(QKV, one_by_one, A)
+        expected = reference.packed_attention(QKV, lengths, A)
         assert (ours - expected).abs().max() < 1e-12
         assert torch.count_nonzero(ours[28:]) == 0
         mine, true = (torch.autograd.grad((y * pull).sum(), QKV)[0] for y in (ours, expected))

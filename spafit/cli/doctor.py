@@ -12,9 +12,9 @@ import torch
 
 from spafit.files.replacing import cache_folder
 from spafit.kernels.forms import why_no_triton
-from spafit.machine import kernel_choices
 from spafit.kernels.gpu.varlen_attention import why_no_efficient, why_no_flash
 from spafit.kernels.products import LIBRARY_VARIABLE, library
+from spafit.machine import kernel_choices
 from spafit.machine.memory import keep_freed_memory
 from spafit.machine.precision import resolve_precision
 from spafit.machine.versions import machine, versions

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from spafit.errors import ConfigError
+from spafit.kernels import reference
 from spafit.kernels.dropout import apply_mask, keep_mask, scale_of
 from spafit.kernels.forms import (
     best_on,
@@ -17,20 +17,6 @@ from spafit.kernels.forms import (
 
 TRITON_WIDEST = 4096
 """The longest row that the registers of a Triton program hold well."""
-
-
-def dropout_add_norm_reference(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    bias_delta: torch.Tensor | None = None,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """Write the equation out; its arguments are described at :func:`dropout_add_norm`."""
-    b = bias if bias_delta is None else bias + bias_delta
-    return F.layer_norm(F.dropout(x, dropout) + residual, weight.shape, weight, b, eps)
 
 
 def dropout_add_norm(
@@ -81,7 +67,7 @@ def dropout_add_norm(
         auto = "triton"
     form = choose_form("dropout_add_norm", impl, known, auto)
     if form == "reference":
-        return dropout_add_norm_reference(x, residual, weight, bias, eps, bias_delta, dropout)
+        return reference.dropout_add_norm(x, residual, weight, bias, eps, bias_delta, dropout)
     autocast = torch.is_autocast_enabled(x.device.type)
     if form == "triton":
         require_triton("dropout_add_norm", *tensors)

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
+from spafit.kernels import reference
 from spafit.kernels.forms import choose_form
-
-
-def attention_reference(
-    Q: torch.Tensor,
-    K: torch.Tensor,
-    V: torch.Tensor,
-    keep: torch.Tensor | None = None,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """Eq. (4) written out: softmax(QKᵀ / √Dh) V, with dropout on the probabilities.
-
-    This is the definition of :func:`attention`; its arguments are described there.
-    """
-    Dh = Q.shape[-1]
-    scores = Q @ K.transpose(-2, -1) / math.sqrt(Dh)  # (B, A, T, T)
-    if keep is not None:
-        scores = scores.masked_fill(~keep, float("-inf"))
-    probabilities = torch.softmax(scores, dim=-1)
-    return F.dropout(probabilities, dropout) @ V  # (B, A, T, Dh)
 
 
 def attention(
@@ -62,5 +42,5 @@ def attention(
         If ``impl`` is not one of the four.
     """
     if choose_form("attention", impl, ("reference", "sdpa", "fused"), "sdpa") == "reference":
-        return attention_reference(Q, K, V, keep, dropout)
+        return reference.attention(Q, K, V, keep, dropout)
     return F.scaled_dot_product_attention(Q, K, V, attn_mask=keep, dropout_p=dropout)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from spafit.kernels import reference
 from spafit.kernels.dropout import apply_mask, keep_mask
 from spafit.kernels.forms import (
     choose_form,
@@ -54,48 +55,6 @@ _HALF = (torch.float16, torch.bfloat16)
 
 # Writing an element of W' takes about as long as this many multiplications of a product.
 _WRITING = 16
-
-
-def lora_linear_reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    lora_A: torch.Tensor,
-    lora_B: torch.Tensor,
-    scaling: float,
-    bias_delta: torch.Tensor | None = None,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """Write the equation out; its arguments are described at :func:`lora_linear`."""
-    b = bias if bias_delta is None else bias + bias_delta
-    low_rank = F.linear(F.linear(F.dropout(x, dropout), lora_A), lora_B)  # (..., out)
-    return F.linear(x, weight, b) + scaling * low_rank
-
-
-def stacked_linear_reference(
-    x: torch.Tensor, parts: Sequence[Part], gelu: bool = False
-) -> torch.Tensor:
-    """Write the equations out, one part after the other; see :func:`stacked_linear`."""
-    outputs = []
-    for part in parts:
-        if part.lora_A is None or part.lora_B is None:
-            b = part.bias if part.bias_delta is None else part.bias + part.bias_delta
-            outputs.append(F.linear(x, part.weight, b))
-        else:
-            outputs.append(
-                lora_linear_reference(
-                    x,
-                    part.weight,
-                    part.bias,
-                    part.lora_A,
-                    part.lora_B,
-                    part.scaling,
-                    part.bias_delta,
-                    part.dropout,
-                )
-            )
-    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-    return F.gelu(y) if gelu else y
 
 
 def lora_linear(
@@ -179,7 +138,7 @@ def stacked_linear(
     """
     form = choose_form("a linear map", impl, ("reference", "fused", "triton"), "auto")
     if form == "reference":
-        return stacked_linear_reference(x, parts, gelu)
+        return reference.stacked_linear(x, parts, gelu)
     if torch.compiler.is_compiling():
         form = "fused"
     device_type = x.device.type

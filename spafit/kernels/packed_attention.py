@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from spafit.errors import ConfigError
+from spafit.kernels import reference
 from spafit.kernels.attention import attention
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
 from spafit.kernels.forms import (
@@ -53,6 +54,8 @@ class Group:
         n sequences.
     longest : int
         T tokens of the longest.
+    lengths : tuple of int
+        The tokens of each sequence.
     gather : torch.Tensor of int64, (n·T,), or None
         The row, from start, that each place of the padded group is filled from; None where all
         sequences have T tokens, so that nothing is padded.
@@ -66,6 +69,7 @@ class Group:
     rows: int
     count: int
     longest: int
+    lengths: tuple[int, ...]
     gather: torch.Tensor | None
     scatter: torch.Tensor | None
     keep: torch.Tensor | None
@@ -136,16 +140,9 @@ def make_groups(
             gather = (begins[:, None] + place * is_token).flatten().to(device, non_blocking=True)
             scatter = is_token.flatten().nonzero().flatten().to(device, non_blocking=True)
             keep = is_token[:, None, None, :].to(device, non_blocking=True)
-        groups.append(Group(row, rows, count, T, gather, scatter, keep))
+        groups.append(Group(row, rows, count, T, tuple(members), gather, scatter, keep))
         sequence, row = sequence + count, row + rows
     return tuple(groups)
-
-
-def packed_attention_reference(
-    QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float = 0.0
-) -> torch.Tensor:
-    """Eq. (4) for one group after the other; see :func:`packed_attention`."""
-    return _by_groups(QKV, groups, num_heads, dropout, "reference")
 
 
 def packed_attention(
@@ -193,8 +190,11 @@ def packed_attention(
     if impl == "auto":
         auto = _best(QKV, groups, num_heads, dropout, spans)
     form = choose_form("packed_attention", impl, FORMS, auto)
-    if form in ("reference", "sdpa"):
-        return _by_groups(QKV, groups, num_heads, dropout, form)
+    if form == "reference":
+        lengths = [length for group in groups for length in group.lengths]
+        return reference.packed_attention(QKV, lengths, num_heads, dropout)
+    if form == "sdpa":
+        return _by_groups(QKV, groups, num_heads, dropout)
     if form != "fused":
         return _by_spans(QKV, spans, num_heads, dropout, form)
     if not _can_fuse(QKV):
@@ -299,12 +299,12 @@ def _by_spans(
 
 
 def _by_groups(
-    QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float, impl: str
+    QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float
 ) -> torch.Tensor:
     outputs = []
     for group in groups:
         Q, K, V = _heads(padded_rows(QKV, group), group, num_heads)  # (n, A, T, Dh)
-        H1 = attention(Q, K, V, group.keep, dropout, impl).transpose(1, 2).flatten(2)  # (n, T, D)
+        H1 = attention(Q, K, V, group.keep, dropout, "sdpa").transpose(1, 2).flatten(2)  # (n, T, D)
         H1 = H1.flatten(0, 1)  # (n·T, D)
         outputs.append(H1 if group.scatter is None else H1.index_select(0, group.scatter))
     tail = len(QKV) - sum(group.rows for group in groups)

@@ -2,7 +2,7 @@
 
 It lies in spafit's cache folder (``$SPAFIT_CACHE``) and holds one entry for each device, version of
 PyTorch, operation and shape, with the times and the reasons of refusals
-(:mod:`spafit.kernels.gpu.choices`). It may be deleted at any time; the forms are then measured again.
+(:mod:`spafit.kernels.gpu.choices`). It may be deleted at any time; forms are then measured again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class KernelsFile:
         return entry
 
     def keep(self, device: str, operation: str, shape: str, entry: dict[str, Any]) -> None:
-        """Add an entry to the file, whole or not at all; where nothing can be written, do without."""
+        """Add an entry to the file, whole or not at all; do without where it cannot be written."""
         known = read()
         for name in (device, operation):  # foreign content is replaced
             inner = known if name == device else known[device]

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from spafit.kernels import Part, forms, stacked_linear
 from spafit.kernels.gpu import choices
 from spafit.layout import Packed
+from spafit.machine import kernel_choices
 
 # The functions of these names hide the modules.
 lora_linear = importlib.import_module("spafit.kernels.lora_linear")
@@ -33,6 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the file in a folder of the test's own; this process knows nothing yet."""
     monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(choices, "_made", {})
+    monkeypatch.setattr(choices, "_told", set())
     return tmp_path / "cache" / "kernels.json"
 
 
@@ -214,6 +217,24 @@ class TestRefusals:
 
         names = ["a", "plain"]
         assert choices.fastest("d", "s", CPU, names, run, timer=lambda call, _: [1.0]) == "a"
+
+    def test_a_bug_of_ours_is_not_taken_for_a_form_that_cannot_run(self, place: Path) -> None:
+        forms = Forms(a=1.0, plain=2.0)
+        forms.failing["a"] = AttributeError("no such attribute")
+        with pytest.raises(AttributeError, match="no such attribute"):
+            forms.fastest()
+        assert not place.exists()
+
+    def test_a_refusal_is_told_once_a_process(self) -> None:
+        for shape in ("N=5", "N=6"):
+            forms = Forms(a=1.0, plain=2.0)
+            forms.failing["a"] = RuntimeError("no kernel image")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert forms.fastest(shape) == "plain"
+            told = [str(each.message) for each in caught]
+            once = ["doubling: the form 'a' is not used (RuntimeError: no kernel image)"]
+            assert told == (once if shape == "N=5" else [])
 
     def test_where_no_form_can_be_timed_the_plain_one_is_taken(self, place: Path) -> None:
         def timer(call: Callable[[], object], device: torch.device) -> list[float]:

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from spafit.errors import ConfigError
-from spafit.kernels import attention, lora_linear
-from spafit.kernels.attention import attention_reference
-from spafit.kernels.lora_linear import lora_linear_reference
+from spafit.kernels import attention, lora_linear, reference
 
 B, A, T, Dh = 3, 5, 7, 4
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -60,7 +58,7 @@ class TestAttentionReference:
     def test_is_equation_4(self, mask: str) -> None:
         Q, K, V = (x.detach() for x in make_heads())
         keep = keep_of(mask)
-        H1 = attention_reference(Q, K, V, keep)
+        H1 = reference.attention(Q, K, V, keep)
         assert H1.shape == (B, A, T, Dh)
         for b in range(B):
             kept = [t for t in range(T) if keep is None or keep[b, 0, 0, t]]
@@ -76,9 +74,9 @@ class TestAttentionReference:
         """With V the identity, H1 is the dropped probabilities: each 0 or P / (1 - rate)."""
         Q, K, _ = (x.detach() for x in make_heads())
         V = torch.eye(T, dtype=torch.float64).expand(B, A, T, T)
-        P = attention_reference(Q, K, V)
+        P = reference.attention(Q, K, V)
         torch.manual_seed(2)
-        dropped = attention_reference(Q, K, V, dropout=0.25)
+        dropped = reference.attention(Q, K, V, dropout=0.25)
         kept = dropped > 0
         assert (dropped - kept * P / 0.75).abs().max() < 1e-12
         # 735 probabilities: the standard deviation of the share is 0.016.
@@ -86,7 +84,7 @@ class TestAttentionReference:
 
 
 class TestAttention:
-    """Oracle: ``attention_reference``, the definition; outputs and gradients."""
+    """Oracle: ``reference.attention``, the definition; outputs and gradients."""
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     @pytest.mark.parametrize("impl", ["auto", "sdpa"])
@@ -105,7 +103,7 @@ class TestAttention:
         keep = torch.ones(B, 1, 1, tokens, dtype=torch.bool)
         keep[1, ..., tokens // 2 + 1 :] = False
         fused = with_gradients(attention(*QKV, keep), QKV)
-        plain = with_gradients(attention_reference(*QKV, keep), QKV)
+        plain = with_gradients(reference.attention(*QKV, keep), QKV)
         for ours, expected in zip(fused, plain, strict=True):
             assert (ours - expected).abs().max() <= 1e-12
 
@@ -125,8 +123,8 @@ class TestAttention:
         low = make_heads(torch.bfloat16)
         Q, K, V = (x.detach().double().requires_grad_() for x in low)
         keep = keep_of("padded")
-        truth = with_gradients(attention_reference(Q, K, V, keep), [Q, K, V])
-        plain = with_gradients(attention_reference(*low, keep), low)
+        truth = with_gradients(reference.attention(Q, K, V, keep), [Q, K, V])
+        plain = with_gradients(reference.attention(*low, keep), low)
         fused = with_gradients(attention(*low, keep), low)
         for ours, theirs, true in zip(fused, plain, truth, strict=True):
             assert (ours - true).abs().max() <= 2 * (theirs - true).abs().max()
@@ -136,7 +134,7 @@ class TestAttention:
         """Over 4,000 draws: mean H1, variance rate / (1 - rate) Σ P² V² (independent entries)."""
         rate, draws = 0.25, 4000
         Q, K, V = (x[:1, :1].detach() for x in make_heads())
-        P = attention_reference(Q, K, torch.eye(T, dtype=torch.float64)[None, None])
+        P = reference.attention(Q, K, torch.eye(T, dtype=torch.float64)[None, None])
         mean, variance = P @ V, rate / (1 - rate) * (P**2 @ V**2)
         torch.manual_seed(3)
         Q, K, V = (x.expand(draws, 1, T, Dh).contiguous() for x in (Q, K, V))
@@ -235,7 +233,7 @@ class TestLoRALinear:
         x, W, b, lora_A, lora_B, d = make_lora()
         before = torch.get_rng_state()
         first = lora_linear(x, W, b, lora_A, lora_B, 1.7, bias_delta=d)
-        assert torch.equal(first, lora_linear_reference(x, W, b, lora_A, lora_B, 1.7, d))
+        assert torch.equal(first, reference.lora_linear(x, W, b, lora_A, lora_B, 1.7, d))
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_unknown_form_is_refused_by_name(self) -> None:

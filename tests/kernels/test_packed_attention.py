@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from spafit.errors import ConfigError
-from spafit.kernels import packed_attention
-from spafit.kernels.attention import attention_reference
+from spafit.kernels import packed_attention, reference
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
 from spafit.kernels.packed_attention import Group, make_groups
 from spafit.layout import Packed
@@ -41,7 +40,7 @@ def one_by_one(
     for i, rows in enumerate(QKV[: sum(lengths)].split(list(lengths))):
         Q, K, V = rows.view(len(rows), 3, A, -1).permute(1, 2, 0, 3)[:, None]  # (1, A, T, Dh)
         if masks is None:
-            H1 = attention_reference(Q, K, V)
+            H1 = reference.attention(Q, K, V)
         else:
             scores = Q @ K.transpose(2, 3) / math.sqrt(Q.shape[-1])
             H1 = (torch.softmax(scores, -1) * masks[i]) @ V
@@ -87,7 +86,7 @@ def divided(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
 
 
 class TestIsTheEquation:
-    """Oracle: ``attention_reference`` on each sequence by itself."""
+    """Oracle: ``reference.attention`` on each sequence by itself."""
 
     @settings(max_examples=100, deadline=None)
     @given(divided(), st.sampled_from([torch.float64, torch.float32]), st.booleans())
@@ -318,7 +317,8 @@ class TestKept:
                 packed_attention(QKV, groups, A, rate, impl)
             kept[impl] = sum(sizes.values())
         assert kept["fused"] == 4 * (41 * 3 * D + A * (2 * 16**2 + 9**2))
-        assert kept["fused"] < kept["reference"]
+        # Without dropout the plain form keeps the same; with it, masks and probabilities besides.
+        assert kept["fused"] < kept["reference"] if rate else kept["fused"] == kept["reference"]
 
     def test_without_a_gradient_nothing(self) -> None:
         kept: list[torch.Tensor] = []

@@ -39,7 +39,6 @@ _TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _WARM_UP, _ROUNDS = 3, 9
 
 
-
 class Memory(Protocol):
     """What keeps measurements for later processes."""
 
@@ -177,10 +176,14 @@ def measure(
 def _refusals() -> tuple[type[Exception], ...]:
     """Give what a form raises that cannot run here: PyTorch's errors, ours, and Triton's."""
     triton = sys.modules.get("triton.runtime.errors")
-    return (RuntimeError, ConfigError) if triton is None else (
-        RuntimeError,
-        ConfigError,
-        triton.TritonError,
+    return (
+        (RuntimeError, ConfigError)
+        if triton is None
+        else (
+            RuntimeError,
+            ConfigError,
+            triton.TritonError,
+        )
     )
 
 
@@ -197,6 +200,8 @@ def _tell(operation: str, entry: dict[str, Any]) -> None:
 
 def _difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
     """Give the largest difference, as a share of the largest magnitude; NaN where one is NaN."""
+    if len(found) != len(expected):
+        return float("inf")
     shares = [
         ((a.float() - b).abs().max() / b.abs().max().clamp(min=1e-30)).reshape(1)
         for a, b in zip(found, expected, strict=True)

@@ -6,9 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from spafit.errors import ConfigError
-from spafit.kernels.forms import refuse_second_derivative
-from spafit.kernels.gpu.triton_add_norm import as_rows, bias_gradients
+from spafit.kernels.gpu.triton_add_norm import as_rows
 from spafit.kernels.gpu.triton_common import rounded
 
 # A tile, its warps, and the most programs. A warp's row of a tile is 512 bytes of a half type, 16 a
@@ -192,50 +190,3 @@ def bias_gelu_backward(
                 **settings,
             )
     return dh, None if db is None else db.sum(0)
-
-
-class _BiasGelu(torch.autograd.Function):
-    """:func:`add_bias_gelu` and :func:`bias_gelu_backward` in autograd; h is what is kept."""
-
-    @staticmethod
-    def forward(ctx, h, bias, bias_delta):
-        ctx.save_for_backward(h, bias, bias_delta)
-        return add_bias_gelu(h, bias, bias_delta)
-
-    @staticmethod
-    def backward(ctx, dy):
-        refuse_second_derivative("bias_gelu")
-        h, bias, bias_delta = ctx.saved_tensors
-        needs_h, needs_bias, needs_delta = ctx.needs_input_grad
-        needs_db = needs_bias or needs_delta
-        dh, db = bias_gelu_backward(dy, h, bias, bias_delta, needs_db, needs_h)
-        delta_dtype = None if bias_delta is None else bias_delta.dtype
-        return dh, *bias_gradients(db, needs_bias, bias.dtype, needs_delta, delta_dtype)
-
-
-def bias_gelu_triton(
-    h: torch.Tensor, bias: torch.Tensor, bias_delta: torch.Tensor | None
-) -> torch.Tensor:
-    """Run the Triton form of :func:`spafit.kernels.bias_gelu`.
-
-    Raises
-    ------
-    ConfigError
-        If the shapes are not (..., F) and (F,).
-    """
-    F = h.shape[-1]
-    vectors = [bias] if bias_delta is None else [bias, bias_delta]
-    if any(each.shape != (F,) for each in vectors):
-        found = ", ".join(str(tuple(each.shape)) for each in (h, *vectors))
-        raise ConfigError(
-            f"bias_gelu(impl='triton') needs h (..., F), bias and delta (F,), found {found}; use "
-            "impl='reference' for shapes that are broadcast"
-        )
-    bias, *rest = (each.contiguous() for each in vectors)
-    delta = rest[0] if rest else None
-    y: torch.Tensor
-    if torch.is_grad_enabled() and any(each.requires_grad for each in (h, *vectors)):
-        y = _BiasGelu.apply(h, bias, delta)
-    else:
-        y = add_bias_gelu(h, bias, delta)
-    return y

@@ -11,9 +11,9 @@ import math
 import pytest
 import torch
 
+from spafit.kernels import reference
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.gpu import varlen_attention
-from spafit.kernels.packed_attention import make_groups, packed_attention_reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,7 +65,7 @@ def run(function, QKV, dH1, lengths, num_heads, dropout=0.0):
 
 def plain(QKV, dH1, dtype, lengths, num_heads):
     QKV = QKV.detach().to(dtype, copy=True).requires_grad_()
-    H1 = packed_attention_reference(QKV, make_groups(lengths, [len(lengths)], DEVICE), num_heads)
+    H1 = reference.packed_attention(QKV, lengths, num_heads)
     H1.backward(dH1.to(dtype))
     return H1.detach(), QKV.grad
 

@@ -17,6 +17,7 @@ from support.small_runs import SmallRun, read_log, trained
 import spafit
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.gpu import choices
+from spafit.machine import kernel_choices
 from spafit.machine.precision import autocast
 from spafit.training.batches import Fed, Feed
 from spafit.training.captured_step import CapturedStep

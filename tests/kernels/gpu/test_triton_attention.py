@@ -12,9 +12,9 @@ from support.triton_compiler import compiling_for, in_fresh_process
 from torch.utils.checkpoint import checkpoint
 
 from spafit.errors import ConfigError
+from spafit.kernels import reference
 from spafit.kernels.gpu import triton_attention
 from spafit.kernels.gpu.triton_attention import LEVELS, packed_attention_triton
-from spafit.kernels.packed_attention import make_groups, packed_attention_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LENGTHS = (5, 19, 1, 42)
@@ -62,8 +62,7 @@ def run(QKV, dH1, lengths=LENGTHS, dropout=0.0, num_heads=A, longest=None):
 def plain(QKV, dH1, dtype, lengths=LENGTHS, num_heads=A):
     """Give H1 and dQKV of the plain form in a type."""
     QKV = QKV.detach().to(dtype, copy=True).requires_grad_()
-    groups = make_groups(lengths, [len(lengths)], DEVICE)
-    H1 = packed_attention_reference(QKV, groups, num_heads)
+    H1 = reference.packed_attention(QKV, lengths, num_heads)
     H1.backward(dH1.to(dtype))
     return H1.detach(), QKV.grad
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import library as torch_library
 
+from spafit.kernels import reference
 from spafit.kernels.gpu import varlen_attention
 from spafit.kernels.gpu.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
-from spafit.kernels.packed_attention import make_groups, packed_attention_reference
 
 FORMS = {"flash": flash, "efficient": efficient}
 LENGTHS = (5, 1, 7)
@@ -196,9 +196,8 @@ class TestAroundTheOperators:
         # What lies in rows of no sequence must not matter, and their gradient is 0.
         QKV[TOKENS:] = math.nan
         dH1[TOKENS:] = math.nan
-        groups = make_groups(LENGTHS, [len(LENGTHS)], torch.device("cpu"))
         H1, dQKV = with_gradient(
-            lambda QKV: packed_attention_reference(QKV, groups, A), QKV, dH1.nan_to_num()
+            lambda QKV: reference.packed_attention(QKV, LENGTHS, A), QKV, dH1.nan_to_num()
         )
         if layout == "rows apart":
             QKV = torch.cat((QKV, QKV[:, :8]), dim=1)[:, : QKV.shape[1]]
