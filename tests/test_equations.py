@@ -6,8 +6,8 @@ gradient. Beside it, each equation is written out once more from the weights in 
 a test reads as the equation that it tests.
 
 Eq. (1)-(4) and (8) are computed as the paper prints them. The checkpoint departs from Eq. (5)-(7),
-(9) and (10): there a test writes out the checkpoint's form, and TestAsPrinted the printed one, which
-gives other numbers.
+(9) and (10): there a test writes out the checkpoint's form, and TestAsPrinted the printed one,
+which gives other numbers.
 
 The equations are traced in the model's reference form, where every sub-module is called by itself.
 Models, batches and tolerances are those of tests/support/hf_twin.py; the form that users run is

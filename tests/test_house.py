@@ -1,4 +1,4 @@
-"""The shape of the house: imports go one way and stay light."""
+"""The shape of the house: which rooms there are, and that imports go one way between them."""
 
 import ast
 import subprocess
@@ -6,50 +6,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import TESTS
 
 import spafit
 
 PACKAGE = Path(spafit.__file__).parent
 
-# Every module may import only what stands above it; the modules of one line do not know each other
-# unless they stand in that order.
-ORDER = """
-    files machine text tasks weights runs training training.prefix demo kernels.gpu version
-    errors files.strict_json files.durable files.replacing files.transfers config kernels.forms
-    kernels.stacking kernels.products kernels.dropout kernels.gpu.cuda_graphs
-    kernels.gpu.choices kernels.gpu.triton_common kernels.attention kernels.gpu.triton_attention
-    kernels.gpu.varlen_attention kernels.packed_attention kernels.gpu.triton_add_norm
-    kernels.add_norm kernels.gpu.triton_gelu kernels.bias_gelu kernels.parts
-    kernels.gpu.triton_low_rank kernels.gpu.triton_linear kernels.lora_linear kernels.compiled
-    kernels layout batch_checks adapters plans methods bert summary strata weights.safefile
-    weights.safe_folder weights.pins weights.hub_files weights.hub machine.precision
-    machine.memory weights.pretrained weights.adapter_files tasks.table tasks.glue tasks.metrics
-    tasks.submission files.http_file tasks.download text.vocabulary text.tokenization
-    machine.versions training.prefix.file training.prefix.cache training.prefix.kept
-    training.inference runs.progress machine.random_states runs.stopping runs.checkpoint
-    runs.identity runs.record runs.log runs.folder training.optimisation training.step
-    training.captured_step training.batches training.settings training.make_step training.state
-    training.plain training.saving training.journal training.result
-    training.loop training.fit demo.minilm cli.commands
-    demo.acceptability_lexicon demo.acceptability_templates demo.acceptability demo.figure
-    demo.run cli.doctor cli.option_types cli.parser cli __main__
-""".split()
+# From the ground up: a room may import what stands before it. The files at the top of the package
+# are the core (tests/test_core_stands_alone.py), with kernels/.
+ROOMS = "core files machine weights text tasks runs training demo cli".split()
+OUTSIDE = ("__init__", "__main__", "version")  # they belong to no room
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
-def imports_of(path: Path) -> set[str]:
-    """Give the spafit modules that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spafit"):
-            base = node.module.removeprefix("spafit").removeprefix(".")
-            found |= {f"{base}.{alias.name}".strip(".") for alias in node.names} | {base}
-        elif isinstance(node, ast.Import):
-            found |= {
-                alias.name.removeprefix("spafit.")
-                for alias in node.names
-                if alias.name.startswith("spafit.")
-            }
-    return {name for name in found if name in ORDER}
+def room_of(module: str) -> str:
+    """Give the room of a module such as ``weights.hub``; of its first two names for training."""
+    first = module.partition(".")[0]
+    return first if first in ROOMS else "core"
 
 
 def module_name(path: Path) -> str:
@@ -57,22 +31,82 @@ def module_name(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+def imports_of(path: Path) -> set[str]:
+    """Give the modules of spafit that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "spafit":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spafit."):
+            found.add((node.module or "").removeprefix("spafit."))
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.name.removeprefix("spafit.")
+                for alias in node.names
+                if alias.name.startswith("spafit.")
+            }
+    return found - set(OUTSIDE)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_go_one_way(path):
+def test_imports_go_one_way(path: Path) -> None:
     name = module_name(path)
-    assert name in ORDER, f"{name} has no place in the order of the house yet"
-    later = ORDER[ORDER.index(name) + 1 :]
-    assert not imports_of(path) & set(later)
+    if name in OUTSIDE:
+        return
+    above = ROOMS[ROOMS.index(room_of(name)) + 1 :]
+    wrong = sorted(each for each in imports_of(path) if room_of(each) in above)
+    assert not wrong, f"{name} stands in {room_of(name)}, below {', '.join(wrong)}"
 
 
-def test_the_order_names_only_what_exists():
-    assert sorted(ORDER) == sorted(module_name(path) for path in MODULES)
+def test_no_two_modules_need_each_other() -> None:
+    """Within a room, too: taking away what imports nothing that is left takes all away."""
+    left = {
+        module_name(path): {each for each in runtime_imports_of(path) if each != module_name(path)}
+        for path in MODULES
+    }
+    while left:
+        free = {name for name, needs in left.items() if not needs & left.keys()}
+        assert free, f"these import each other in a circle: {sorted(left)}"
+        left = {name: needs for name, needs in left.items() if name not in free}
 
 
-def test_tools_and_benchmarks_are_not_imported_by_the_package():
+def runtime_imports_of(path: Path) -> set[str]:
+    """Give what a file imports when it is itself imported: not in functions, not for types."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "spafit":
+            base = (node.module or "").removeprefix("spafit").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                is_module = (PACKAGE / inner.replace(".", "/")).with_suffix(".py").exists()
+                found.add(inner if is_module or not base else base)
+    return found
+
+
+def test_rooms_are_small() -> None:
+    """At the top no more than 16 files, in a room about a dozen."""
+    for folder in {path.parent for path in MODULES}:
+        files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        most = 16 if folder == PACKAGE else 14
+        assert len(files) <= most, f"{folder.name} has {len(files)} files: {sorted(files)}"
+
+
+def test_every_folder_is_a_room() -> None:
+    folders = {path.parent.relative_to(PACKAGE).parts[:1] for path in MODULES}
+    assert {each[0] for each in folders if each} == {*ROOMS, "kernels"} - {"core"}
+
+
+def test_tests_mirror_the_package() -> None:
+    """Each folder of tests is one of the package, of the repository, or holds helpers."""
+    others = {"support", "golden", "weights_tools", "benchmarks"}
+    for folder in sorted(TESTS.rglob("*/")):
+        parts = folder.relative_to(TESTS).parts
+        if parts and parts[0] not in others and "__pycache__" not in parts:
+            assert (PACKAGE / folder.relative_to(TESTS)).is_dir(), folder
+
+
+def test_tools_and_benchmarks_are_not_imported_by_the_package() -> None:
     for path in MODULES:
         text = path.read_text(encoding="utf-8")
         assert "import weights_tools" not in text and "from weights_tools" not in text, path
@@ -84,14 +118,14 @@ def run_python(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     """No oracle and nothing optional is loaded by ``import spafit``."""
     loaded = run_python("import sys, spafit; print(' '.join(sys.modules))").split()
     for package in ("transformers", "peft", "matplotlib", "triton", "pyarrow", "sklearn", "scipy"):
         assert package not in loaded
 
 
-def test_import_costs_at_most_300_ms_beyond_torch():
+def test_import_costs_at_most_300_ms_beyond_torch() -> None:
     """The best of five, each in a fresh process, because a busy machine only ever adds."""
     code = (
         "import time, torch; start = time.perf_counter(); import spafit; "
@@ -101,13 +135,13 @@ def test_import_costs_at_most_300_ms_beyond_torch():
     assert min(times) <= 0.3, times
 
 
-def test_the_version_is_one():
+def test_the_version_is_one() -> None:
     assert run_python("import importlib.metadata as m; print(m.version('spafit'))").strip() == (
         spafit.__version__
     )
 
 
-def test_every_public_name_exists_and_is_documented():
+def test_every_public_name_exists_and_is_documented() -> None:
     for name in spafit.__all__:
         thing = getattr(spafit, name)
         assert name in ("__version__", "METHODS", "glue") or thing.__doc__, name

@@ -25,7 +25,6 @@ from spafit.kernels.forms import (
     refuse_second_derivative,
     why_no_triton,
 )
-from spafit.kernels.gpu.varlen_attention import efficient, flash, why_no_efficient, why_no_flash
 
 BY_SPANS = ("triton", "flash", "efficient")
 """The forms that find each sequence by its boundaries and compute no padding."""
@@ -215,6 +214,8 @@ def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
         return f"it has heads of at most {TRITON_WIDEST_HEAD}, found {head_size}"
     if form == "triton":
         return why_no_triton(QKV.device, QKV.dtype)
+    from spafit.kernels.gpu.varlen_attention import why_no_efficient, why_no_flash
+
     reasons = {"flash": why_no_flash, "efficient": why_no_efficient}
     return reasons[form](QKV.device, QKV.dtype, head_size)
 
@@ -294,6 +295,8 @@ def _by_spans(
         from spafit.kernels.gpu.triton_attention import packed_attention_triton
 
         return packed_attention_triton(QKV, *spans, num_heads, dropout)
+    from spafit.kernels.gpu.varlen_attention import efficient, flash
+
     attend = flash if form == "flash" else efficient
     return attend(QKV, *spans, num_heads, dropout)
 
