@@ -1,8 +1,8 @@
-"""Memory: large pages for large tensors, no returning of what is soon asked again, and its end.
+"""Memory: large pages for large tensors, keeping freed memory, and recognising out-of-memory.
 
-The first two are the host's, and change nothing but time. The first touch of a page costs a call
-into the system; 1.3 GB of weights are 325,000 small pages or 640 large ones, and a training step
-that gives its activations back to the system asks for them again in the next step.
+The first two concern the host's memory and change only speed. The first access to a page costs a
+system call: 1.3 GB of weights take 325,000 small pages or 640 large ones. And a training step that
+returns its activations to the system asks for them again in the next step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def empty_in_large_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Make an uninitialised CPU tensor, in large pages where it is large and the system has them.
+    """Make an uninitialised CPU tensor, in large pages if it is large and the system has them.
 
     Parameters
     ----------
@@ -41,23 +41,23 @@ def empty_in_large_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Te
     if nbytes < _LEAST_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device="cpu")
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a system without them: small pages do
+    with contextlib.suppress(OSError):  # without large pages, small ones are used
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)  # which keeps the memory
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Have freed memory stay with this process for its next request, where the C library is glibc.
+    """Have glibc keep freed memory in this process for its next request.
 
-    glibc gives large blocks back to the system as soon as they are free, and in a training step
-    every activation is one. Measured on allocating and filling 1 GB: 88 ms where it had been given
-    back, 42 ms where it was kept. What is resident stays at its peak until the process ends.
+    glibc returns large blocks to the system as soon as they are freed, and in a training step every
+    activation is one. Measured on allocating and filling 1 GB: 88 ms if it had been returned, 42 ms
+    if it was kept. Resident memory stays at its peak until the process ends.
 
     Returns
     -------
     bool
-        Whether it could be had.
+        Whether this was possible: on Linux with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -69,7 +69,7 @@ def keep_freed_memory() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is at its end: a GPU's, or the host's."""
+    """Whether an error means out of memory, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # The host's allocator, cuBLAS and pinned memory raise plain RuntimeErrors.
@@ -78,5 +78,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def shortage(error: BaseException) -> str:
-    """Say in one line what an error of :func:`is_out_of_memory` says."""
+    """Give the first line of an out-of-memory error's message."""
     return str(error).partition("\n")[0] or type(error).__name__

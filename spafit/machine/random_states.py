@@ -1,4 +1,4 @@
-"""The random numbers of a run: seeded, taken down, set again, and the caller's given back."""
+"""The random generators of a run: seeded, saved, restored, and reset for the caller."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _CUDA_BYTES = 16  # seed and offset
 
 
 class RandomStates(NamedTuple):
-    """Where all generators that a run may draw from stand.
+    """The states of all generators that a run may draw from.
 
-    PyTorch's give the masks of dropout. Python's and numpy's are not drawn from here (the order of
-    the data is a function of seed and epoch alone); a layer of yours may.
+    PyTorch's give the masks of dropout. Python's and numpy's are not used by spafit (the order of
+    the data is a function of seed and epoch alone), but a layer of the user's may use them.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -30,7 +30,7 @@ class RandomStates(NamedTuple):
     """Of ``numpy.random.get_state``."""
 
     def to_json(self) -> dict[str, Any]:
-        """Give Python's and numpy's as JSON has them."""
+        """Give Python's and numpy's as JSON values."""
         version, internal, gauss = self.python
         name, key, *rest = self.numpy
         return {
@@ -96,7 +96,7 @@ def _check_torch(name: str, tensor: torch.Tensor) -> None:
 
 
 def take(device: torch.device) -> RandomStates:
-    """Take down where the generators stand, of the host and of a device."""
+    """Give the states of the generators, of the host and of a device."""
     tensors = {"random.cpu": torch.default_generator.get_state()}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -106,7 +106,7 @@ def take(device: torch.device) -> RandomStates:
 
 
 def put(states: RandomStates, device: torch.device) -> None:
-    """Set the generators; a GPU's stays as it is where its state was not taken."""
+    """Set the generators; a GPU's is left alone if its state was not taken."""
     torch.default_generator.set_state(states.tensors["random.cpu"])
     if device.type == "cuda" and "random.cuda" in states.tensors:
         torch.cuda.set_rng_state(states.tensors["random.cuda"], device)

@@ -1,4 +1,4 @@
-"""On what a result is made: versions, processor, GPU, and the memory that was used."""
+"""What a result was computed with: versions, processor, GPU, and peak memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Say on what a result was made."""
+    """Describe the machine: platform, processor, threads, GPU."""
     record: dict[str, Any] = {
         "platform": platform.platform(),
         "processor": processor(),
@@ -48,7 +48,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def processor() -> str:
-    """Name the processor's model, as far as the system tells it."""
+    """Give the processor's model name, if the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,19 +1,19 @@
-"""Checkpoints: folders that are there in full, verified, or not at all; no pickle in them.
+"""Checkpoints of a run: folders written atomically and verified by SHA-256, without pickle.
 
-A run keeps them in ``checkpoints`` of its folder::
+They lie in the folder ``checkpoints`` of the run folder::
 
     step-120/                 after 120 steps of the optimizer
-        adapter.safetensors   the values of that step; an adapter file like any other
-        best.safetensors      those of the best step so far, where that is another one
-        state.safetensors     optimizer, random states, losses
-        state.json            everything that is no tensor
+        adapter.safetensors   trained values at that step; an adapter file like any other
+        best.safetensors      those of the best step so far, if it is another step
+        state.safetensors     optimizer state, random states, losses
+        state.json            everything that is not a tensor
         manifest.json         size and SHA-256 of each of these files; written last
     step-160.tmp-4711/        being written by process 4711
 
-A checkpoint is written under the temporary name, every file is seen to the disk, the manifest comes
-last, all is read back and held against the manifest, and only then it is moved to its name and the
-folder is seen to the disk. Only after that an older one is removed. What stands under a temporary
-name is of no use to anybody: whoever holds the run's lock removes it.
+A checkpoint is written under a temporary name. Every file is fsynced, the manifest last; all files
+are read back and compared with the manifest; then the folder is renamed and its parent fsynced.
+Older checkpoints are removed only after that. A folder with a temporary name is incomplete: the
+process that holds the run's lock removes it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _TEMPORARY_NAME = re.compile(r"step-[0-9]+\.tmp-[0-9]+(-old)?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were held against its manifest.
+    """A checkpoint whose files match its manifest.
 
     Attributes
     ----------
     path : Path
         Its folder.
     step : int
-        Steps of the optimizer that were done.
+        Optimizer steps done.
     values : dict
         What ``state.json`` holds.
     files : tuple of str
@@ -90,9 +90,9 @@ class Checkpoints:
     Parameters
     ----------
     folder : Path
-        Where they lie; it is made at the first save. It may be a symbolic link to a folder.
+        Their folder, made at the first save. It may be a symbolic link to a folder.
     keep : int
-        How many of the last ones are kept, at least 2; the best one is kept besides.
+        How many of the latest are kept, at least 2; the best one is kept in addition.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -100,7 +100,7 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """Give the steps of those that are there, sound or not, in order."""
+        """Give the steps of all checkpoints in the folder, valid or damaged, in order."""
         matches = [_NAME.fullmatch(path.name) for path in self._entries()]
         return sorted(int(match[1]) for match in matches if match)
 
@@ -109,7 +109,7 @@ class Checkpoints:
         return self.folder / f"step-{step}"
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """Read the newest sound checkpoint, and say what is wrong with newer ones."""
+        """Read the newest valid checkpoint; give it and what is wrong with newer ones."""
         faults: list[str] = []
         for step in reversed(self.steps()):
             try:
@@ -119,7 +119,7 @@ class Checkpoints:
         return None, faults
 
     def read(self, step: int) -> Checkpoint:
-        """Read a checkpoint and hold all its files against its manifest.
+        """Read a checkpoint and compare all its files with its manifest.
 
         Raises
         ------
@@ -137,18 +137,18 @@ class Checkpoints:
         values: Mapping[str, Any],
         best_step: int | None = None,
     ) -> Path:
-        """Write a checkpoint, verify it, and remove older ones that are not kept.
+        """Write a checkpoint, verify it, and remove older ones beyond those to keep.
 
         Parameters
         ----------
         step : int
-            Steps that were done.
+            Optimizer steps done.
         files : mapping of str to (tensors, metadata)
             The safetensors files, by name.
         values : mapping
-            The rest, for JSON.
+            The content of ``state.json``.
         best_step : int, optional
-            The step whose checkpoint is kept in any case.
+            The step whose checkpoint is always kept.
 
         Returns
         -------
@@ -158,8 +158,8 @@ class Checkpoints:
         Raises
         ------
         CheckpointError
-            If it cannot be written. Nothing half-written remains, and all older checkpoints are as
-            they were; the message says how many bytes were needed and how many are free.
+            If it cannot be written. Nothing incomplete remains, and older checkpoints are
+            unchanged; the message says how many bytes were needed and how many are free.
         """
         path = self.path(step)
         temporary = self.folder / f"{path.name}.tmp-{os.getpid()}"
@@ -171,7 +171,7 @@ class Checkpoints:
         )
         try:
             self._make_folder()
-            self.sweep()  # after a save that failed, and could not
+            self.sweep()  # a failed save may have left a folder that it could not remove
             temporary.mkdir()
             try:
                 records = {
@@ -196,21 +196,21 @@ class Checkpoints:
         return path
 
     def sweep(self) -> None:
-        """Remove what a process left that ended while it wrote or removed a checkpoint."""
+        """Remove temporary folders of a process that ended while writing or removing one."""
         for path in self._entries():
             if _TEMPORARY_NAME.fullmatch(path.name):
                 place = self.folder / path.name.partition(".")[0]
                 if path.name.endswith(_ASIDE) and not place.exists():
-                    path.rename(place)  # nothing came in its place
+                    path.rename(place)  # it was not replaced after all
                 else:
                     _discard(path)
 
     def clear(self) -> None:
-        """Remove all checkpoints, of a run that is replaced."""
+        """Remove all checkpoints, when a run is overwritten."""
         self.sweep()
         for step in self.steps():
             self._remove(step)
-        with contextlib.suppress(OSError):  # a link, or not empty: something of somebody else's
+        with contextlib.suppress(OSError):  # a link, or it holds other files
             self.folder.rmdir()
 
     def _entries(self) -> list[Path]:
@@ -223,12 +223,12 @@ class Checkpoints:
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
-            place = self.folder.resolve()  # a link may lead to what is not there yet
+            place = self.folder.resolve()  # the target of a link may not exist yet
             place.mkdir()
             sync_folder(place.parent)
 
     def _move_into_place(self, temporary: Path, path: Path) -> None:
-        """Give a finished checkpoint its name; one that has it already is there after a failure."""
+        """Rename a finished checkpoint, replacing one of the same step left by a failed save."""
         aside = self.folder / f"{temporary.name}{_ASIDE}"
         is_replaced = path.exists()
         if is_replaced:
@@ -236,7 +236,7 @@ class Checkpoints:
         try:
             temporary.rename(path)
             if is_replaced:
-                sync_folder(self.folder)  # before the old one goes
+                sync_folder(self.folder)  # before the old one is removed
         except BaseException:
             if is_replaced:
                 if path.exists():
@@ -246,27 +246,27 @@ class Checkpoints:
         _discard(aside)
 
     def _prune(self, step: int, best_step: int | None) -> None:
-        """Remove all but the last ones and the best; those of later steps were found damaged."""
+        """Remove all but the latest and the best; those of later steps were damaged."""
         try:
             steps = self.steps()
-        except CheckpointError:  # it is tried again after the next save
+        except CheckpointError:  # tried again after the next save
             return
         kept = {*[each for each in steps if each <= step][-self.keep :], best_step}
         for each in steps:
             if each not in kept:
-                with contextlib.suppress(OSError):  # it is tried again after the next save
+                with contextlib.suppress(OSError):  # tried again after the next save
                     self._remove(each)
 
     def _remove(self, step: int) -> None:
-        # By another name first: a checkpoint is whole as long as it has its own.
+        # Renamed first: a folder named step-N is always a complete checkpoint.
         leaving = self.folder / f"step-{step}.tmp-{os.getpid()}"
         self.path(step).rename(leaving)
         _discard(leaving)
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder, or as much of it as can be."""
-    with contextlib.suppress(OSError):  # it lets some of them pass all the same
+    """Remove a folder, as far as possible."""
+    with contextlib.suppress(OSError):  # some are raised in spite of ignore_errors
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -276,7 +276,7 @@ def _manifest(step: int, records: Mapping[str, FileRecord]) -> list[Piece]:
 
 
 def _verify(path: Path, step: int) -> dict[str, FileRecord]:
-    """Hold the files of a checkpoint against its manifest, and give what it says of them."""
+    """Compare the files of a checkpoint with its manifest; give the manifest's records."""
     manifest = _read_json(path / MANIFEST)
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(map(_is_record, files.values())):
@@ -308,7 +308,7 @@ def _is_record(entry: object) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(path.read_bytes())  # of any length, which the manifest knows
+        content = parse_json(path.read_bytes())  # of any length; its size was verified
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

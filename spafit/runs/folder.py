@@ -1,7 +1,7 @@
 """The record of one training run: ``run.json``, ``log.jsonl``, the best adapter, checkpoints.
 
-One process at a time writes a run folder: it holds the lock ``run.lock`` there. What a process left
-half-written when it was killed is removed by the next one that takes the lock.
+One process at a time writes a run folder: it holds the lock ``run.lock``. Incomplete files of a
+process that was killed are removed by the next one that takes the lock.
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ from spafit.runs.record import ADAPTER, CHECKPOINTS, RUN, read_run
 LOG = "log.jsonl"
 LOCK = "run.lock"
 
-# What spafit.files.replacing.replacing leaves of these files where it is killed.
+# The temporary name of spafit.files.replacing.replacing, left behind by a process that was killed.
 _PART = r"\.{name}\.[0-9a-f]{{8}}\.part"
 
 
 class RunFolder:
-    """A folder that one run writes and that ``spafit eval`` and ``spafit predict`` read.
+    """The folder that a run writes and that ``spafit eval`` and ``spafit predict`` read.
 
-    It is locked and looked into at once, and written to from :meth:`begin` on, so that what is
-    refused before that stays as it was. A context manager, which begins: on the way out
-    ``run.json`` says whether the run is finished, was interrupted or failed, and why; and the lock
-    is given back.
+    It is locked and read at once, and written to from :meth:`begin` on: if the run is refused
+    before that, the folder is unchanged. As a context manager it begins on entry; on exit it
+    records in ``run.json`` whether the run finished, was interrupted or failed, and why, and
+    releases the lock.
 
     Parameters
     ----------
     path : str or Path
-        The folder; it is made.
+        The folder; it is made if it does not exist.
     record : dict
         What is known at the start: settings, data, hashes.
     overwrite : bool
-        Whether a run that is there already is replaced. Otherwise it is taken up again.
+        Whether a run in the folder is replaced. Otherwise it is resumed.
     keep : int
         How many checkpoints are kept beside the best one.
     total_steps : int, optional
-        Where the run is to end.
+        The step at which the run ends.
 
     Attributes
     ----------
     record : dict
-        What ``run.json`` says.
+        The content of ``run.json``.
     checkpoint : Checkpoint or None
-        Where the run is taken up again; None where it begins.
+        The checkpoint to resume from; None for a new run.
     notes : list of str
-        What was found on the way.
+        What the user should be told, such as damaged checkpoints.
     log : RunLog
-        ``log.jsonl``; rows that are written before :meth:`begin` wait for it.
-    going_on : str
-        Which command takes the run up again, as the beginning of a sentence.
+        ``log.jsonl``; rows given before :meth:`begin` are written then.
+    resuming : str
+        How the run is resumed, for messages.
 
     Raises
     ------
     CheckpointError
-        If the folder cannot be written to, is in use, holds another run or one that cannot be taken
-        up again.
+        If the folder cannot be written to, is in use, or holds another run or one that cannot be
+        resumed.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class RunFolder:
     ) -> None:
         self.path = Path(path)
         self.record = {"status": "running", **record, "versions": versions(), "machine": machine()}
-        self.going_on = "the same command goes on"
+        self.resuming = "the same command resumes the run"
         if overwrite:
-            self.going_on = "the same command without overwrite (--overwrite) goes on"
+            self.resuming = "the same command without overwrite (--overwrite) resumes the run"
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS, keep)
         self.checkpoint: Checkpoint | None = None
         self.notes: list[str] = []
@@ -108,7 +108,7 @@ class RunFolder:
                 raise
 
     def begin(self) -> None:
-        """Write from now on: the record, and the log from where the run is taken up again.
+        """Begin to write: the record, and the log from the checkpoint on.
 
         Raises
         ------
@@ -125,23 +125,23 @@ class RunFolder:
             if lost := self.log.open(kept):
                 self.notes.append(f"{self.log.path} has lost {lost} bytes of earlier rows")
             if self.checkpoint is None:
-                # It would be taken for this run's. A link stays one.
+                # An old adapter would be taken for this run's. A link is kept.
                 self.adapter.resolve().unlink(missing_ok=True)
             sync_folder(self.path)
 
     @property
     def adapter(self) -> Path:
-        """Where the best adapter goes."""
+        """The file of the best adapter."""
         return self.path / ADAPTER
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What the run has written; other files of the folder are not its own."""
+        """The files that the run has written; the folder may hold others."""
         paths = (self.adapter, self.path / LOG, self.path / RUN)
         return tuple(path for path in paths if path.is_file())
 
     def write(self) -> None:
-        """Write ``run.json`` anew, whole or not at all.
+        """Replace ``run.json`` atomically.
 
         Raises
         ------
@@ -158,17 +158,17 @@ class RunFolder:
         self._written = content
 
     def regain(self) -> bool:
-        """Make sure that the folder is there and ours; one that was removed is made anew.
+        """Check that the folder still exists and is locked by us; make it again if it was removed.
 
         Returns
         -------
         bool
-            Whether it had to be made anew. The log is then what it was; the rest has to be saved.
+            Whether it was made again. The log is then restored; the rest has to be saved.
 
         Raises
         ------
         CheckpointError
-            If it cannot be made, or another run has taken its place.
+            If it cannot be made, or holds another run now.
         """
         if self._lock.is_held():
             return False
@@ -192,10 +192,10 @@ class RunFolder:
         except OSError as error:
             reason = explain(error, self.path)
             raise CheckpointError(
-                f"{self.path} was removed while its run went on, and cannot be made anew: {reason}"
+                f"{self.path} was removed while its run went on, and cannot be made again: {reason}"
             ) from error
         self.log.write(
-            {"note": f"{self.path} was removed while its run went on, and was made anew"}
+            {"note": f"{self.path} was removed while its run went on, and was made again"}
         )
         return True
 
@@ -209,7 +209,7 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self.log.is_open:  # refused before it began
+        if not self.log.is_open:  # the run was refused before begin()
             self._close()
             if self._is_new:
                 with suppress(OSError):
@@ -228,7 +228,7 @@ class RunFolder:
                 self.write()
             except CheckpointError:
                 if error is None:
-                    raise  # else the error that is on its way matters more
+                    raise  # an error of the run itself matters more
         finally:
             self._close()
 
@@ -241,7 +241,7 @@ class RunFolder:
             raise CheckpointError(f"{self.path} cannot be written: {reason}") from None
 
     def _refuse_foreign_files(self) -> None:
-        """Refuse to write over what no run of this folder can have left."""
+        """Refuse to overwrite an adapter or a log without a record of the run that wrote it."""
         log = self.path / LOG
         if self.adapter.exists() or (log.is_file() and log.stat().st_size):
             found = self.adapter if self.adapter.exists() else log
@@ -251,7 +251,7 @@ class RunFolder:
             )
 
     def _find_checkpoint(self, record: dict[str, Any], total_steps: int | None) -> None:
-        """Read the newest sound checkpoint of this very run."""
+        """Read the newest valid checkpoint of the same run."""
         self.checkpoint, faults = self.checkpoints.newest()
         if self.checkpoint is not None:
             old: Any = self.checkpoint.values.get("record")
@@ -273,27 +273,29 @@ class RunFolder:
         if faults:
             raise CheckpointError(
                 f"{self.path} holds a run of which no checkpoint can be used: {'; '.join(faults)}; "
-                "begin it anew with overwrite (--overwrite), or give another folder"
+                "start it again with overwrite (--overwrite), or give another folder"
             )
         old = read_run(self.path / RUN)
         require_same_run(self.path, old, record)
         if old.get("status") == "finished":
             raise CheckpointError(
-                f"{self.path} holds a finished run, without checkpoints to go on from; give "
+                f"{self.path} holds a finished run without checkpoints to resume from; give "
                 "another folder, or allow it to be replaced with overwrite (--overwrite)"
             )
         if old.get("start") != record.get("start"):
             raise CheckpointError(
-                f"{self.path} holds a run that had no checkpoint yet, and began from other values "
+                f"{self.path} holds a run that had no checkpoint yet and began from other values "
                 "of what trains; load and adapt the model afresh"
             )
-        self.notes.append("the run had no checkpoint yet, and begins anew")
+        self.notes.append("the run had no checkpoint yet, and starts again")
 
     def _sweep(self) -> None:
-        """Remove what a process left that was killed while it wrote."""
+        """Remove incomplete files of a process that was killed while writing."""
         self.checkpoints.sweep()
         for name in (RUN, ADAPTER):
-            target = (self.path / name).resolve()  # of a link: there it is written
+            target = (
+                self.path / name
+            ).resolve()  # through a link: temporary files lie beside its target
             part = re.compile(_PART.format(name=re.escape(target.name)))
             for path in target.parent.iterdir() if target.parent.is_dir() else ():
                 if part.fullmatch(path.name):

@@ -1,8 +1,8 @@
-"""Whether a run that is found is the run that was asked for.
+"""Whether the run found in a folder is the one asked for, so that it may be resumed.
 
-A run is taken up again only as what it was: another task, method, seed, base, tokenizer or data, or
-a setting that the steps depend on, would make its record a lie. What changes no step that was done
-may change (:data:`FREE`), such as the number of epochs, and is recorded.
+Task, method, seed, base, tokenizer, data, and every setting that the steps depend on must be equal:
+otherwise the record would be wrong. Settings that change no step already done, such as the number
+of epochs, may differ (:data:`FREE`); the difference is recorded.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ FREE = frozenset(
     "out epochs accumulation eval_every save_every keep_checkpoints cache_prefix cache_limit_gib "
     "recompute frozen_weights step device overwrite quiet".split()
 )
-"""Settings that may change: how long, how often, where, in which parts and by which forms.
-
-The steps that were done stay what they were; those to come follow the new ones."""
+"""Settings that may differ when a run is resumed; only steps still to be done depend on them."""
 
 RENAMED = {"frozen_dropout": "dropout_in_group_1"}
 """Settings by the names that older records, and older callers, have for them."""
@@ -32,7 +30,7 @@ _MOST_NAMED = 4
 
 
 def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
-    """Refuse to take a run up again as another one.
+    """Refuse to resume a run as another one.
 
     Parameters
     ----------
@@ -44,7 +42,7 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
     Raises
     ------
     CheckpointError
-        If they differ in what a run is; the message names it, with both values.
+        If they describe different runs; the message names the differences, with both values.
     """
     if not isinstance(old, dict):
         raise CheckpointError(f"{folder} holds a run whose record is damaged")
@@ -56,7 +54,7 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
     differing = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
     if not differing:
         return
-    # The plan's own differences only where its name says nothing of them.
+    # Details of the plan are named only if the method's name is the same.
     if "method" in differing:
         differing = [key for key in differing if not key.startswith("plan.")]
     differing.sort(key=lambda key: (list(_FIXED).index(key) if key in _FIXED else 9, key))
@@ -72,7 +70,7 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
-    """Say what else differs: free settings, versions and the machine, each with both values."""
+    """Give the other differences: free settings, versions and machine, each with both values."""
     before, now = _free(old), _free(new)
     return {
         key: [before.get(key), now.get(key)]
@@ -82,13 +80,13 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _shown(key: str) -> str:
-    """Give a name for a message; one that no run has written is quoted and cut."""
+    """Give a key for a message; an unusual one is quoted and shortened."""
     is_plain = key.isascii() and key.replace(".", "_").isidentifier() and len(key) <= 80
     return key if is_plain else f"{key!r:.80}"
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """Flatten what a run is into one level of dotted names."""
+    """Flatten what identifies a run into one level of dotted names."""
     found: dict[str, Any] = {}
     for key in _FIXED:
         _flatten(key, record.get(key), found)
@@ -96,7 +94,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     for key, value in (settings if isinstance(settings, dict) else {}).items():
         if key not in FREE:
             _flatten(RENAMED.get(str(key), str(key)), value, found)
-    # Where a file lies is no part of what it holds.
+    # The same data may lie in another place.
     return {key: value for key, value in found.items() if not key.endswith(".source")}
 
 

@@ -1,8 +1,8 @@
 """The log of a training run: ``log.jsonl``, one JSON object a line.
 
-A row is in the file when :meth:`RunLog.write` returns, unless the disk does not take it; then it
-waits for the next one. The file never ends in half a row, and where a run is taken up again it is
-cut where the checkpoint stands.
+A row is in the file when :meth:`RunLog.write` returns; if the disk refuses it, it is written with
+the next one. The file never ends in an incomplete row. When a run is resumed, rows after its
+checkpoint are cut off.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from spafit.files.durable import BINARY, explain, is_at, write_all
 
 
 class RunLog:
-    """A file of rows, written from :meth:`open` on; rows that come before that wait for it.
+    """A file of rows. Rows given before :meth:`open` are kept in memory until then.
 
     Parameters
     ----------
     path : Path
-        The file; its folder is there once it is opened.
+        The file; its folder must exist when it is opened.
 
     Attributes
     ----------
     nbytes : int
-        The length of what is written.
+        Bytes written so far.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,21 +39,21 @@ class RunLog:
 
     @property
     def is_open(self) -> bool:
-        """Whether rows are written."""
+        """Whether the file is open."""
         return self._file is not None
 
     def open(self, nbytes: int) -> int:
-        """Write from now on, after the first bytes of what is there; the rest is cut off.
+        """Open the file, keep its first bytes, cut off the rest, and write from there on.
 
         Parameters
         ----------
         nbytes : int
-            The length of what is kept; 0 begins anew.
+            How many bytes are kept; 0 empties the file.
 
         Returns
         -------
         int
-            How many of these bytes the file has lost.
+            How many of these bytes are missing from the file.
 
         Raises
         ------
@@ -68,14 +68,14 @@ class RunLog:
         return lost
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row; one that cannot be written now is written later."""
+        """Append one row; if it cannot be written now, it is written later."""
         self._unwritten += json.dumps(row).encode() + b"\n"
         if self._file is not None:
-            with suppress(OSError):  # sync says so
+            with suppress(OSError):  # sync() reports it
                 self._write_rows()
 
     def sync(self) -> None:
-        """See all rows to the disk; a file that was removed is made anew.
+        """Write all rows and fsync the file; if it was removed, it is made again.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class RunLog:
         """
         assert self._file is not None
         try:
-            if not is_at(self._file, self.path):  # removed, or moved away
+            if not is_at(self._file, self.path):  # it was removed or moved
                 self.renew()
             self._write_rows()
             os.fsync(self._file)
@@ -95,9 +95,9 @@ class RunLog:
             ) from error
 
     def renew(self) -> None:
-        """Make the file anew: what was removed can be read for as long as it is open.
+        """Make the file again after it was removed; its rows are read from the open descriptor.
 
-        Its rows wait to be written.
+        They are written with the next row.
 
         Raises
         ------
@@ -112,24 +112,24 @@ class RunLog:
         os.ftruncate(self._file, 0)
 
     def close(self) -> None:
-        """Close the file; what still waits is tried once more."""
+        """Close the file, after one more attempt to write what is left."""
         if self._file is not None:
             with suppress(OSError):
                 self._write_rows()
             file, self._file = self._file, None
-            with suppress(OSError):  # what had to be on the disk was seen to it before
+            with suppress(OSError):  # sync() has reported what matters
                 os.close(file)
 
     def _write_rows(self) -> None:
         assert self._file is not None
         if self._unwritten:
-            # Where a row was written in part, the next attempt begins at the same place.
+            # After a partial write the next attempt begins at the same offset.
             os.lseek(self._file, self.nbytes, os.SEEK_SET)
             try:
                 write_all(self._file, memoryview(self._unwritten))
             except OSError:
                 with suppress(OSError):
-                    os.ftruncate(self._file, self.nbytes)  # no half of a row
+                    os.ftruncate(self._file, self.nbytes)  # no incomplete row
                 raise
             self.nbytes += len(self._unwritten)
             self._unwritten = b""

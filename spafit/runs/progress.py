@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class _Lasting:
-    """A stream to write to that falls silent where the one behind it fails."""
+    """A stream that drops everything after the first failure of the one behind it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -21,7 +21,7 @@ class _Lasting:
         if not self._is_lost:
             try:
                 self._stream.write(text)
-            except (OSError, ValueError):  # the latter of a stream that was closed
+            except (OSError, ValueError):  # ValueError: the stream was closed
                 self._is_lost = True
         return len(text)
 
@@ -43,15 +43,14 @@ class _Lasting:
 
 
 def lasting(stream: TextIO) -> TextIO:
-    """Give a stream that never raises: after the first failure nothing more is written to it.
+    """Wrap a stream so that writing never raises; after the first failure nothing is written.
 
-    A pipe's reader may end, a terminal close and a disk fill up, and what is reported there must
-    not end the hours of work that it is about.
+    A pipe's reader may exit, a terminal close, a disk fill up: that must not end a long run.
 
     Parameters
     ----------
     stream : TextIO
-        The stream behind it, which stays open.
+        The stream to wrap; it is never closed.
     """
     return stream if isinstance(stream, _Lasting) else cast(TextIO, _Lasting(stream))
 
@@ -59,7 +58,7 @@ def lasting(stream: TextIO) -> TextIO:
 class Progress:
     """Show steps, loss, examples per second and the time left; a context manager.
 
-    Where it is shown may fail (see :func:`lasting`): then nothing more is said.
+    If the stream fails (see :func:`lasting`), nothing more is shown.
 
     Parameters
     ----------
@@ -83,7 +82,7 @@ class Progress:
         self._begun = 0
 
     def begin(self, step: int) -> None:
-        """Tell after how many steps the run is taken up again."""
+        """Set the number of steps done when the run is resumed."""
         self._begun = step
         self._start = time.perf_counter()
         if self._bar is not None:
@@ -102,7 +101,7 @@ class Progress:
             self._bar.close()
 
     def step(self, step: int, epoch: int, loss: float, examples_per_s: float) -> None:
-        """Tell that ``step`` steps are done; a plain line at most every 10 s, and at the end."""
+        """Show that ``step`` steps are done; plain lines at most every 10 s, and at the end."""
         if self._bar is not None:
             self._bar.set_postfix_str(
                 f"epoch {epoch}, loss {loss:.4f}, {examples_per_s:.1f} examples/s", refresh=False

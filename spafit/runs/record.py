@@ -1,7 +1,7 @@
 """Reading the record of a training run, ``run.json``, which :mod:`spafit.runs.folder` writes.
 
-It says what was asked for (task, method, settings, data, base), how it went, and with what versions
-on what machine.
+It holds the task, method, settings, data and base of a run, its results, and the versions and
+machine that it ran with.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Read a ``run.json``, whatever became of its run.
+    """Read a ``run.json``, of a finished or an unfinished run.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def read_run(path: Path) -> dict[str, Any]:
 def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
     """Raise a CheckpointError if a folder holds a run of another task or seed.
 
-    This is known before anything was loaded; the run folder compares the rest.
+    This can be checked before anything is loaded; the run folder compares the rest.
     """
     path = Path(folder) / RUN
     if path.exists():
@@ -68,7 +68,7 @@ def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
             old = read_run(path)
         except CheckpointError:
             if Checkpoints(Path(folder) / CHECKPOINTS).steps():
-                return  # one of them may be sound all the same
+                return  # a checkpoint may be valid all the same
             raise
         settings = old.get("settings")
         found = settings.get("seed") if isinstance(settings, dict) else None
@@ -77,7 +77,7 @@ def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
 
 
 def _is_record(record: dict[str, Any]) -> bool:
-    """Whether what reading a run needs is there, and is of its type."""
+    """Whether a record has the entries needed to use its adapter, of the right types."""
     if not isinstance(record.get("task"), str):
         return False
     settings, about = record.get("settings"), record.get("about")

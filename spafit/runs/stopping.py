@@ -1,4 +1,4 @@
-"""Requests to stop: the first one is noted, the second one ends the process at once."""
+"""Signals that ask a run to stop: the first is noted, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # Windows lacks the last tw
 class StopRequests:
     """A context manager that catches SIGTERM, SIGINT, SIGHUP and SIGUSR1.
 
-    Inside the block the first of them is only noted, so that the step in hand can end and be saved.
-    A second one does what it does to a program that knows nothing of it: the process ends at once,
-    whatever it is in the middle of. So does a first one that came too late to be heeded: it is
-    given again on the way out of a block that ends well.
-    Outside the main thread nothing can be caught, and nothing is.
+    Inside the block the first of them is only noted, so that the current step can be finished and
+    saved. A second one has its default effect: the process ends at once. A first one that came too
+    late to be acted on is raised again when the block ends without an error. Outside the main
+    thread signals cannot be caught, and the block does nothing.
 
     Attributes
     ----------
@@ -30,14 +29,14 @@ class StopRequests:
         self._before: dict[signal.Signals, object] = {}
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a signal was received."""
         return self.received is not None
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             for name in _NAMES:
                 number = getattr(signal, name, None)
-                # What nohup, or a shell in the background, has it ignore, is ignored.
+                # A signal ignored by nohup or by a background shell stays ignored.
                 if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self
@@ -49,12 +48,12 @@ class StopRequests:
         traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
-            # None: it was set by no Python code, and cannot be had back.
+            # None: the handler was not set from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
         if error is None and self.received is not None:
             os.kill(os.getpid(), self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        for each in self._before:  # the next is the system's, which waits for no line of Python
+        for each in self._before:  # the next one ends the process
             signal.signal(each, signal.SIG_DFL)

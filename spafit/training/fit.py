@@ -258,7 +258,7 @@ def _begin(
         state = restore(run.checkpoint, take_step.model, take_step)
         feed.accumulation = max(config.accumulation, state.accumulation)
         is_done = state.step == feed.total_steps
-        what = "finished already" if is_done else "taken up again"
+        what = "finished already" if is_done else "resumed"
         journal.say(f"{run.path}: {what} after step {state.step}")
     run.begin()
     for note in run.notes:

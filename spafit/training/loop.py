@@ -262,7 +262,7 @@ class Loop:
         assert received is not None
         saved = "nothing is saved, for the run has no folder"
         if self.saver is not None:
-            saved = f"{self.saver.run.going_on} from there ({self.saver.run.path})"
+            saved = f"{self.saver.run.resuming} from there ({self.saver.run.path})"
         what = f"stopped by {received.name} after step {self.state.step}; {saved}"
         return StoppedError(what, received)
 

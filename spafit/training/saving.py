@@ -1,4 +1,4 @@
-"""When a run is saved, and what is done where it cannot be."""
+"""When a run is saved, and what happens if it cannot be."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ INTERVAL_S = 600.0
 class Saver:
     """Saves a run: its log, a checkpoint, the best adapter.
 
-    A save that fails leaves what was saved before as it was. Training goes on, and the next save
-    that is due is another attempt; if that fails too, the run stops.
+    A save that fails leaves earlier saves unchanged. Training goes on, and the next save that is
+    due is another attempt; if that fails too, the run stops.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ class Saver:
     save_every : int or None
         Steps between checkpoints; None is every 10 minutes.
     saved : TrainingState
-        What is saved already, or where the run begins.
+        The state that is saved already, or at which the run begins.
     say : callable of str
-        Told what went wrong, in one line.
+        Called with one line that says what went wrong.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Saver:
     def is_due(self, state: TrainingState) -> bool:
         """Whether a checkpoint is due: at an interval, or after an evaluation.
 
-        Not while steps are skipped: what is kept is then from before that.
+        Not while steps are being skipped: the saved state is then from before them.
         """
         if state.skips_in_a_row:
             return False
-        step, evaluations = self._tried  # one that failed is not tried again at every step
+        step, evaluations = self._tried  # a failed one is not repeated at every step
         if len(state.history) > evaluations:
             return True
         if self.save_every is None:
@@ -73,14 +73,14 @@ class Saver:
         return state.step // self.save_every > step // self.save_every
 
     def save(self, state: TrainingState, *, last: bool = False) -> None:
-        """Save a run where it stands.
+        """Save the state of a run.
 
         Parameters
         ----------
         state : TrainingState
-            Where it stands.
+            The state.
         last : bool
-            Whether there is no later attempt; then a second one is made at once.
+            Whether this is the last save; if it fails, a second attempt is made at once.
 
         Raises
         ------
@@ -106,7 +106,7 @@ class Saver:
         self._time = time.monotonic()
 
     def save_adapter(self, state: TrainingState) -> None:
-        """Write the best adapter to its place, where it is not there yet.
+        """Write the adapter of the best evaluation, unless it was written already.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class Saver:
         self.run.log.sync()
         is_saved = (state.step, len(state.history)) == self._saved
         if is_saved and self.run.checkpoints.path(state.step).exists():
-            self.save_adapter(state)  # a kill may have come between the two
+            self.save_adapter(state)  # the process may have been killed between the two
             return
         files, values = content(state, self.model, self.take_step)
         values |= {"record": self.run.record, "log_bytes": self.run.log.nbytes}
@@ -141,11 +141,11 @@ class Saver:
         self.save_adapter(state)
 
     def _rescue(self, state: TrainingState) -> str:
-        """Save the best adapter, which is small, and say what there is."""
+        """Save the best adapter, which is small; say what is saved."""
         found = []
         with suppress(CheckpointError):  # the folder cannot be read either
             if steps := self.run.checkpoints.steps():
-                found.append(f"the checkpoint of step {steps[-1]}, from which {self.run.going_on}")
+                found.append(f"the checkpoint of step {steps[-1]}, from which {self.run.resuming}")
         if state.best:
             with suppress(CheckpointError):
                 self.save_adapter(state)

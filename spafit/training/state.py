@@ -1,4 +1,4 @@
-"""Where a run stands, and the checkpoint that holds it."""
+"""The state of a run, and the checkpoint that holds it."""
 
 from __future__ import annotations
 
@@ -34,28 +34,29 @@ _ADAPTER, _BEST, _STATE = "adapter.safetensors", "best.safetensors", "state.safe
 
 @dataclass
 class TrainingState:
-    """Where a run stands, beside model, optimizer and random numbers.
+    """The state of a run, apart from model, optimizer and random numbers.
 
     Attributes
     ----------
     step : int
-        Steps of the optimizer that were done, those included that were skipped.
+        Optimizer steps done, skipped ones included.
     losses : list of float
-        The loss of every step, NaN or infinite where it was that.
+        The loss of every step; it may be NaN or infinite.
     skips : list of int
-        Steps whose gradient was not finite: neither optimizer nor schedule moved.
+        Steps whose loss or gradient was not finite: optimizer and schedule did not move.
     history : list of dict
         Every evaluation: step, epoch, metrics.
     best : dict of str to torch.Tensor
-        What trains, on the host, as it was at the best evaluation; empty before the first.
+        Values of all parameters that the plan declares at the best evaluation, on the host; empty
+        before the first evaluation.
     best_step : int or None
-        Its step.
+        The step of the best evaluation.
     accumulation : int
-        Parts that a batch has to be computed in for memory to suffice; 1 where it always has.
+        Micro-batches that a batch is split into so that memory suffices; 1 if it is not split.
     training_s, seconds : float
-        Time of the steps alone, and in all.
+        Time of the training steps, and of the whole run.
     peak_memory_mib : float
-        The most memory used, by any of the processes that the run has had.
+        The most memory used by any process of the run.
     """
 
     step: int = 0
@@ -71,14 +72,14 @@ class TrainingState:
 
     @property
     def skips_in_a_row(self) -> int:
-        """How many of the last steps were skipped, one after the other."""
+        """How many of the latest steps were skipped in a row."""
         count = 0
         while count < len(self.skips) and self.skips[-1 - count] == len(self.losses) - count:
             count += 1
         return count
 
     def add_step(self, step: int, loss: float, grad_norm: float) -> bool:
-        """Note the outcome of a step; gives whether it was skipped."""
+        """Record the outcome of a step; give whether it was skipped."""
         is_skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
         self.losses.append(loss)
         if is_skipped:
@@ -86,9 +87,10 @@ class TrainingState:
         return is_skipped
 
     def updates_before(self, step: int, unknown: int = 0) -> int:
-        """Count the updates before a step, the last ``unknown`` outcomes not being known.
+        """Count the updates before a step.
 
-        Those count as updates, always, so that the answer does not depend on when it is asked for.
+        The outcomes of the last ``unknown`` steps are not known yet. These steps always count as
+        updates, so that the result does not depend on when it is asked for.
         """
         known = step - unknown
         return step - 1 - sum(skipped < known for skipped in self.skips)
@@ -114,7 +116,7 @@ def content(
     randoms = random_states.take(take_step.device)
     losses = torch.tensor(state.losses, dtype=torch.float64)
     files: dict[str, TensorFile] = {
-        # As bits: a loss that is NaN is no damage.
+        # As bits: a safetensors file of ours must not hold NaN, a loss may be NaN.
         _STATE: ({**tensors, **randoms.tensors, "losses": losses.view(torch.int64)}, {}),
     }
     try:
@@ -135,12 +137,12 @@ def content(
 def restore(
     checkpoint: Checkpoint, model: BertForSequenceClassification, take_step: TrainingStep
 ) -> TrainingState:
-    """Set model, optimizer and random numbers to where a checkpoint stands.
+    """Set model, optimizer and random numbers to the state of a checkpoint.
 
     Raises
     ------
     CheckpointError
-        If what it holds does not fit; model and random numbers are then as they were.
+        If its content does not fit; model and random numbers are then unchanged.
     """
     values, tensors = checkpoint.values, checkpoint.tensors(_STATE)
     current = checkpoint.tensors(_ADAPTER)
@@ -158,7 +160,7 @@ def restore(
         raise CheckpointError(
             f"{checkpoint.path} is damaged, or of another version of spafit: {error}"
         ) from None
-    # From here on nothing is at fault: what fails is an error of ours.
+    # Everything is checked: an exception from here on is a bug, and is raised as it is.
     state = TrainingState(
         step=checkpoint.step, losses=losses, **{name: values[name] for name in _KINDS}
     )

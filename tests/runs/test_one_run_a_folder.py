@@ -124,7 +124,7 @@ class TestLockFiles:
         assert f"process {holder.pid} " in (out / "run.lock").read_text()
         following = zygote.train(arguments(root, out))
         assert following.wait() == 0, following.said()
-        assert "taken up again after step 8" in following.said()
+        assert "resumed after step 8" in following.said()
         assert not (out / "run.lock").exists()
         assert differences(everything(out), uninterrupted.everything) == []
 

@@ -123,7 +123,7 @@ class TestRunFolder:
     def test_a_finished_run_without_checkpoints_is_kept(self, tmp_path: Path) -> None:
         finish(tmp_path)
         before = files_below(tmp_path)
-        match = r"holds a finished run, without checkpoints to go on from; .* \(--overwrite\)"
+        match = r"holds a finished run without checkpoints to resume from; .* \(--overwrite\)"
         with pytest.raises(CheckpointError, match=match):
             RunFolder(tmp_path, RECORD, overwrite=False)
         assert files_below(tmp_path) == before
@@ -265,7 +265,7 @@ class TestTakenUpAgain:
         (tmp_path / "adapter.safetensors").write_bytes(b"of no checkpoint")
         with RunFolder(tmp_path, RECORD, overwrite=False) as run:
             assert run.checkpoint is None
-            assert run.notes == ["the run had no checkpoint yet, and begins anew"]
+            assert run.notes == ["the run had no checkpoint yet, and starts again"]
             assert (tmp_path / "log.jsonl").read_text() == ""
             assert not run.adapter.exists()
             assert "resumed" not in run.record

@@ -258,8 +258,8 @@ class TestOtherRuns:
         assert process.returncode == 143, said
         steps = logged_steps(out)[-1]
         assert said.splitlines()[-1] == (
-            f"spafit: stopped by SIGTERM after step {steps}; the same command goes on from there "
-            f"({out})"
+            f"spafit: stopped by SIGTERM after step {steps}; the same command resumes "
+            f"the run from there ({out})"
         )
         assert "Traceback" not in said
         assert record_of(out)["status"] == "interrupted"

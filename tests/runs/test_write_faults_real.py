@@ -134,7 +134,9 @@ class TestModes:
         assert trainer.wait() == 1, trainer.said()
         said = trainer.said().strip().splitlines()[-1]
         assert "Permission denied" in said
-        assert "saved is the checkpoint of step 8, from which the same command goes on" in said
+        assert (
+            "saved is the checkpoint of step 8, from which the same command resumes the run" in said
+        )
         assert newest_sound(out) == 8
         assert {path: path.read_bytes() for path in out.glob("checkpoints/*/*")} == before
         (out / "checkpoints").chmod(0o755)

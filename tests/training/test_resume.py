@@ -399,7 +399,7 @@ class TestDamage:
         notes = [row["note"] for row in read_log(out, "note")]
         wrong = f"step-9/{name}" if name != "manifest.json" else "step-9/"  # what it says of others
         assert any(wrong in note for note in notes), notes
-        assert any("taken up again after step 6" in note for note in notes), notes
+        assert any("resumed after step 6" in note for note in notes), notes
         assert not differences(everything(tmp_path / "whole"), everything(out))
 
     def test_rows_that_the_log_has_lost_are_spoken_of(
@@ -431,7 +431,7 @@ class TestDamage:
             path.unlink()
         for path in (tmp_path / "checkpoints").iterdir():
             path.rmdir()
-        with pytest.raises(CheckpointError, match=r"a finished run, without checkpoints"):
+        with pytest.raises(CheckpointError, match=r"a finished run without checkpoints"):
             small.fit(out=tmp_path, epochs=1)
 
     @pytest.mark.parametrize(

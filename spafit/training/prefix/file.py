@@ -1,4 +1,4 @@
-"""Files of kept hidden states: one file a cache, there in full or not at all.
+"""Files of kept hidden states: one file for each cache, written atomically.
 
 A file holds, one after the other::
 
@@ -6,9 +6,9 @@ A file holds, one after the other::
     index   JSON: what the states belong to, the length and the CRC-32 of each example
     tail    length of the index (8 bytes), its SHA-256 (32 bytes), b"spafitp1"
 
-It is written under a temporary name, on which its writer holds a lock, and moved into place once it
-has reached the disk. A moved file never changes: who has opened it keeps what was in it, whatever
-others move into its place or remove.
+It is written under a temporary name, on which its writer holds a lock, fsynced, and then renamed. A
+renamed file never changes: a process that has it open can read it even after it was replaced or
+removed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MEND = "give a folder that can be written to and has room, or keep the prefix i
 
 
 class UnusableError(ValueError):
-    """A file that is damaged, or does not hold what its name says. It is built anew."""
+    """A file that is damaged, or does not hold what its name says. It is built again."""
 
 
 class MappedFile:
@@ -87,7 +87,7 @@ class MappedFile:
             raise _unwritable(self.path.parent, error) from error
 
     def move_into_place(self, path: Path, index: bytes) -> None:
-        """Write the index, see everything to the disk, and give the file its final name."""
+        """Write the index, fsync the file, and rename it."""
         try:
             tail = _TAIL.pack(len(index), _sha256(index), _MAGIC)
             self._write(self._data_bytes, memoryview(index + tail))
@@ -98,19 +98,19 @@ class MappedFile:
         self.path = path
 
     def close(self) -> None:
-        """Let go of the file; it stays where it is."""
+        """Close the file, which is kept."""
         # No explicit unmapping: a view of the array that is still in use must not turn into a trap.
-        with contextlib.suppress(OSError):  # what had to be on the disk was seen to it before
+        with contextlib.suppress(OSError):  # what matters was fsynced before
             self._file.close()
 
     def discard(self) -> None:
-        """Remove the file, or leave it to be swept where it cannot be removed."""
+        """Remove the file; if that fails, a later run removes it."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
         self.close()
 
     def _write(self, place: int, content: memoryview) -> None:
-        """Write all of it, or fail with nothing left in a buffer for later."""
+        """Write all of it, unbuffered."""
         self._file.seek(place)
         write_all(self._file.fileno(), content)
 

@@ -1,8 +1,8 @@
 """The hidden states after group 1 of a batch: read where they are kept, else computed and kept.
 
-What is missing is computed in groups of examples of like length that depend on the data alone, not
-on the batch that asks first: how a product of matrices rounds depends on what is multiplied with
-it, and a run that is taken up again must read what it would have read.
+What is missing is computed in groups of examples of like length. The groups depend on the data
+alone, not on the batch that asks first: rounding depends on which examples are computed together,
+and a resumed run must read the same numbers.
 """
 
 from __future__ import annotations
