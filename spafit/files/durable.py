@@ -1,4 +1,4 @@
-"""Files that are on the disk once they are said to be, and a lock that ends with its holder.
+"""Write files durably (fsynced, and hashed on the way), and lock files.
 
 Everything goes through the operating system's own calls (``os.open``, ``os.write``, ``os.fsync``
 ...), one operation a call, so that a test can make each of them fail in its turn.
@@ -13,16 +13,16 @@ import os
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spafit.errors import CheckpointError
+from filelock import lock_descriptor
 
-if sys.platform != "win32":
-    import fcntl
+from spafit.errors import CheckpointError
 
 #: What can be written: bytes, or the memory of an array.
 Piece = bytes | memoryview
@@ -51,7 +51,7 @@ class FileRecord:
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> FileRecord:
-    """Write a new file and see it to the disk; its mode is what the user's umask asks for.
+    """Write a new file and fsync it; its mode is what the user's umask asks for.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def measure(path: Path) -> FileRecord:
 
 
 def sync_folder(folder: Path) -> None:
-    """See the names in a folder to the disk: what was made, moved and removed."""
+    """Fsync a folder, so that what was made, moved and removed in it lasts."""
     if sys.platform == "win32":  # which cannot open a folder
         return
     file = os.open(folder, os.O_RDONLY)
@@ -125,8 +125,8 @@ def explain(error: OSError, folder: Path, needed: int | None = None) -> str:
 class Lock:
     """A file that one process at a time holds, from :meth:`acquire` to :meth:`release`.
 
-    The system lets go of it when its holder ends, however it ends, so that a dead holder holds
-    nothing. The file says who the holder is. (Windows has no such locks; there nobody is kept out.)
+    The system releases the lock when its holder ends, however it ends, so that a dead holder holds
+    nothing. The file says who the holder is, which filelock's own classes do not.
 
     Parameters
     ----------
@@ -138,50 +138,95 @@ class Lock:
         self.path = path
         self._file: int | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, *, wait: bool = False) -> None:
         """Take the lock.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait for another process that has it.
 
         Raises
         ------
         CheckpointError
-            If another process has it; the message says which.
+            If another process has it and is not waited for; the message says which.
         OSError
             If the file cannot be made.
         """
-        while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                # None: better a run without a lock than no run.
-                if lock(file, wait=False) is False:
-                    raise CheckpointError(
-                        f"{self.path.parent} is in use by {_holder(file)}; wait for it, stop it, "
-                        "or give another folder"
-                    )
-                # The one before may have removed the file between our open and our lock.
-                if is_at(file, self.path):
-                    about = f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n"
-                    os.ftruncate(file, 0)
-                    os.write(file, about.encode())
-                    self._file = file
-                    return
-            finally:
-                if self._file is None:
-                    os.close(file)
+        file, is_ours = open_locked(self.path, wait=wait)
+        try:
+            if not is_ours:
+                raise CheckpointError(
+                    f"{self.path.parent} is in use by {_holder(file)}; wait for it, stop it, "
+                    "or give another folder"
+                )
+            about = f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n"
+            os.ftruncate(file, 0)
+            os.write(file, about.encode())
+            self._file = file
+        finally:
+            if self._file is None:
+                os.close(file)
 
     def is_held(self) -> bool:
         """Whether the lock is ours, and its file is where it was: the folder is the same one."""
         return self._file is not None and is_at(self._file, self.path)
 
     def release(self) -> None:
-        """Remove the file and let go."""
+        """Remove the file and release the lock."""
         if self._file is None:
             return
-        if is_at(self._file, self.path):
-            with contextlib.suppress(OSError):
-                self.path.unlink()
         file, self._file = self._file, None
-        with contextlib.suppress(OSError):
+        is_there = is_at(file, self.path)
+        if sys.platform == "win32":  # which removes no open file, so nobody else's either
             os.close(file)
+        with contextlib.suppress(OSError):
+            if is_there:
+                self.path.unlink()
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):
+                os.close(file)
+
+
+def open_locked(path: Path, *, wait: bool) -> tuple[int, bool]:
+    """Open a file for reading and writing, made if missing, and lock it until it is closed.
+
+    Parameters
+    ----------
+    path : Path
+        The file. A symbolic link is not followed: it may lead anywhere.
+    wait : bool
+        Whether to wait for another process that has it locked.
+
+    Returns
+    -------
+    int
+        The file's descriptor.
+    bool
+        Whether the lock is ours, or the file system has no locks: better a run without a lock than
+        no run. False only without ``wait``.
+
+    Raises
+    ------
+    OSError
+        If it is a link or no regular file, or cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY
+    while True:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link, which is not followed; remove it", str(path))
+        file = os.open(path, flags, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise OSError(errno.EINVAL, "it is no plain file; remove it", str(path))
+            is_ours = lock(file, wait=wait) is not False
+            # The holder before may have removed or moved the file between our open and our lock.
+            if not is_ours or is_at(file, path):
+                return file, is_ours
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
 
 
 def lock(file: int, *, wait: bool) -> bool | None:
@@ -197,20 +242,14 @@ def lock(file: int, *, wait: bool) -> bool | None:
     Returns
     -------
     bool or None
-        Whether it is ours; None where the file system has no locks. On Windows always True: there
-        what another has open cannot be removed or moved, and nothing else is kept out.
+        Whether it is ours; None where the file system has no locks.
     """
-    if sys.platform == "win32":
-        return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
+        return lock_descriptor(file, blocking=wait)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
             raise
         return None
-    return True
 
 
 def is_at(file: int, path: Path) -> bool:
@@ -226,7 +265,9 @@ def is_at(file: int, path: Path) -> bool:
 def _holder(file: int) -> str:
     """Say who holds a lock: it may have it already, and not yet have said so."""
     for _ in range(50):
-        found = os.pread(file, 200, 0).decode(errors="replace")
+        # Windows lets nobody else read the first byte of a locked file: the p of "process".
+        os.lseek(file, 1, os.SEEK_SET)
+        found = "p" + os.read(file, 200).decode(errors="replace")
         if found.endswith("\n") and _may_be_alive(found):
             return found.strip()
         time.sleep(0.02)

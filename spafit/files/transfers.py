@@ -1,21 +1,15 @@
-"""What a transfer needs of the disk: a ``.part`` that one process writes, and a folder to itself.
-
-Both are locks of the operating system, which end with their holder, however it ends, and leave
-nothing behind. (Windows has no such locks; there nobody is kept out.)
-"""
+"""Download into a ``.part`` file that one process at a time writes, and lock a folder."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from spafit.files.durable import BINARY, lock, write_all
+from spafit.files.durable import Lock, is_at, open_locked, write_all
 
 
 class TooLongError(Exception):
@@ -80,52 +74,23 @@ def part_of(target: Path, size: int) -> Iterator[PartFile]:
         If the part is a link or no plain file, or cannot be opened.
     """
     path = target.with_name(f"{target.name}.part")
-    with PartFile(_open_alone(path), path, size) as part:
+    file, _ = open_locked(path, wait=True)
+    with PartFile(file, path, size) as part:
         try:
             part.seek(0, os.SEEK_END)
             yield part
         finally:
-            if not part.closed and _is_at(part.fileno(), path) and part.seek(0, os.SEEK_END) == 0:
+            if not part.closed and is_at(part.fileno(), path) and part.seek(0, os.SEEK_END) == 0:
                 with contextlib.suppress(OSError):  # Windows removes no open file
                     path.unlink()
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself among the processes that ask so; others are waited for."""
-    if sys.platform == "win32":  # which cannot open a folder
-        yield
-        return
-    file = os.open(folder, os.O_RDONLY)
+    """Keep out of a folder all other processes that call this for it, by ``spafit.lock`` there."""
+    lock = Lock(folder / "spafit.lock")
+    lock.acquire(wait=True)
     try:
-        lock(file, wait=True)
         yield
     finally:
-        os.close(file)
-
-
-def _open_alone(path: Path) -> int:
-    # A link is not followed: it may lead anywhere.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY
-    while True:
-        if path.is_symlink():
-            raise OSError(errno.ELOOP, "it is a link, which is not followed; remove it", str(path))
-        file = os.open(path, flags, 0o666)
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise OSError(errno.EINVAL, "it is no plain file; remove it", str(path))
-            lock(file, wait=True)
-            # The one before may have moved the file to its place between our open and our lock.
-            if _is_at(file, path):
-                return file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-
-
-def _is_at(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.lstat())
-    except OSError:
-        return False
+        lock.release()

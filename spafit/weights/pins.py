@@ -116,9 +116,9 @@ def write_pin(key: str, pin: Pin) -> None:
     path = cache_folder() / "pins.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(path.parent), replacing(path, WeightsError) as temporary:
+            pins = {**read_pins(), key: pin}
+            content = {name: asdict(pins[name]) for name in sorted(pins)}
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise WeightsError(f"{path.parent} cannot be made: {error}; set SPAFIT_CACHE") from None
-    with alone_in(path.parent), replacing(path, WeightsError) as temporary:
-        pins = {**read_pins(), key: pin}
-        content = {name: asdict(pins[name]) for name in sorted(pins)}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        raise WeightsError(f"{path} cannot be written: {error}; set SPAFIT_CACHE") from None

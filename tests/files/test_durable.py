@@ -304,7 +304,7 @@ class TestLock:
         def fails(*_: object) -> None:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(durable.fcntl, "flock", fails)
+        monkeypatch.setattr("fcntl.flock", fails)
         lock = Lock(tmp_path / "run.lock")
         lock.acquire()
         assert lock.is_held()

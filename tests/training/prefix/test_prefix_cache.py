@@ -31,7 +31,6 @@ from support import environment
 from torch import Tensor
 
 from spafit.errors import CheckpointError, ConfigError, DataError, TrainingError
-from spafit.files import durable
 from spafit.text.tokenization import Encodings
 from spafit.training.prefix import file as prefix_file
 from spafit.training.prefix.cache import PrefixCache, PrefixKey
@@ -785,7 +784,7 @@ class TestWritersThatFail:
         def refuse(*_: object) -> None:
             raise OSError(37, "No locks available")
 
-        monkeypatch.setattr(durable.fcntl, "flock", refuse)
+        monkeypatch.setattr("fcntl.flock", refuse)
         with open_cache(tmp_path, depth=1) as alive:
             filled(tmp_path)
             alive.store([0], states([0]))
