@@ -20,8 +20,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import lock_descriptor
-
 from spafit.errors import CheckpointError
 
 #: What can be written: bytes, or the memory of an array.
@@ -244,6 +242,8 @@ def lock(file: int, *, wait: bool) -> bool | None:
     bool or None
         Whether it is ours; None where the file system has no locks.
     """
+    from filelock import lock_descriptor  # here, because its import takes 20 ms
+
     try:
         return lock_descriptor(file, blocking=wait)
     except OSError as error:

@@ -1,21 +1,21 @@
-"""Strict reading, and careful writing, of safetensors files.
+"""Read safetensors files strictly, and write them reproducibly.
 
 A safetensors file is 8 bytes of length, a JSON header of that length (name -> dtype, shape, byte
 range), and the tensors' bytes. Everything that the header claims is checked before a byte of the
-data is used: the format's own library accepts a name that stands twice, and reads values that are
-NaN.
+data is used, and the values are checked once they are there: the safetensors library accepts a name
+that stands twice, and NaN.
 
-Tensors are read straight into their own memory, one at a time (:meth:`SafeFile.read`; the peak is
-what the caller keeps, plus one tensor where its type is converted), or are the file's own pages
-(:meth:`SafeFile.view`), which takes a fifth of the time and lasts as long as the file does.
+:meth:`SafeFile.view` has the library map a tensor, which takes a fifth of the time of a copy and
+lasts as long as the file does. Two things are done by hand: :meth:`SafeFile.read`, because the
+library maps what it reads, so that a disk that fails or a file that is cut short would end the
+process in place of raising an error; and :func:`tensor_file`, because the library writes the
+metadata in a random order, so that two equal runs would give unequal files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from spafit.config import open_regular, parse_json
 from spafit.errors import WeightsError, one_line
-from spafit.files.durable import write_file
+from spafit.files.durable import is_at, write_file
 from spafit.files.replacing import replacing
 
 MAX_HEADER_BYTES = 2**24
@@ -62,8 +63,6 @@ _LARGEST_SIZE, _MOST_DIMENSIONS = 2**63 - 1, 64
 
 # A smaller tensor is read, not mapped.
 _LEAST_MAPPED_BYTES = 2**20
-# Linux's MADV_POPULATE_READ: map all pages of a range in one call.
-_POPULATE_READ = 22
 
 AGAIN = "fetch or copy the file again"
 
@@ -140,7 +139,7 @@ class SafeFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._pages: mmap.mmap | None = None
+        self._library: safe_open | None = None
         try:
             self._file = open_regular(self.path)
         except (OSError, ValueError) as error:  # a name with a zero byte is no possible one
@@ -159,6 +158,7 @@ class SafeFile:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+        self._library = None
 
     def read(
         self, name: str, dtype: torch.dtype | None = None, into: torch.Tensor | None = None
@@ -215,7 +215,7 @@ class SafeFile:
         return converted
 
     def view(self, name: str) -> torch.Tensor:
-        """Give one tensor as the file's own pages, which are copied only where they are written to.
+        """Map one tensor: it is the file's own pages, copied only where they are written to.
 
         Nothing is read twice, and processes that load the same file share its memory. The file must
         not be cut short while the tensor is in use: as with every mapped file, the system would end
@@ -244,18 +244,23 @@ class SafeFile:
             return self.read(name)
         if os.fstat(self._file.fileno()).st_size < start + info.nbytes:
             raise self._error(f"ended while {one_line(name)} was read", AGAIN)
-        if self._pages is None:
-            try:
-                self._pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except (OSError, ValueError):  # a file system that maps nothing, or no room for it
-                return self.read(name)
-        with contextlib.suppress(AttributeError, OSError):  # an older system: page by page
-            page = start - start % mmap.PAGESIZE
-            self._pages.madvise(_POPULATE_READ, page, start + info.nbytes - page)
-        tensor = torch.frombuffer(self._pages, dtype=dtype, count=info.numel, offset=start)
+        tensor = self._mapped(name)
+        if tensor is None:
+            return self.read(name)
         if tensor.is_floating_point():
             self._require_finite(name, tensor, "")
-        return tensor.view(info.shape)
+        return tensor
+
+    def _mapped(self, name: str) -> torch.Tensor | None:
+        """Have the library map a tensor; None where it cannot, or the file has been replaced."""
+        try:
+            if self._library is None:
+                self._library = safe_open(self.path, "pt")
+            tensor: torch.Tensor
+            tensor = self._library.get_tensor(name)  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError, RuntimeError, ValueError):
+            return None  # as on a file system that maps nothing
+        return tensor if is_at(self._file.fileno(), self.path) else None
 
     def _require_finite(self, name: str, tensor: torch.Tensor, when: str) -> None:
         if all_finite(tensor):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from spafit.errors import WeightsError
 from spafit.kernels.stacking import are_together
@@ -54,6 +54,16 @@ class TestView:
         save_file({"large": torch.zeros(3)}, tmp_path / "new")
         (tmp_path / "new").replace(path)
         assert torch.equal(view, read)
+
+    def test_a_file_that_is_replaced_before_it_is_mapped(self, path: Path, tmp_path: Path) -> None:
+        """The library opens it by its name, under which another file of the same header lies."""
+        with SafeFile(path) as file:
+            read = file.read("large")
+            tensors = load_file(path)
+            tensors["large"] += 1.0
+            save_file(tensors, tmp_path / "new")
+            (tmp_path / "new").replace(path)
+            assert torch.equal(file.view("large"), read)
 
     def test_a_file_that_was_cut_short_is_refused(self, path: Path) -> None:
         with SafeFile(path) as file:
