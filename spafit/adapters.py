@@ -32,7 +32,6 @@ from torch.nn.modules.module import _has_any_global_hook
 from spafit.config import is_number
 from spafit.errors import PlanError
 from spafit.kernels import Part, dropout, dropout_add_norm, stacked_linear
-from spafit.kernels.stacking import lay_together
 
 #: The keys that techniques add beside the pre-trained ones.
 ADDED = ("lora_A", "lora_B", "bias_delta")
@@ -208,12 +207,7 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
     if not all(type(each) in (Linear, LoRALinear) and _unwatched(each) for each in maps):
         y = torch.cat([each(x) for each in maps], dim=-1) if len(maps) > 1 else maps[0](x)
         return F.gelu(y) if gelu else y
-    impl = maps[0].impl
-    if len(maps) > 1 and impl != "reference":
-        lay_together([each.weight for each in maps])
-        for name in ("lora_A", "lora_B"):
-            lay_together([getattr(each, name) for each in maps if isinstance(each, LoRALinear)])
-    return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=impl)
+    return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=maps[0].impl)
 
 
 def add_norm(

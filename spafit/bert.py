@@ -16,7 +16,8 @@ which the paper normalises before dropout and without a residual, do not occur h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from spafit.adapters import Dropout, LayerNorm, Linear, add_norm, project
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
+from spafit.kernels.stacking import addresses, lay_together
 from spafit.layout import (
     Layout,
     PackedBatch,
@@ -83,7 +85,12 @@ def _embedding(entries: int, D: int, padding_idx: int | None = None) -> nn.Embed
 
 
 class SelfAttention(nn.Module):
-    """attention.self, Eq. (1)-(5): every token looks at the tokens of its sequence."""
+    """attention.self, Eq. (1)-(5): every token looks at the tokens of its sequence.
+
+    W_q, W_k and W_v lie side by side in memory, and so do their A and their B: Eq. (1)-(3) are then
+    one product with one matrix (3·D, D), which is faster than three. Each is still a tensor with a
+    storage of its own; see :mod:`spafit.kernels.stacking`.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -94,6 +101,41 @@ class SelfAttention(nn.Module):
         self.value = Linear(D, D)
         self.dropout = config.attention_probs_dropout_prob
         self.impl = "auto"  # the form of the kernel; see set_impl
+        self.lay_side_by_side()
+
+    def lay_side_by_side(self) -> None:
+        """Move the matrices of query, key and value so that they lie side by side in memory.
+
+        Called where they get their memory, never in ``forward``. What a user arranged otherwise
+        stays where it is, and is then computed with a copy.
+        """
+        for matrices in self._matrices():
+            lay_together(matrices)
+
+    def _matrices(self) -> list[list[nn.Parameter]]:
+        """Give all W, all A and all B that are parameters, as far as there are any."""
+        # Not as attributes: a parametrized or replaced map has none, or one made for each call.
+        maps = [getattr(each, "_parameters", {}) for each in (self.query, self.key, self.value)]
+        found = ([each.get(name) for each in maps] for name in ("weight", "lora_A", "lora_B"))
+        return [[each for each in matrices if each is not None] for matrices in found]
+
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> SelfAttention:
+        """Move or cast the parameters, as ``to`` does; lay those side by side that were moved."""
+        before = [addresses(matrices) for matrices in self._matrices()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for matrices, were in zip(self._matrices(), before, strict=True):
+            if addresses(matrices) != were:
+                lay_together(matrices)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a copied or unpickled state, whose tensors lie apart."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # A GPU's tensors may be another process's, and nothing tells: they stay where they are.
+        if not any(each.is_cuda for matrices in self._matrices() for each in matrices):
+            self.lay_side_by_side()
 
     def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
         """Give H2 (N, D) for X (N, D); with ``first_only`` (B, D), from each first token alone."""
@@ -495,6 +537,13 @@ class BertForSequenceClassification(nn.Module):
         pooled = self.bert.pooled_of(batch, prefix)  # (B, D)
         logits: torch.Tensor = self.classifier(self.dropout(pooled))
         return logits
+
+
+def lay_side_by_side(model: nn.Module) -> None:
+    """Lay the matrices of every attention of a model side by side; see :class:`SelfAttention`."""
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            module.lay_side_by_side()
 
 
 def set_impl(model: nn.Module, impl: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from spafit.adapters import ADDED, LayerNorm, Linear, LoRALinear
-from spafit.bert import BertForSequenceClassification
+from spafit.bert import BertForSequenceClassification, lay_side_by_side
 from spafit.errors import PlanError, WeightsError
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
@@ -120,6 +120,7 @@ def adapt(
                     kept += trains if technique.name == "bias-direct" else []
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, module)
+    lay_side_by_side(model)
     head = [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
     declared += head
     for name in declared:
@@ -191,11 +192,13 @@ def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -
     pretrained = [module.weight.data for module in frozen]
     for module in frozen:
         module.weight.data = module.weight.data.to(dtype)
+    lay_side_by_side(model)
     try:
         yield
     finally:
         for module, weight in zip(frozen, pretrained, strict=True):
             module.weight.data = weight.to(module.weight.device)
+        lay_side_by_side(model)
 
 
 def _stream(purpose: str, seed: int) -> int:

@@ -15,17 +15,28 @@ from spafit.errors import ConfigError
 def choose_form(operation: str, impl: str, known: tuple[str, ...], auto: str) -> str:
     """Give the form that ``impl`` asks for, ``auto`` where it leaves the choice.
 
+    Under a transform of ``torch.func`` the choice is the plain form: it alone can be transformed.
+
     Raises
     ------
     ConfigError
         If the operation has no such form.
     """
     if impl == "auto":
-        return auto
+        return "reference" if is_transformed() else auto
     if impl not in known:
         choices = ", ".join(f'"{name}"' for name in known)
         raise ConfigError(f'{operation} has no impl={impl!r}; choose "auto", {choices}')
     return impl
+
+
+def is_transformed() -> bool:
+    """Whether the call is inside a transform of ``torch.func``: ``grad``, ``vmap``, ``jvp``.
+
+    This is what ``torch.autograd.Function.apply`` asks itself. ``torch.compile`` has a form of its
+    own for what it traces.
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def best_on(device: torch.device) -> str:

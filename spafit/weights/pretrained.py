@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from spafit.bert import BertForSequenceClassification
+from spafit.bert import BertForSequenceClassification, lay_side_by_side
 from spafit.config import BertConfig
 from spafit.errors import WeightsError, one_line
+from spafit.kernels.stacking import cut
 from spafit.machine.memory import empty_in_large_pages
 from spafit.weights.hub import local_folder
 from spafit.weights.hub_files import commit_of
@@ -224,6 +225,7 @@ def load_weights(
     for name, tensor in _draw(to_draw, model.config.initializer_range, seed).items():
         state[name] = tensor.to(device, dtype)
     model.load_state_dict(state, strict=True, assign=True)
+    lay_side_by_side(model)  # nothing is left to do but where they were copied to a device
     infos = chosen.sources
     report = LoadReport(
         folder=folder,
@@ -241,10 +243,9 @@ def load_weights(
 
 
 def _places(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Make memory to read the three matrices of each attention into, one after the other.
+    """Make memory to read the three matrices of each attention into, side by side.
 
-    One product then serves all three (:func:`spafit.kernels.stacking.lay_together` finds nothing
-    left to move).
+    One product then serves all three (:mod:`spafit.kernels.stacking`).
     """
     places: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
@@ -252,7 +253,7 @@ def _places(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str,
             continue
         trio = [name.replace("query", each) for each in ("query", "key", "value")]
         whole = empty_in_large_pages((3 * shape[0], *shape[1:]), dtype)
-        places |= zip(trio, torch.split(whole, shape[0]), strict=True)
+        places |= zip(trio, cut(whole, [shape[0]] * 3), strict=True)
     return places
 
 

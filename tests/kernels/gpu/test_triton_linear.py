@@ -23,12 +23,10 @@ from support.linear_maps import (
 )
 from support.triton_compiler import compiling_for, in_fresh_process
 
-from spafit.adapters import Linear, LoRALinear, project
 from spafit.errors import ConfigError
 from spafit.kernels import Part, forms, stacked_linear
 from spafit.kernels.gpu import triton_linear
 from spafit.kernels.parts import Kept
-from spafit.kernels.stacking import are_together
 
 
 class TestIsTheEquation:
@@ -182,16 +180,6 @@ class TestStacks:
             y = stacked_linear(x, parts, impl="triton")
             alone = [stacked_linear(x, [part], impl="triton") for part in parts]
         assert torch.equal(y, torch.cat(alone, -1))
-
-    def test_the_model_lays_the_matrices_together(self) -> None:
-        maps = []
-        for _ in range(3):
-            linear = Linear(6, 5)
-            torch.nn.init.normal_(linear.weight)
-            maps.append(LoRALinear(linear, 3, 1.0))
-        project(torch.ones(2, 6), maps)
-        for name in ("weight", "lora_A", "lora_B"):
-            assert are_together([getattr(each, name) for each in maps])
 
 
 class TestInputs:
