@@ -74,8 +74,8 @@ def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     rows = sum(len(tensor) for tensor in tensors)
     nbytes = sum(tensor.nbytes for tensor in tensors)
     memory = torch._C._construct_storage_from_data_pointer(first.data_ptr(), first.device, nbytes)
-    whole = torch.empty(0, dtype=first.dtype, device=first.device)
-    return whole.set_(memory, 0, (rows, *first.shape[1:]), first.stride())
+    whole = torch.empty(0, dtype=first.dtype, device=first.device).set_(memory)
+    return whole.view(rows, *first.shape[1:])
 
 
 def lay_together(parameters: Sequence[nn.Parameter]) -> None:
