@@ -111,13 +111,21 @@ class TestContenders:
             assert max(float((a - b).detach().abs().max()) for a, b in pairs) < 1e-6
 
     def test_it_trains(self) -> None:
+        """A step moves what trains and nothing else.
+
+        The bias of a key is left out where it trains: it adds the same to all scores of a query,
+        which softmax ignores, so that its gradient is 0 but for rounding, and AdamW moves it by
+        nothing or by a whole step, as the processor rounds.
+        """
         with ExitStack() as opened:
             for training in trainings(list(self.names), opened):
-                before = [each.clone() for each in training.model.parameters()]
+                before = {name: p.clone() for name, p in training.model.named_parameters()}
                 training.step(cola()[1][0])
-                after = list(training.model.parameters())
-                moved = [bool((a != b).any()) for a, b in zip(before, after, strict=True)]
-                assert moved == [each.requires_grad for each in after], training.name
+                for name, parameter in training.model.named_parameters():
+                    moved = bool((parameter != before[name]).any())
+                    if parameter.requires_grad and ".key." in name and "bias" in name:
+                        continue
+                    assert moved == parameter.requires_grad, (training.name, name)
 
     def test_captured_ones_settle_when_every_shape_is_recorded(self) -> None:
         _, batches = cola()
