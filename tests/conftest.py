@@ -17,6 +17,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from support.outside import Place
     from support.small_runs import SmallRun
     from support.tortured_runs import Uninterrupted, Zygote
 
@@ -54,7 +55,7 @@ def minilm_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a small random BERT with its tokenizer, once; tests only read it."""
     from weights_tools.tiny import make_tiny
 
@@ -62,11 +63,21 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small(tiny_folder: Path) -> "SmallRun":
+def small(tiny: Path) -> "SmallRun":
     """Give what a small training run on the tiny model needs."""
     from support.small_runs import SmallRun
 
-    return SmallRun(tiny_folder)
+    return SmallRun(tiny)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Place":
+    """Give a tree of files around the folder that a download writes to."""
+    from support.outside import Place
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return Place(tmp_path)
 
 
 @pytest.fixture(scope="module")

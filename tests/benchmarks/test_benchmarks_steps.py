@@ -365,10 +365,10 @@ class TestPaths:
         assert fast == ("auto", {"step": "auto", "precision": "bf16"})
 
     def test_from_end_to_end(
-        self, tmp_path: Path, shared_data: Path, tiny_folder: Path, capsys: pytest.CaptureFixture
+        self, tmp_path: Path, shared_data: Path, tiny: Path, capsys: pytest.CaptureFixture
     ) -> None:
         glue_minilm.main(
-            f"--paths --data {shared_data / 'glue'} --model {tiny_folder} --tasks sst-2 "
+            f"--paths --data {shared_data / 'glue'} --model {tiny} --tasks sst-2 "
             "--seeds 0 1 --sst2-rows 20 --device cpu --precision bf16 --method bitfit "
             f"--out {tmp_path / 'x.csv'}".split()
         )

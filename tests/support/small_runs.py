@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,6 +27,7 @@ from spafit.strata import adapt
 from spafit.tasks.glue import Dataset, Example
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.fit import Result, fit
+from spafit.training.inference import predict
 from spafit.training.optimisation import loss_function
 from spafit.training.settings import TrainConfig
 from spafit.weights.pretrained import load_pretrained
@@ -159,3 +161,14 @@ def write_glue(root: Path, test_rows: int = 3) -> Path:
             lines.append("\t".join(fields if split != "test" else fields[:3]))
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
+
+
+def undecided(small: SmallRun, data: Dataset) -> BertForSequenceClassification:
+    """Load a model and shift its head so that it predicts every label for some examples."""
+    model = load_pretrained(small.folder, num_labels=data.task.num_labels)
+    logits = predict(model, small.tokenizer, data).logits
+    with torch.no_grad():
+        model.classifier.bias.sub_(torch.tensor(np.median(logits, axis=0)))
+    if not data.task.is_regression:
+        assert set(predict(model, small.tokenizer, data).labels) == set(data.task.labels)
+    return model

@@ -23,7 +23,6 @@ from spafit.tasks import download
 from spafit.tasks.download import DownloadError, Original, Source, download_glue
 from spafit.text.tokenization import load_tokenizer
 from spafit.weights.safe_folder import SafeFolder
-from weights_tools import make_tiny
 
 RTE = {
     "RTE/train.tsv": b"index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tentailment\n",
@@ -32,18 +31,12 @@ RTE = {
 }
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return Place(tmp_path)
-
-
 Member = tuple[str, bytes, int]
 """Name, content, and the kind that Unix gives a file."""
 
 
-def make_zip(members: list[Member], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def zip_as_named(members: list[Member], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """Make a zip whose names and kinds are written as they are given, whatever zipfile thinks."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
         warnings.simplefilter("ignore")  # a name twice
@@ -106,7 +99,7 @@ class TestZip:
     def test_beside_the_right_members(self, place: Place, promise: Promise, case: str) -> None:
         name = CLIMBING[case].format(root=place.root)
         with place.kept():
-            fetch(place, make_zip([(name, b"evil", stat.S_IFREG), *whole()]))
+            fetch(place, zip_as_named([(name, b"evil", stat.S_IFREG), *whole()]))
         data = tree(place.inside / "data")
         assert sorted(data) == ["RTE", *sorted(RTE)]
         assert all(data[member][1] == content for member, content in RTE.items())
@@ -114,7 +107,7 @@ class TestZip:
 
     @pytest.mark.parametrize("case", HOSTILE)
     def test_in_a_members_place(self, place: Place, promise: Promise, case: str) -> None:
-        body = make_zip(HOSTILE[case])
+        body = zip_as_named(HOSTILE[case])
         assert len(body) < 200_000
         with place.kept(), pytest.raises(DownloadError) as caught:
             fetch(place, body)
@@ -127,11 +120,11 @@ class TestZip:
     def test_packed_by_other_means(self, place: Place, promise: Promise, method: int) -> None:
         """A bomb of these is smaller by far, and their errors are others."""
         with place.kept(), pytest.raises(DownloadError, match=f"packed by method {method}"):
-            fetch(place, make_zip(whole(), method))
+            fetch(place, zip_as_named(whole(), method))
         promise(*PROMISE)
 
     def test_encrypted(self, place: Place, promise: Promise) -> None:
-        body = bytearray(make_zip(whole()))
+        body = bytearray(zip_as_named(whole()))
         for found in re.finditer(b"PK\x01\x02", bytes(body)):
             body[found.start() + 8] |= 1
         with place.kept(), pytest.raises(DownloadError, match="encrypted"):
@@ -157,7 +150,7 @@ class TestZip:
 
     def test_mutated_zips(self, place: Place, sized: Callable[[int, int], int]) -> None:
         """The hash would refuse each; even without it there is nothing but a refusal."""
-        body = make_zip(whole())
+        body = zip_as_named(whole())
         archive, target = place.inside / "RTE.zip", place.inside / "out"
         target.mkdir()
         structure = [found.start() for found in re.finditer(rb"PK\x01\x02|PK\x03\x04|PK", body)]
@@ -190,7 +183,7 @@ class TestLinksInTheTarget:
         (place.inside / "data" / "RTE").symlink_to(place.outside / "empty")
         (place.outside / "empty").mkdir()
         with place.kept(), pytest.raises(DownloadError, match="RTE is a link to another place"):
-            fetch(place, make_zip(whole()))
+            fetch(place, zip_as_named(whole()))
         promise(*PROMISE)
 
     def test_the_tasks_folder_where_all_is_there(self, place: Place) -> None:
@@ -201,7 +194,7 @@ class TestLinksInTheTarget:
         for name, data in RTE.items():
             (place.outside / name).write_bytes(data)
         with place.kept():
-            assert len(fetch(place, make_zip(whole()))) == 3
+            assert len(fetch(place, zip_as_named(whole()))) == 3
 
     @pytest.mark.parametrize("target", ["outside/dev.tsv", "outside/new"])
     def test_a_file(self, place: Place, promise: Promise, target: str) -> None:
@@ -211,11 +204,11 @@ class TestLinksInTheTarget:
         link.symlink_to(place.root / "a" / target)
         with place.kept():
             if target == "outside/new":
-                fetch(place, make_zip(whole()))
+                fetch(place, zip_as_named(whole()))
                 assert not link.is_symlink()
             else:
                 with pytest.raises(DownloadError, match="exists and differs"):
-                    fetch(place, make_zip(whole()))
+                    fetch(place, zip_as_named(whole()))
                 assert link.is_symlink()
         promise(*PROMISE)
 
@@ -227,11 +220,11 @@ class TestLinksInTheTarget:
         (originals / name).symlink_to(place.root / "a" / target)
         with place.kept():
             if name == "RTE.zip":
-                fetch(place, make_zip(whole()))
+                fetch(place, zip_as_named(whole()))
                 assert not (originals / name).is_symlink()
             else:
                 with pytest.raises(DownloadError, match="a link, which is not followed; remove it"):
-                    fetch(place, make_zip(whole()))
+                    fetch(place, zip_as_named(whole()))
         promise(*PROMISE)
 
     def test_what_looks_like_a_killed_process_left_it(self, place: Place, promise: Promise) -> None:
@@ -242,7 +235,7 @@ class TestLinksInTheTarget:
         left.mkdir()
         (left / "link").symlink_to(place.outside)
         with place.kept():
-            fetch(place, make_zip(whole()))
+            fetch(place, zip_as_named(whole()))
         assert not left.exists()
         promise(*PROMISE)
 
@@ -251,11 +244,6 @@ class TestLinksInTheTarget:
             with place.kept(), pytest.raises(DataError, match="unknown GLUE task"):
                 download_glue([name], place.inside)
             promise(*PROMISE)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("weights") / "tiny")
 
 
 class TestFilesOfAModel:

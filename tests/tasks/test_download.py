@@ -4,9 +4,7 @@ import hashlib
 import random
 import re
 import struct
-import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,23 +22,6 @@ from spafit.tasks.download import (
     glue_cache,
 )
 from spafit.tasks.glue import TASKS, load
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with FileServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.silence.set()
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def case(server: FileServer, tmp_path: Path) -> Case:
-    return Case(server, tmp_path)
 
 
 class TestTransfer:

@@ -11,10 +11,8 @@ import errno
 import io
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from support.downloads import (
     BODY,
@@ -35,7 +33,6 @@ from spafit.files import http_file
 from spafit.files.transfers import PartFile
 from spafit.tasks.download import DownloadError
 from spafit.weights.hub import local_folder, pinned_revision
-from weights_tools import make_tiny
 
 # How each fault ends when it happens once, and GLUE's file may be tried three times. refused: an
 # error; mended: the file arrives all the same. (For the hub huggingface_hub's client decides it.)
@@ -89,21 +86,7 @@ def require_one_line(message: str) -> None:
     ), message  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with FileServer() as server:
-        yield from serving(server)
-
-
-@pytest.fixture
-def case(server: FileServer, tmp_path: Path) -> Case:
-    return Case(server, tmp_path)
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 class TestGlue:
@@ -231,21 +214,6 @@ def fill_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         return write(file, data)
 
     monkeypatch.setattr(PartFile, "write", limited)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("hub") / "tiny")
-
-
-@pytest.fixture
-def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "spafit"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-    with FakeHub({path.name: path.read_bytes() for path in tiny.iterdir()}) as fake:
-        yield from serving(fake)
 
 
 class TestHub:

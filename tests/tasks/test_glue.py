@@ -18,11 +18,6 @@ from spafit.tasks.glue import TASKS, Example, get_task, load, read_file
 PAIR_HEADER = "index\tsentence1\tsentence2\tlabel\n"
 
 
-@pytest.fixture(scope="module")
-def glue_root(shared_data: Path) -> Path:
-    return shared_data / "glue"
-
-
 def write(path: Path, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -10,10 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from support.downloads import (
     BODY,
@@ -24,46 +23,13 @@ from support.downloads import (
     below,
     require_all,
     require_model,
-    serving,
 )
 from support.fake_hub import NAME, FakeHub
-from support.file_server import FileServer
 
 from spafit.files.transfers import alone_in, part_of
 from spafit.weights.hub import local_folder
-from weights_tools import make_tiny
 
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with FileServer() as server:
-        yield from serving(server)
-
-
-@pytest.fixture
-def case(server: FileServer, tmp_path: Path) -> Case:
-    return Case(server, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("hub") / "tiny")
-
-
-@pytest.fixture
-def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "spafit"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-    with FakeHub({path.name: path.read_bytes() for path in tiny.iterdir()}) as fake:
-        yield from serving(fake)
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 SCRIPT = """

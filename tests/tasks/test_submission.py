@@ -10,11 +10,6 @@ from spafit.tasks.glue import load, read_file
 from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
 
 
-@pytest.fixture(scope="module")
-def glue_root(shared_data: Path) -> Path:
-    return shared_data / "glue"
-
-
 class TestSubmission:
     """Oracle: GLUE's form, as its server's sample submission shows it."""
 

@@ -9,31 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.small_runs import N, SmallRun, make_dataset, without_labels
+from support.small_runs import N, SmallRun, make_dataset, undecided, without_labels
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.kernels.forms import precision
 from spafit.machine.precision import autocast, resolve_device, resolve_precision, tf32_products
 from spafit.tasks import metrics
-from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Tokenizer
 from spafit.text.vocabulary import Recipe
 from spafit.training.inference import evaluate, label_names, predict
 from spafit.weights.pretrained import load_pretrained
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-
-
-def undecided(small: SmallRun, data: Dataset) -> BertForSequenceClassification:
-    """Load a model and shift its head so that it predicts every label for some examples."""
-    model = load_pretrained(small.folder, num_labels=data.task.num_labels)
-    logits = predict(model, small.tokenizer, data).logits
-    with torch.no_grad():
-        model.classifier.bias.sub_(torch.tensor(np.median(logits, axis=0)))
-    if not data.task.is_regression:
-        assert set(predict(model, small.tokenizer, data).labels) == set(data.task.labels)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from support.small_runs import N, SmallRun
-from test_inference import undecided
+from support.small_runs import N, SmallRun, undecided
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import SpafitError, TrainingError

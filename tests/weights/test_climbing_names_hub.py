@@ -14,19 +14,6 @@ from support.outside import CLIMBING, PROMISE, Place, Promise, served, tree
 from spafit.errors import WeightsError
 from spafit.weights.hub import local_folder, pinned_revision
 from spafit.weights.pins import TOKENIZER_FILES
-from weights_tools import make_tiny
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return Place(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("weights") / "tiny")
 
 
 @pytest.fixture

@@ -21,12 +21,6 @@ from spafit.weights import hub
 from spafit.weights.hub import local_folder, pinned_revision
 from spafit.weights.pins import TOKENIZER_FILES
 from spafit.weights.pretrained import load_pretrained, load_report
-from weights_tools import make_tiny
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("hub") / "tiny")
 
 
 @pytest.fixture
