@@ -131,4 +131,5 @@ class Handler(Faults):
 
 
 def git_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    content = b"blob %d\0" % len(content) + content
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
