@@ -24,8 +24,9 @@ KEYWORDS = {"shell": False, "allow_pickle": False, "trust_remote_code": False, "
 BUILTINS = {"eval", "exec", "compile", "__import__", "__builtins__"}
 # The package starts no process and asks the net only where EXEMPT says so.
 OUTSIDE = set(
-    "subprocess multiprocessing pty concurrent socket ssl http requests httpx aiohttp ftplib "
-    "smtplib telnetlib xmlrpc websocket urllib3 urllib.request urllib.error huggingface_hub "
+    "subprocess multiprocessing pty concurrent.futures.process "
+    "concurrent.futures.ProcessPoolExecutor socket ssl http requests httpx aiohttp ftplib smtplib "
+    "telnetlib xmlrpc websocket urllib3 urllib.request urllib.error huggingface_hub "
     "socketserver".split()
 )
 
