@@ -25,10 +25,11 @@ from torch.optim.swa_utils import AveragedModel
 import spafit
 from spafit.adapters import Linear, LoRALinear, project
 from spafit.bert import BertForSequenceClassification
+from spafit.errors import ConfigError
 from spafit.kernels.stacking import are_together
 from spafit.strata import frozen_stored_in
 
-QUERY = "bert.encoder.layer.5.attention.self.query"
+QUERY = "bert.encoder.layer.4.attention.self.query"  # of the last layer Q is computed apart
 
 
 def adapted(seed: int = 0, method: str = "SPAFIT-1-3-II") -> BertForSequenceClassification:
@@ -167,10 +168,10 @@ class TestWhereTheyAreLaid:
         for parameter in model.parameters():
             assert parameter.untyped_storage().nbytes() == parameter.nbytes
 
-    def test_built_and_loaded(self, tiny_folder: Path) -> None:
+    def test_built_and_loaded(self, tiny: Path) -> None:
         assert all(lies_together(BertForSequenceClassification(CONFIG)))
         for dtype in (torch.float32, torch.bfloat16):
-            model = spafit.load_pretrained(tiny_folder, num_labels=2, dtype=dtype)
+            model = spafit.load_pretrained(tiny, num_labels=2, dtype=dtype)
             assert all(lies_together(model))
 
     def test_while_the_frozen_are_stored_in_a_narrower_type(self) -> None:
@@ -405,6 +406,14 @@ class TestTransforms:
         for y, each in zip(found, maps, strict=True):
             assert isinstance(each, Linear)
             assert_equal(y, each(x))
+
+    @pytest.mark.parametrize("impl", ["fused", "triton"])
+    def test_a_form_that_cannot_be_transformed_is_refused(self, impl: str) -> None:
+        query = adapted().get_submodule(QUERY)
+        spafit.set_impl(query, impl)
+        X = torch.randn(3, 7, 20, dtype=torch.float64)
+        with pytest.raises(ConfigError, match=rf"a linear map\(impl='{impl}'\).*torch.func"):
+            torch.vmap(query)(X)
 
 
 class TestCompiled:

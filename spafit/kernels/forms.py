@@ -15,18 +15,24 @@ from spafit.errors import ConfigError
 def choose_form(operation: str, impl: str, known: tuple[str, ...], auto: str) -> str:
     """Give the form that ``impl`` asks for, ``auto`` where it leaves the choice.
 
-    Under a transform of ``torch.func`` the choice is the plain form: it alone can be transformed.
+    Inside a transform of ``torch.func`` the choice is the plain form, for a backward of our own
+    cannot be transformed.
 
     Raises
     ------
     ConfigError
-        If the operation has no such form.
+        If the operation has no such form, or has it with a backward of its own and is transformed.
     """
     if impl == "auto":
         return "reference" if is_transformed() else auto
     if impl not in known:
         choices = ", ".join(f'"{name}"' for name in known)
         raise ConfigError(f'{operation} has no impl={impl!r}; choose "auto", {choices}')
+    if impl in ("fused", "triton") and is_transformed():
+        raise ConfigError(
+            f"{operation}(impl='{impl}') cannot be transformed by torch.func; use impl='auto' or "
+            "'reference', or spafit.set_impl(model, 'auto')"
+        )
     return impl
 
 

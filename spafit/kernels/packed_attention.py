@@ -21,6 +21,7 @@ from spafit.kernels.attention import attention
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
 from spafit.kernels.forms import (
     choose_form,
+    is_transformed,
     precision,
     refuse_second_derivative,
     why_no_triton,
@@ -186,7 +187,7 @@ def packed_attention(
         of ours.
     """
     auto = ""
-    if impl == "auto":
+    if impl == "auto" and not is_transformed():
         auto = _best(QKV, groups, num_heads, dropout, spans)
     form = choose_form("packed_attention", impl, FORMS, auto)
     if form == "reference":

@@ -20,8 +20,6 @@ import torch
 from torch import nn
 from torch.utils.dlpack import from_dlpack
 
-from spafit.kernels.forms import is_transformed
-
 # Only of these it is known that their memory is what they look like: not of a DTensor, a fake or a
 # quantised tensor, which are classes of their own.
 _PLAIN = (torch.Tensor, nn.Parameter)
@@ -67,7 +65,7 @@ def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """
     if len(tensors) == 1:
         return tensors[0]
-    if is_transformed() or not are_together(tensors):
+    if not are_together(tensors):
         return torch.cat([tensor.detach() for tensor in tensors])
     # Every byte of it is one of the tensors', which keep it alive.
     first = tensors[0]
