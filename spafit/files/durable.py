@@ -109,6 +109,17 @@ def sync_folder(folder: Path) -> None:
         os.close(file)
 
 
+def is_plain_name(name: object) -> bool:
+    """Whether a name that a file gives is one inside its folder, on every system, and printable."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 255
+        and name.isprintable()
+        and name not in (".", "..")
+        and not any(character in name for character in '/\\:"')
+    )
+
+
 def explain(error: OSError, folder: Path, needed: int | None = None) -> str:
     """Say why something in a folder cannot be written; with ``needed`` bytes, what is free."""
     reason = error.strerror or str(error)

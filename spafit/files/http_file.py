@@ -17,7 +17,7 @@ from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO
 
-from spafit.errors import DataError
+from spafit.errors import DataError, one_line
 from spafit.files.transfers import PartFile
 from spafit.version import __version__
 
@@ -154,8 +154,7 @@ def append(
 
 def in_one_line(found: object) -> str:
     """Show what came from a server or a library in one printable line that is not too long."""
-    text = "".join(letter if letter.isprintable() else " " for letter in str(found))
-    return " ".join(text.split())[:200] or type(found).__name__
+    return one_line(" ".join(str(found).split())) or type(found).__name__
 
 
 def _asked_pause_s(headers: Message) -> float:

@@ -32,7 +32,15 @@ import torch
 
 from spafit.config import parse_json
 from spafit.errors import CheckpointError, WeightsError
-from spafit.files.durable import FileRecord, Piece, explain, measure, sync_folder, write_file
+from spafit.files.durable import (
+    FileRecord,
+    Piece,
+    explain,
+    is_plain_name,
+    measure,
+    sync_folder,
+    write_file,
+)
 from spafit.weights.safefile import SafeFile, tensor_file
 
 FORMAT = 1
@@ -285,7 +293,7 @@ def _verify(path: Path, step: int) -> dict[str, FileRecord]:
         raise CheckpointError(f"{path / MANIFEST} is not that of step {step} in format {FORMAT}")
     records = {name: FileRecord(each["nbytes"], each["sha256"]) for name, each in files.items()}
     for name, record in records.items():
-        if not name or Path(name).name != name or not name.isprintable():
+        if not is_plain_name(name):
             raise CheckpointError(f"{path / MANIFEST} names {name!r:.200}, no plain file name")
         try:
             found = measure(path / name)

@@ -10,6 +10,7 @@ import torch
 
 from spafit.config import read_json
 from spafit.errors import WeightsError, listed, one_line
+from spafit.files.durable import is_plain_name
 from spafit.weights.safefile import AGAIN, SafeFile, TensorInfo
 
 
@@ -115,14 +116,7 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index} has no weight_map of tensor names to file names; {AGAIN}")
     for name, shard in weight_map.items():
-        # A plain file name: nothing that leads out of the folder, on any system.
-        if (
-            not isinstance(shard, str)
-            or not shard.endswith(".safetensors")
-            or not shard.isprintable()
-            or len(shard) > 255
-            or any(character in shard for character in '/\\:\0"')
-        ):
+        if not is_plain_name(shard) or not shard.endswith(".safetensors"):
             raise WeightsError(
                 f"{index} puts {name!r:.200} into {shard!r:.200}, which is not the plain name of a "
                 ".safetensors file beside it; do not use this index"

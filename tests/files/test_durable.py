@@ -316,3 +316,22 @@ class TestLock:
             lock.acquire()
         assert not lock.is_held()
         lock.release()
+
+
+class TestPlainNames:
+    """Oracle: two lists, of plain names and of those that lead elsewhere on some system."""
+
+    @pytest.mark.parametrize("name", ["state.json", ".hidden", "a b", "été", "x" * 255])
+    def test_names_of_a_file_in_the_folder(self, name: str) -> None:
+        assert durable.is_plain_name(name)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "c:x", '"', "x" * 256),
+            *("a\0b", "a\nb", "\ud800", "\x1b[31m", None, 7, b"x", ["x"]),
+        ],
+        ids=lambda name: ascii(name)[:20],
+    )
+    def test_all_others(self, name: object) -> None:
+        assert not durable.is_plain_name(name)
