@@ -226,7 +226,7 @@ class BertConfig:
             raise ConfigError(f"{source}: {error}") from None
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Give the entries of a ``config.json`` that :meth:`from_json` and transformers read."""
+        """Return the entries of a ``config.json`` that :meth:`from_json` and transformers read."""
         return {
             "model_type": "bert",
             "hidden_act": "gelu",
@@ -236,7 +236,7 @@ class BertConfig:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Say whether a setting is a number; True and False are not."""
+    """Return whether a setting is a number; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

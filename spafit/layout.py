@@ -1,4 +1,4 @@
-"""How the tokens of several sequences lie in one tensor, attention over each form, what is refused.
+"""The two layouts of a batch, padded and packed: attention over each, and checks of their ids.
 
 Everything but attention works on the last dimension alone, so the same layer serves both:
 
@@ -63,7 +63,7 @@ class Padded:
         return _attend_first(Q, KV, self.keep, num_heads, dropout, impl)
 
     def first(self, X: torch.Tensor) -> torch.Tensor:
-        """Give the first token of each sequence, (B, D)."""
+        """Return the first token of each sequence, (B, D)."""
         return X[:, 0]
 
 
@@ -83,7 +83,7 @@ class Bucket(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Bucket:
-        """Give the bucket of some lengths.
+        """Return the bucket of some lengths.
 
         There are eight sizes of N to each doubling, so that at most an eighth of the rows, and a
         sixteenth in the mean, is filler, and one longest length to each doubling from 64.
@@ -188,7 +188,7 @@ class Packed:
         return (ends - torch.tensor(self.lengths)).to(self.device, non_blocking=True)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Give all index tensors that a GPU needs; in a bucket their shapes depend on it alone."""
+        """Return all index tensors that a GPU needs; in a bucket it alone sets their shapes."""
         padding = (self.whole.gather, self.whole.scatter, self.whole.keep)
         return (
             self.first_rows,
@@ -201,7 +201,7 @@ class Packed:
         _ = self.groups, self.tensors()
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
-        """Give the same layout with every index tensor changed, as to another device or memory."""
+        """Return the same layout with every index tensor changed, e.g. moved to another device."""
         first_rows = change(self.first_rows)
         other = Packed(self.lengths, first_rows.device, self.bucket)
         # What these properties would make anew at their first use is there already.
@@ -240,7 +240,7 @@ class Packed:
         return _attend_first(Q, KV, keep, num_heads, dropout, impl)
 
     def first(self, X: torch.Tensor) -> torch.Tensor:
-        """Give the first token of each sequence, (B, D)."""
+        """Return the first token of each sequence, (B, D)."""
         return X.index_select(0, self.first_rows)
 
 
@@ -283,15 +283,15 @@ class PackedBatch(NamedTuple):
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> PackedBatch:
-        """Give the same in memory of the host that a GPU reads by itself."""
+        """Return the same in memory of the host that a GPU reads by itself."""
         return self.mapped(torch.Tensor.pin_memory)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Give the three tensors and the layout's."""
+        """Return the three tensors and the layout's."""
         return (*self[:3], *self.layout.tensors())
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
-        """Give the same batch with every tensor changed, as to another device or memory."""
+        """Return the same batch with every tensor changed, as to another device or memory."""
         ids, types, positions = map(change, self[:3])
         return PackedBatch(ids, types, positions, self.layout.mapped(change))
 
@@ -307,13 +307,13 @@ class Unpacking(NamedTuple):
     """The row of each padded sequence in the packed order, (B,)."""
 
     def hidden(self, X: torch.Tensor) -> torch.Tensor:
-        """Give (N, D) as (B, T, D), 0 at padding."""
+        """Return (N, D) as (B, T, D), 0 at padding."""
         B, T = self.shape
         padded = X.new_zeros(B * T, X.shape[1])
         return padded.index_copy(0, self.places, X[: len(self.places)]).view(B, T, -1)
 
     def per_sequence(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Give (B, ...) in the order of the padded batch."""
+        """Return (B, ...) in the order of the padded batch."""
         return pooled.index_select(0, self.sequences)
 
 
@@ -321,11 +321,11 @@ class Unchanged:
     """The way back for a batch that stayed padded: none."""
 
     def hidden(self, X: torch.Tensor) -> torch.Tensor:
-        """Give (B, T, D) as it is."""
+        """Return (B, T, D) as it is."""
         return X
 
     def per_sequence(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Give (B, ...) as it is."""
+        """Return (B, ...) as it is."""
         return pooled
 
 

@@ -1,4 +1,4 @@
-"""A task that needs no download: to tell acceptable English sentences from unacceptable ones.
+"""A generated task that needs no download: telling acceptable sentences from unacceptable ones.
 
 It is in the manner of CoLA (Warstadt et al., 2018), and its sentences come as minimal pairs, as in
 BLiMP (Warstadt et al., 2020), from the templates of ``acceptability_templates.py`` and the words of

@@ -193,7 +193,7 @@ WORDS: dict[str, tuple[type[str], str, str]] = {
 
 
 def pools(split: str) -> dict[str, tuple[str, ...]]:
-    """Give the pools of "train" or "dev", and as ``name`` the names of either sex."""
+    """Return the pools of "train" or "dev", and as ``name`` the names of either sex."""
     result = {
         pool: tuple(word_class(word) for word in (train if split == "train" else dev).split())
         for pool, (word_class, train, dev) in WORDS.items()

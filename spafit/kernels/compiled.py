@@ -1,4 +1,4 @@
-"""The stacked linear map as an operator of PyTorch's, so that torch.compile keeps it whole.
+"""Register the stacked linear map as a PyTorch operator, which torch.compile keeps in one piece.
 
 In eager mode :mod:`spafit.kernels.lora_linear` calls its autograd function itself, which costs a
 sixth of an operator's call (5 against 30 µs).
@@ -41,7 +41,7 @@ def _parts(stack: Sequence[Any]) -> list[Part]:
     tags=(torch.Tag.nondeterministic_seeded,),
 )
 def _stacked_linear(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
-    """Give y, U, the mask and what GELU was applied to."""
+    """Return y, U, the mask and what GELU was applied to."""
     *stack, gelu, _ = arguments
     y, kept = forward(x, _parts(stack), gelu, keep=True)
     empty = (x.new_empty(0, dtype=dtype) for dtype in (x.dtype, torch.bool, x.dtype))
@@ -73,7 +73,7 @@ def _(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
 def _stacked_linear_backward(
     dY: torch.Tensor, x: torch.Tensor, *arguments: Any
 ) -> list[torch.Tensor]:
-    """Give the gradients that are asked for, in the order of the inputs."""
+    """Return the gradients that are asked for, in the order of the inputs."""
     *stack, U, mask, before_gelu, needs_x, needs = arguments
     parts = _parts(stack)
     kept = Kept(*(each if each.numel() else None for each in (U, mask, before_gelu)))

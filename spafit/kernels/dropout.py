@@ -1,4 +1,4 @@
-"""Dropout, with random numbers that cost little on a CPU.
+"""Dropout with random numbers that are cheap to draw on a CPU.
 
 y = x ⊙ m / (1 - rate), where m is 1 with probability 1 - rate and else 0, independently for each
 element.
@@ -23,7 +23,7 @@ _LEVELS = 65_536
 
 
 def scale_of(rate: float, device: torch.device) -> float:
-    """Give what the kept elements are multiplied by: 1 / (1 - the rate as it is drawn)."""
+    """Return what the kept elements are multiplied by: 1 / (1 - the rate as it is drawn)."""
     if device.type != "cpu":
         return 1.0 / (1.0 - rate)
     return _LEVELS / (_LEVELS - _dropped_levels(rate))
@@ -37,7 +37,7 @@ def draw_bits(shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
 
 
 def threshold(rate: float) -> int:
-    """Give t such that a number of :func:`draw_bits` is below t with probability ``rate``."""
+    """Return t such that a number of :func:`draw_bits` is below t with probability ``rate``."""
     return _dropped_levels(rate) - _LEVELS // 2
 
 
@@ -51,7 +51,7 @@ def keep_mask(x: torch.Tensor, rate: float) -> torch.Tensor:
 
 
 def apply_mask(x: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
-    """Give x ⊙ m / (1 - rate) for a mask of :func:`keep_mask`; its own backward, too."""
+    """Return x ⊙ m / (1 - rate) for a mask of :func:`keep_mask`; its own backward, too."""
     # Through uint8, for PyTorch converts bool to float six times as slowly.
     m = mask.view(torch.uint8).to(x.dtype)
     return m.mul_(x).mul_(scale_of(rate, x.device))

@@ -1,4 +1,4 @@
-"""What the operations have in common: the choice of a form, and what a fused form refuses."""
+"""Choose among the forms of an operation, and refuse what a form does not support."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spafit.errors import ConfigError
 
 
 def choose_form(operation: str, impl: str, known: tuple[str, ...], auto: str) -> str:
-    """Give the form that ``impl`` asks for, ``auto`` where it leaves the choice.
+    """Return the form that ``impl`` asks for, ``auto`` where it leaves the choice.
 
     Inside a transform of ``torch.func`` the choice is the plain form, for a backward of our own
     cannot be transformed.
@@ -37,7 +37,7 @@ def choose_form(operation: str, impl: str, known: tuple[str, ...], auto: str) ->
 
 
 def is_transformed() -> bool:
-    """Whether the call is inside a transform of ``torch.func``: ``grad``, ``vmap``, ``jvp``.
+    """Return whether the call is inside a transform of ``torch.func``: ``grad``, ``vmap``, ``jvp``.
 
     This is what ``torch.autograd.Function.apply`` asks itself. ``torch.compile`` has a form of its
     own for what it traces.
@@ -46,7 +46,7 @@ def is_transformed() -> bool:
 
 
 def best_on(device: torch.device) -> str:
-    """Give the form of dropout and LayerNorm that a device runs best.
+    """Return the form of dropout and LayerNorm that a device runs best.
 
     Fused on a CPU. A GPU has kernels of its own for the plain form, and a compiler fuses it itself.
     """
@@ -68,7 +68,7 @@ TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_no_triton(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Say why Triton kernels cannot run on a device in a type; empty where they can."""
+    """Return why Triton kernels cannot run on a device in a type; empty where they can."""
     reason = _why_not_on(device)
     if not reason and dtype not in TRITON_TYPES:
         reason = f"it computes in float32, bfloat16 or float16, found {dtype}"
@@ -99,7 +99,7 @@ def _why_too_old(device: torch.device) -> str:
 
 
 def suits_triton(*tensors: torch.Tensor | None) -> bool:
-    """Whether ``auto`` may take a Triton form: eager work on a GPU, in the types that it has."""
+    """Return whether ``auto`` may take a Triton form: eager work on a GPU, in a supported type."""
     given = [each for each in tensors if each is not None]
     return not torch.compiler.is_compiling() and all(
         each.device.type == "cuda" and not why_no_triton(each.device, each.dtype) for each in given
@@ -114,7 +114,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def require_triton(operation: str, *tensors: torch.Tensor | None) -> None:
-    """Raise where an operation's Triton form cannot be had for the tensors at hand.
+    """Raise where an operation's Triton form is not available for the tensors at hand.
 
     Raises
     ------
@@ -123,4 +123,4 @@ def require_triton(operation: str, *tensors: torch.Tensor | None) -> None:
     """
     for tensor in tensors:
         if tensor is not None and (reason := why_no_triton(tensor.device, tensor.dtype)):
-            raise ConfigError(f"{operation}(impl='triton') cannot be had: {reason}")
+            raise ConfigError(f"{operation}(impl='triton') is not available: {reason}")

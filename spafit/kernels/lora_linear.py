@@ -103,8 +103,8 @@ def lora_linear(
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the four, if the Triton form cannot be had for the device or the
-        types, or if a second derivative is asked of the fused or the Triton form.
+        If ``impl`` is not one of the four, if the Triton form is not available for the device or
+        the types, or if a second derivative of the fused or the Triton form is asked for.
     """
     part = Part(weight, bias, bias_delta, lora_A, lora_B, scaling, dropout)
     return stacked_linear(x, [part], impl=impl)
@@ -203,7 +203,7 @@ def _faster(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> str:
 
 
 def _stand_ins(x: torch.Tensor, parts: Sequence[Part]) -> tuple[torch.Tensor, list[Part]]:
-    """Give numbers (N, in) to measure with, and the parts, with a B that is not 0."""
+    """Return numbers (N, in) to measure with, and the parts, with a B that is not 0."""
     learns = torch.is_grad_enabled()
     generator = torch.Generator(x.device).manual_seed(0)
 
@@ -250,7 +250,7 @@ def _as_one(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> to
 def forward(
     x: torch.Tensor, parts: Sequence[Part], gelu: bool, keep: bool
 ) -> tuple[torch.Tensor, Kept]:
-    """Give y (N, Σ out) for x (N, in), and what to keep for :func:`backward`."""
+    """Return y (N, Σ out) for x (N, in), and what to keep for :func:`backward`."""
     U = mask = None
     adapted = [part for part in parts if part.lora_A is not None]
     merges = bool(adapted) and merges_forward(x, parts)
@@ -276,7 +276,7 @@ def backward(
     needs_x: bool,
     needs: Sequence[Sequence[bool]],
 ) -> tuple[torch.Tensor | None, list[list[torch.Tensor | None]]]:
-    """Give dx, and the gradients of W, b, δ, A and B of every part, None where not asked for.
+    """Return dx, and the gradients of W, b, δ, A and B of every part, None where not asked for.
 
     ``needs`` says what is asked for, in the same order; ``x`` may be None where no matrix is.
     """
@@ -328,7 +328,7 @@ def backward(
 
 
 def merges_forward(x: torch.Tensor, parts: Sequence[Part]) -> bool:
-    """Whether y = x W'ᵀ, with W' made anew, costs less than the additive order.
+    """Return whether y = x W'ᵀ, with W' made anew, costs less than the additive order.
 
     In multiplications, a token's additive ones are R·in for U and Σ out·r for U Bᵀ.
     """
@@ -336,7 +336,7 @@ def merges_forward(x: torch.Tensor, parts: Sequence[Part]) -> bool:
 
 
 def merges_backward(dY: torch.Tensor, parts: Sequence[Part]) -> bool:
-    """Whether dx = dY W', with W' made anew, costs less than adding V A, V being there for dA.
+    """Return whether dx = dY W', with W' made anew, costs less than adding V A (V is kept for dA).
 
     In multiplications, a token's additive ones are R·in.
     """
@@ -344,7 +344,7 @@ def merges_backward(dY: torch.Tensor, parts: Sequence[Part]) -> bool:
 
 
 def _merges(rows: torch.Tensor, parts: Sequence[Part], additive_of_a_token: int) -> bool:
-    """Whether making W', Σ out·in·r and its writing, costs less than the additive order."""
+    """Return whether making W', Σ out·in·r and its writing, costs less than the additive order."""
     if rows.dtype in _HALF or parts[0].dropout or not ranks(parts):
         return False
     merging = width_in(parts) * (_elements_of_B(parts) + _WRITING * sum(outs(parts)))
@@ -352,12 +352,12 @@ def _merges(rows: torch.Tensor, parts: Sequence[Part], additive_of_a_token: int)
 
 
 def _elements_of_B(parts: Sequence[Part]) -> int:
-    """Give Σ out·r."""
+    """Return Σ out·r."""
     return sum(part.lora_B.numel() for part in parts if part.lora_B is not None)
 
 
 def _bias(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
-    """Give b + δ of all parts together, (Σ out,)."""
+    """Return b + δ of all parts together, (Σ out,)."""
     biases = [
         part.bias if part.bias_delta is None else part.bias + part.bias_delta for part in parts
     ]
@@ -365,7 +365,7 @@ def _bias(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _merged(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
-    """Give W' = W + s·BA of all parts (Σ out, in), summed in float32 or wider, rounded once."""
+    """Return W' = W + s·BA of all parts (Σ out, in), summed in float32 or wider, rounded once."""
     first = parts[0].weight
     W = first.new_empty(sum(outs(parts)), width_in(parts), dtype=wide(first.dtype))
     for part, W_i in zip(parts, torch.split(W, outs(parts)), strict=True):
@@ -380,7 +380,7 @@ def _merged(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
 def _adapted(
     parts: Sequence[Part], y: torch.Tensor, U: torch.Tensor
 ) -> Iterator[tuple[Part, torch.Tensor, torch.Tensor]]:
-    """Give each adapted part with its columns of y (N, Σ out) and of U (N, R)."""
+    """Return each adapted part with its columns of y (N, Σ out) and of U (N, R)."""
     U_parts = iter(torch.split(U, ranks(parts), dim=1))
     for part, y_i in zip(parts, torch.split(y, outs(parts), dim=1), strict=True):
         if part.lora_A is not None:
@@ -388,13 +388,13 @@ def _adapted(
 
 
 def _down(x: torch.Tensor, parts: Sequence[Part], mask: torch.Tensor | None) -> torch.Tensor:
-    """Give U = drop(x) Aᵀ (N, R)."""
+    """Return U = drop(x) Aᵀ (N, R)."""
     dropped = x if mask is None else apply_mask(x, mask, parts[0].dropout)
     return product(dropped, all_A(parts).to(x.dtype), None)
 
 
 def _up(dY: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
-    """Give V = s·dY B (N, R), side by side for the adapted parts."""
+    """Return V = s·dY B (N, R), side by side for the adapted parts."""
     V = dY.new_empty(dY.shape[0], sum(ranks(parts)))
     for part, dY_i, V_i in _adapted(parts, dY, V):
         torch.mm(dY_i, part.scaling * part.B.to(dY.dtype), out=V_i)
@@ -402,7 +402,7 @@ def _up(dY: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
 
 
 def _functions(form: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Give ``forward`` and ``backward`` of a form."""
+    """Return ``forward`` and ``backward`` of a form."""
     if form == "fused":
         return forward, backward
     from spafit.kernels.gpu.triton_linear import backward as triton_backward

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, Eq. (4), over sequences that lie one after the other.
+"""Scaled dot-product attention, Eq. (4), over packed sequences (without padding between them).
 
 Tokens never look beyond their sequence, so attention is the one operation that must know where each
 begins. Sequences that follow each other are taken together in groups, padded to the longest of the
@@ -120,7 +120,7 @@ def grouping(lengths: Sequence[int]) -> list[int]:
 def make_groups(
     lengths: Sequence[int], counts: Sequence[int], device: torch.device, longest: int = 0
 ) -> tuple[Group, ...]:
-    """Give the groups of so many sequences each, with the index tensors that padding needs.
+    """Return the groups of so many sequences each, with the index tensors that padding needs.
 
     With ``longest`` every group is padded to that many tokens and has its index tensors even where
     none of them is needed, so that their shapes depend on it alone.
@@ -183,8 +183,8 @@ def packed_attention(
     Raises
     ------
     ConfigError
-        If ``impl`` is none of the seven or cannot be had, or a second derivative is asked of a form
-        of ours.
+        If ``impl`` is none of the seven or is not available, or a second derivative of a fused or
+        Triton form is asked for.
     """
     auto = ""
     if impl == "auto" and not is_transformed():
@@ -209,7 +209,7 @@ def packed_attention(
 
 
 def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
-    """Say why one of the forms that take spans cannot be had for QKV; empty where it can."""
+    """Return why one of the forms that take spans is not available for QKV; empty where it can."""
     head_size = QKV.shape[1] // 3 // num_heads
     if form == "triton" and head_size > TRITON_WIDEST_HEAD:
         return f"it has heads of at most {TRITON_WIDEST_HEAD}, found {head_size}"
@@ -278,7 +278,7 @@ def _fastest(
 
 
 def _stand_in(QKV: torch.Tensor, learns: bool) -> torch.Tensor:
-    """Give numbers of QKV's shape and type to be timed with, from a generator of their own."""
+    """Return numbers of QKV's shape and type to be timed with, from a generator of their own."""
     generator = torch.Generator(QKV.device).manual_seed(0)
     given = torch.randn(QKV.shape, generator=generator, device=QKV.device)
     return given.to(QKV.dtype).requires_grad_(learns)
@@ -291,7 +291,7 @@ def _by_spans(
         raise ConfigError(f"packed_attention(impl={form!r}) needs the sequences' spans")
     reason = why_not(form, QKV, num_heads)
     if reason:
-        raise ConfigError(f"packed_attention(impl={form!r}) cannot be had: {reason}")
+        raise ConfigError(f"packed_attention(impl={form!r}) is not available: {reason}")
     if form == "triton":
         from spafit.kernels.gpu.triton_attention import packed_attention_triton
 
@@ -318,7 +318,7 @@ def _by_groups(
 
 
 def padded_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
-    """Give a group's rows of (N, ...) padded to (n·T, ...); a view where nothing is padded."""
+    """Return a group's rows of (N, ...) padded to (n·T, ...); a view where nothing is padded."""
     x = rows[group.start : group.start + group.rows]
     return x if group.gather is None else x.index_select(0, group.gather)
 
@@ -331,7 +331,7 @@ def _heads(x: torch.Tensor, group: Group, num_heads: int, fields: int = 3) -> to
 def _forward(
     QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float, keep: bool
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Give H1, and for each group its probabilities (n·A, T, T), negated where they are dropped."""
+    """Return H1, and each group's probabilities (n·A, T, T), negated where they are dropped."""
     N, D = QKV.shape[0], QKV.shape[1] // 3
     H1 = QKV.new_empty(N, D)
     H1[sum(group.rows for group in groups) :] = 0

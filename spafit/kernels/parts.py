@@ -72,22 +72,22 @@ class Kept(NamedTuple):
 
 
 def outs(parts: Sequence[Part]) -> list[int]:
-    """Give the width of each part's output."""
+    """Return the width of each part's output."""
     return [len(part.bias) for part in parts]
 
 
 def width_in(parts: Sequence[Part]) -> int:
-    """Give the width of the input."""
+    """Return the width of the input."""
     return parts[0].weight.shape[1]
 
 
 def ranks(parts: Sequence[Part]) -> list[int]:
-    """Give the rank of each part that has LoRA."""
+    """Return the rank of each part that has LoRA."""
     return [len(part.lora_A) for part in parts if part.lora_A is not None]
 
 
 def are_uniform(parts: Sequence[Part]) -> bool:
-    """Whether up to three parts are alike but for their values, all of them with LoRA."""
+    """Return whether up to three parts are alike but for their values, all of them with LoRA."""
     if len(parts) > 3 or any(part.lora_A is None for part in parts):
         return False
     kinds = {
@@ -104,24 +104,24 @@ def are_uniform(parts: Sequence[Part]) -> bool:
 
 
 def all_W(parts: Sequence[Part]) -> torch.Tensor:
-    """Give W of all parts together, (Σ out, in)."""
+    """Return W of all parts together, (Σ out, in)."""
     return stacked([part.weight for part in parts])
 
 
 def all_A(parts: Sequence[Part]) -> torch.Tensor:
-    """Give A of all parts together, (R, in)."""
+    """Return A of all parts together, (R, in)."""
     return stacked([part.lora_A for part in parts if part.lora_A is not None])
 
 
 def all_B(parts: Sequence[Part]) -> torch.Tensor:
-    """Give B of parts of one rank together, (Σ out, r)."""
+    """Return B of parts of one rank together, (Σ out, r)."""
     return stacked([part.lora_B for part in parts if part.lora_B is not None])
 
 
 def give_sums(
     sums: torch.Tensor, parts: Sequence[Part], needs_b: Sequence[bool], needs_delta: Sequence[bool]
 ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-    """Give db and dδ of each part from Σ dY (Σ out,), None where not asked for."""
+    """Return db and dδ of each part from Σ dY (Σ out,), None where not asked for."""
     db: list[torch.Tensor | None] = [None] * len(parts)
     ddelta: list[torch.Tensor | None] = [None] * len(parts)
     for i, (part, sum_i) in enumerate(zip(parts, torch.split(sums, outs(parts)), strict=True)):
@@ -134,7 +134,7 @@ def give_sums(
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Give the type of sums over a type: float32 or wider."""
+    """Return the type of sums over a type: float32 or wider."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 

@@ -1,4 +1,4 @@
-"""The matrix product x Wᵀ + b by the faster of the two libraries that PyTorch carries on a CPU.
+"""The matrix product x Wᵀ + b on a CPU, by the faster of PyTorch's two libraries, MKL and oneDNN.
 
 PyTorch's own ``F.linear`` calls MKL. On processors that are not Intel's, MKL leaves half of the
 width of AVX-512 unused, while oneDNN, which PyTorch carries too, uses all of it: measured on two
@@ -31,7 +31,7 @@ def library() -> str:
     Raises
     ------
     ConfigError
-        If the environment asks for another, or for oneDNN where it cannot be had.
+        If the environment asks for another, or for oneDNN where it is not available.
     """
     asked = os.environ.get(LIBRARY_VARIABLE, "")
     if asked not in ("", "mkl", "onednn"):
@@ -50,7 +50,7 @@ def library_on(device: torch.device) -> str:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Give x Wᵀ + b, without a gradient.
+    """Return x Wᵀ + b, without a gradient.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Give aᵀ b, the gradient of a matrix: a sum over rows, in float32 or wider.
+    """Return aᵀ b, the gradient of a matrix: a sum over rows, in float32 or wider.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def has_onednn() -> bool:
-    """Whether this PyTorch carries oneDNN's product."""
+    """Return whether this PyTorch carries oneDNN's product."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

@@ -34,12 +34,12 @@ def cut(whole: torch.Tensor, rows: Sequence[int]) -> list[torch.Tensor]:
 
 
 def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """Give where each tensor's values begin in memory; 0 where it has none of its own."""
+    """Return where each tensor's values begin in memory; 0 where it has none of its own."""
     return [tensor.data_ptr() if type(tensor) in _PLAIN else 0 for tensor in tensors]
 
 
 def are_together(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether each tensor begins in memory where the one before it ends."""
+    """Return whether each tensor begins in memory where the one before it ends."""
     first = tensors[0]
     expected = 0
     for tensor in tensors:
@@ -59,7 +59,7 @@ def are_together(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Give tensors (out_i, in) as one (Σ out_i, in): over their memory if together, else a copy.
+    """Return tensors (out_i, in) as one (Σ out_i, in): over their memory if together, else a copy.
 
     For reading while the tensors are there, where no gradient is recorded.
     """
@@ -100,7 +100,7 @@ def lay_together(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _is_free(tensor: nn.Parameter) -> bool:
-    """Whether a parameter has its memory for itself, on a device whose memory can be cut."""
+    """Return whether a parameter has its memory for itself, on a device whose memory can be cut."""
     if type(tensor) not in _PLAIN or tensor.device.type not in ("cpu", "cuda"):
         return False
     # PyTorch calls every tensor on a GPU shared.

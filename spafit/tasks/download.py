@@ -2,7 +2,7 @@
 
 A file from the net is trusted only after its SHA-256 is that of the table ``SOURCES``. Even then
 a zip says nothing about where a file goes: members are asked for by names that stand in
-``tasks.py``, and every path written is computed here.
+``table.py``, and every path written is computed here.
 
 What is kept: the originals in ``originals``, the TSV files in GLUE's layout in ``folder``. An
 interrupted transfer leaves ``NAME.part``, and the next call goes on from there. Two processes that

@@ -1,4 +1,4 @@
-r"""GLUE: the readers of its files; the table of the tasks is ``tasks.py``.
+r"""Read GLUE's data files. The tasks themselves are listed in ``table.py``.
 
 The original files are TAB-separated text with traps:
 

@@ -1,4 +1,4 @@
-"""The metrics of GLUE, in numpy, by the names of the labels.
+"""GLUE's metrics in numpy, computed from label names.
 
 All take predictions and references of equal length n, and give a float. Where a denominator is
 zero the quotient is not defined; it is then 0.0 by convention: no better than chance.

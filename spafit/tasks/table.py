@@ -62,7 +62,7 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the label is a score."""
+        """Return whether the label is a score."""
         return not self.labels
 
     @property
@@ -72,7 +72,7 @@ class Task:
 
     @property
     def pair(self) -> bool:
-        """Whether an example has two texts."""
+        """Return whether an example has two texts."""
         return len(self.fields) == 2
 
     @property

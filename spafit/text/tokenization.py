@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def pinned(self) -> Batch:
-        """Give the same in memory of the host that a GPU reads by itself."""
+        """Return the same in memory of the host that a GPU reads by itself."""
         return Batch(*(tensor.pin_memory() for tensor in self))
 
 
@@ -346,7 +346,7 @@ def load_tokenizer(
 
 
 def _longest_first(a: int, b: int, budget: int) -> tuple[int, int]:
-    """Say how many tokens of two texts, of a and b tokens, stay within a budget.
+    """Return how many tokens of two texts, of a and b tokens, stay within a budget.
 
     The longer one loses its end until both are equally long, then both do. An odd token left over
     goes to the longer one, and to the second of two that are equally long.

@@ -1,4 +1,4 @@
-"""What the files of a BERT tokenizer say: its word pieces, and what is done to a text before.
+"""Read the files of a BERT tokenizer: its word pieces, and how a text is normalised before.
 
 ``tokenizer.json`` says all of it, ``vocab.txt`` (one word piece a line) only the pieces, and
 ``tokenizer_config.json`` beside either may say the rest. All three forms end in one ``Recipe``.
@@ -99,7 +99,7 @@ class Recipe:
 
     @property
     def is_cased(self) -> bool:
-        """Whether lower-casing the text puts entries of the vocabulary out of reach."""
+        """Return whether lower-casing the text puts entries of the vocabulary out of reach."""
         return any(
             piece != piece.lower() and not (piece.startswith("[") and piece.endswith("]"))
             for piece in self.vocab
@@ -201,7 +201,7 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
 
 
 def splits_special_tokens(folder: Path) -> bool:
-    """Say whether a folder's tokenizer_config.json asks for special tokens to be split.
+    """Return whether a folder's tokenizer_config.json asks for special tokens to be split.
 
     Raises
     ------

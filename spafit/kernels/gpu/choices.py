@@ -43,7 +43,7 @@ class Memory(Protocol):
     """What keeps measurements for later processes."""
 
     def find(self, device: str, operation: str, shape: str) -> Any:
-        """Give the entry that was kept, as :func:`measure` made it; None where there is none."""
+        """Return the entry that was kept, as :func:`measure` made it; None where there is none."""
 
     def keep(self, device: str, operation: str, shape: str, entry: dict[str, Any]) -> None:
         """Keep an entry, if that is possible."""
@@ -80,7 +80,7 @@ def fastest(
     device : torch.device
         Where it runs.
     forms : sequence of str
-        Those that can be had; the last one is the plain one that the others must agree with.
+        Those that is available; the last one is the plain one that the others must agree with.
     run : callable of str and float, to sequence of torch.Tensor
         Runs a form with a rate of dropout, backward too where it is wanted. What it draws, and what
         it is given, is its own.
@@ -117,7 +117,7 @@ def fastest(
 
 
 def made() -> dict[str, dict[str, str]]:
-    """Give the choices of this process: of each operation, the form for each shape."""
+    """Return the choices of this process: of each operation, the form for each shape."""
     found: dict[str, dict[str, str]] = {}
     for (_, operation, shape), form in sorted(_made.items()):
         found.setdefault(operation, {})[shape] = form
@@ -125,7 +125,7 @@ def made() -> dict[str, dict[str, str]]:
 
 
 def taken() -> list[list[str]]:
-    """Give the same for :func:`adopt`: device, operation, shape and form of each."""
+    """Return the same for :func:`adopt`: device, operation, shape and form of each."""
     return [[*key, form] for key, form in sorted(_made.items())]
 
 
@@ -174,7 +174,7 @@ def measure(
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """Give what a form raises that cannot run here: PyTorch's errors, ours, and Triton's."""
+    """Return what a form raises that cannot run here: PyTorch's errors, ours, and Triton's."""
     triton = sys.modules.get("triton.runtime.errors")
     return (
         (RuntimeError, ConfigError)
@@ -199,7 +199,7 @@ def _tell(operation: str, entry: dict[str, Any]) -> None:
 
 
 def _difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """Give the largest difference, as a share of the largest magnitude; NaN where one is NaN."""
+    """Return the largest difference, as a share of the largest magnitude; NaN where one is NaN."""
     if len(found) != len(expected):
         return float("inf")
     shares = [

@@ -1,4 +1,4 @@
-"""Recording work on a GPU as a CUDA graph, and leaving everything as it was where that fails."""
+"""Record GPU work as a CUDA graph; where recording fails, restore the state before it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 @functools.cache
 def recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """Give the stream that graphs of a device are recorded on, always the same.
+    """Return the stream that graphs of a device are recorded on, always the same.
 
     The libraries of matrix products keep memory for every stream that they have worked on.
     """

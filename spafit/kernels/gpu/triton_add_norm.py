@@ -154,7 +154,7 @@ def _backward_kernel(
 
 
 def _tile(D: int) -> dict[str, int]:
-    """Give rows and columns of a tile, and the warps for it.
+    """Return rows and columns of a tile, and the warps for it.
 
     Four elements a thread up to D = 2048: the threads of a warp then read 8 or 16 bytes each, side
     by side, of a half type as of float32, and nothing is moved between the two layouts.
@@ -330,7 +330,7 @@ def bias_gradients(
     needs_delta: bool,
     delta_dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Give db and dδ, which are equal, each in its type and in memory of its own."""
+    """Return db and dδ, which are equal, each in its type and in memory of its own."""
     if db is None:
         return None, None
     dbias = db.to(bias_dtype) if needs_bias else None

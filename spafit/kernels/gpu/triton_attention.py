@@ -365,7 +365,7 @@ def _launch(kernel, name, QKV, problem, length, **others):
 
 
 def _forward(QKV: torch.Tensor, problem: _Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give H1 (N, D) and the logarithms (A, N)."""
+    """Return H1 (N, D) and the logarithms (A, N)."""
     N = len(QKV)
     H1 = QKV.new_empty(N, QKV.shape[1] // 3)
     LSE = QKV.new_empty(problem.num_heads, N, dtype=torch.float32)
@@ -377,7 +377,7 @@ def _forward(QKV: torch.Tensor, problem: _Problem) -> tuple[torch.Tensor, torch.
 def _backward(
     dH1: torch.Tensor, QKV: torch.Tensor, H1: torch.Tensor, LSE: torch.Tensor, problem: _Problem
 ) -> torch.Tensor:
-    """Give dQKV (N, 3·D)."""
+    """Return dQKV (N, 3·D)."""
     dQKV = torch.empty_like(QKV, memory_format=torch.contiguous_format)
     if not len(QKV):
         return dQKV
@@ -401,7 +401,7 @@ def _backward(
 
 
 def _typical(problem: _Problem) -> int:
-    """Give the mean length, which tiles are chosen for where a sequence may take several."""
+    """Return the mean length, which tiles are chosen for where a sequence may take several."""
     return -(-problem.tokens // max(len(problem.boundaries) - 1, 1))
 
 

@@ -1,4 +1,4 @@
-"""What all Triton kernels share: the product of two tiles, the drawing of a mask, the seed of it.
+"""Helpers of all Triton kernels: the product of two tiles, rounding, dropout masks and their seed.
 
 This module and those named ``triton_*`` beside it are imported only where a kernel is about to run;
 :func:`spafit.kernels.forms.why_no_triton` says where none can. With ``TRITON_INTERPRET=1`` set
@@ -21,7 +21,7 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """Give acc + a b for tiles a (m, k) and b (k, n) of one type, summed in float32.
+    """Return acc + a b for tiles a (m, k) and b (k, n) of one type, summed in float32.
 
     ``PRECISION`` is that of float32 tiles: "ieee" or "tf32". The other types' products are exact.
     """
@@ -34,7 +34,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """Give float32 ``x`` in the type ``dtype``, rounded to the nearest, ties to even."""
+    """Return float32 ``x`` in the type ``dtype``, rounded to the nearest, ties to even."""
     if INTERPRETED and dtype == tl.bfloat16:
         # The interpreter cuts the lower half of the bits off, so they are rounded away before it.
         bits = x.to(tl.uint32, bitcast=True)

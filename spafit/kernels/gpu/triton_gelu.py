@@ -19,7 +19,7 @@ _PROGRAMS = 2048
 
 @triton.jit
 def _bias_of(BIAS, DELTA, column, F):
-    """Give b + δ of the columns, (BLOCK_F,), in float32."""
+    """Return b + δ of the columns, (BLOCK_F,), in float32."""
     bias = tl.load(BIAS + column, column < F, 0.0).to(tl.float32)
     if DELTA is not None:
         bias += tl.load(DELTA + column, column < F, 0.0).to(tl.float32)
@@ -97,7 +97,7 @@ def _backward_kernel(
 
 
 def _division(N: int, F: int) -> tuple[tuple[int, int], int, dict[str, int]]:
-    """Give the grid, the rows of a program, and the settings of a kernel."""
+    """Return the grid, the rows of a program, and the settings of a kernel."""
     columns = triton.cdiv(F, _BLOCK_F)
     tiles = triton.cdiv(triton.cdiv(N, _BLOCK_N) * columns, _PROGRAMS)  # of a program
     rows = _BLOCK_N * max(1, tiles)

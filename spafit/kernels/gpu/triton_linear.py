@@ -79,7 +79,7 @@ _GROUP = tl.constexpr(8)
 
 @triton.jit
 def _place(tiles_m, tiles_n):
-    """Give the row and the column of tiles that a program has, in groups of rows."""
+    """Return the row and the column of tiles that a program has, in groups of rows."""
     of_group = _GROUP * tiles_n
     first = tl.program_id(0) // of_group * _GROUP
     rows = tl.minimum(tiles_m - first, _GROUP)
@@ -106,7 +106,7 @@ def _forward(
     U_GIVEN: tl.constexpr, STORE_U: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Give a tile of y (N, P·out); ``DELTAS`` has a bit for each part that has δ."""
+    """Return a tile of y (N, P·out); ``DELTAS`` has a bit for each part that has δ."""
     DTYPE: tl.constexpr = y.dtype.element_ty
     tiles_of_part = tl.cdiv(OUT, BLOCK_N)
     tile_m, tile_n = _place(tl.cdiv(N, BLOCK_M), PARTS * tiles_of_part)
@@ -183,7 +183,7 @@ def _dx(
     V_GIVEN: tl.constexpr, STORE_V: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Give a tile of dx (N, in), summed over the parts."""
+    """Return a tile of dx (N, in), summed over the parts."""
     DTYPE: tl.constexpr = dx.dtype.element_ty
     tile_m, tile_n = _place(tl.cdiv(N, BLOCK_M), tl.cdiv(IN, BLOCK_N))
     rows = (tile_m * BLOCK_M + tl.arange(0, BLOCK_M))[:, None].to(tl.int64)  # (m, 1)
@@ -264,7 +264,7 @@ def _choose(
 
 
 def _block_r(r: int, dtype: torch.dtype) -> int:
-    """Give how many ranks U Bᵀ or V A sums at once: few where more would not stay in registers."""
+    """Return how many ranks U Bᵀ or V A sums at once, so that they stay in registers."""
     if dtype == torch.float32:
         return 16
     return block_r(r) if r <= WIDEST else 32
@@ -273,7 +273,7 @@ def _block_r(r: int, dtype: torch.dtype) -> int:
 def forward(
     x: torch.Tensor, parts: Sequence[Part], gelu: bool, keep: bool
 ) -> tuple[torch.Tensor, Kept]:
-    """Give y (N, Σ out) for x (N, in), and what to keep for :func:`backward`.
+    """Return y (N, Σ out) for x (N, in), and what to keep for :func:`backward`.
 
     Parameters
     ----------
@@ -336,7 +336,7 @@ def backward(
     needs_x: bool,
     needs: Sequence[Sequence[bool]],
 ) -> tuple[torch.Tensor | None, list[list[torch.Tensor | None]]]:
-    """Give dx, and the gradients of W, b, δ, A and B of every part, None where not asked for.
+    """Return dx, and the gradients of W, b, δ, A and B of every part, None where not asked for.
 
     Parameters
     ----------
@@ -401,7 +401,7 @@ def backward(
 def _make_dx(
     dY: torch.Tensor, parts: Sequence[Part], kept: Kept, keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give dx (N, in) and, if it is to be kept, V (N, R)."""
+    """Return dx (N, in) and, if it is to be kept, V (N, R)."""
     N, IN, P = len(dY), width_in(parts), len(parts)
     out, r = outs(parts)[0], ranks(parts)[0]
     W = all_W(parts).contiguous()

@@ -49,7 +49,7 @@ def _narrow(
     R: tl.constexpr, PARTS: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Give a tile of U = drop(x) Aᵀ or V = s·dY B (N, P·r).
+    """Return a tile of U = drop(x) Aᵀ or V = s·dY B (N, P·r).
 
     ``x_step`` is how far a part's columns of x lie from those of the part before it.
     """
@@ -79,7 +79,7 @@ def _narrow(
 
 
 def block_r(r: int) -> int:
-    """Give how many ranks a tile takes, of which a product needs at least 16."""
+    """Return how many ranks a tile takes, of which a product needs at least 16."""
     return max(16, min(WIDEST, 1 << (r - 1).bit_length()))
 
 
@@ -109,14 +109,14 @@ def _make_narrow(
 
 
 def make_U(x: torch.Tensor, parts: Sequence[Part], seed: torch.Tensor | None) -> torch.Tensor:
-    """Give U = drop(x) Aᵀ (N, R)."""
+    """Return U = drop(x) Aᵀ (N, R)."""
     K, r = width_in(parts), ranks(parts)[0]
     A = all_A(parts).contiguous()
     return _make_narrow(x, A, r, parts, 1.0, seed, (K, 0, r * K, 1, K))
 
 
 def make_V(dY: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
-    """Give V = s·dY B (N, R)."""
+    """Return V = s·dY B (N, R)."""
     out, r = outs(parts)[0], ranks(parts)[0]
     B = all_B(parts).contiguous()
     return _make_narrow(dY, B, r, parts, parts[0].scaling, None, (out, out, out * r, r, 1))
@@ -171,7 +171,7 @@ def _gradients(
     SUMS: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Give a tile of dB and dδ, or one of dA, summed over one of the splits of the rows.
+    """Return a tile of dB and dδ, or one of dA, summed over one of the splits of the rows.
 
     A split's results lie one after the other: dB (P·out, r), dA (P·r, in), dδ (P·out).
     """
@@ -212,7 +212,7 @@ def make_gradients(
     kept: Kept,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Give dB (P, out, r), dA (P, r, in) and Σ dY (P·out,), in float32, those that are wanted."""
+    """Return dB (P, out, r), dA (P, r, in) and Σ dY (P·out,), in float32, those that are wanted."""
     needs_B, needs_A, needs_sums = wanted
     N, IN, P = len(dY), width_in(parts), len(parts)
     out, r = outs(parts)[0], ranks(parts)[0]

@@ -1,4 +1,4 @@
-"""Attention over packed sequences by the two operators for it that PyTorch has for NVIDIA GPUs.
+"""Attention over packed sequences by PyTorch's flash and efficient operators for NVIDIA GPUs.
 
 ``flash`` is FlashAttention 2 (Dao 2023), for bfloat16 and float16; ``efficient`` is xFormers'
 memory-efficient attention, for float32, too, and for older cards. Both are told where each sequence
@@ -89,7 +89,7 @@ def efficient(
     num_heads: int,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Give the same as :func:`flash`, which see; also in float32 (:func:`why_no_efficient`)."""
+    """Return the same as :func:`flash`, which see; also in float32 (:func:`why_no_efficient`)."""
     # What backward needs is computed only where there will be one.
     keep = torch.is_grad_enabled() and QKV.requires_grad
     # Backward refuses more than there are tokens.
@@ -140,7 +140,7 @@ def _is_aligned(QKV: torch.Tensor) -> bool:
 
 
 def why_no_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
-    """Say why :func:`flash` cannot be had for heads of a size in a type; empty where it can."""
+    """Return why :func:`flash` is not available for a head size and type; empty where it is."""
     reason = _why_not("_flash_attention_forward", device)
     if reason:
         return reason
@@ -154,7 +154,7 @@ def why_no_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> st
 
 
 def why_no_efficient(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
-    """Say why :func:`efficient` cannot be had for heads of a size in a type; empty where it can."""
+    """Return why :func:`efficient` is not available for a head size and type; empty where it is."""
     del head_size  # any will do
     reason = _why_not("_efficient_attention_forward", device)
     if reason:
