@@ -172,9 +172,12 @@ class TestAgainstTransformers:
 
     @pytest.mark.parametrize("kind", LONG)
     def test_a_hundred_thousand_characters(
-        self, pair: tuple[Both, Any], promise: Promise, kind: str
+        self, pair: tuple[Both, Any], sized: Sized, promise: Promise, kind: str
     ) -> None:
-        """At most 0.2 s was measured; 5 s is allowed, because a busy machine only ever adds."""
+        """At most 0.2 s was measured; 5 s is allowed, because a busy machine only ever adds.
+
+        In the quick set transformers, which takes longer, gets the first 5,000 characters.
+        """
         ours, theirs = pair
         text = LONG[kind]
         assert len(text) > 99_000
@@ -183,8 +186,9 @@ class TestAgainstTransformers:
             tokenizer.encode([text], ["the dog"], max_length=512)
             seconds = time.perf_counter() - start
             assert seconds < 5, f"{kind}, split={tokenizer.split_special_tokens}: {seconds:.1f} s"
-            check(tokenizer, theirs, [text, "the"], ["the dog", text], 512)
-            check(tokenizer, theirs, [text], None, 8)
+            start_of_text = text[: sized(5_000, len(text))]
+            check(tokenizer, theirs, [start_of_text, "the"], ["the dog", start_of_text], 512)
+            check(tokenizer, theirs, [start_of_text], None, 8)
         promise("texts of 100,000 characters", 2, "under 5 s, 0 other ids")
 
 

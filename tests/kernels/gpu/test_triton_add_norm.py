@@ -128,8 +128,15 @@ class TestIsTheEquation:
 
     @pytest.mark.usefixtures("programs")
     @pytest.mark.parametrize("D", [1, 20, 200, 600], ids=lambda D: f"D={D}")
-    @pytest.mark.parametrize("offset", [0.0, 300.0], ids=["centred", "far from 0"])
-    @pytest.mark.parametrize("delta", [True, False])
+    @pytest.mark.parametrize(
+        ("offset", "delta"),
+        [
+            pytest.param(0.0, True, id="centred"),
+            pytest.param(300.0, False, id="far from 0"),
+            pytest.param(0.0, False, id="centred, no delta", marks=pytest.mark.full),
+            pytest.param(300.0, True, id="far from 0, delta", marks=pytest.mark.full),
+        ],
+    )
     def test_output_and_gradients(self, delta: bool, offset: float, D: int) -> None:
         tensors = make(3, 29 if D <= 200 else 3, D=D, delta=delta)
         with torch.no_grad():
@@ -242,7 +249,7 @@ class TestDropout:
             tolerance = 2**-8 if name == "x" and dtype == torch.bfloat16 else 1e-5
             torch.testing.assert_close(mine[name].double(), expected, rtol=tolerance, atol=1e-5)
 
-    @pytest.mark.parametrize("rate", [0.1, 0.5])
+    @pytest.mark.parametrize("rate", [0.1, pytest.param(0.5, marks=pytest.mark.full)])
     def test_rate_and_independence(self, rate: float) -> None:
         """Of an element of its neighbours in both directions, and of another seed's mask."""
         N, D = 203, 150

@@ -204,8 +204,21 @@ class TestWithoutDropout:
 class TestShapes:
     """Oracle: the plain form."""
 
-    @pytest.mark.parametrize("head_size", [1, 16, 33, 64, 96])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(
+        ("head_size", "dtype"),
+        [
+            (1, torch.float32),
+            (16, torch.bfloat16),
+            (33, torch.float32),
+            (64, torch.bfloat16),
+            (96, torch.bfloat16),
+            pytest.param(1, torch.bfloat16, marks=pytest.mark.full),
+            pytest.param(16, torch.float32, marks=pytest.mark.full),
+            pytest.param(33, torch.bfloat16, marks=pytest.mark.full),
+            pytest.param(64, torch.float32, marks=pytest.mark.full),
+            pytest.param(96, torch.float32, marks=pytest.mark.full),
+        ],
+    )
     def test_sizes_of_a_head(self, head_size, dtype):
         lengths = (9, 1, 67)
         QKV, dH1 = make(lengths, 2, 2, head_size, dtype)
@@ -254,7 +267,9 @@ class TestMemoryLayout:
             assert torch.equal(found, right)
 
     @pytest.mark.usefixtures("tiles")
-    @pytest.mark.parametrize("layout", ["rows apart", "transposed", "expanded"])
+    @pytest.mark.parametrize(
+        "layout", [pytest.param("rows apart", marks=pytest.mark.full), "transposed", "expanded"]
+    )
     def test_of_the_gradient(self, layout):
         QKV, dH1 = make()
         if layout == "transposed":

@@ -88,19 +88,21 @@ class TestModel:
 class TestTraining:
     """Oracle: the same run again, dropout on; and the pre-trained tensors, which must stay."""
 
-    def losses(self, small: SmallRun, seed: int) -> tuple[list[float], nn.Module]:
+    def step(self, small: SmallRun, seed: int) -> tuple[float, nn.Module]:
         model = small.model()
         spafit.set_impl(model, "triton")
         model.train()
         step = TrainingStep(model, make_optimizer(model, learning_rate=1e-2, weight_decay=0.01))
         torch.manual_seed(seed)
-        part = first_part(small, bucketed=True)
-        return [float(step([part], 1e-2).loss) for _ in range(2)], model
+        return float(step([first_part(small, bucketed=False)], 1e-2).loss), model
 
     def test_repeats_and_leaves_the_base_alone(self, small: SmallRun) -> None:
-        first, model = self.losses(small, 0)
-        assert self.losses(small, 0)[0] == first
-        assert first[0] != first[1]
-        for name, tensor in small.model().named_parameters():
-            if name not in trained(model):  # type: ignore[arg-type]
-                assert torch.equal(model.get_parameter(name), tensor), name
+        (loss, model), (again, other) = self.step(small, 0), self.step(small, 0)
+        assert loss == again
+        moved = []
+        for name, before in small.model().named_parameters():
+            after = model.get_parameter(name)
+            assert torch.equal(after, other.get_parameter(name)), name
+            if not torch.equal(after, before):
+                moved.append(name)
+        assert moved and set(moved) <= set(trained(model))  # type: ignore[arg-type]
