@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def first_part(small: SmallRun, *, bucketed: bool) -> MicroBatch:
-    return next(make_feed(small, bucketed=bucketed).batches()).micro_batches[0]
+def first_part(small: SmallRun, *, bucketed: bool, accumulation: int = 1) -> MicroBatch:
+    feed = make_feed(small, bucketed=bucketed, accumulation=accumulation)
+    return next(feed.batches()).micro_batches[0]
 
 
 def logits_and_gradients(
@@ -94,7 +95,8 @@ class TestTraining:
         model.train()
         step = TrainingStep(model, make_optimizer(model, learning_rate=1e-2, weight_decay=0.01))
         torch.manual_seed(seed)
-        return float(step([first_part(small, bucketed=False)], 1e-2).loss), model
+        part = first_part(small, bucketed=False, accumulation=3)  # two examples
+        return float(step([part], 1e-2).loss), model
 
     def test_repeats_and_leaves_the_base_alone(self, small: SmallRun) -> None:
         (loss, model), (again, other) = self.step(small, 0), self.step(small, 0)
