@@ -20,9 +20,10 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from spafit.adapters import ADDED, LoRALinear
+from spafit.adapters import LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.machine.precision import autocast
+from spafit.strata import pretrained_names
 from spafit.text.tokenization import Batch, Encodings
 
 #: Gives the logits (B, C) of rows, in their order.
@@ -52,11 +53,8 @@ def peft_twin(model: BertForSequenceClassification) -> nn.Module:
     config = transformers.BertConfig(
         **model.config.to_json_dict(), num_labels=model.num_labels, attn_implementation="sdpa"
     )
-    pretrained = {
-        name: value
-        for name, value in model.state_dict().items()
-        if name.rpartition(".")[2] not in ADDED
-    }
+    state = model.state_dict()
+    pretrained = {name: state[name] for name in pretrained_names(model)}
     twin: nn.Module = transformers.BertForSequenceClassification(config)
     twin.to(model.classifier.weight)
     twin.load_state_dict(pretrained, strict=True)
@@ -70,7 +68,7 @@ def peft_twin(model: BertForSequenceClassification) -> nn.Module:
     theirs = {plain_name(name): parameter for name, parameter in twin.named_parameters()}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(".bias_delta"):
+            if name.endswith(".bias_delta.delta"):
                 theirs[plain_name(name)].add_(parameter)
             elif name.endswith((".lora_A", ".lora_B")):
                 theirs[name].copy_(parameter)
@@ -99,7 +97,7 @@ def plain_name(name: str) -> str:
     name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
     name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1", name)
     name = re.sub(r"^classifier\.modules_to_save\.default\.", "classifier.", name)
-    return re.sub(r"\.bias_delta$", ".bias", name)
+    return re.sub(r"\.bias_delta\.delta$", ".bias", name)
 
 
 def padded_logits(

@@ -65,7 +65,7 @@ def adapted_model(
     adapt(model, method, seed=seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith((".lora_B", ".bias_delta")):
+            if name.endswith((".lora_B", ".bias_delta.delta")):
                 parameter.normal_(0.0, 0.02)
     return model.to(device).eval()
 

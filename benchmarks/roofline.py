@@ -106,7 +106,7 @@ class Trained:
         for name, parameter in model.bert.encoder.named_parameters():
             if not parameter.requires_grad or "LayerNorm" in name:
                 continue
-            if name.endswith((".bias", ".bias_delta")):
+            if name.endswith((".bias", ".bias_delta.delta")):
                 widths.append(len(parameter))
             elif name.endswith(".weight"):
                 full.append((parameter.shape[1], parameter.shape[0]))

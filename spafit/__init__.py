@@ -5,7 +5,17 @@ The public names, in the order of the tour in README.md.
 
 import sys
 
-from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
+from spafit.adapters import (
+    BiasDelta,
+    DirectBias,
+    Full,
+    LayerNorm,
+    Linear,
+    LoRA,
+    LoRALinear,
+    Technique,
+    register,
+)
 from spafit.bert import BertForSequenceClassification, BertModel, set_impl
 from spafit.config import BertConfig
 from spafit.errors import (
@@ -57,8 +67,12 @@ __all__ = [
     "BiasDelta",
     "DirectBias",
     "LoRA",
+    "Linear",
+    "LayerNorm",
     "LoRALinear",
     "Full",
+    "Technique",
+    "register",
     "METHODS",
     "Plan",
     "Stratum",

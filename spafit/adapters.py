@@ -2,27 +2,31 @@
 
 A technique never renames a pre-trained key. It adds keys beside it:
 
-====================  ==============  ===========================================  ===============
+====================  ==============  ===========================================  ================
 technique             on              computes                                     trains
-====================  ==============  ===========================================  ===============
-:class:`BiasDelta`    Linear          y = x Wᵀ + (b + δ)                           bias_delta
-:class:`BiasDelta`    LayerNorm       y = γ ⊙ x̂ + (β + δ)                          bias_delta
+====================  ==============  ===========================================  ================
+:class:`BiasDelta`    Linear          y = x Wᵀ + (b + δ)                           bias_delta.delta
+:class:`BiasDelta`    LayerNorm       y = γ ⊙ x̂ + (β + δ)                          bias_delta.delta
 :class:`DirectBias`   both            as the pre-trained module                    bias
 :class:`LoRA`         Linear          y = x Wᵀ + b + (alpha/r) (drop(x) Aᵀ) Bᵀ     lora_A, lora_B
 :class:`Full`         both            as the pre-trained module                    weight, bias
-====================  ==============  ===========================================  ===============
+====================  ==============  ===========================================  ================
 
 With :class:`BiasDelta` and :class:`LoRA` nothing pre-trained is ever written to, which the paper
 proposes against forgetting (section 7): switch the additions off and the pre-trained model is there
 again, bit for bit.
+
+First the modules, which compute; then the entries of plans, which say what is attached and trains.
+A technique of one's own is a subclass of :class:`Technique` and one call of :func:`register`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -30,18 +34,127 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from spafit.config import is_number
-from spafit.errors import PlanError
+from spafit.errors import PlanError, listed
 from spafit.kernels import Part, dropout, dropout_add_norm, stacked_linear
-
-#: The keys that techniques add beside the pre-trained ones.
-ADDED = ("lora_A", "lora_B", "bias_delta")
 
 # Far above any use; what is larger is a mistake that would only end in exhausted memory.
 _LARGEST_RANK = 65_536
 _LARGEST_ALPHA = 1e6  # a larger one only makes the first loss infinite
 
 
-class Linear(nn.Module):
+class BiasDelta(nn.Module):
+    """b + δ: a trained vector δ is added to a pre-trained bias b, which stays as it is.
+
+    It is the child ``bias_delta`` of a :class:`Linear` or :class:`LayerNorm`. Without a bias,
+    ``BiasDelta()`` is the entry of a plan that attaches one to a module (:class:`Bias`).
+
+    Parameters
+    ----------
+    bias : torch.Tensor, (out,)
+        The pre-trained bias; δ takes its length, type and device, and starts at zero.
+    """
+
+    @overload
+    def __new__(cls) -> Bias: ...  # type: ignore[misc]
+
+    @overload
+    def __new__(cls, bias: torch.Tensor) -> BiasDelta: ...
+
+    def __new__(cls, bias: torch.Tensor | None = None) -> Any:
+        """Give the module of a bias, or the entry of plans."""
+        return Bias() if bias is None else super().__new__(cls)
+
+    def __init__(self, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros_like(bias))  # δ (out,)
+
+    def __getnewargs__(self) -> tuple[torch.Tensor]:
+        return (self.delta,)  # so that copying and pickling call __new__ with a bias
+
+    def forward(self, b: torch.Tensor) -> torch.Tensor:
+        """Give b + δ, (out,)."""
+        return b + self.delta
+
+    def extra_repr(self) -> str:
+        """Show the length of δ."""
+        return f"{len(self.delta)}"
+
+
+class Adaptable(nn.Module):
+    """A module that techniques may adapt: a weight, a bias b with or without its δ, and a switch.
+
+    Attributes
+    ----------
+    weight, bias : nn.Parameter
+        The pre-trained tensors.
+    bias_delta : BiasDelta or None
+        δ, once attached.
+    adapters_on : bool
+        While it is False, the module computes what it did before anything was attached.
+    impl : str
+        The form of the kernel; see :func:`spafit.set_impl`.
+    merges : tuple of str
+        The added parameters that :meth:`merged` folds into the pre-trained ones. A subclass that
+        adds parameters and has a merged form names them here beside those of its parent; what is
+        not named has none, and :func:`spafit.merged_state_dict` refuses it.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    merges: ClassVar[tuple[str, ...]] = ("bias_delta.delta",)
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+        self.bias_delta: BiasDelta | None = None
+        self.adapters_on = True
+        self.impl = "auto"
+
+    def take_over(self, module: Adaptable) -> None:
+        """Share another module's parameters, mode and switch, in order to stand in its place.
+
+        A subclass that a technique puts in the place of ``module`` calls ``nn.Module.__init__``
+        and this instead of its parent's ``__init__``.
+        """
+        self.train(module.training)  # a module attached to a model in eval mode must not drop out
+        self.weight = module.weight
+        self.bias = module.bias
+        self.bias_delta = module.bias_delta
+        self.adapters_on = module.adapters_on
+        self.impl = module.impl
+
+    def b(self) -> torch.Tensor:
+        """Give the bias that is added: b, or b + δ where one is attached and switched on."""
+        if self.bias_delta is None or not self.adapters_on:
+            return self.bias
+        b: torch.Tensor = self.bias_delta(self.bias)
+        return b
+
+    def bias_terms(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Give b and δ for a kernel that adds them itself; the second is None where it is nothing.
+
+        A δ that has hooks or a replaced forward is called here, and its sum with b given.
+        """
+        delta = self.bias_delta
+        if delta is None or not self.adapters_on:
+            return self.bias, None
+        if type(delta) is BiasDelta and can_be_bypassed(delta):
+            return self.bias, delta.delta
+        return delta(self.bias), None
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Give the pre-trained keys' values with all of :attr:`merges` folded in, detached copies.
+
+        b + δ is rounded once, to b's type.
+        """
+        b = self.bias.detach().clone()
+        if self.bias_delta is not None:
+            b += self.bias_delta.delta.detach()
+        return {"weight": self.weight.detach().clone(), "bias": b}
+
+
+class Linear(Adaptable):
     """y = x Wᵀ + b, or x Wᵀ + (b + δ) once a :class:`BiasDelta` is attached.
 
     W is not drawn here: :func:`spafit.bert.initialise` draws it, or a checkpoint fills it.
@@ -53,29 +166,25 @@ class Linear(nn.Module):
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))  # W
-        self.bias = nn.Parameter(torch.zeros(out_features))  # b
-        self.bias_delta: nn.Parameter | None = None  # δ (out,), zero when attached
-        self.adapters_on = True
-        self.impl = "auto"  # the form of the kernel; see spafit.set_impl
+        super().__init__(torch.empty(out_features, in_features), torch.zeros(out_features))  # W, b
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
-        return stacked_linear(x, [self.part()], impl=self.impl)
+        if self.impl == "reference":
+            return F.linear(x, self.weight, self.b())  # x Wᵀ + (b + δ)
+        return stacked_linear(x, [self.part()], impl=self.impl)  # the same, fused
 
     def part(self) -> Part:
         """Give what the kernels need of this map: the tensors that are switched on."""
-        return Part(self.weight, self.bias, self.bias_delta if self.adapters_on else None)
+        return Part(self.weight, *self.bias_terms())
 
     def extra_repr(self) -> str:
-        """Show the sizes, as ``nn.Linear`` does, and what is attached."""
+        """Show the sizes, as ``nn.Linear`` does."""
         out_features, in_features = self.weight.shape
-        delta = "" if self.bias_delta is None else ", bias_delta"
-        return f"in_features={in_features}, out_features={out_features}{delta}"
+        return f"in_features={in_features}, out_features={out_features}"
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Adaptable):
     """y = γ ⊙ (x - mean) / √(variance + eps) + β, with β + δ once a :class:`BiasDelta` is attached.
 
     Parameters
@@ -87,24 +196,25 @@ class LayerNorm(nn.Module):
     """
 
     def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))  # γ
-        self.bias = nn.Parameter(torch.zeros(size))  # β
-        self.bias_delta: nn.Parameter | None = None  # δ (size,), zero when attached
+        super().__init__(torch.ones(size), torch.zeros(size))  # γ, β
         self.eps = eps
-        self.adapters_on = True
-        self.impl = "auto"  # the form of the kernel; see spafit.set_impl
+
+    def take_over(self, module: Adaptable) -> None:
+        """Share another LayerNorm's parameters, mode, switch and eps."""
+        assert isinstance(module, LayerNorm)
+        super().take_over(module)
+        self.eps = module.eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension of (..., size)."""
-        delta = self.bias_delta if self.adapters_on else None
-        b = self.bias if delta is None else self.bias + delta
-        return F.layer_norm(x, self.weight.shape, self.weight, b, self.eps)
+        """Normalise the last dimension of (..., size).
+
+        Inside a layer :func:`add_norm` computes it together with dropout and the residual.
+        """
+        return F.layer_norm(x, self.weight.shape, self.weight, self.b(), self.eps)  # ... + (β + δ)
 
     def extra_repr(self) -> str:
-        """Show the size and what is attached."""
-        delta = "" if self.bias_delta is None else ", bias_delta"
-        return f"{self.weight.shape[0]}, eps={self.eps}{delta}"
+        """Show the size."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 class Dropout(nn.Dropout):
@@ -139,6 +249,8 @@ class LoRALinear(Linear):
         A CPU generator from which A is drawn; None takes torch's global one.
     """
 
+    merges = (*Linear.merges, "lora_A", "lora_B")
+
     def __init__(
         self,
         linear: Linear,
@@ -148,12 +260,7 @@ class LoRALinear(Linear):
         generator: torch.Generator | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        self.train(linear.training)  # a module attached to a model in eval mode must not drop out
-        self.weight = linear.weight  # W
-        self.bias = linear.bias  # b
-        self.bias_delta = linear.bias_delta  # δ
-        self.adapters_on = linear.adapters_on
-        self.impl = linear.impl
+        self.take_over(linear)  # W, b, δ
         self.scaling = alpha / r  # s
         self.dropout = dropout
         out_features, in_features = linear.weight.shape
@@ -165,14 +272,28 @@ class LoRALinear(Linear):
         self.lora_A = nn.Parameter(A.to(self.weight))  # A (r, in)
         self.lora_B = nn.Parameter(self.weight.new_zeros(out_features, r))  # B (out, r)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) to (..., out)."""
+        if self.impl != "reference":
+            return stacked_linear(x, [self.part()], impl=self.impl)  # the same, fused
+        y = F.linear(x, self.weight, self.b())  # x Wᵀ + (b + δ)
+        if not self.adapters_on:
+            return y
+        dropped = F.dropout(x, self.dropout if self.training else 0.0)
+        low_rank = F.linear(F.linear(dropped, self.lora_A), self.lora_B)  # (drop(x) Aᵀ) Bᵀ
+        return y + self.scaling * low_rank
+
     def part(self) -> Part:
         """Give what the kernels need of this map: the tensors that are switched on."""
         if not self.adapters_on:
             return Part(self.weight, self.bias)
         rate = self.dropout if self.training else 0.0
-        return Part(
-            self.weight, self.bias, self.bias_delta, self.lora_A, self.lora_B, self.scaling, rate
-        )
+        b, delta = self.bias_terms()
+        return Part(self.weight, b, delta, self.lora_A, self.lora_B, self.scaling, rate)
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Give W + s·BA as the weight, b + δ as the bias."""
+        return {**super().merged(), "weight": self.merged_weight()}
 
     def merged_weight(self) -> torch.Tensor:
         """Give W + s·BA (out, in), detached, computed in float64 and rounded once to W's type."""
@@ -204,7 +325,7 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
     -------
     torch.Tensor, (..., Σ out)
     """
-    if not all(type(each) in (Linear, LoRALinear) and _unwatched(each) for each in maps):
+    if not all(type(each) in (Linear, LoRALinear) and can_be_bypassed(each) for each in maps):
         y = torch.cat([each(x) for each in maps], dim=-1) if len(maps) > 1 else maps[0](x)
         return F.gelu(y) if gelu else y
     return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=maps[0].impl)
@@ -213,7 +334,7 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
 def add_norm(
     x: torch.Tensor, residual: torch.Tensor, drop: Dropout, norm: LayerNorm
 ) -> torch.Tensor:
-    """Give LayerNorm(Dropout(x) + residual), as one operation where nobody watches the two.
+    """Give LayerNorm(Dropout(x) + residual), as one operation unless one of the two has hooks.
 
     Parameters
     ----------
@@ -229,23 +350,24 @@ def add_norm(
     torch.Tensor, (..., D)
     """
     ours = type(norm) is LayerNorm and type(drop) is Dropout
-    if not (ours and _unwatched(norm) and _unwatched(drop)):
+    if not (ours and can_be_bypassed(norm) and can_be_bypassed(drop)):
         y: torch.Tensor = norm(drop(x) + residual)
         return y
+    b, delta = norm.bias_terms()
     return dropout_add_norm(
         x,
         residual,
         norm.weight,
-        norm.bias,
+        b,
         norm.eps,
-        bias_delta=norm.bias_delta if norm.adapters_on else None,
+        bias_delta=delta,
         dropout=drop.p if drop.training else 0.0,
         impl=norm.impl,
     )
 
 
-def _unwatched(module: nn.Module) -> bool:
-    """Whether nobody notices if a module's function is computed without calling the module."""
+def can_be_bypassed(module: nn.Module) -> bool:
+    """Whether a call can be bypassed: the module has no hooks and no replaced ``forward``."""
     return not (
         "forward" in vars(module)
         or _has_any_global_hook()  # type: ignore[no-untyped-call]
@@ -257,42 +379,163 @@ def _unwatched(module: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class BiasDelta:
-    """Train δ in b + δ; the pre-trained bias b stays as it is."""
+class Technique:
+    """What a plan may name for a module: what is attached to it, and what of it trains.
+
+    A subclass is a frozen dataclass whose fields are the technique's settings, as they stand in
+    plan files. :func:`register` makes it known.
+
+    Attributes
+    ----------
+    name : str
+        The technique in plan files, such as ``"bias-delta"``.
+    short : str
+        The technique in print, such as ``"bias"``.
+    trains : tuple of str
+        The parameters that train, by their names in the module that :meth:`attach` gives back:
+        all that it adds, and pre-trained ones that it writes to.
+    copies : tuple of str
+        Those of the pre-trained ones that it writes to of which an untrained copy is kept, so that
+        ``adapters_disabled`` can show the model as it was. What is written to and not copied is
+        gone.
+    attaches_to : tuple of type
+        The classes of modules that it can be attached to.
+    order : int
+        Of several techniques on one module, those of the lower order are attached first.
+    """
+
+    name: ClassVar[str]
+    short: ClassVar[str]
+    trains: ClassVar[tuple[str, ...]]
+    copies: ClassVar[tuple[str, ...]] = ()
+    attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear, LayerNorm)
+    order: ClassVar[int] = 0
+
+    @property
+    def drawn(self) -> str:
+        """The technique and its size, as the summary draws it."""
+        return self.short
+
+    @property
+    def writes_pretrained(self) -> bool:
+        """Whether a pre-trained tensor of the module is itself trained."""
+        return not {"weight", "bias"}.isdisjoint(self.trains)
+
+    def stands_beside(self, other: Technique) -> bool:
+        """Whether ``other``, which is of another class, may be attached to the same module.
+
+        Both techniques are asked.
+        """
+        return True
+
+    def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
+        """Attach the technique, and give the module that then stands in the place of ``module``.
+
+        It is ``module`` itself or an instance of a subclass that has taken over all that is in it
+        (:meth:`Adaptable.take_over`). While its ``adapters_on`` is False, it computes what the
+        pre-trained module does, bit for bit.
+
+        Parameters
+        ----------
+        module : Adaptable
+            Of one of the classes in :attr:`attaches_to`, with what was attached before.
+        generator : torch.Generator
+            A CPU generator, from which alone initial values are drawn. On the meta device there
+            is nothing to draw.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is attached")
+
+
+TECHNIQUES: dict[str, type[Technique]] = {}
+"""The techniques that plans may name, by their names in plan files."""
+
+_T = TypeVar("_T", bound=type[Technique])
+
+
+def register(technique: _T) -> _T:
+    """Make a technique known by its name: plans and plan files may then name it.
+
+    It can be used as a decorator. A plan file or adapter file that names the technique can be read
+    once it is registered.
+
+    Parameters
+    ----------
+    technique : type
+        A subclass of :class:`Technique`, a frozen dataclass.
+
+    Returns
+    -------
+    type
+        The same class.
+
+    Raises
+    ------
+    PlanError
+        If it is no such class, or another technique has its name already.
+    """
+    if not (isinstance(technique, type) and issubclass(technique, Technique)):
+        raise PlanError(f"{technique!r:.200} is no subclass of spafit.Technique")
+    parameters = vars(technique).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen or not parameters.eq:
+        raise PlanError(f"{technique.__name__} must be a dataclass, by @dataclass(frozen=True)")
+    for attribute in ("name", "short"):
+        value = getattr(technique, attribute, None)
+        if not isinstance(value, str) or not value or not value.isprintable():
+            raise PlanError(f"{technique.__name__}.{attribute} must be text, found {value!r:.200}")
+    if technique.name in TECHNIQUES:
+        raise PlanError(
+            f"there is a technique {technique.name} already, "
+            f"{TECHNIQUES[technique.name].__qualname__}; give {technique.__name__} another name"
+        )
+    TECHNIQUES[technique.name] = technique
+    return technique
+
+
+@register
+@dataclass(frozen=True)
+class Bias(Technique):
+    """Train δ in b + δ; the pre-trained bias b stays as it is.
+
+    It is written ``BiasDelta()`` in plans: the entry that attaches a :class:`BiasDelta`.
+    """
 
     name: ClassVar[str] = "bias-delta"
     short: ClassVar[str] = "bias"
-    trains: ClassVar[tuple[str, ...]] = ("bias_delta",)
-    writes_pretrained: ClassVar[bool] = False
+    trains: ClassVar[tuple[str, ...]] = ("bias_delta.delta",)
 
-    def attach(
-        self, module: Linear | LayerNorm, generator: torch.Generator | None
-    ) -> Linear | LayerNorm:
+    def __repr__(self) -> str:
+        return "BiasDelta()"
+
+    def stands_beside(self, other: Technique) -> bool:
+        """Not beside a bias that trains itself."""
+        return "bias" not in other.trains
+
+    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Add a zero δ to ``module`` and give it back."""
         if module.bias_delta is not None:
             raise PlanError("the module has a bias delta already; attaching another would lose it")
-        module.bias_delta = nn.Parameter(torch.zeros_like(module.bias))
+        module.bias_delta = BiasDelta(module.bias).train(module.training)
         return module
 
 
+@register
 @dataclass(frozen=True)
-class DirectBias:
+class DirectBias(Technique):
     """Train the pre-trained bias itself, as in BitFit's own paper (Ben Zaken et al., 2022)."""
 
     name: ClassVar[str] = "bias-direct"
     short: ClassVar[str] = "bias"
     trains: ClassVar[tuple[str, ...]] = ("bias",)
-    writes_pretrained: ClassVar[bool] = True
+    copies: ClassVar[tuple[str, ...]] = ("bias",)
 
-    def attach(
-        self, module: Linear | LayerNorm, generator: torch.Generator | None
-    ) -> Linear | LayerNorm:
+    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Give ``module`` back as it is."""
         return module
 
 
+@register
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Technique):
     """Train A and B in W + (alpha/r) BA (Hu et al., 2022); W stays as it is.
 
     Attributes
@@ -317,7 +560,8 @@ class LoRA:
     name: ClassVar[str] = "lora"
     short: ClassVar[str] = "LoRA"
     trains: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
-    writes_pretrained: ClassVar[bool] = False
+    attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear,)
+    order: ClassVar[int] = 1  # a LoRALinear takes over the δ that stands already
 
     def __post_init__(self) -> None:
         if type(self.r) is not int or not 1 <= self.r <= _LARGEST_RANK:
@@ -335,35 +579,112 @@ class LoRA:
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "dropout", float(self.dropout))
 
-    def attach(
-        self, module: Linear | LayerNorm, generator: torch.Generator | None
-    ) -> Linear | LayerNorm:
+    @property
+    def drawn(self) -> str:
+        """``"LoRA r=64"``."""
+        return f"{self.short} r={self.r}"
+
+    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Give a :class:`LoRALinear` around the parameters of ``module``."""
-        if not isinstance(module, Linear):
-            raise PlanError("LoRA needs a Linear; a LayerNorm has no matrix to update")
         if isinstance(module, LoRALinear):
             raise PlanError("the module has LoRA already; attaching another would lose it")
+        if not isinstance(module, Linear):
+            raise PlanError("LoRA needs a Linear; a LayerNorm has no matrix to update")
         return LoRALinear(module, self.r, self.alpha, self.dropout, generator)
 
 
+@register
 @dataclass(frozen=True)
-class Full:
+class Full(Technique):
     """Train the pre-trained weight and bias themselves."""
 
     name: ClassVar[str] = "full"
     short: ClassVar[str] = "full"
     trains: ClassVar[tuple[str, ...]] = ("weight", "bias")
-    writes_pretrained: ClassVar[bool] = True
 
-    def attach(
-        self, module: Linear | LayerNorm, generator: torch.Generator | None
-    ) -> Linear | LayerNorm:
+    def stands_beside(self, other: Technique) -> bool:
+        """Alone."""
+        return False
+
+    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Give ``module`` back as it is."""
         return module
 
 
-Technique = BiasDelta | DirectBias | LoRA | Full
+def attach_all(
+    techniques: Sequence[Technique], module: Adaptable, generator: torch.Generator
+) -> Adaptable:
+    """Attach several techniques to one module, in their order.
 
-TECHNIQUES: dict[str, type[BiasDelta] | type[DirectBias] | type[LoRA] | type[Full]] = {
-    technique.name: technique for technique in (BiasDelta, DirectBias, LoRA, Full)
-}
+    Returns
+    -------
+    Adaptable
+        The module that then stands in its place.
+
+    Raises
+    ------
+    PlanError
+        If what a technique adds is not what it says that it trains, or a later technique drops it.
+    """
+    kind, names = type(module), {name for name, _ in module.named_parameters()}
+    for technique in techniques:
+        module = technique.attach(module, generator)
+        if not isinstance(module, kind):
+            raise PlanError(
+                f"{technique.name} leaves a {type(module).__name__} in the place of a "
+                f"{kind.__name__}; it must be a subclass of it"
+            )
+        left = {name for name, _ in module.named_parameters()}
+        lost, unsaid = names - left, left - names - set(technique.trains)
+        absent = set(technique.trains) - left
+        if lost:
+            raise PlanError(
+                f"{technique.name} cannot be attached to what stands there: {listed(sorted(lost))} "
+                "would be lost"
+            )
+        if unsaid:
+            raise PlanError(
+                f"{technique.name} adds {listed(sorted(unsaid))}, which it does not say that it "
+                "trains, so that it would not be saved"
+            )
+        if absent:
+            raise PlanError(f"{technique.name} trains {listed(sorted(absent))}, which is not there")
+        names = left
+    return module
+
+
+def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Technique, ...]:
+    """Check that techniques can stand together on a module, and give them in their order.
+
+    Parameters
+    ----------
+    kind : type
+        :class:`Linear` or :class:`LayerNorm`.
+    techniques : sequence of Technique
+        One or more.
+
+    Raises
+    ------
+    PlanError
+        If one cannot be attached to such a module, or two of them not to the same one.
+    """
+    names = [technique.name for technique in techniques]
+    if len(set(names)) < len(names):
+        raise PlanError(f"{' and '.join(names)} are the same technique twice")
+    for technique in techniques:
+        if not issubclass(kind, technique.attaches_to):
+            needs = " or a ".join(each.__name__ for each in technique.attaches_to)
+            raise PlanError(f"{technique.short} needs a {needs}, found a {kind.__name__}")
+        if not all(technique.stands_beside(each) for each in techniques if each is not technique):
+            raise PlanError(f"{' and '.join(names)} cannot stand together")
+    ordered = tuple(sorted(techniques, key=lambda each: (each.order, each.name)))
+    _try_out(issubclass(kind, Linear), ordered)
+    return ordered
+
+
+@functools.lru_cache(maxsize=256)
+def _try_out(on_linear: bool, techniques: tuple[Technique, ...]) -> None:
+    """Attach techniques to a module without values, so that a plan that cannot be is refused."""
+    with torch.device("meta"):
+        module = Linear(768, 768) if on_linear else LayerNorm(768, 1e-12)
+    attach_all(techniques, module, torch.Generator())

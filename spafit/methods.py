@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, Technique
+from spafit.adapters import Bias, DirectBias, Full, LoRA, Technique
 from spafit.errors import PlanError
 from spafit.plans import (
     ATTENTION_DENSE,
@@ -116,7 +116,7 @@ def plan(
         128.0 if alpha is None else alpha,
         0.0 if lora_dropout is None else lora_dropout,
     )
-    biases: Technique = DirectBias() if bias == "direct" else BiasDelta()
+    biases: Technique = DirectBias() if bias == "direct" else Bias()
     return _by_name(method, num_layers, lora, biases, numbering or "table-2")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spafit.adapters import TECHNIQUES, BiasDelta, DirectBias, Full, LoRA, Technique
+from spafit.adapters import TECHNIQUES, LayerNorm, Linear, Technique, in_order
 from spafit.config import MOST_LAYERS, no_duplicates
 from spafit.errors import PlanError, listed, one_line
 
@@ -86,7 +86,7 @@ class Stratum:
         The layers, numbered from 0; both ends belong to it.
     train : mapping of str to sequence of Technique
         Module (see :func:`resolve`) -> the techniques that it takes. A module that is not named is
-        frozen. LoRA and a bias technique may stand together.
+        frozen. LoRA and a bias technique may stand together; they are put in their order.
 
     Raises
     ------
@@ -112,7 +112,7 @@ class Stratum:
             module = resolve(entry)
             if module in resolved:
                 raise PlanError(f"{name}: {entry!r:.200} names {module} a second time")
-            resolved[module] = _checked(f"{name}, {module}", techniques)
+            resolved[module] = _checked(name, module, techniques)
         in_order = {module: resolved[module] for module in MODULES if module in resolved}
         object.__setattr__(self, "train", in_order)
 
@@ -125,7 +125,8 @@ class Stratum:
         return self.last - self.first + 1
 
 
-def _checked(place: str, techniques: Sequence[Technique]) -> tuple[Technique, ...]:
+def _checked(name: str, module: str, techniques: Sequence[Technique]) -> tuple[Technique, ...]:
+    place = f"{name}, {module}"
     if isinstance(techniques, str) or not isinstance(techniques, Sequence):
         raise PlanError(f"{place}: expected a list of techniques, found {techniques!r:.200}")
     for technique in techniques:
@@ -133,19 +134,13 @@ def _checked(place: str, techniques: Sequence[Technique]) -> tuple[Technique, ..
             raise PlanError(
                 f"{place}: {technique!r:.200} is no technique such as LoRA(r=8, alpha=16)"
             )
-    names = [technique.name for technique in techniques]
     if not techniques:
         raise PlanError(f"{place}: no technique is named; leave the entry out to freeze it")
-    if len(set(names)) < len(names):
-        raise PlanError(f"{place}: {' and '.join(names)} are the same technique twice")
-    alone = [name for name in names if name == Full.name]
-    biases = [name for name in names if name in (BiasDelta.name, DirectBias.name)]
-    if (alone and len(names) > 1) or len(biases) > 1:
-        raise PlanError(f"{place}: {' and '.join(names)} cannot stand together")
-    if LoRA.name in names and place.endswith("LayerNorm"):
-        raise PlanError(f"{place}: LoRA needs a Linear; a LayerNorm has no matrix to update")
-    # LoRA last: a LoRALinear takes over the delta that stands already.
-    return tuple(sorted(techniques, key=lambda technique: technique.name == LoRA.name))
+    kind = LayerNorm if module.endswith("LayerNorm") else Linear
+    try:
+        return in_order(kind, techniques)
+    except PlanError as error:
+        raise PlanError(f"{place}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -318,11 +313,21 @@ def _technique_from_json(given: Any) -> Technique:
     if isinstance(given, dict) and len(given) == 1:
         ((name, settings),) = given.items()
     if not isinstance(name, str) or name not in TECHNIQUES or not isinstance(settings, dict):
-        raise PlanError(f"{given!r:.200} is no technique; there are {', '.join(TECHNIQUES)}")
+        raise PlanError(
+            f"{given!r:.200} is no technique; there are {', '.join(TECHNIQUES)}; "
+            "one of your own must be registered first (spafit.register)"
+        )
     technique = TECHNIQUES[name]
-    fields = {each.name for each in dataclasses.fields(technique)}
-    _refuse_unknown(f"the technique {name}", settings, fields)
+    fields = dataclasses.fields(technique)
+    _refuse_unknown(f"the technique {name}", settings, {each.name for each in fields})
+    missing = [each.name for each in fields if _must_be_given(each) and each.name not in settings]
+    if missing:
+        raise PlanError(f"the technique {name} lacks its setting {listed(missing, ' and ')}")
     return technique(**settings)
+
+
+def _must_be_given(setting: dataclasses.Field[Any]) -> bool:
+    return setting.default is setting.default_factory is dataclasses.MISSING
 
 
 def _listed(entries: dict[str, Any], key: str) -> list[Any]:

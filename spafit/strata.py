@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from spafit.adapters import ADDED, LayerNorm, Linear, LoRALinear
+from spafit.adapters import Adaptable, Linear, attach_all
 from spafit.bert import BertForSequenceClassification, lay_side_by_side
+from spafit.config import BertConfig
 from spafit.errors import PlanError, WeightsError
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
@@ -27,10 +30,11 @@ class Adaptation:
     plan : Plan
         The plan that was applied.
     trainable : tuple of str
-        The names of all parameters that train, the head's last.
+        The names of all parameters that the plan declares to train, the head's last. Which of them
+        do train is each parameter's ``requires_grad``.
     untrained : dict of str to torch.Tensor
-        The values before training of the head and of biases that train directly, so that
-        ``adapters_disabled`` can show the model as it was.
+        The values before training of the head and of what techniques keep a copy of, such as
+        biases that train directly, so that ``adapters_disabled`` can show the model as it was.
     base_fingerprint : str or None
         The base's, taken before training where the plan writes to pre-trained tensors; otherwise it
         can be taken from the model at any time, and is None here.
@@ -40,6 +44,10 @@ class Adaptation:
         The label names in the order of the logits, once trained or loaded; empty for a score.
     disabled : int
         How many ``adapters_disabled`` blocks the model is in.
+    set_aside : dict of str to torch.Tensor
+        Inside such blocks, the trained values of the tensors in ``untrained``.
+    switched_off : list of Adaptable
+        Inside such blocks, the modules whose additions the first of them switched off.
     """
 
     plan: Plan
@@ -49,6 +57,8 @@ class Adaptation:
     task: str | None = None
     labels: tuple[str, ...] | None = None
     disabled: int = 0
+    set_aside: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    switched_off: list[Adaptable] = field(default_factory=list, repr=False)
 
     def require_enabled(self) -> None:
         """Refuse to save or merge a model that is shown as it was before training.
@@ -92,7 +102,7 @@ def adapt(
             f"the model is adapted already, by {model.adaptation.plan.name}; load it afresh"
         )
     plan = make_plan(plan, model.config.num_hidden_layers)
-    pretrained = sum(parameter.numel() for parameter in model.parameters())
+    pretrained = _count_pretrained(model)
     on_meta = model.classifier.weight.is_meta
     base_fingerprint = fingerprint(model) if plan.writes_pretrained and not on_meta else None
     generator = torch.Generator().manual_seed(_stream("lora_A", seed))
@@ -112,14 +122,13 @@ def adapt(
             for path, techniques in stratum.train.items():
                 name = f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
                 module = model.get_submodule(name)
-                assert isinstance(module, (Linear, LayerNorm))
-                for technique in techniques:
-                    module = technique.attach(module, generator)
-                    trains = [f"{name}.{parameter}" for parameter in technique.trains]
-                    declared += trains
-                    kept += trains if technique.name == "bias-direct" else []
+                assert isinstance(module, Adaptable)
                 parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module)
+                adapted = attach_all(techniques, module, generator)
+                setattr(model.get_submodule(parent), child, adapted)
+                for technique in techniques:
+                    declared += [f"{name}.{parameter}" for parameter in technique.trains]
+                    kept += [f"{name}.{parameter}" for parameter in technique.copies]
     lay_side_by_side(model)
     head = [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
     declared += head
@@ -146,12 +155,7 @@ def summarise(model: BertForSequenceClassification) -> Summary:
         If the model was not adapted.
     """
     adaptation = _adaptation(model)
-    pretrained = sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if name.rpartition(".")[2] not in ADDED
-    )
-    return summarise_plan(model, adaptation.plan, pretrained)
+    return summarise_plan(model, adaptation.plan, _count_pretrained(model))
 
 
 def layers_of_group(model: BertForSequenceClassification, group: int) -> range:
@@ -212,12 +216,21 @@ def _adaptation(model: BertForSequenceClassification) -> Adaptation:
     return model.adaptation
 
 
+# Held while a block begins or ends, not inside it.
+_DISABLING = threading.Lock()
+
+
 @contextmanager
 def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
     """Show the model as it was before training, bit for bit, inside a ``with`` block.
 
-    LoRA and bias deltas are switched off; the head and biases that train directly get their
-    untrained values for the while.
+    What techniques add is switched off; the head and biases that train directly get their untrained
+    values for the while. Blocks nest, overlap and end in any order, in several threads too: the
+    first that begins switches, the last that ends switches back. The model is one: while a block
+    lasts, every thread sees it as it was before training.
+
+    What ``.to()``, ``.double()`` and the like do to the model inside the block holds afterwards for
+    the whole of it. A module whose ``adapters_on`` was False before stays so.
 
     Parameters
     ----------
@@ -231,44 +244,62 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
         which no second copy is kept.
     """
     adaptation = _adaptation(model)
+    pretrained = set(pretrained_names(model))
     lost = [
         name
         for name in adaptation.trainable
-        if name not in adaptation.untrained and name.rpartition(".")[2] not in ADDED
+        if name not in adaptation.untrained and name in pretrained
     ]
     if lost:
         raise PlanError(
             f"{adaptation.plan.name} writes to pre-trained tensors ({lost[0]} and "
             f"{len(lost) - 1} more), so the model before training is gone; load it afresh"
         )
-    switched = [
-        module
-        for module in model.modules()
-        if isinstance(module, (Linear, LayerNorm)) and module.adapters_on
-    ]
-    swapped = [
-        (model.get_parameter(name), untrained) for name, untrained in adaptation.untrained.items()
-    ]
-    trained = [parameter.data for parameter, _ in swapped]
-    try:
+    with _DISABLING:
+        if adaptation.disabled == 0:
+            _switch_off(model, adaptation)
         adaptation.disabled += 1
-        for module in switched:
-            module.adapters_on = False
-        for parameter, untrained in swapped:
-            parameter.data = untrained.to(parameter.device, parameter.dtype)
+    try:
         yield
     finally:
-        adaptation.disabled -= 1
-        for module in switched:
-            module.adapters_on = True
-        for (parameter, _), data in zip(swapped, trained, strict=True):
-            parameter.data = data
+        with _DISABLING:
+            adaptation.disabled -= 1
+            if adaptation.disabled == 0:
+                _switch_on(model, adaptation)
+
+
+def _switch_off(model: BertForSequenceClassification, adaptation: Adaptation) -> None:
+    parameters = {name: model.get_parameter(name) for name in adaptation.untrained}
+    shown = {  # made before anything is changed, because memory may not suffice
+        name: untrained.to(parameters[name].device, parameters[name].dtype, copy=True)
+        for name, untrained in adaptation.untrained.items()
+    }
+    adaptation.switched_off = [
+        module for module in model.modules() if isinstance(module, Adaptable) and module.adapters_on
+    ]
+    adaptation.set_aside = {name: parameter.data for name, parameter in parameters.items()}
+    for module in adaptation.switched_off:
+        module.adapters_on = False
+    for name, parameter in parameters.items():
+        parameter.data = shown[name]
+
+
+def _switch_on(model: BertForSequenceClassification, adaptation: Adaptation) -> None:
+    for module in adaptation.switched_off:
+        module.adapters_on = True
+    for name, trained in adaptation.set_aside.items():
+        # By name: a move to another device or type may have put another parameter there.
+        parameter = model.get_parameter(name)
+        parameter.data = trained.to(parameter.device, parameter.dtype)
+    adaptation.switched_off, adaptation.set_aside = [], {}
 
 
 def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
     """Fold every addition into the pre-trained tensors and give plain BERT keys.
 
-    W + (alpha/r) BA is computed in float64 and rounded once to W's type; b + δ in b's type.
+    Each module to which something was added gives its own merged form
+    (:meth:`spafit.adapters.Adaptable.merged`): W + (alpha/r) BA, computed in float64 and rounded
+    once to W's type; b + δ in b's type.
 
     Parameters
     ----------
@@ -283,22 +314,56 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
     Raises
     ------
     PlanError
-        If the adapters are disabled at the moment.
+        If the adapters are disabled at the moment, or a parameter was added that has no merged
+        form; it is named.
     """
     if model.adaptation is not None:
         model.adaptation.require_enabled()
-    state: dict[str, torch.Tensor] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            if key in ADDED:
-                continue
-            value = parameter.detach().clone()
-            if key == "weight" and isinstance(module, LoRALinear):
-                value = module.merged_weight()
-            elif key == "bias" and isinstance(module, (Linear, LayerNorm)):
-                value += 0 if module.bias_delta is None else module.bias_delta.detach()
-            state[f"{name}.{key}"] = value
+    pretrained = pretrained_names(model)
+    owners = {name.rpartition(".")[0] for name in pretrained}  # the modules that hold them
+    adapted: dict[str, Adaptable] = {}
+    for name, _ in model.named_parameters():
+        if name in pretrained:
+            continue
+        owner = name
+        while owner and owner not in owners:
+            owner = owner.rpartition(".")[0]  # the module around, in the end the model itself
+        module = model.get_submodule(owner)
+        if not isinstance(module, Adaptable) or name.removeprefix(f"{owner}.") not in module.merges:
+            raise PlanError(
+                f"{name} has no merged form: {type(module).__name__}.merges does not name it; save "
+                "an adapter instead (spafit.save_adapter)"
+            )
+        adapted[owner] = module
+    state = {name: model.get_parameter(name).detach().clone() for name in pretrained}
+    for owner, module in adapted.items():
+        for key, value in module.merged().items():
+            if f"{owner}.{key}" not in state:
+                raise PlanError(f"{type(module).__name__}.merged gives {key}, no pre-trained key")
+            state[f"{owner}.{key}"] = value
     return state
+
+
+def pretrained_names(model: BertForSequenceClassification) -> tuple[str, ...]:
+    """Give the parameters of a model as it is built, in its order; all others were added to it."""
+    return _names_as_built(model.config)
+
+
+@functools.lru_cache(maxsize=16)
+def _names_as_built(config: BertConfig) -> tuple[str, ...]:
+    with torch.device("meta"):
+        return tuple(name for name, _ in BertForSequenceClassification(config).named_parameters())
+
+
+def _added_by_plan(model: BertForSequenceClassification) -> set[str]:
+    """Give the parameters that a model's techniques added; a technique trains all that it adds."""
+    declared = () if model.adaptation is None else model.adaptation.trainable
+    return set(declared) - set(pretrained_names(model))
+
+
+def _count_pretrained(model: BertForSequenceClassification) -> int:
+    added = _added_by_plan(model)
+    return sum(each.numel() for name, each in model.named_parameters() if name not in added)
 
 
 def fingerprint(model: BertForSequenceClassification) -> str:
@@ -324,8 +389,9 @@ def fingerprint(model: BertForSequenceClassification) -> str:
         If the model has no values (it lies on the meta device).
     """
     digest = hashlib.sha256()
+    added = _added_by_plan(model)
     for name, parameter in sorted(model.bert.named_parameters()):
-        if name.rpartition(".")[2] in ADDED:
+        if f"bert.{name}" in added:
             continue
         if parameter.is_meta:
             raise WeightsError("a model on the meta device has no values to take a fingerprint of")

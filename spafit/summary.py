@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from spafit.adapters import LoRA
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import one_line
 from spafit.plans import MODULES, Plan, Stratum
@@ -141,10 +140,7 @@ def _in_words(stratum: Stratum, sublayer: str) -> str:
     by_words: dict[str, list[str]] = {}
     for module in modules:
         techniques = stratum.train.get(module, ())
-        words = " + ".join(
-            f"LoRA r={technique.r}" if isinstance(technique, LoRA) else technique.short
-            for technique in techniques
-        )
+        words = " + ".join(technique.drawn for technique in techniques)
         by_words.setdefault(words, []).append(module.removeprefix(prefix))
     if list(by_words) == [""]:
         return "frozen"

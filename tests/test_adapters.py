@@ -66,7 +66,7 @@ def make_lora(
 def delta_of(module: Linear | LayerNorm) -> nn.Parameter:
     """Give the module's δ, which must be there."""
     assert module.bias_delta is not None
-    return module.bias_delta
+    return module.bias_delta.delta
 
 
 def fill_lora(lora: LoRALinear, delta: bool = True) -> LoRALinear:
@@ -76,7 +76,7 @@ def fill_lora(lora: LoRALinear, delta: bool = True) -> LoRALinear:
     with torch.no_grad():
         lora.lora_B.copy_(draw(N_OUT, R, seed=6))
         if lora.bias_delta is not None:
-            lora.bias_delta.copy_(draw(N_OUT, seed=7))
+            lora.bias_delta.delta.copy_(draw(N_OUT, seed=7))
     return lora
 
 
@@ -98,7 +98,7 @@ class TestLinear:
             delta_of(linear).copy_(draw(N_OUT, seed=7))
         expected = x @ linear.weight.T + linear.bias + delta_of(linear)
         assert (linear(x) - expected).abs().max() < 1e-12
-        assert list(linear.state_dict()) == ["weight", "bias", "bias_delta"]
+        assert list(linear.state_dict()) == ["weight", "bias", "bias_delta.delta"]
 
     def test_delta_and_bias_have_the_same_gradient(self) -> None:
         linear, x, pull = make_linear(), draw(B, T, N_IN), draw(B, T, N_OUT, seed=8)
@@ -129,13 +129,13 @@ class TestLayerNorm:
         expected = F.layer_norm(x, (N_IN,), norm.weight, norm.bias + delta_of(norm), 1e-3)
         assert torch.equal(norm(x), expected)
         assert (norm(x) - before - delta_of(norm)).abs().max() < 1e-12
-        assert list(norm.state_dict()) == ["weight", "bias", "bias_delta"]
+        assert list(norm.state_dict()) == ["weight", "bias", "bias_delta.delta"]
 
     def test_gradients_are_finite_differences(self) -> None:
         norm = make_layer_norm()
         BiasDelta().attach(norm, None)
         names = [name for name, _ in norm.named_parameters()]
-        assert names == ["weight", "bias", "bias_delta"]
+        assert names == ["weight", "bias", "bias_delta.delta"]
         inputs = (draw(2, N_IN).requires_grad_(), *norm.parameters())
         assert torch.autograd.gradcheck(
             lambda x, *parameters: torch.func.functional_call(
@@ -171,7 +171,7 @@ class TestLoRALinear:
 
     def test_keys_are_added_and_none_is_renamed(self) -> None:
         lora = fill_lora(make_lora())
-        assert set(lora.state_dict()) == {"weight", "bias", "bias_delta", "lora_A", "lora_B"}
+        assert set(lora.state_dict()) == {"weight", "bias", "bias_delta.delta", "lora_A", "lora_B"}
         assert set(make_lora().state_dict()) == {"weight", "bias", "lora_A", "lora_B"}
 
     @pytest.mark.parametrize("first", ["delta first", "LoRA first"])
@@ -224,11 +224,12 @@ class TestLoRALinear:
 
     def test_says_what_it_is(self) -> None:
         assert repr(fill_lora(make_lora())) == (
-            "LoRALinear(in_features=20, out_features=11, bias_delta, r=4, scaling=1.5)"
+            "LoRALinear(\n  in_features=20, out_features=11, r=4, scaling=1.5\n"
+            "  (bias_delta): BiasDelta(11)\n)"
         )
         assert repr(make_linear()) == "Linear(in_features=20, out_features=11)"
         assert repr(BiasDelta().attach(make_layer_norm(), None)) == (
-            "LayerNorm(20, eps=0.001, bias_delta)"
+            "LayerNorm(\n  20, eps=0.001\n  (bias_delta): BiasDelta(20)\n)"
         )
 
 

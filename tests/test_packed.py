@@ -52,7 +52,7 @@ def adapted(
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("lora_A", "lora_B", "bias_delta")):
+            if name.endswith(("lora_A", "lora_B", "bias_delta.delta")):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model
 

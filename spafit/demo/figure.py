@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spafit.adapters import LoRA
 from spafit.errors import ConfigError
 from spafit.files.replacing import replacing
 from spafit.plans import MODULES, Plan
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Colours that stay apart in print and for colour-blind readers (Okabe and Ito).
-_FROZEN, _BIAS, _LORA, _FULL = "#D9D9D9", "#56B4E9", "#E69F00", "#CC79A7"
+_COLOURS = {"frozen": "#D9D9D9", "bias": "#56B4E9", "LoRA": "#E69F00", "full": "#CC79A7"}
+_OTHER = "#F0E442"  # techniques of the user's own
 _SHORT = (
     "query",
     "key",
@@ -66,15 +66,14 @@ def _draw_strata(axes: Axes, plan: Plan) -> None:
     """One row a layer, the first at the bottom; one cell a module, coloured by what trains."""
     from matplotlib.patches import Patch, Rectangle
 
+    labels: dict[str, str] = {}  # of the colours that are used
     for stratum in plan.strata:
         for layer in range(stratum.first, stratum.last + 1):
             for column, module in enumerate(MODULES):
                 techniques = stratum.train.get(module, ())
-                colour = _FROZEN
-                if any(isinstance(technique, LoRA) for technique in techniques):
-                    colour = _LORA
-                elif techniques:
-                    colour = _FULL if techniques[0].name == "full" else _BIAS
+                drawn = techniques[-1].short if techniques else "frozen"  # LoRA before bias
+                colour = _COLOURS.get(drawn, _OTHER)
+                labels[colour] = drawn if colour != _OTHER else "other"
                 axes.add_patch(
                     Rectangle((column, layer), 0.94, 0.9, facecolor=colour, edgecolor="none")
                 )
@@ -92,11 +91,12 @@ def _draw_strata(axes: Axes, plan: Plan) -> None:
     axes.set_title(plan.name)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    labels = {_FROZEN: "frozen", _BIAS: "bias", _LORA: "LoRA", _FULL: "full"}
-    used = {patch.get_facecolor() for patch in axes.patches}
-    handles = [Patch(facecolor=colour, label=label) for colour, label in labels.items()]
     axes.legend(
-        handles=[handle for handle in handles if handle.get_facecolor() in used],
+        handles=[
+            Patch(facecolor=colour, label=labels[colour])
+            for colour in (*_COLOURS.values(), _OTHER)
+            if colour in labels
+        ],
         loc="upper left",
         bbox_to_anchor=(0, -0.32),
         ncols=4,

@@ -16,7 +16,7 @@ from spafit.machine import random_states
 from spafit.machine.random_states import RandomStates
 from spafit.runs.checkpoint import Checkpoint, TensorFile
 from spafit.training.step import TrainingStep
-from spafit.weights.adapter_files import adapter_content
+from spafit.weights.adapter_files import adapter_content, name_in_files, names_in_model
 
 # What stands in state.json as it is, and of which types.
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -165,9 +165,9 @@ def restore(
         step=checkpoint.step, losses=losses, **{name: values[name] for name in _KINDS}
     )
     if state.best_step is not None:
-        state.best = best
+        state.best = names_in_model(model, best)
     with torch.no_grad():
-        for name, tensor in current.items():
+        for name, tensor in names_in_model(model, current).items():
             model.get_parameter(name).copy_(tensor)
     choices.adopt(values["kernels"])
     random_states.put(states, take_step.device)
@@ -231,7 +231,9 @@ def _check_losses(losses: torch.Tensor | None, step: int) -> None:
 def _check_trained(found: dict[str, torch.Tensor], model: BertForSequenceClassification) -> None:
     """Refuse other tensors than those that the plan declares, as a CheckpointError."""
     assert model.adaptation is not None
-    wanted = {name: model.get_parameter(name).shape for name in model.adaptation.trainable}
+    wanted = {
+        name_in_files(name): model.get_parameter(name).shape for name in model.adaptation.trainable
+    }
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found or found[name].shape != wanted.get(name):
             raise CheckpointError(f"{name} is missing, unexpected or of another shape")

@@ -24,6 +24,7 @@ from spafit.machine.memory import is_out_of_memory, shortage
 from spafit.machine.precision import autocast, tf32_products
 from spafit.text.tokenization import Batch
 from spafit.training.optimisation import loss_function, set_learning_rate, trained_parameters
+from spafit.weights.adapter_files import name_in_files
 
 # What AdamW keeps for a parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -162,10 +163,11 @@ class TrainingStep:
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Give what the next steps depend on beside the model: tensors by name, and the rest.
 
-        The tensors are AdamW's, ``optimizer.KEY.PARAMETER``; the rest is the loss scale.
+        The tensors are AdamW's, ``optimizer.KEY.PARAMETER``, parameters being named as in files
+        (:data:`spafit.weights.adapter_files.NAMES_IN_FILES`); the rest is the loss scale.
         """
         tensors = {
-            f"optimizer.{key}.{name}": value
+            f"optimizer.{key}.{name_in_files(name)}": value
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
@@ -180,7 +182,8 @@ class TrainingStep:
             If a tensor belongs to no parameter that trains, has not its shape, or is missing, or
             the loss scale is not what :meth:`state` gives.
         """
-        parameters = trained_parameters(self.model)
+        trained = trained_parameters(self.model)
+        parameters = {name_in_files(name): parameter for name, parameter in trained.items()}
         for full_name, tensor in tensors.items():
             optimizer, _, rest = full_name.partition(".")
             key, _, name = rest.partition(".")

@@ -1,8 +1,8 @@
 """Adapter files: everything that training made, in one safetensors file, tied to its base.
 
 The tensors are the trained ones under the model's own names (``bert.encoder.layer.7.attention.self
-.query.lora_A`` ..., and the head, always). The header's metadata holds the plan, the task, its
-label names and the fingerprint of the base, all as text.
+.query.lora_A`` ..., and the head, always), but for those of :data:`NAMES_IN_FILES`. The header's
+metadata holds the plan, the task, its label names and the fingerprint of the base, all as text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,34 @@ from spafit.version import __version__
 from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 
 _FORMAT = "1"
+
+#: How the end of a parameter's name in a model is written in adapter files and checkpoints, where
+#: it is written otherwise. What stands here was named so when the format was made; it stays, so
+#: that older versions read what newer ones write.
+NAMES_IN_FILES = {
+    # in the model          in files
+    ".bias_delta.delta": ".bias_delta",
+}
+
+
+def name_in_files(name: str) -> str:
+    """Give the name of a model's parameter in adapter files and checkpoints."""
+    for end, written in NAMES_IN_FILES.items():
+        if name.endswith(end):
+            return name.removesuffix(end) + written
+    return name
+
+
+def names_in_model(
+    model: BertForSequenceClassification, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Give tensors from an adapter file or checkpoint under their names in an adapted model.
+
+    What the plan does not declare keeps its name.
+    """
+    assert model.adaptation is not None
+    names = {name_in_files(name): name for name in model.adaptation.trainable}
+    return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +125,7 @@ def adapter_content(
     adaptation.require_enabled()
     if values is None:
         values = {name: model.get_parameter(name).detach() for name in adaptation.trainable}
-    tensors = dict(values)
+    tensors = {name_in_files(name): tensor for name, tensor in values.items()}
     sick = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if sick:
         raise WeightsError(f"{', '.join(sick)} hold NaN or infinite values; nothing was written")
@@ -174,7 +202,7 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
         adapt(model, header.plan)
     assert model.adaptation is not None
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name, tensor in names_in_model(model, tensors).items():
             model.get_parameter(name).copy_(tensor)
     model.adaptation.task = header.task
     model.adaptation.labels = header.labels
@@ -197,7 +225,8 @@ def _check_shapes(
     adapt(shadow, header.plan)
     assert shadow.adaptation is not None
     expected = {
-        name: tuple(shadow.get_parameter(name).shape) for name in shadow.adaptation.trainable
+        name_in_files(name): tuple(shadow.get_parameter(name).shape)
+        for name in shadow.adaptation.trainable
     }
     if header.num_labels != model.num_labels:
         raise WeightsError(

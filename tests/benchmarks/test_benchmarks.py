@@ -50,7 +50,7 @@ def adapted(method: str) -> BertForSequenceClassification:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith((".lora_B", ".bias_delta")):
+            if name.endswith((".lora_B", ".bias_delta.delta")):
                 parameter.normal_(0.0, 0.3, generator=generator)
     return model
 

@@ -146,21 +146,21 @@ def all_names() -> set[str]:
 # what it is -> (plan, the encoder's, embeddings' and pooler's parameters that train under it)
 ROWS: dict[str, tuple[Plan, set[str]]] = {
     "full": (short("full"), all_names() - HEAD),
-    "bitfit": (short("bitfit"), names(range(6), MODULES, "bias_delta")),
+    "bitfit": (short("bitfit"), names(range(6), MODULES, "bias_delta.delta")),
     "bitfit direct": (short("bitfit", bias="direct"), names(range(6), MODULES, "bias")),
     "lora-i": (short("lora-i"), names(range(6), QKV, "lora_A", "lora_B")),
     "lora-ii": (short("lora-ii"), names(range(6), MODULES[:4], "lora_A", "lora_B")),
     "spafit i": (
         short("SPAFIT-1-3-I"),
-        names([2, 3], MODULES, "bias_delta")
+        names([2, 3], MODULES, "bias_delta.delta")
         | names([4, 5], QKV, "lora_A", "lora_B")
-        | names([4, 5], LATE, "bias_delta"),
+        | names([4, 5], LATE, "bias_delta.delta"),
     ),
     "spafit ii": (
         short("SPAFIT-0-2-II"),
-        names([1, 2], MODULES, "bias_delta")
+        names([1, 2], MODULES, "bias_delta.delta")
         | names([3, 4, 5], MODULES[:4], "lora_A", "lora_B")
-        | names([3, 4, 5], LATE, "bias_delta"),
+        | names([3, 4, 5], LATE, "bias_delta.delta"),
     ),
     "spafit direct": (
         short("SPAFIT-1-3-II", bias="direct"),
@@ -170,16 +170,16 @@ ROWS: dict[str, tuple[Plan, set[str]]] = {
     ),
     "mixed": (
         mixed(),
-        names([0], ["attention.self.query"], "lora_A", "lora_B", "bias_delta")
+        names([0], ["attention.self.query"], "lora_A", "lora_B", "bias_delta.delta")
         | names([0], ["intermediate.dense"], "weight", "bias")
-        | names([4], ["output.LayerNorm"], "bias_delta")
+        | names([4], ["output.LayerNorm"], "bias_delta.delta")
         | names([5], ["output.dense"], "bias", "lora_A", "lora_B")
         | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"},
     ),
 }
-ADDED = ("lora_A", "lora_B", "bias_delta")
+ADDED = ("lora_A", "lora_B", "bias_delta.delta")
 
 
 def added(name: str) -> bool:
-    """Whether the last part of a name is a technique's."""
-    return name.rpartition(".")[2] in ADDED
+    """Whether the end of a name is a technique's."""
+    return name.endswith(ADDED)

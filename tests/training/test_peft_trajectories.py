@@ -281,7 +281,7 @@ class TestBiasDeltaAndDirectBias:
         for name, trained in model.named_parameters():
             if name.endswith(".bias") and name.startswith("bert.encoder"):
                 module: Any = delta.get_submodule(name.removesuffix(".bias"))
-                shift = 0.0 if module.bias_delta is None else module.bias_delta
+                shift = 0.0 if module.bias_delta is None else module.bias_delta.delta
                 assert torch.equal(module.bias, base.get_parameter(name))
                 assert (module.bias + shift - trained).abs().max() < 1e-8, name
                 moved += bool((trained - module.bias).abs().max() > 1e-3)

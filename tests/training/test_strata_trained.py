@@ -197,7 +197,7 @@ class TestMerged:
                 unit = np.spacing(np.abs(found)).astype(np.float64)
                 assert (error <= (0.5 + 2**-13) * unit).all()
             elif getattr(module, "bias_delta", None) is not None:
-                b, delta = module.bias.detach().numpy(), module.bias_delta.detach().numpy()
+                b, delta = module.bias.detach().numpy(), module.bias_delta.delta.detach().numpy()
                 assert np.array_equal(merged[f"{name}.bias"].numpy(), b + delta)
 
 

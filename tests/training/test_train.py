@@ -307,7 +307,7 @@ class TestWeightDecay:
     ) -> None:
         model = small.model(method)
         for name, parameter in model.named_parameters():
-            if name.endswith(("lora_B", "bias_delta")):
+            if name.endswith(("lora_B", "bias_delta.delta")):
                 parameter.data.fill_(2.0)
         before = trained(model)
         optimizer = make_optimizer(
@@ -321,7 +321,7 @@ class TestWeightDecay:
             assert torch.equal(tensor, before[name] * factor), name
 
     @pytest.mark.parametrize(
-        ("method", "name"), [("spafit", "bias_delta"), ("spafit-direct", "bias")]
+        ("method", "name"), [("spafit", "bias_delta.delta"), ("spafit-direct", "bias")]
     )
     def test_a_delta_decays_towards_the_pretrained_bias(
         self, small: SmallRun, method: str, name: str
@@ -334,8 +334,8 @@ class TestWeightDecay:
         for _ in range(40):
             module.get_parameter(name).grad = torch.zeros_like(pretrained)
             optimizer.step()
-        used = module.bias + (0.0 if module.bias_delta is None else module.bias_delta)
-        goal = pretrained if name == "bias_delta" else torch.zeros_like(pretrained)
+        used = module.bias + (0.0 if module.bias_delta is None else module.bias_delta.delta)
+        goal = pretrained if name == "bias_delta.delta" else torch.zeros_like(pretrained)
         assert (used - goal).abs().max() < 1e-6
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spafit.adapters import _unwatched
+from spafit.adapters import can_be_bypassed
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError
 from spafit.files.replacing import cache_folder
@@ -119,7 +119,7 @@ def why_not_kept(model: BertForSequenceClassification) -> str:
         ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
         if not (ours or kind in (nn.Embedding, nn.ModuleList)):
             return f"bert.{name} is a {kind.__name__}, which is not spafit's own"
-        if not _unwatched(module):
+        if not can_be_bypassed(module):
             return f"bert.{name} has a hook, or a forward of its own"
     return ""
 

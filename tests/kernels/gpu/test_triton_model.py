@@ -48,7 +48,7 @@ def random_update(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("lora_B", "bias_delta")):
+            if name.endswith(("lora_B", "bias_delta.delta")):
                 parameter.normal_(0, 0.05, generator=generator)
 
 

@@ -85,9 +85,9 @@ class TestKey:
             "bert.embeddings.position_embeddings.weight",
             "bert.embeddings.LayerNorm.bias",
             "bert.encoder.layer.0.attention.self.value.weight",
-            "bert.encoder.layer.1.output.LayerNorm.bias_delta",
+            "bert.encoder.layer.1.output.LayerNorm.bias_delta.delta",
             "bert.encoder.layer.2.attention.self.query.lora_B",
-            "bert.encoder.layer.2.output.dense.bias_delta",
+            "bert.encoder.layer.2.output.dense.bias_delta.delta",
         ],
     )
     def test_every_value_below_the_first_layer_that_trains(
