@@ -1,8 +1,9 @@
 """The files of one commit on the hub, in huggingface_hub's own cache, shared with other tools.
 
-That library checks the number of bytes it received, not their values, and names a file after
-whatever the server says (its ETag), wherever that leads; so a file is put into the cache here,
-under the hash that the hub lists, and only once it has that hash.
+:func:`huggingface_hub.hf_hub_download` checks the number of bytes, not their values, and in that
+cache it names a file after whatever the server says (its ETag), wherever that leads. So it
+downloads into a temporary folder, and a file is moved into the cache from there, under the hash
+that the hub lists, once it has that hash.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 
 from spafit.errors import WeightsError
-from spafit.files.transfers import PartFile, part_of
+from spafit.files.transfers import alone_in
 from spafit.weights.pins import COMMIT, INDEX_FILE, Pin, PinnedFile
+
+# How the temporary folders begin, beside the snapshots.
+_DOWNLOADING = ".spafit-"
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
@@ -76,59 +81,59 @@ def fetch(repository: str, pin: Pin, names: list[str], endpoint: str | None) -> 
     WeightsError
         If a file cannot be had or stored, or does not have its hash.
     """
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants
 
-    base = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(
-        repo_id=repository, repo_type="model"
-    )
+    base = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     folder = base / "snapshots" / pin.commit
-    for name in names:
-        listed, place = pin.files[name], folder / name
-        try:
-            if place.is_file() and _found(place, listed) == listed:
-                continue
-            blob = base / "blobs" / listed.hash
-            for each in (blob, place):
-                each.parent.mkdir(parents=True, exist_ok=True)
-            with part_of(blob, listed.size) as part:
-                # Another process may have fetched it while we waited.
-                if not (blob.is_file() and _found(blob, listed) == listed):
-                    _download(repository, name, pin, endpoint, part)
-                    part.move_to(blob)
-            _link(blob, place)
-        except OSError as error:
-            raise WeightsError(
-                f"cannot store {name} of {repository}: {error}; make room, or name another place "
-                "(HF_HOME)"
-            ) from error
+    name = ""
+    try:
+        missing = [name for name in names if not _is_sound(folder / name, pin.files[name])]
+        if missing:
+            for each in (folder, base / "blobs"):
+                each.mkdir(parents=True, exist_ok=True)
+            with alone_in(base):
+                for left in base.glob(f"{_DOWNLOADING}*"):  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                for name in missing:
+                    blob = base / "blobs" / pin.files[name].hash
+                    # Another process may have fetched it while we waited.
+                    if not _is_sound(blob, pin.files[name]):
+                        _download(repository, name, pin, endpoint, blob)
+                    _link(blob, folder / name)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot store {name or 'files'} of {repository}: {error}; make room, or name another "
+            "place (HF_HOME)"
+        ) from error
     return folder
 
 
-def _download(repository: str, name: str, pin: Pin, endpoint: str | None, part: PartFile) -> None:
-    """Fill a part with the whole file; it is emptied where that fails."""
-    from huggingface_hub import file_download, hf_hub_url, utils
+def _download(repository: str, name: str, pin: Pin, endpoint: str | None, blob: Path) -> None:
+    """Download a file, and move it into the cache if it has its hash; try twice."""
+    from huggingface_hub import hf_hub_download
 
     listed = pin.files[name]
-    for _ in range(2):
-        try:
-            file_download.http_get(
-                hf_hub_url(repository, name, revision=pin.commit, endpoint=endpoint),
-                part,
-                resume_size=part.seek(0, os.SEEK_END),
-                headers=utils.build_hf_headers(),  # type: ignore[attr-defined]
-                expected_size=listed.size,
-            )
-        except Exception as error:  # as in local_folder
-            part.restart()
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                raise
-            raise WeightsError(
-                f"cannot get {name} of {repository} (revision {pin.commit}): {explained(error)}"
-            ) from error
-        found = _found(part.path, listed)
-        if found == listed:
-            return
-        part.restart()
+    with tempfile.TemporaryDirectory(prefix=_DOWNLOADING, dir=blob.parents[1]) as temporary:
+        for _ in range(2):
+            try:
+                path = hf_hub_download(
+                    repository,
+                    name,
+                    revision=pin.commit,
+                    endpoint=endpoint,
+                    local_dir=temporary,
+                    force_download=True,  # else one in the cache is taken that is not sound
+                )
+            except Exception as error:  # as in local_folder
+                if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                    raise
+                raise WeightsError(
+                    f"cannot get {name} of {repository} (revision {pin.commit}): {explained(error)}"
+                ) from error
+            found = _found(Path(path), listed)
+            if found == listed:
+                Path(path).replace(blob)
+                return
     raise WeightsError(
         f"{name} of {repository} arrived twice with {found.size} bytes and hash {found.hash}, the "
         f"hub lists {listed.size} and {listed.hash}; it has been removed, try again later or over "
@@ -147,6 +152,10 @@ def _link(blob: Path, place: Path) -> None:
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_sound(path: Path, listed: PinnedFile) -> bool:
+    return path.is_file() and _found(path, listed) == listed
 
 
 def _found(path: Path, listed: PinnedFile) -> PinnedFile:

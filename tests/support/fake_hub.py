@@ -1,7 +1,7 @@
 """A server on this machine that imitates the hub, and misbehaves when told to.
 
-It has what is asked for: what a revision is (``/api/models/...``), and ``GET`` of a file
-(``/owner/name/resolve/...``; other tools ask ``HEAD`` too). It notes every request.
+It has what is asked for: what a revision is (``/api/models/...``), and ``HEAD`` and ``GET`` of a
+file (``/owner/name/resolve/...``). It notes every request.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Handler(Faults):
             tag["X_Linked_Size"] = str(len(content))
         tag |= hub.tags
         wanted = self.headers.get("Range")
-        hub.ranges.setdefault(name, []).append(wanted)
+        if self.command == "GET":
+            hub.ranges.setdefault(name, []).append(wanted)
         if self.command == "GET" and hub.faults.get(name):
             self.misbehave(hub.faults[name].pop(0), content, wanted)
             return

@@ -12,6 +12,7 @@ import io
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.downloads import (
@@ -216,6 +217,16 @@ def fill_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(PartFile, "write", limited)
 
 
+class Full(io.BufferedWriter):
+    """A file for which the disk is full after 9,000 bytes."""
+
+    def write(self, data: Any) -> int:
+        if len(data) > 9000:
+            super().write(data[:9000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
 class TestHub:
     """Oracle: the files that the server has, and what lies in the cache afterwards."""
 
@@ -258,7 +269,7 @@ class TestHub:
         for blob in (tmp_path / "hf").rglob("blobs/*"):
             assert blob.read_bytes() in good, blob
 
-    def test_a_part_of_another_file(
+    def test_what_another_process_left(
         self, hub: FakeHub, tiny: Path, tmp_path: Path, promise: Promise
     ) -> None:
         content = (tiny / "model.safetensors").read_bytes()
@@ -266,10 +277,12 @@ class TestHub:
         blob = (folder / "model.safetensors").resolve()
         for size in (1, 5000, len(content) - 1, len(content), len(content) + 1):
             blob.unlink()
-            part = blob.with_name(f"{blob.name}.part")
-            part.write_bytes(random.Random(size).randbytes(size))
+            left = folder.parents[1] / ".spafit-left"
+            left.mkdir()
+            (left / "model.safetensors").write_bytes(random.Random(size).randbytes(size))
             assert local_folder(NAME, endpoint=hub.endpoint) == folder
             require_model(tmp_path, folder, tiny)
+            assert not left.exists()
             promise(PROMISE, 1, "0 cached as good")
 
     def test_a_full_disk(
@@ -281,7 +294,14 @@ class TestHub:
         promise: Promise,
     ) -> None:
         with monkeypatch.context() as patch:
-            fill_after(patch, 9000)
+            genuine = Path.open
+
+            def opened(path: Path, mode: str = "r", **more: Any) -> Any:
+                if path.suffix == ".incomplete" and path.parent.exists():
+                    return Full(io.FileIO(path, "w"))
+                return genuine(path, mode, **more)
+
+            patch.setattr(Path, "open", opened)
             message = r"cannot store model.safetensors .*No space left.*make room.*HF_HOME"
             with pytest.raises(WeightsError, match=message):
                 local_folder(NAME, endpoint=hub.endpoint)

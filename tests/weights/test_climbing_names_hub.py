@@ -39,10 +39,18 @@ class TestHub:
     def test_what_the_server_calls_a_file(
         self, hub: FakeHub, place: Place, tiny: Path, promise: Promise, header: str, value: str
     ) -> None:
-        """A client that names its files after these writes, and removes, where they lead."""
+        """A client that names its files after these writes, and removes, where they lead.
+
+        Ours names temporary files so, in a folder of their own; what is no name there is refused.
+        """
         value = value.format(root=place.root)
         hub.tags = {header: value if header == "X_Repo_Commit" else f'"{value}"'}
         with place.kept():
+            if header != "X_Repo_Commit" and ("/" in value or len(value) > 200):
+                with pytest.raises(WeightsError, match="cannot get config"):
+                    local_folder(NAME, endpoint=hub.endpoint)
+                assert pinned_revision(NAME) is None
+                hub.tags = {}
             folder = local_folder(NAME, endpoint=hub.endpoint)
         assert folder.is_relative_to(place.inside)
         for path in tiny.iterdir():
@@ -105,13 +113,16 @@ class TestHub:
             promise(*PROMISE)
         assert hub.requests == []
 
-    def test_a_link_where_a_part_goes(self, hub: FakeHub, place: Place, promise: Promise) -> None:
+    def test_a_link_where_a_leftover_lies(
+        self, hub: FakeHub, place: Place, tiny: Path, promise: Promise
+    ) -> None:
+        """What another process left is removed, but not what a link of such a name leads to."""
         folder = local_folder(NAME, endpoint=hub.endpoint)
-        blob = (folder / "vocab.txt").resolve()
-        blob.unlink()
-        blob.with_name(f"{blob.name}.part").symlink_to(place.outside / "secret")
-        with place.kept(), pytest.raises(WeightsError, match="a link, which is not followed"):
+        (folder / "vocab.txt").resolve().unlink()
+        (folder.parents[1] / ".spafit-x").symlink_to(place.outside)
+        with place.kept():
             local_folder(NAME, endpoint=hub.endpoint)
+        assert (folder / "vocab.txt").read_bytes() == (tiny / "vocab.txt").read_bytes()
         promise(*PROMISE)
 
     def test_a_link_where_a_file_goes(

@@ -64,7 +64,7 @@ class TestFirstAndLaterCalls:
         assert [r for r in server.requests if "/api/" in r] == [
             f"GET /api/models/{NAME}/revision/main"
         ]
-        assert len(server.requests) == 1 + 5  # GET of five files
+        assert len(server.requests) == 1 + 2 * 5  # HEAD and GET of five files
         assert not any(".bin" in r or "onnx" in r or "adapter" in r for r in server.requests)
         assert pinned_revision(NAME) == FIRST
 
@@ -178,7 +178,7 @@ class TestFirstAndLaterCalls:
             assert f"(pinned to commit {FIRST})" in result.stdout
             # The client asks for something of its own too, at most once a day.
             counts.append(sum(NAME in request for request in server.requests))
-        assert counts == [6, 0]
+        assert counts == [11, 0]
         assert server.requests == []
 
 
