@@ -21,12 +21,12 @@ from spafit.training.prefix.kept import KeptPrefix
 
 
 class AbandonedError(Exception):
-    """A prediction that was given up halfway, as the caller wished."""
+    """A prediction was stopped before its end, at the caller's request."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of each example, in the order of the data.
+    """The predictions of a model for each example, in the order of the data.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ def predict(
     Parameters
     ----------
     model : BertForSequenceClassification
-        It is run in evaluation mode where it lies, and left in the mode it was in.
+        It runs on its device in evaluation mode, and its mode is restored afterwards.
     tokenizer : Tokenizer
         The model's.
     dataset : Dataset
@@ -199,13 +199,13 @@ def predict_logits(
 
     The reference form (:func:`spafit.set_impl`) is given padded batches, any other packed ones.
 
-    Where memory does not suffice for a batch, it and those after it are halved. ``abandoned`` is
-    asked before every batch.
+    If memory does not suffice for a batch, it and those after it are halved. ``abandoned`` is
+    called before every batch.
 
     Raises
     ------
     AbandonedError
-        If it says so.
+        If ``abandoned()`` is true.
     TrainingError
         If memory does not suffice for a single example.
     """

@@ -5,8 +5,8 @@ layer N1 for an example never changes: not with the epoch, the run, the seed, or
 nor with a method that leaves the same layers frozen. It is computed once, kept in memory or in a
 file, and read from then on.
 
-What is kept is used only for what it was computed from (:class:`PrefixKey`, and the token ids and
-token types of every example), and only if it is what was stored. Anything else is computed anew.
+Kept states are used only with equal inputs (:class:`PrefixKey`, and the token ids and token types
+of every example) and if their checksum is right. Otherwise they are computed again.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class PrefixKey:
     hidden_size : int
         D.
     dtype : str
-        In what the states are kept: "float32", or "half" (float16, at half the size).
+        The type that the states are stored in: "float32", or "half" (float16, at half the size).
     precision : str
-        In what they were computed, such as "float32" or "bf16".
+        The precision that they were computed in, such as "float32" or "bf16".
     computed_on : str
-        All else that decides how they were rounded: device, threads, libraries.
+        What else decides their rounding: device, threads, libraries.
 
     Raises
     ------
@@ -82,9 +82,9 @@ class PrefixKey:
 class PrefixCache:
     """The hidden states after group 1 of the examples of one :class:`Encodings`.
 
-    A context manager: on the way out what is new is saved. A file that several processes fill at
-    once is right all the same: each writes its own, and the last one stays. Where the disk fails
-    after the start, what it does not take is held in memory until this is closed.
+    A context manager: on exit new states are saved. Several processes may fill the same file at
+    once: each writes its own, and the last one is kept. If the disk fails after the start, what
+    cannot be written is held in memory until the cache is closed.
 
     Parameters
     ----------
@@ -93,20 +93,20 @@ class PrefixCache:
     key : PrefixKey
         What the states depend on.
     folder : str or Path, optional
-        Keep a file in this folder, which is made; None keeps the states in memory.
+        Keep a file in this folder, which is made if needed; None keeps the states in memory.
     limit_bytes : int
-        The most bytes to take: of memory, or of all caches of the folder. In a folder the least
-        recently used caches of others make room.
+        The most bytes to use: of memory, or of all caches of the folder together. In a folder the
+        least recently used caches are removed to make room.
 
     Attributes
     ----------
     path : Path or None
         The file; it exists once something was saved.
     nbytes : int
-        The bytes that it takes, of memory or of disk, once all examples are kept.
+        The bytes of memory or disk that it takes once all examples are kept.
     notes : list of str
-        What was found damaged or foreign and is built anew, what was removed to make room, and that
-        the disk failed.
+        What the user should be told: a file was damaged and is built again, files were removed to
+        make room, the disk failed.
 
     Raises
     ------
