@@ -626,7 +626,7 @@ def attach_all(
     PlanError
         If what a technique adds is not what it says that it trains, or a later technique drops it.
     """
-    kind, names = type(module), {name for name, _ in module.named_parameters()}
+    kind, before = type(module), dict(module.named_parameters())
     for technique in techniques:
         module = technique.attach(module, generator)
         if not isinstance(module, kind):
@@ -634,13 +634,14 @@ def attach_all(
                 f"{technique.name} leaves a {type(module).__name__} in the place of a "
                 f"{kind.__name__}; it must be a subclass of it"
             )
-        left = {name for name, _ in module.named_parameters()}
-        lost, unsaid = names - left, left - names - set(technique.trains)
-        absent = set(technique.trains) - left
+        left = dict(module.named_parameters())
+        lost = [name for name, each in before.items() if left.get(name) is not each]
+        unsaid = left.keys() - before.keys() - set(technique.trains)
+        absent = set(technique.trains) - left.keys()
         if lost:
             raise PlanError(
-                f"{technique.name} cannot be attached to what stands there: {listed(sorted(lost))} "
-                "would be lost"
+                f"{technique.name} cannot be attached to what stands there: "
+                f"{listed(lost, ' and ')} would be lost"
             )
         if unsaid:
             raise PlanError(
@@ -649,7 +650,7 @@ def attach_all(
             )
         if absent:
             raise PlanError(f"{technique.name} trains {listed(sorted(absent))}, which is not there")
-        names = left
+        before = left
     return module
 
 

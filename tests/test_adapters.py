@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -231,6 +232,45 @@ class TestLoRALinear:
         assert repr(BiasDelta().attach(make_layer_norm(), None)) == (
             "LayerNorm(\n  20, eps=0.001\n  (bias_delta): BiasDelta(20)\n)"
         )
+
+
+class TestBiasDelta:
+    """Oracle: b + δ; the module is copied and printed as any other is."""
+
+    def test_is_b_plus_delta(self) -> None:
+        b = draw(N_OUT, seed=2)
+        module = BiasDelta(b)
+        assert torch.equal(module(b), b)
+        with torch.no_grad():
+            module.delta.copy_(draw(N_OUT, seed=7))
+        assert torch.equal(module(b), b + draw(N_OUT, seed=7))
+        assert list(module.state_dict()) == ["delta"]
+
+    def test_without_a_bias_it_is_the_entry_of_a_plan(self) -> None:
+        assert BiasDelta() == BiasDelta()
+        assert isinstance(BiasDelta(), Technique)
+        assert repr(BiasDelta()) == "BiasDelta()"
+
+    def test_is_copied(self) -> None:
+        """As pickling does, by ``__new__`` with what ``__getnewargs__`` gives."""
+        lora = fill_lora(make_lora())
+        twin = copy.deepcopy(lora)
+        assert type(twin.bias_delta) is BiasDelta
+        assert torch.equal(delta_of(twin), delta_of(lora))
+        assert delta_of(twin) is not delta_of(lora)
+
+    @pytest.mark.parametrize("impl", ["auto", "reference"])
+    def test_a_hook_on_it_is_called(self, impl: str) -> None:
+        """Also in the fused form, which otherwise adds δ without calling the module."""
+        lora, x, calls = fill_lora(make_lora()), draw(B, T, N_IN), []
+        lora.impl = impl
+        before = lora(x)
+        assert lora.bias_delta is not None
+        lora.bias_delta.register_forward_hook(lambda module, args, b: calls.append(b) or b + 1.0)
+        assert (lora(x) - before - 1.0).abs().max() < 1e-12
+        assert len(calls) == 1
+        lora(x).sum().backward()
+        assert (delta_of(lora).grad - B * T).abs().max() < 1e-12
 
 
 class TestInitialA:
