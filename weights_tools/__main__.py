@@ -1,4 +1,4 @@
-"""The command ``python -m weights_tools``: one verb, one module beside this one."""
+"""The command line ``python -m weights_tools VERB``: each verb is a module beside this one."""
 
 from __future__ import annotations
 

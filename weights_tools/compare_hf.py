@@ -1,4 +1,4 @@
-"""``compare-hf``: Hugging Face's eager BERT and ours, layer by layer, on the same weights."""
+"""Compare our BERT with Hugging Face's, layer by layer, on the same weights (``compare-hf``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``convert``: a ``pytorch_model.bin`` into safetensors.
+"""Convert a ``pytorch_model.bin`` into a safetensors file (``convert``).
 
 The only place that loads a pickle. ``torch.load`` has had holes even with ``weights_only=True``
 (CVE-2025-32434 before torch 2.6, CVE-2026-24747 before 2.10), so it is done once, on request, and

@@ -1,4 +1,4 @@
-"""``download``: fetch a model from the hub once, checked and pinned."""
+"""Download a model from the hub once, check its hashes and pin its commit (``download``)."""
 
 from __future__ import annotations
 

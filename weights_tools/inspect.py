@@ -1,4 +1,4 @@
-"""``inspect``: what a file of weights holds, and what loading it would rename or leave out."""
+"""List the tensors of a weights file, and what loading renames or leaves out (``inspect``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``make-tiny``: a small random BERT, with tokenizer, in each of the spellings that exist."""
+"""Write a small random BERT with a tokenizer, in each of the known spellings (``make-tiny``)."""
 
 from __future__ import annotations
 

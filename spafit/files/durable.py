@@ -34,7 +34,7 @@ _PART_BYTES = 2**22
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file is known by.
+    """The size and hash of a file.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ def write_all(file: int, part: memoryview) -> None:
 
 
 def measure(path: Path) -> FileRecord:
-    """Read a file and say what it is known by."""
+    """Read a file, and return its size and hash."""
     digest, nbytes = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
         while part := file.read(_PART_BYTES):

@@ -1,4 +1,4 @@
-"""One file over HTTP with the standard library: appended to what has come of it so far.
+"""Download one file over HTTP with the standard library, and resume where it broke off.
 
 Whatever a server does wrong ends in one of two errors, of one line each: after one of them another
 attempt makes sense, after the other it does not. Whether the bytes are the right ones is for the

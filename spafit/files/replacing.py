@@ -1,4 +1,4 @@
-"""Where spafit keeps what it need not fetch or measure twice, and how a file is replaced."""
+"""Replace a file as a whole or not at all, and find spafit's cache folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cache_folder() -> Path:
     Raises
     ------
     ConfigError
-        If ``$SPAFIT_CACHE`` begins with ``~`` and the name of nobody here.
+        If ``$SPAFIT_CACHE`` begins with ``~`` and the name of no user of this machine.
     """
     configured = os.environ.get("SPAFIT_CACHE") or "~/.cache/spafit"
     try:
@@ -74,7 +74,7 @@ def replacing(path: str | Path, error: type[SpafitError] | None = None) -> Itera
 
 
 def refuse_place(path: Path, *, is_folder: bool = False) -> None:
-    """Refuse what cannot be written, before hours go into what it is to hold; make nothing.
+    """Raise an error if a file or folder could not be written here; create nothing.
 
     Parameters
     ----------

@@ -1,12 +1,12 @@
-"""From the name of a model to a folder on this machine, over the network at most once.
+"""Download a model from the hub once, and give the local folder that holds it.
 
 The first call for a hub name asks the hub which commit the name stands for, downloads the few files
 that spafit reads, holds each against the hash that the hub lists for it, and writes the commit and
 the list into ``pins.json``. Every later call takes the same commit from the local cache without any
 request, whatever has been pushed to the hub since.
 
-What nobody can know is whether the hub itself lists the hash of what its authors meant, and whether
-a file was altered on this disk afterwards.
+Two things are not checked: whether the hub lists the hash of what the authors meant, and whether a
+file was altered on this disk afterwards.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of one commit on the hub, in huggingface_hub's own cache, shared with other tools.
+"""Download the files of one commit into huggingface_hub's cache, and check their hashes.
 
 :func:`huggingface_hub.hf_hub_download` checks the number of bytes, not their values, and in that
 cache it names a file after whatever the server says (its ETag), wherever that leads. So it

@@ -1,7 +1,7 @@
-"""Which commit a hub name stands for on this machine: ``pins.json``.
+"""Record in ``pins.json`` the commit that each hub name is pinned to on this machine.
 
-With the commit stand the files that spafit may read of it, each with its size and its hash, as the
-hub listed them.
+With the commit it records the files that spafit may read of it, each with its size and its hash, as
+the hub listed them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pre-trained weights: from a folder or a hub name to a model, strictly and with a full report.
+"""Load pre-trained weights into a model, strictly, and report what became of every tensor.
 
 Checkpoints of BERT differ in spelling. What is done to a name is one row of
 :data:`CHECKPOINT_RULES` below, and nothing else is: every other name must be the model's, with the
@@ -188,7 +188,7 @@ def load_weights(
     Returns
     -------
     LoadReport
-        Also to be had later, from :func:`load_report`.
+        :func:`load_report` returns it again later.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The weights of a folder: one safetensors file, or several with an index, read strictly."""
+"""Read the weights of a folder strictly: one safetensors file, or several with an index."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class SafeFolder:
 def _holds(question: Callable[[], bool]) -> bool:
     try:
         return question()
-    except OSError:  # nobody may look at it, or its name is too long
+    except OSError:  # no permission to look at it, or its name is too long
         return False
 
 
