@@ -80,9 +80,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Place":
     return Place(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def root(small: "SmallRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with model and data, for processes that train."""
+    """Give a folder with model and data, for processes that train; tests only read it."""
     from support.small_runs import write_glue
 
     root = tmp_path_factory.mktemp("root")
@@ -91,7 +91,7 @@ def root(small: "SmallRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def zygote(root: Path) -> Iterator["Zygote"]:
     """Give a process that forks others which train in that folder."""
     from support.tortured_runs import Zygote
@@ -100,7 +100,7 @@ def zygote(root: Path) -> Iterator["Zygote"]:
         yield zygote
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def uninterrupted(zygote: "Zygote", root: Path) -> "Uninterrupted":
     """Give what a run leaves that nothing happened to."""
     from support.interruptions import everything

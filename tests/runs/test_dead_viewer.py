@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.small_runs import SmallRun, write_glue
 from support.tortured_runs import arguments, leftovers, logged_steps, record_of
 
 from spafit.cli import commands, main
@@ -22,15 +20,6 @@ from spafit.errors import StoppedError
 
 Capture = pytest.CaptureFixture[str]
 Promise = Callable[[str, int, str], None]
-
-
-@pytest.fixture(scope="module")
-def root(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with model and data."""
-    root = tmp_path_factory.mktemp("root")
-    shutil.copytree(small.folder, root / "tiny")
-    write_glue(root / "glue")
-    return root
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ class TestRaces:
         promise: Promise,
     ) -> None:
         """In a new folder, then in one whose holder was killed, and so on to the run's end."""
-        trials = sized(5, 50)
+        trials = sized(3, 50)
         gate, held = tmp_path / "gate", tmp_path / "held"
         os.mkfifo(gate)
         out, begun = tmp_path / "run-0", 0

@@ -99,7 +99,7 @@ class TestRandomKills:
         sized: Sized,
         promise: Promise,
     ) -> None:
-        seed, trials = 20, sized(100, 500)
+        seed, trials = 20, sized(40, 500)
         draw = random.Random(seed)
         killed = runs = in_saves = swept = 0
         victim = Victim(tmp_path / "run-0")
@@ -157,7 +157,7 @@ class TestRandomKills:
         promise: Promise,
     ) -> None:
         """Started anew each time, and killed once it has begun to train."""
-        seed, trials = 21, sized(2, 25)
+        seed, trials = 21, sized(1, 25)
         draw = random.Random(seed)
         victim = Victim(tmp_path / "run-0")
         killed = runs = 0

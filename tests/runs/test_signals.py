@@ -77,7 +77,7 @@ class TestRandomMoments:
         sized: Sized,
         promise: Promise,
     ) -> None:
-        seed, trials = 22, sized(10, 50)
+        seed, trials = 22, sized(6, 50)
         draw = random.Random(seed)
         stopped = runs = 0
         out = tmp_path / "run-0"

@@ -62,7 +62,13 @@ def differing(root: Path, numbers: range) -> Iterator[tuple[Case, str]]:
 class TestFuzz:
     """Oracle: plain_reader.expected, a reader of its own, in both directions."""
 
-    @pytest.mark.parametrize("chunk", range(CHUNKS))
+    @pytest.mark.parametrize(
+        "chunk",
+        [
+            pytest.param(chunk, marks=pytest.mark.full if chunk >= CHUNKS // 2 else ())
+            for chunk in range(CHUNKS)
+        ],
+    )
     def test_every_file_is_read_right_or_refused_at_its_line(
         self,
         tmp_path: Path,

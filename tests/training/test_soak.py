@@ -80,7 +80,7 @@ class TestSoak:
     def test_nothing_grows(
         self, small: SmallRun, tmp_path: Path, sized: Sized, promise: Promise
     ) -> None:
-        seconds = sized(15, 3600)
+        seconds = sized(8, 3600)
         folder = tmp_path / "runs"
         variables = environment(OMP_NUM_THREADS="1", SPAFIT_CACHE=str(folder / "cache"))
         command = [sys.executable, __file__, str(small.folder), str(folder), str(seconds)]
