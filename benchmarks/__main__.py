@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def commands_of(parsed: argparse.Namespace) -> dict[str, list[str]]:
-    """Give the module and the options of each measurement that is asked for."""
+    """Return the module and the options of each measurement that is asked for."""
     is_gpu = parsed.device != "cpu"
     its_set = GPU_SET if is_gpu else SHORT_SET
     unknown = [name for name in parsed.only or () if name not in its_set]

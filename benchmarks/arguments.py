@@ -55,7 +55,7 @@ def set_threads(parsed: argparse.Namespace) -> None:
 
 
 def output_of(parsed: argparse.Namespace, device: torch.device) -> Path:
-    """Give the path of the results; on a GPU the default one has a name of its own.
+    """Return the path of the results; on a GPU the default one has a name of its own.
 
     Rows of a GPU have more columns, so that they cannot stand in one table with a CPU's.
     """
@@ -72,7 +72,7 @@ def device_of(parsed: argparse.Namespace) -> torch.device:
 
 
 def settings_of(parsed: argparse.Namespace, source: str) -> dict[str, str | int | float]:
-    """Give the columns that say what was measured, as far as all measurements on batches say it."""
+    """Return the columns, common to all measurements on batches, that say what was measured."""
     return {
         "task": parsed.task,
         "lengths": source,
@@ -84,5 +84,5 @@ def settings_of(parsed: argparse.Namespace, source: str) -> dict[str, str | int 
 
 
 def method_of(parsed: argparse.Namespace) -> str:
-    """Give the method that is asked for, or the shape's own."""
+    """Return the method that is asked for, or the shape's own."""
     return str(parsed.method or METHODS[parsed.model_shape])

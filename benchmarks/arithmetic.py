@@ -34,7 +34,7 @@ COPY_BYTES = 2**30
 
 
 def forward_flop(config: BertConfig, lengths: Sequence[int], layers: int | None = None) -> float:
-    """Give the operations of a forward through so many layers (default: all) on real tokens."""
+    """Return the operations of a forward through so many layers (default: all) on real tokens."""
     D, F = config.hidden_size, config.intermediate_size
     layers = config.num_hidden_layers if layers is None else layers
     linears = sum(lengths) * 2.0 * (4 * D * D + 2 * D * F)
@@ -45,7 +45,7 @@ def forward_flop(config: BertConfig, lengths: Sequence[int], layers: int | None 
 def step_flop(
     config: BertConfig, lengths: Sequence[int], first_trainable: int, first_computed: int = 0
 ) -> float:
-    """Give the least operations of a training step.
+    """Return the least operations of a training step.
 
     The forward of layers ``first_computed`` to L - 1, and the backward, to their inputs, of layers
     ``first_trainable`` to L - 1.
@@ -69,7 +69,7 @@ def step_flop(
 
 
 def product_shapes(config: BertConfig, tokens: int) -> list[tuple[int, int, int]]:
-    """Give (N, in, out) of a layer's products: query, key and value are one."""
+    """Return (N, in, out) of a layer's products: query, key and value are one."""
     D, F = config.hidden_size, config.intermediate_size
     return [(tokens, D, 3 * D), (tokens, D, D), (tokens, D, F), (tokens, F, D)]
 

@@ -93,7 +93,7 @@ def _lora_config(lora: dict[str, LoRALinear]) -> peft.LoraConfig:
 
 
 def plain_name(name: str) -> str:
-    """Give the name that a parameter of either model has in common: a bias delta is a bias."""
+    """Return the name that a parameter of either model has in common: a bias delta is a bias."""
     name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
     name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1", name)
     name = re.sub(r"^classifier\.modules_to_save\.default\.", "classifier.", name)

@@ -1,8 +1,8 @@
-"""What a checkpoint costs: written, seen to the disk, read back and verified; and taken up again.
+"""What a checkpoint costs: written, fsynced, read back and verified; and resumed.
 
     python -m benchmarks.checkpoint --repeats 7
 
-The baseline writes the same tensors with torch.save: one pickle, neither seen to the disk nor read
+The baseline writes the same tensors with torch.save: one pickle, neither fsynced nor read
 back. Both write to a fresh folder of the same disk, in turns. ``nbytes_mib`` is what a checkpoint
 takes there, ``restore_ms`` the time to verify it and set model, optimizer and random numbers.
 """
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def trained_one_step(shape: str, method: str) -> tuple[BertForSequenceClassification, TrainingStep]:
-    """Give a model of random weights, and a step whose optimizer has moved it once."""
+    """Return a model of random weights, and a step whose optimizer has moved it once."""
     model = BertForSequenceClassification(SHAPES[shape], num_labels=2)
     adapt(model, plan(method, SHAPES[shape].num_hidden_layers))
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.01)

@@ -125,7 +125,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def results(self, rows: Rows) -> dict[str, Tensor]:
-        """Give the logits, and the gradients by what they are of; dropout is off."""
+        """Return the logits, and the gradients by what they are of; dropout is off."""
         self.model.eval()
         logits = self.logits(rows.numbers)
         scale = CHECK_SCALES[self.precision]
@@ -135,7 +135,7 @@ class Training:
         return found
 
     def contender(self) -> Contender:
-        """Give its steps, to be timed."""
+        """Return its steps, to be timed."""
         return Contender(self.name, self.step, self.results)
 
     def _loss(self, logits: Tensor, rows: Rows) -> Tensor:
@@ -145,7 +145,7 @@ class Training:
 
 
 def gradients_by_kind(model: nn.Module, scale: float = 1.0) -> dict[str, Tensor]:
-    """Give copies of all gradients, divided by a scale, those of one kind as one vector."""
+    """Return copies of all gradients, divided by a scale, those of one kind as one vector."""
     by_kind: dict[str, list[Tensor]] = {}
     named = {plain_name(name): each for name, each in model.named_parameters()}
     for name in sorted(named):
@@ -196,7 +196,7 @@ def kept_states(
     batches: Sequence[Rows],
     precision: str = "float32",
 ) -> KeptPrefix:
-    """Give the hidden states after group 1 of some batches, kept in memory.
+    """Return the hidden states after group 1 of some batches, kept in memory.
 
     They are computed here, without dropout, as a first epoch would.
     """

@@ -38,7 +38,7 @@ class Settings(NamedTuple):
 
 
 def settings_of_path(path: str, precision: str) -> Settings:
-    """Give what a path asks for; ``precision`` is the fast one's."""
+    """Return what a path asks for; ``precision`` is the fast one's."""
     if path == PLAIN:
         return Settings("reference", {"step": "eager", "precision": "float32"})
     return Settings("auto", {"step": "auto", "precision": precision})
@@ -76,7 +76,7 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the difference is within two of its standard errors; "-" with one seed."""
+        """Return whether the difference is within two of its standard errors; "-" with one seed."""
         if math.isnan(self.error):
             return "-"
         return "within" if abs(self.fast - self.plain) <= 2 * self.error else "outside"

@@ -118,7 +118,7 @@ class Timing:
         return float(np.median(self.times_ms))
 
     def columns(self) -> dict[str, str | float]:
-        """Give the columns of a row of a table."""
+        """Return the columns of a row of a table."""
         return {
             "contender": self.name,
             "ratio": self.ratio.median,
@@ -317,14 +317,14 @@ def check_by_truth(
 
 
 def distance(found: Tensor, right: Tensor) -> float:
-    """Give ‖found - right‖ / ‖right‖."""
+    """Return ‖found - right‖ / ‖right‖."""
     right = right.detach().double().cpu()
     off = (found.detach().double().cpu() - right).norm()
     return float(off / right.norm().clamp(min=1e-30))
 
 
 def relative_difference(found: Tensor, right: Tensor) -> float:
-    """Give the largest difference as a share of the largest magnitude of what is right."""
+    """Return the largest difference as a share of the largest magnitude of what is right."""
     right = right.detach().double().cpu()
     difference = (found.detach().double().cpu() - right).abs().max()
     return float(difference / right.abs().max().clamp(min=1e-30))
@@ -344,7 +344,7 @@ def timings(times_ms: Mapping[str, Sequence[float]], rounds: Sequence[Rows]) -> 
 
 
 def rotated(things: Sequence[Thing], number: int) -> Iterator[Thing]:
-    """Give the things in their order, starting with another one each round."""
+    """Return the things in their order, starting with another one each round."""
     for place in range(len(things)):
         yield things[(number + place) % len(things)]
 

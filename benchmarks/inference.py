@@ -101,7 +101,7 @@ def predicting(
 def predictor(
     logits: Logits, order: str, encodings: Encodings, batch_size: int
 ) -> Callable[[Sequence[int]], Tensor]:
-    """Give a function from row numbers to their logits (n, C), computed in one order or another."""
+    """Return a function from row numbers to their logits (n, C), in one order or another."""
 
     @torch.inference_mode()
     def predict(numbers: Sequence[int]) -> Tensor:

@@ -77,12 +77,12 @@ class Sizes:
 
     @classmethod
     def of(cls, ranks: Sequence[int], others: Sequence[int]) -> Sizes:
-        """Give the sizes of up to four maps side by side."""
+        """Return the sizes of up to four maps side by side."""
         several = {count * r for r in ranks for count in (1, 2, 3, 4)}
         return cls(frozenset(several), frozenset(others))
 
     def is_low_rank(self, shapes: Sequence[Sequence[int]]) -> bool:
-        """Whether one of the factors has a rank among its sizes."""
+        """Return whether one of the factors has a rank among its sizes."""
         sizes = {size for shape in shapes if len(shape) == 2 for size in shape}
         return bool((sizes - self.others) & self.ranks)
 
@@ -114,7 +114,7 @@ class Busy:
 def kind_of(
     callers: Sequence[str], kernel: str, shapes: Sequence[Sequence[int]], sizes: Sizes
 ) -> str:
-    """Give the kind of a kernel.
+    """Return the kind of a kernel.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def profile_busy(step: Callable[[], object], device: torch.device) -> float:
 
 
 def busy_ms(events: Sequence[Any]) -> float:
-    """Give the milliseconds that are covered by kernels and copies on the device, each once."""
+    """Return the milliseconds that are covered by kernels and copies on the device, each once."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in events
@@ -220,7 +220,7 @@ def _profiled(step: Callable[[], object], device: torch.device, record_shapes: b
 
 
 def _callers(event: Any) -> Iterator[str]:
-    """Give the names of an operation and of all that it was called within."""
+    """Return the names of an operation and of all that it was called within."""
     while event is not None:
         yield event.name
         event = event.cpu_parent

@@ -54,12 +54,12 @@ class TaskRows:
     source: str
 
     def first(self, count: int, batch_size: int) -> list[Rows]:
-        """Give the first rows in their order, in batches."""
+        """Return the first rows in their order, in batches."""
         count = min(count, len(self.encodings))
         return self._batches(range(count), batch_size)
 
     def draw(self, batches: int, batch_size: int, seed: int) -> list[Rows]:
-        """Give batches of rows drawn at random, none twice.
+        """Return batches of rows drawn at random, none twice.
 
         Raises
         ------
@@ -162,7 +162,7 @@ def random_labels(count: int, num_labels: int, seed: int) -> torch.Tensor:
 
 
 def _filled(lengths: Sequence[int], first_texts: Sequence[int]) -> Encodings:
-    """Give sequences of these lengths, of random words, whose first texts have these lengths."""
+    """Return sequences of these lengths, of random words, whose first texts have these lengths."""
     generator = np.random.default_rng(_SEED)
     input_ids, token_type_ids = [], []
     for length, first in zip(lengths, first_texts, strict=True):
@@ -176,7 +176,7 @@ def _filled(lengths: Sequence[int], first_texts: Sequence[int]) -> Encodings:
 def measured_lengths(
     task: str, data: Path = DATA, vocabulary: Path = VOCABULARY
 ) -> dict[str, dict[str, list[int]]]:
-    """Give what is recorded of a task: of each split, lengths of rows and of their first texts."""
+    """Return a task's record: for each split, the lengths of its rows and of their first texts."""
     found = {}
     for split in ("train",) if task in TRAIN_ALONE else ("train", "dev"):
         rows = load_rows(task, split, data, vocabulary)

@@ -38,25 +38,25 @@ def peft_maps(
 
 
 def as_part(module: Any) -> Part:
-    """Give the parameters of one of PEFT's maps as spafit's kernels take them, not copied."""
+    """Return the parameters of one of PEFT's maps as spafit's kernels take them, not copied."""
     base, A, B = module.base_layer, module.lora_A["default"], module.lora_B["default"]
     return Part(base.weight, base.bias, None, A.weight, B.weight, ALPHA_OVER_R)
 
 
 def frozen_maps(parts: Sequence[Part]) -> Maps:
-    """Give the frozen maps alone, a product each."""
+    """Return the frozen maps alone, a product each."""
     return lambda x: [F.linear(x, part.weight, part.bias) for part in parts]
 
 
 def frozen_as_one(parts: Sequence[Part]) -> Maps:
-    """Give the frozen maps alone, as one product with their stacked weights."""
+    """Return the frozen maps alone, as one product with their stacked weights."""
     W = torch.cat([part.weight.detach() for part in parts])
     b = torch.cat([part.bias.detach() for part in parts])
     return lambda x: [F.linear(x, W, b)]
 
 
 def unsloth_maps(parts: Sequence[Part]) -> Maps:
-    """Give the maps in unsloth's form, with the biases that BERT has and it has not.
+    """Return the maps in unsloth's form, with the biases that BERT has and it has not.
 
     Written from the formulas: y = x Wᵀ + b, to which ``addmm`` adds s·(x Aᵀ) Bᵀ, map by map. x Aᵀ
     is not kept: backward computes it again, and dY·B twice, for dA and for dx.

@@ -10,7 +10,7 @@ precision that is measured, A and B in float32, as they are trained.
 
 Contenders, in turns: the frozen maps alone, a product each (the baseline of the ratios) and as one
 product; PEFT's form; unsloth's form (written here from its formulas, with the biases that BERT
-has); spafit's reference, fused and, where it can be had, Triton forms, and what ``impl="auto"``
+has); spafit's reference, fused and, where it is available, Triton forms, and what ``impl="auto"``
 takes. Those with LoRA must agree with PEFT's. ``over_frozen`` and ``over_one_product`` say how much
 more time a contender takes, in per cent, than the frozen maps in either way.
 
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def forms_of(
     maps: Sequence[Any], parts: Sequence[Part], device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, Maps], dict[str, Maps]]:
-    """Give the frozen forms, and those with LoRA, by name; PEFT's is the first of these."""
+    """Return the frozen forms, and those with LoRA, by name; PEFT's is the first of these."""
 
     def spafit(impl: str) -> Maps:
         return lambda x: [stacked_linear(x, parts, impl=impl)]
@@ -150,7 +150,7 @@ def check(contenders: Sequence[Contender], frozen: int, rows: Rows, tolerance: f
 
 
 def overheads(timing: Timing, timings: Sequence[Timing]) -> dict[str, float]:
-    """Give how much more time it takes than the frozen maps launched alike, in per cent."""
+    """Return how much more time it takes than the frozen maps launched alike, in per cent."""
     medians = {each.name: each.median_ms for each in timings}
     end = GRAPH if timing.name.endswith(GRAPH) else ""
     return {
@@ -217,7 +217,7 @@ class Side:
     precision: str
 
     def run(self, rows: Rows) -> tuple[list[Tensor], Sequence[Tensor]]:
-        """Give outputs and gradients."""
+        """Return outputs and gradients."""
         problem = self.problems[rows]
         with autocast(self.precision, problem.x.device):
             outputs = self.form(problem.x)
@@ -226,7 +226,7 @@ class Side:
         return outputs, torch.autograd.grad(outputs, [problem.x, *self.trained], dY)
 
     def contender(self) -> Contender:
-        """Give it, to be timed."""
+        """Return it, to be timed."""
         return Contender(self.name, self.run, lambda rows: named(*self.run(rows)))
 
     def captured(self) -> CapturedSide:
@@ -242,11 +242,11 @@ class CapturedSide:
         self.recorded = {rows: captured(side, rows) for rows in side.problems}
 
     def contender(self) -> Contender:
-        """Give it, to be timed."""
+        """Return it, to be timed."""
         return Contender(self.name, lambda rows: self.recorded[rows][1](), self.results)
 
     def results(self, rows: Rows) -> dict[str, Tensor]:
-        """Give what a replay computes."""
+        """Return what a replay computes."""
         found, replay = self.recorded[rows]
         for tensor in (*found[0], *found[1]):
             tensor.detach().fill_(torch.nan)  # what recording itself left there is no result

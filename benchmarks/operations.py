@@ -93,7 +93,7 @@ def profile_step(step: Callable[[], object], device: torch.device) -> list[Share
 
 
 def group_of(event: Any) -> str:
-    """Give the group of an operation, by its name and the names of those that called it."""
+    """Return the group of an operation, by its name and the names of those that called it."""
     own = event.name.lower()
     for group, parts in OPERATIONS.items():
         if group == "dropout, random numbers" and any(part in own for part in parts):
@@ -109,7 +109,7 @@ def group_of(event: Any) -> str:
 
 
 def _callers(event: Any) -> Iterator[str]:
-    """Give the names of an operation and of all that it was called within, in lower case."""
+    """Return the names of an operation and of all that it was called within, in lower case."""
     while event is not None:
         yield event.name.lower()
         event = event.cpu_parent

@@ -56,7 +56,7 @@ class Pair:
 
 
 def _padded(rows: Tensor, keep: Tensor) -> Tensor:
-    """Give (N, width) as (B, T, width), zero at padding."""
+    """Return (N, width) as (B, T, width), zero at padding."""
     padded = rows.new_zeros(*keep.shape, rows.shape[1])
     padded[keep] = rows[: int(keep.sum())]
     return padded

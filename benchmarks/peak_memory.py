@@ -106,7 +106,7 @@ def _status_mib(key: str) -> float | None:
 
 
 def _return_free_memory() -> None:
-    """Give freed memory back to the system, where the C library is glibc."""
+    """Return freed memory back to the system, where the C library is glibc."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

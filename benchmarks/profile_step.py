@@ -147,7 +147,7 @@ def lines(
     flop_per_s: float,
     bytes_per_s: float,
 ) -> list[dict[str, str | float]]:
-    """Give the rows of the table: the kinds, then the gaps, the replayed kernels and the whole.
+    """Return the rows of the table: the kinds, then the gaps, the replayed kernels and the whole.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def lines(
 
 
 def lengths_of(data: TaskRows, rows: Rows) -> list[int]:
-    """Give the real tokens of each sequence of a batch."""
+    """Return the real tokens of each sequence of a batch."""
     return [data.encodings.lengths[row] for row in rows.numbers]
 
 

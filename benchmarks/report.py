@@ -55,7 +55,7 @@ def _triton() -> str:
 
 
 def results(settings: Row, timings: Sequence[Timing], where: Row) -> list[Row]:
-    """Give a row for each contender: what was measured, what was seen, and where."""
+    """Return a row for each contender: what was measured, what was seen, and where."""
     return [{**settings, **timing.columns(), **where} for timing in timings]
 
 

@@ -66,7 +66,7 @@ class Floor:
     traffic_bytes: float
 
     def floor_ms(self, flop_per_s: float, bytes_per_s: float) -> float:
-        """Give the least time at a device's measured rates."""
+        """Return the least time at a device's measured rates."""
         return 1000 * max(self.flop / flop_per_s, self.traffic_bytes / bytes_per_s)
 
 
@@ -122,7 +122,7 @@ def step_floors(
     element_bytes: int,
     first_computed: int = 0,
 ) -> list[Floor]:
-    """Give the floors of a training step on real tokens, kind by kind.
+    """Return the floors of a training step on real tokens, kind by kind.
 
     Parameters
     ----------

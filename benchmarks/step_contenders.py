@@ -76,7 +76,7 @@ class Form(NamedTuple):
 
     @property
     def prepares(self) -> bool:
-        """Whether it is captured or compiled, for every shape or for some."""
+        """Return whether it is captured or compiled, for every shape or for some."""
         return self.compiled or self.step in ("captured", "compiled")
 
 
@@ -111,7 +111,7 @@ class _OnHost(NamedTuple):
     prefix: Tensor | None
 
     def pinned(self) -> _OnHost:
-        """Give it in memory that a GPU reads by itself."""
+        """Return it in memory that a GPU reads by itself."""
         prefix = None if self.prefix is None else self.prefix.pin_memory()
         return _OnHost(self.order, self.batch.pinned(), self.targets.pin_memory(), prefix)
 
@@ -169,7 +169,7 @@ class ProductTraining:
         self.take_step([self.part(rows)[1]], LEARNING_RATE)
 
     def part(self, rows: Rows) -> tuple[list[int], MicroBatch]:
-        """Give a batch on the device, and the order of its rows; it is made anew on a CPU alone."""
+        """Return a batch on the device and the order of its rows; only on a CPU is it made anew."""
         made = self._ready.get(rows)
         if made is None:
             made = self._on_host(rows)
@@ -191,7 +191,7 @@ class ProductTraining:
         return _OnHost(order, batch, self.labels[order], prefix)
 
     def results(self, rows: Rows) -> dict[str, Tensor]:
-        """Give the logits, and the gradients by what they are of; dropout is off.
+        """Return the logits, and the gradients by what they are of; dropout is off.
 
         Of a captured step the gradients are those of a replay.
         """
@@ -230,13 +230,13 @@ class ProductTraining:
         )
 
     def prepared(self) -> int:
-        """Give how many shapes were captured, or functions compiled in this process."""
+        """Return how many shapes were captured, or functions compiled in this process."""
         if isinstance(self.take_step, CapturedStep):
             return self.take_step.graphs
         return compiled_functions() if self.form.step == "compiled" else 0
 
     def contender(self) -> Contender:
-        """Give its steps, to be timed."""
+        """Return its steps, to be timed."""
         return Contender(self.name, self.step, self.results, prepared=self.prepared)
 
 
@@ -245,7 +245,7 @@ class CompiledTraining(Training):
     """The baseline's training step under torch.compile."""
 
     def contender(self) -> Contender:
-        """Give its steps, to be timed."""
+        """Return its steps, to be timed."""
         return Contender(self.name, self.step, self.results, prepared=compiled_functions)
 
 
@@ -255,7 +255,7 @@ def _refuse(note: str) -> None:
 
 
 def compiled_functions() -> int:
-    """Give how many graphs torch.compile has made in this process."""
+    """Return how many graphs torch.compile has made in this process."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])

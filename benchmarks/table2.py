@@ -113,7 +113,7 @@ def measured(
     data: Mapping[str, TaskRows],
     device: torch.device,
 ) -> Iterator[tuple[str, tuple[list[float], int]]]:
-    """Give of each task the time of a step on each of the drawn batches, and the batch size.
+    """Return of each task the time of a step on each of the drawn batches, and the batch size.
 
     spafit's model is built once for all tasks of a method.
     """
@@ -150,13 +150,13 @@ def measured(
 
 
 def by_batch(times_ms: Sequence[float], batches: Sequence[Rows]) -> list[float]:
-    """Give the mean time of each batch; the rounds go through all batches again and again."""
+    """Return the mean time of each batch; the rounds go through all batches again and again."""
     means = np.reshape(times_ms, (-1, len(batches))).mean(axis=0)
     return [float(mean) for mean in means]
 
 
 def train_rows(task: str) -> int:
-    """Give the rows of a whole task's train."""
+    """Return the rows of a whole task's train."""
     train = get_task(task).train
     assert train is not None
     return train.rows

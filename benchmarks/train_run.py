@@ -203,7 +203,7 @@ def fit_peft(
 
 
 def _optimizer(twin: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Give AdamW with the same groups as spafit's: matrices decay, vectors do not."""
+    """Return AdamW with the same groups as spafit's: matrices decay, vectors do not."""
     trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},

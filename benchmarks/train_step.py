@@ -196,7 +196,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def names_of(parsed: argparse.Namespace, device: torch.device) -> list[str]:
-    """Give the contenders that are asked for, in the order of the tables."""
+    """Return the contenders that are asked for, in the order of the tables."""
     default = ON_A_GPU if device.type == "cuda" else (BASELINE, "eager")
     wanted = {BASELINE, *(parsed.contenders or default)}
     wanted |= {"peft-128"} if parsed.padded_128 else set()
@@ -207,14 +207,14 @@ def names_of(parsed: argparse.Namespace, device: torch.device) -> list[str]:
 def truth_of(
     baseline: Training | ProductTraining, data: TaskRows
 ) -> Callable[[Rows], Mapping[str, torch.Tensor]]:
-    """Give the results of the baseline in float32."""
+    """Return the results of the baseline in float32."""
     assert isinstance(baseline, Training)
     logits = padded_logits(baseline.model, data.encodings)
     return dataclasses.replace(baseline, logits=logits, precision="float32").results
 
 
 def first_trainable_of(model: nn.Module) -> int:
-    """Give the first layer in which anything trains, of either side's model; 0 with embeddings."""
+    """Return the first layer of either side's model that trains; 0 if the embeddings do."""
     names = [plain_name(name) for name, each in model.named_parameters() if each.requires_grad]
     if any(".embeddings." in name for name in names):
         return 0
@@ -223,7 +223,7 @@ def first_trainable_of(model: nn.Module) -> int:
 
 
 def stored(form: Form, parsed: argparse.Namespace) -> str:
-    """Say in what a contender on a GPU stores its frozen matrices."""
+    """Return in what a contender on a GPU stores its frozen matrices."""
     is_half = parsed.dtype != "float32" and parsed.frozen_weights != "float32"
     return str(parsed.dtype) if form.step and is_half else "float32"
 
@@ -325,7 +325,7 @@ def floor_flop(
     first_trainable: int,
     is_kept: bool,
 ) -> float:
-    """Give the floor of all rounds together, in operations."""
+    """Return the floor of all rounds together, in operations."""
     lengths, config = data.encodings.lengths, SHAPES[parsed.model_shape]
     first_computed = first_trainable if is_kept else 0
     return float(
@@ -342,7 +342,7 @@ def floor_flop(
 def floor_columns(
     flop: float, timing: Timing, rates: Sequence[MatmulRate], best: tuple[float, int]
 ) -> dict[str, Any]:
-    """Give the floor, and its share in the time of all rounds at each rate.
+    """Return the floor, and its share in the time of all rounds at each rate.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ class PlanOptions:
     numbering: str | None
 
     def make(self, num_layers: int) -> Plan:
-        """Give the plan for a model of L layers."""
+        """Return the plan for a model of L layers."""
         return make_plan(
             self.method,
             num_layers,
@@ -287,7 +287,7 @@ def _load_run(
 
 
 def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:
-    """Move a model to where its run was; where that cannot be had, say so and choose."""
+    """Move a model to where its run was; where that is not available, say so and choose."""
     try:
         device = resolve_device(settings["device"])
         resolve_precision(settings["precision"], device)
@@ -299,7 +299,7 @@ def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> 
 
 
 def _splits(record: dict[str, Any]) -> bool:
-    """Whether a run's tokenizer split special tokens; records of before the choice do not say."""
+    """Return whether a run's tokenizer split special tokens; older records do not say."""
     value = record["about"].get("split_special_tokens", False)
     if not isinstance(value, bool):
         raise ConfigError(

@@ -176,7 +176,7 @@ def _wheel_for(major: int, minor: int) -> str:
 
 
 def report() -> tuple[str, bool]:
-    """Give the report as text, and whether everything needed is there."""
+    """Return the report as text, and whether everything needed is there."""
     lines = []
     well = True
     for finding in examine():

@@ -140,7 +140,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _prints_only(parsed: argparse.Namespace) -> bool:
-    """Whether nothing is left to do once nobody reads what is printed."""
+    """Return whether nothing is left to do once nobody reads what is printed."""
     writes = any(getattr(parsed, option, None) for option in ("save", "output", "submission"))
     return parsed.verb not in ("train", "demo", "download") and not writes
 

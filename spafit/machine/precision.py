@@ -40,7 +40,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     Raises
     ------
     ConfigError
-        If what was asked for cannot be had on the device.
+        If what was asked for is not available on the device.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}: {precision!r}")

@@ -70,7 +70,7 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
-    """Give the other differences: free settings, versions and machine, each with both values."""
+    """Return the other differences: free settings, versions and machine, each with both values."""
     before, now = _free(old), _free(new)
     return {
         key: [before.get(key), now.get(key)]
@@ -80,7 +80,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def _shown(key: str) -> str:
-    """Give a key for a message; an unusual one is quoted and shortened."""
+    """Return a key for a message; an unusual one is quoted and shortened."""
     is_plain = key.isascii() and key.replace(".", "_").isidentifier() and len(key) <= 80
     return key if is_plain else f"{key!r:.80}"
 

@@ -39,7 +39,7 @@ class RunLog:
 
     @property
     def is_open(self) -> bool:
-        """Whether the file is open."""
+        """Return whether the file is open."""
         return self._file is not None
 
     def open(self, nbytes: int) -> int:

@@ -122,7 +122,7 @@ class Feed:
         return self.steps_an_epoch * self.epochs
 
     def batches(self, done: int = 0) -> Generator[Fed, None, None]:
-        """Give the batches of all steps after the first ``done`` ones."""
+        """Return the batches of all steps after the first ``done`` ones."""
         ahead = _AHEAD if self.device.type == "cuda" else 0
         for epoch, drawn, made in made_ahead(self._orders(done), self._make, ahead):
             if len(made) < self._micro_batches_of(len(drawn)):  # halved since
@@ -141,7 +141,7 @@ class Feed:
         return fed._replace(micro_batches=[self._send(each) for each in made])
 
     def _orders(self, done: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Give (epoch, row numbers) of every step after the first ``done`` ones."""
+        """Return (epoch, row numbers) of every step after the first ``done`` ones."""
         n = len(self.encodings)
         begun, within = divmod(done, self.steps_an_epoch)
         for epoch in range(begun + 1, self.epochs + 1):
@@ -189,7 +189,7 @@ class Feed:
 
 
 def made_ahead(items: Iterable[Item], make: Callable[[Item], Made], ahead: int) -> Iterator[Made]:
-    """Give ``make(item)`` of each item in order, made by a thread before it is asked for.
+    """Return ``make(item)`` of each item in order, made by a thread before it is asked for.
 
     Parameters
     ----------

@@ -146,7 +146,7 @@ class CapturedStep(TrainingStep):
         super().recover()
 
     def close(self) -> None:
-        """Give back the graphs and the gradients."""
+        """Return back the graphs and the gradients."""
         self._recorded.clear()
         self._update = None
         self.optimizer.zero_grad(set_to_none=True)
@@ -196,13 +196,13 @@ class CudaCapture:
     def __call__(
         self, function: Callable[[], torch.Tensor]
     ) -> tuple[torch.Tensor, Callable[[], object]]:
-        """Give the function's result, which holds what each replay computes, and the replay."""
+        """Return the function's result, which holds what each replay computes, and the replay."""
         result, graph = record(function, self.device, self.pool)
         return result, graph.replay
 
 
 def why_not_captured(device: torch.device, recomputes: bool) -> str:
-    """Say why steps cannot be captured as CUDA graphs; empty where they can."""
+    """Return why steps cannot be captured as CUDA graphs; empty where they can."""
     if device.type != "cuda":
         return f"CUDA graphs need a GPU, the device is {device}"
     if recomputes:
@@ -211,7 +211,7 @@ def why_not_captured(device: torch.device, recomputes: bool) -> str:
 
 
 def _shape(micro_batch: MicroBatch, n: int) -> Shape:
-    """Give all that a graph depends on beside values."""
+    """Return all that a graph depends on beside values."""
     batch = micro_batch.batch
     bucket = batch.layout.bucket if isinstance(batch, PackedBatch) else None
     if bucket is None:

@@ -250,7 +250,7 @@ def _begin(
     config: TrainConfig,
     journal: Journal,
 ) -> tuple[TrainingState, Saver | None]:
-    """Begin a run, or take it up again; give where it stands, and what saves it."""
+    """Begin a run, or resume it; give where it stands, and what saves it."""
     state = TrainingState()
     if run is None:
         return state, None
@@ -273,7 +273,7 @@ def _result(
     scored: Scored,
     files: tuple[Path, ...],
 ) -> Result:
-    """Give the model its best values, and say what came of the run."""
+    """Return the model its best values, and say what came of the run."""
     with torch.no_grad():
         for name, tensor in state.best.items():
             model.get_parameter(name).copy_(tensor)

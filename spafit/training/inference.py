@@ -126,7 +126,7 @@ def evaluate(
 
 
 def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple[str, ...]:
-    """Give the label names in the order of the logits; empty for a score.
+    """Return the label names in the order of the logits; empty for a score.
 
     A trained model carries its own; otherwise they are the task's. Names, not numbers, are what is
     compared, because files and models number them differently.
@@ -154,7 +154,7 @@ def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple
 
 
 def decode(logits: NDArray[np.float32], names: tuple[str, ...]) -> list[Label]:
-    """Give the name of each row's largest logit (n, C), or its score where there are no names."""
+    """Return the name of each row's largest logit (n, C), or its score where there are no names."""
     if not names:
         return [float(score) for score in logits[:, 0]]
     return [names[index] for index in logits.argmax(axis=1)]
@@ -195,7 +195,7 @@ def predict_logits(
     prefix: KeptPrefix | None = None,
     abandoned: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
-    """Give the logits (n, C) of encoded examples in their order; with ``prefix``, from group 2.
+    """Return the logits (n, C) of encoded examples in their order; with ``prefix``, from group 2.
 
     The reference form (:func:`spafit.set_impl`) is given padded batches, any other packed ones.
 

@@ -2,7 +2,7 @@
 
 It begins at any step. Where a run stands is :class:`~spafit.training.state.TrainingState`, beside
 model, optimizer and random numbers; what comes next follows from it alone, so that a run that is
-taken up again goes on as if nothing had been.
+resumed goes on as if nothing had been.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class Loop:
                 )
 
     def _evaluation_is_due(self) -> bool:
-        """Whether the evaluation of the step that was done last is still to come."""
+        """Return whether the evaluation of the step that was done last is still to come."""
         step, history = self.state.step, self.state.history
         if step == 0 or (history and history[-1]["step"] == step):
             return False
@@ -226,7 +226,7 @@ class Loop:
                 prefix=self.dev.prefix,
                 abandoned=self.stop,
             )
-        except AbandonedError:  # it comes first when the run is taken up again
+        except AbandonedError:  # it comes first when the run is resumed
             return
         if not np.isfinite(logits).all():
             raise TrainingError(f"the logits on dev after step {state.step} are not finite")

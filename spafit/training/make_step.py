@@ -58,7 +58,7 @@ def make_step(
 
 
 def compiled_forward(model: BertForSequenceClassification, backend: str = "inductor") -> Forward:
-    """Give ``model.forward_packed`` compiled by torch.compile, in one piece.
+    """Return ``model.forward_packed`` compiled by torch.compile, in one piece.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Readings(Generic[About]):
         self._waiting.append((about, numbers, event))
 
     def ready(self, wait: bool = False) -> Iterator[tuple[About, float, float]]:
-        """Give what is known about each step, its loss and its gradient norm, in order.
+        """Return what is known about each step, its loss and its gradient norm, in order.
 
         With ``wait`` all of them, else not those of the last step on a GPU.
         """

@@ -58,7 +58,7 @@ def make_optimizer(
     decay_biases: bool = False,
     capturable: bool = False,
 ) -> torch.optim.AdamW:
-    """Give AdamW over what trains, with weight decay on matrices alone unless told otherwise.
+    """Return AdamW over what trains, with weight decay on matrices alone unless told otherwise.
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ class Saver:
         self._time = time.monotonic()
 
     def is_due(self, state: TrainingState) -> bool:
-        """Whether a checkpoint is due: at an interval, or after an evaluation.
+        """Return whether a checkpoint is due: at an interval, or after an evaluation.
 
         Not while steps are being skipped: the saved state is then from before them.
         """

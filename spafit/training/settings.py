@@ -57,7 +57,7 @@ class TrainConfig:
     Attributes
     ----------
     out : str, Path or None
-        The run folder; None writes nothing. A run that is there already is taken up again where
+        The run folder; None writes nothing. A run that is there already is resumed where
         its newest checkpoint stands, if it is the same run (:mod:`spafit.runs.identity`).
     seed : int
         Of dropout and of the order of the data, which is a function of (seed, epoch) alone.
@@ -124,7 +124,7 @@ class TrainConfig:
     device : str
         Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.
     overwrite : bool
-        Whether a run in ``out`` is replaced instead of taken up again, with its checkpoints.
+        Whether a run in ``out`` is replaced instead of resumed, with its checkpoints.
     quiet : bool
         Show no progress.
 
@@ -274,7 +274,7 @@ def complete(
 def _resolve_step(config: TrainConfig, device: torch.device, is_reference: bool) -> str:
     reason = why_not_captured(device, recomputes=bool(config.recompute))
     if config.step == "captured" and reason:
-        raise ConfigError(f'step="captured" cannot be had: {reason}; use "eager", or "auto"')
+        raise ConfigError(f'step="captured" is not available: {reason}; use "eager", or "auto"')
     if config.step == "compiled" and config.recompute:
         raise ConfigError('step="compiled" does not go with recompute; use step="eager"')
     if config.step != "auto":

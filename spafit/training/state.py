@@ -99,7 +99,7 @@ class TrainingState:
 def content(
     state: TrainingState, model: BertForSequenceClassification, take_step: TrainingStep
 ) -> tuple[dict[str, TensorFile], dict[str, Any]]:
-    """Give the files and values of a checkpoint.
+    """Return the files and values of a checkpoint.
 
     Raises
     ------
@@ -217,7 +217,7 @@ def _check_evaluation(evaluation: object) -> None:
 
 
 def _is_choice(entry: object) -> bool:
-    """Whether it is device, operation, shape and form."""
+    """Return whether it is device, operation, shape and form."""
     return (
         isinstance(entry, list) and len(entry) == 4 and all(isinstance(each, str) for each in entry)
     )

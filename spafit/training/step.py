@@ -161,7 +161,7 @@ class TrainingStep:
             torch.cuda.empty_cache()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Give what the next steps depend on beside the model: tensors by name, and the rest.
+        """Return what the next steps depend on beside the model: tensors by name, and the rest.
 
         The tensors are AdamW's, ``optimizer.KEY.PARAMETER``, parameters being named as in files
         (:data:`spafit.weights.adapter_files.NAMES_IN_FILES`); the rest is the loss scale.
@@ -212,4 +212,4 @@ class TrainingStep:
             self.scaler.scale(torch.zeros((), device=self.device))  # which makes what was loaded
 
     def close(self) -> None:
-        """Give back what the step keeps on the device."""
+        """Return back what the step keeps on the device."""

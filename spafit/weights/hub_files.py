@@ -79,7 +79,7 @@ def fetch(repository: str, pin: Pin, names: list[str], endpoint: str | None) -> 
     Raises
     ------
     WeightsError
-        If a file cannot be had or stored, or does not have its hash.
+        If a file cannot be fetched or stored, or does not have its hash.
     """
     from huggingface_hub import constants
 

@@ -154,7 +154,7 @@ def load_pretrained(
     Raises
     ------
     WeightsError
-        If the files cannot be had or trusted, or do not fit the configuration.
+        If the files cannot be fetched or trusted, or do not fit the configuration.
     ConfigError
         If the configuration cannot be honoured.
     """

@@ -317,7 +317,7 @@ class TestEval:
     def test_a_run_of_a_machine_with_a_gpu(
         self, capsys: Capture, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What cannot be had here is said, and the nearest taken."""
+        """What is not available here is named, and the nearest is taken."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         shutil.copytree(run, tmp_path / "run")
         usual = call(capsys, "eval", run)

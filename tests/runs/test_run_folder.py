@@ -1,4 +1,4 @@
-"""The record of a run, and where it is taken up again."""
+"""The record of a run, and where it is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are stopped at a given step and taken up again, shared by the tests of resuming."""
+"""Runs that are stopped at a given step and resumed, shared by the tests of resuming."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def stopped_after(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
 def interrupted(
     small: SmallRun, out: Path, stops: list[int], model: Any = None, **changes: Any
 ) -> tuple[Result, Any]:
-    """Train, stopped after each of some steps and taken up again by a fresh model each time."""
+    """Train, stopped after each of some steps and resumed by a fresh model each time."""
     for step in stops:
         with stopped_after(step), pytest.raises(StoppedError):
             small.fit(small.model() if model is None else model(), out=out, **changes)

@@ -252,7 +252,7 @@ class TestFallback:
         assert "GPU" in why_not_captured(CPU, recomputes=False)
         assert "again in backward" in why_not_captured(torch.device("cuda"), recomputes=True)
         assert why_not_captured(torch.device("cuda"), recomputes=False) == ""
-        with pytest.raises(ConfigError, match='step="captured" cannot be had: CUDA graphs need'):
+        with pytest.raises(ConfigError, match='step="captured" is not available: CUDA graphs need'):
             small.fit(step="captured")
         with pytest.raises(ConfigError, match='step="compiled" does not go with recompute'):
             small.fit(step="compiled", recompute=(3,))

@@ -1,4 +1,4 @@
-"""Never lose a run: one that was stopped and taken up again is the run that never was.
+"""Never lose a run: one that was stopped and resumed equals the run that was not stopped.
 
 The runs are of 60 steps, with dropout, two parts a batch, warm-up, evaluations that are no multiple
 of the steps between checkpoints, and kept hidden states.

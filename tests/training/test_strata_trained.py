@@ -1,4 +1,4 @@
-"""Models that were trained under a plan: what moved, what did not, and what can be had back.
+"""Models that were trained under a plan: what moved, what did not, and what can be restored.
 
 The oracle is the model before it was adapted, bit for bit, and Hugging Face's BERT for what is
 merged. The plans and the names that train under each stand in tiny_bert.py.

@@ -322,11 +322,11 @@ class PrefixCache:
         return numbers
 
     def _count(self, rows: list[int]) -> int:
-        """Give the tokens of some examples."""
+        """Return the tokens of some examples."""
         return sum(self._starts[row + 1] - self._starts[row] for row in rows)
 
     def _piece(self, row: int) -> NDArray[Any]:
-        """Give the states of an example that is usable, where they lie."""
+        """Return the states of an example that is usable, where they lie."""
         source = self._held[row]
         if source is None:
             return self._aside[row]
@@ -358,11 +358,11 @@ class PrefixCache:
         self._checksums[row] = None if self._folder is None else zlib.crc32(piece.data)
 
     def _is_usable(self, row: int) -> bool:
-        """Whether the states of an example can be read."""
+        """Return whether the states of an example can be read."""
         return self._is_kept(row) or row in self._aside
 
     def _is_kept(self, row: int) -> bool:
-        """Whether an example is kept and, at its first use here, is what was stored."""
+        """Return whether an example is kept and, at its first use here, is what was stored."""
         source = self._held[row]
         if source is None:
             return False

@@ -70,7 +70,7 @@ class MappedFile:
         )
 
     def is_whole(self) -> bool:
-        """Whether the file is still as long as its data, as far as can be told."""
+        """Return whether the file is still as long as its data, as far as can be told."""
         try:
             return os.fstat(self._file.fileno()).st_size >= self._data_bytes
         except OSError:
@@ -116,17 +116,17 @@ class MappedFile:
 
 
 def kept_path(folder: Path, digest: str) -> Path:
-    """Give the place of the file of a digest."""
+    """Return the place of the file of a digest."""
     return folder / (digest + _SUFFIX)
 
 
 def data_bytes(shape: tuple[int, int], dtype: str) -> int:
-    """Give the bytes of the states themselves."""
+    """Return the bytes of the states themselves."""
     return shape[0] * shape[1] * np.dtype(dtype).itemsize
 
 
 def index_bytes(about: dict[str, Any]) -> int:
-    """Give the most bytes that a file takes beside its data."""
+    """Return the most bytes that a file takes beside its data."""
     return len(encode_index(about, [2**32 - 1] * len(about["lengths"]))) + _TAIL.size
 
 

@@ -62,7 +62,7 @@ class KeptPrefix:
         self._group_of = {row: group for group in groups for row in group}
 
     def __call__(self, rows: Sequence[int], batch: PackedBatch) -> torch.Tensor:
-        """Give (N, D) on the batch's device, 0 in rows that belong to no sequence."""
+        """Return (N, D) on the batch's device, 0 in rows that belong to no sequence."""
         device = batch.layout.device
         states = self.read(rows, batch.layout)
         if states is None:
@@ -100,7 +100,7 @@ class KeptPrefix:
             self.cache.store(rows, hidden, keep=keep)
 
     def read(self, rows: Sequence[int], layout: Packed) -> torch.Tensor | None:
-        """Give (N, D) on the host if the states of all rows are kept, else None."""
+        """Return (N, D) on the host if the states of all rows are kept, else None."""
         with self._using:
             if self.cache.missing(rows):
                 return None
@@ -109,7 +109,7 @@ class KeptPrefix:
 
 
 def why_not_kept(model: BertForSequenceClassification) -> str:
-    """Say why the hidden states after a model's group 1 must not be kept; empty where they may be.
+    """Return why the hidden states after group 1 must not be kept; empty where they may be.
 
     States that are kept are not computed again, so that a hook is not called; and what a module
     that is not spafit's own computes may depend on anything. Such states are computed every time.
@@ -144,7 +144,7 @@ def prefix_key(
 
 
 def _group_1(model: BertForSequenceClassification) -> Iterator[tuple[str, nn.Module]]:
-    """Give all modules that compute the states, by their names below ``bert``."""
+    """Return all modules that compute the states, by their names below ``bert``."""
     bert = model.bert
     yield "encoder", bert.encoder
     yield from bert.embeddings.named_modules(prefix="embeddings")

@@ -1,4 +1,4 @@
-"""Runs that are stopped and taken up again on a CUDA device.
+"""Runs that are stopped and resumed on a CUDA device.
 
 Run by hand: ``pytest -m gpu``.
 """
