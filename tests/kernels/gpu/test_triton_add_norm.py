@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from support.triton_compiler import compiling_for, in_fresh_process
+from support.triton_tensors import (
+    DEVICE,
+    Tensors,
+    Watched,
+    assert_errs_at_most_twice,
+    draw,
+    with_gradients,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -16,16 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from spafit.errors import ConfigError
 from spafit.kernels import add_norm, dropout_add_norm, forms
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-5
 NAMES = ("x", "residual", "weight", "bias", "bias_delta")
-
-Tensors = dict[str, torch.Tensor]
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
 
 
 def make(
@@ -67,17 +67,6 @@ def equation(tensors: Tensors, mask: torch.Tensor | None = None, rate: float = 0
     return y + tensors["bias_delta"] if "bias_delta" in tensors else y
 
 
-def with_gradients(y: torch.Tensor, tensors: Tensors) -> Tensors:
-    """Give y and the gradients of Σ y ⊙ noise for each tensor that asks for one.
-
-    The noise is the same in every type of y.
-    """
-    wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    noise = draw(*y.shape, seed=9).bfloat16().to(y.dtype)
-    gradients = torch.autograd.grad(y, list(wanted.values()), noise)
-    return {"y": y.detach(), **dict(zip(wanted, gradients, strict=True))}
-
-
 def exact(tensors: Tensors, mask: torch.Tensor | None = None, rate: float = 0.0) -> Tensors:
     """Give y and the gradients in float64, none of them rounded."""
     wide = {
@@ -85,20 +74,6 @@ def exact(tensors: Tensors, mask: torch.Tensor | None = None, rate: float = 0.0)
         for name, tensor in tensors.items()
     }
     return with_gradients(equation(wide, mask, rate), wide)
-
-
-def assert_errs_at_most_twice(ours: Tensors, plain: Tensors, truth: Tensors) -> None:
-    """Hold each error, as a norm, against twice the plain form's.
-
-    Four float32 units in the last place of the values, or of 1 where they are smaller, are granted
-    beyond that: the plain form may be exact by luck, most of all in a sum that is a single number.
-    """
-    assert ours.keys() == truth.keys() == plain.keys()
-    for name, true in truth.items():
-        assert ours[name].shape == true.shape, name
-        error, allowed = ((each[name].double() - true).norm() for each in (ours, plain))
-        granted = 4 * 2**-23 * max(true.norm().item(), true.numel() ** 0.5)
-        assert error <= 2 * allowed + granted, (name, error, allowed)
 
 
 def drawn_mask(N: int, D: int, rate: float, seed: int = 3) -> torch.Tensor:
@@ -293,23 +268,6 @@ class TestDropout:
         first = torch.autograd.grad(y.square().sum(), list(tensors.values()), retain_graph=True)
         second = torch.autograd.grad(y.square().sum(), list(tensors.values()))
         assert all(map(torch.equal, first, second))
-
-
-class Watched:
-    """A kernel that notes what it is launched with."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.launches: list[tuple[Any, ...]] = []
-        self.grids: list[tuple[int, ...]] = []
-
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        def launch(*args: Any, **kwargs: Any) -> None:
-            self.launches.append(args)
-            self.grids.append(grid)
-            self.kernel[grid](*args, **kwargs)
-
-        return launch
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.triton_compiler import compiling_for, in_fresh_process
-from test_triton_add_norm import (
+from support.triton_tensors import (
     DEVICE,
     Tensors,
     Watched,
