@@ -124,6 +124,14 @@ class Adaptable(nn.Module):
         self.adapters_on = module.adapters_on
         self.impl = module.impl
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Take a state dict in which δ has its older name, ``bias_delta``."""
+        if self.bias_delta is not None and f"{prefix}bias_delta" in state_dict:
+            state_dict[f"{prefix}bias_delta.delta"] = state_dict.pop(f"{prefix}bias_delta")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def b(self) -> torch.Tensor:
         """Give the bias that is added: b, or b + δ where one is attached and switched on."""
         if self.bias_delta is None or not self.adapters_on:

@@ -17,7 +17,7 @@ which the paper normalises before dropout and without a residual, do not occur h
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,9 +37,7 @@ from spafit.layout import (
     check_padded,
     pack,
 )
-
-if TYPE_CHECKING:
-    from spafit.strata import Adaptation
+from spafit.plans import Adaptation
 
 
 class Embeddings(nn.Module):

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spafit.adapters import TECHNIQUES, LayerNorm, Linear, Technique, in_order
+import torch
+
+from spafit.adapters import TECHNIQUES, Adaptable, LayerNorm, Linear, Technique, in_order
 from spafit.config import MOST_LAYERS, no_duplicates
 from spafit.errors import PlanError, listed, one_line
 
@@ -357,3 +359,54 @@ def check_num_layers(num_layers: object) -> None:
         raise PlanError(
             f"num_layers must be a whole number from 1 to {MOST_LAYERS}, found {num_layers!r:.200}"
         )
+
+
+@dataclass
+class Adaptation:
+    """What :func:`spafit.adapt` has done to a model; it stands at ``model.adaptation``.
+
+    Attributes
+    ----------
+    plan : Plan
+        The plan that was applied.
+    trainable : tuple of str
+        The names of all parameters that the plan declares to train, the head's last. Which of them
+        do train is each parameter's ``requires_grad``.
+    untrained : dict of str to torch.Tensor
+        The values before training of the head and of what techniques keep a copy of, such as
+        biases that train directly, so that ``adapters_disabled`` can show the model as it was.
+    base_fingerprint : str or None
+        The base's, taken before training where the plan writes to pre-trained tensors; otherwise it
+        can be taken from the model at any time, and is None here.
+    task : str or None
+        The name of the task, once trained or loaded.
+    labels : tuple of str or None
+        The label names in the order of the logits, once trained or loaded; empty for a score.
+    disabled : int
+        How many ``adapters_disabled`` blocks the model is in.
+    set_aside : dict of str to torch.Tensor
+        Inside such blocks, the trained values of the tensors in ``untrained``.
+    switched_off : list of Adaptable
+        Inside such blocks, the modules whose additions the first of them switched off.
+    """
+
+    plan: Plan
+    trainable: tuple[str, ...]
+    untrained: dict[str, torch.Tensor]
+    base_fingerprint: str | None = None
+    task: str | None = None
+    labels: tuple[str, ...] | None = None
+    disabled: int = 0
+    set_aside: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    switched_off: list[Adaptable] = field(default_factory=list, repr=False)
+
+    def require_enabled(self) -> None:
+        """Refuse to save or merge a model that is shown as it was before training.
+
+        Raises
+        ------
+        PlanError
+            If the adapters are disabled.
+        """
+        if self.disabled:
+            raise PlanError("the adapters are disabled here; leave the with block first")

@@ -259,6 +259,15 @@ class TestBiasDelta:
         assert torch.equal(delta_of(twin), delta_of(lora))
         assert delta_of(twin) is not delta_of(lora)
 
+    def test_a_state_dict_with_its_older_name_is_taken(self) -> None:
+        """Before it was a module, δ stood under ``bias_delta`` itself."""
+        lora = fill_lora(make_lora())
+        older = {name.removesuffix(".delta"): value for name, value in lora.state_dict().items()}
+        assert "bias_delta" in older
+        fresh = make_lora()
+        fresh.load_state_dict(older)
+        assert torch.equal(delta_of(fresh), delta_of(lora))
+
     @pytest.mark.parametrize("impl", ["auto", "reference"])
     def test_a_hook_on_it_is_called(self, impl: str) -> None:
         """Also in the fused form, which otherwise adds δ without calling the module."""

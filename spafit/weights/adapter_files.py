@@ -16,8 +16,8 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError, listed, one_line
-from spafit.plans import Plan
-from spafit.strata import Adaptation, adapt, fingerprint
+from spafit.plans import Adaptation, Plan
+from spafit.strata import adapt, fingerprint
 from spafit.version import __version__
 from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 
