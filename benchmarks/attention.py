@@ -4,9 +4,9 @@
 
 The baseline is what transformers does: queries, keys and values padded to the longest sequence of
 the batch, PyTorch's ``scaled_dot_product_attention`` with a mask. The candidates take the packed
-tokens, in each form of ``spafit.kernels.packed_attention``; in the fused one also with one group a
-sequence, and with one group for all, which pads to the longest as the baseline does, to show what
-dividing the sequences into groups is worth.
+tokens, in each form of ``spafit.kernels.packed_attention``; in the fused one also with one bundle a
+sequence, and with one bundle for all, which pads to the longest as the baseline does, to show what
+dividing the sequences into bundles is worth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.lengths import load_rows
 from benchmarks.packed_pairs import Pair
 from benchmarks.report import place, results, write_results
 from spafit.kernels import packed_attention
-from spafit.kernels.packed_attention import make_groups
+from spafit.kernels.packed_attention import make_bundles
 
 TOLERANCE = 1e-4
 
@@ -98,15 +98,15 @@ def padded_contender(pairs: dict[Rows, Pair], num_heads: int, dropout: float) ->
 def packed_contender(
     pairs: dict[Rows, Pair], num_heads: int, dropout: float, impl: str, division: str = ""
 ) -> Contender:
-    """Make a candidate on packed tokens, in the layout's groups or in another division."""
+    """Make a candidate on packed tokens, in the layout's bundles or in another division."""
 
     def attend(batch: Pair, rate: float) -> tuple[Tensor, Tensor]:
         lengths = batch.layout.lengths
-        groups = batch.layout.groups
+        bundles = batch.layout.bundles
         if division:
             counts = [len(lengths)] if division == "one for all" else [1] * len(lengths)
-            groups = make_groups(lengths, counts, batch.packed.device)
-        output = packed_attention(batch.packed, groups, num_heads, rate, impl)
+            bundles = make_bundles(lengths, counts, batch.packed.device)
+        output = packed_attention(batch.packed, bundles, num_heads, rate, impl)
         [gradient] = torch.autograd.grad(output, batch.packed, batch.packed_upstream)
         return output, gradient
 

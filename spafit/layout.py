@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
 from spafit.kernels import attention, packed_attention
-from spafit.kernels.packed_attention import Group, Spans, grouping, make_groups, padded_rows
+from spafit.kernels.packed_attention import Bundle, Spans, bundling, make_bundles, padded_rows
 
 # oneDNN prepares every new size of a product once, and a captured step is one of fixed size; so the
 # number of rows is rounded up to a multiple of this.
@@ -162,18 +162,18 @@ class Packed:
         return self.lengths if self.bucket is None else (*self.lengths, self.filler)
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
+    def bundles(self) -> tuple[Bundle, ...]:
         """The sequences that attention takes together: on a GPU all of them."""
         if self.device.type != "cpu" or self.bucket is not None:
             return (self.whole,)
-        return make_groups(self.lengths, grouping(self.lengths), self.device)
+        return make_bundles(self.lengths, bundling(self.lengths), self.device)
 
     @cached_property
-    def whole(self) -> Group:
-        """All sequences as one group."""
+    def whole(self) -> Bundle:
+        """All sequences as one bundle."""
         longest = 0 if self.bucket is None else self.longest
-        [group] = make_groups(self.attended, [len(self.attended)], self.device, longest)
-        return group
+        [bundle] = make_bundles(self.attended, [len(self.attended)], self.device, longest)
+        return bundle
 
     @cached_property
     def spans(self) -> Spans:
@@ -198,7 +198,7 @@ class Packed:
 
     def prepare(self) -> None:
         """Make now what is else made at its first use."""
-        _ = self.groups, self.tensors()
+        _ = self.bundles, self.tensors()
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
         """Return the same layout with every index tensor changed, e.g. moved to another device."""
@@ -223,7 +223,7 @@ class Packed:
     ) -> torch.Tensor:
         """Eq. (4) for QKV (N, 3·D), queries, keys and values side by side; gives (N, D)."""
         spans = None if self.device.type == "cpu" and impl != "triton" else self.spans
-        return packed_attention(QKV, self.groups, num_heads, dropout, impl, spans)
+        return packed_attention(QKV, self.bundles, num_heads, dropout, impl, spans)
 
     def attend_first(
         self,
@@ -234,9 +234,9 @@ class Packed:
         impl: str = "auto",
     ) -> torch.Tensor:
         """Eq. (4) from the first token alone, Q (B, D), to KV (N, 2·D); gives (B, D)."""
-        group, B = self.whole, len(self.lengths)
-        KV = padded_rows(KV, group).view(group.count, group.longest, -1)[:B]  # (B, T, 2·D)
-        keep = None if group.keep is None else group.keep[:B]
+        bundle, B = self.whole, len(self.lengths)
+        KV = padded_rows(KV, bundle).view(bundle.count, bundle.longest, -1)[:B]  # (B, T, 2·D)
+        keep = None if bundle.keep is None else bundle.keep[:B]
         return _attend_first(Q, KV, keep, num_heads, dropout, impl)
 
     def first(self, X: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.errors import ConfigError, DataError
 from spafit.kernels import reference
 from spafit.kernels.packed_attention import (
-    grouping,
-    make_groups,
+    bundling,
+    make_bundles,
     packed_attention,
 )
 from spafit.layout import Packed, Padded, pack
@@ -122,7 +122,7 @@ class TestGrouping:
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.integers(1, 70), min_size=1, max_size=8))
     def test_is_the_cheapest_division(self, lengths: list[int]) -> None:
-        counts = grouping(lengths)
+        counts = bundling(lengths)
         assert sum(counts) == len(lengths)
 
         def total(counts: list[int]) -> float:
@@ -147,7 +147,7 @@ class TestGrouping:
         QKV = torch.randn(31, 3 * A * Dh, generator=generator, dtype=torch.float64)
         QKV.requires_grad_()
         pull = torch.randn(31, A * Dh, generator=generator, dtype=torch.float64)
-        ours = packed_attention(QKV, make_groups(lengths, counts, CPU), A, impl=impl)
+        ours = packed_attention(QKV, make_bundles(lengths, counts, CPU), A, impl=impl)
         expected = reference.packed_attention(QKV, lengths, A)
         assert (ours - expected).abs().max() < 1e-12
         assert torch.count_nonzero(ours[28:]) == 0

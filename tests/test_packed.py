@@ -278,9 +278,9 @@ class TestGroups:
         cuts = sorted(data.draw(st.sets(st.integers(1, len(lengths)))) | {len(lengths)})
         counts = [end - start for start, end in itertools.pairwise([0, *cuts])]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layout_module, "grouping", lambda _: counts)
+            patch.setattr(layout_module, "bundling", lambda _: counts)
             again = batch._replace(layout=Packed(lengths))
-            assert [group.count for group in again.layout.groups] == counts
+            assert [bundle.count for bundle in again.layout.bundles] == counts
             assert_same(results(model.forward_packed(again), model), expected)
 
 

@@ -1,9 +1,9 @@
 """Scaled dot-product attention, Eq. (4), over packed sequences (without padding between them).
 
 Tokens never look beyond their sequence, so attention is the one operation that must know where each
-begins. Sequences that follow each other are taken together in groups, padded to the longest of the
-group where their lengths differ: one group a sequence wastes calls, one group for all wastes
-padding (:func:`grouping` finds the cheapest division).
+begins. Sequences that follow each other are taken together in bundles, padded to the longest of the
+bundle where their lengths differ: one bundle a sequence wastes calls, one bundle for all wastes
+padding (:func:`bundling` finds the cheapest division).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ TRITON_WIDEST_HEAD = 128
 
 FORMS = ("reference", "sdpa", "fused", *BY_SPANS)
 
-# What one more group costs, in elements of a head's probabilities (T² of a sequence): the calls of
+# What one more bundle costs, in elements of a head's probabilities (T² of a sequence): the calls of
 # forward and backward take 120 µs, an element of twelve to sixteen heads 0.14 µs.
-_GROUP_COST = 850
-# What padding a group costs for each of its tokens: its rows are gathered and scattered.
+_BUNDLE_COST = 850
+# What padding a bundle costs for each of its tokens: its rows are gathered and scattered.
 _GATHER_COST = 12
 
 
 @dataclass(frozen=True)
-class Group:
+class Bundle:
     """Sequences that attention takes together.
 
     Attributes
@@ -57,10 +57,10 @@ class Group:
     lengths : tuple of int
         The tokens of each sequence.
     gather : torch.Tensor of int64, (n·T,), or None
-        The row, from start, that each place of the padded group is filled from; None where all
+        The row, from start, that each place of the padded bundle is filled from; None where all
         sequences have T tokens, so that nothing is padded.
     scatter : torch.Tensor of int64, (rows,), or None
-        The place in the padded group of each row.
+        The place in the padded bundle of each row.
     keep : torch.Tensor of bool, (n, 1, 1, T), or None
         True where there is a token.
     """
@@ -93,10 +93,10 @@ class Spans(NamedTuple):
     longest: int
 
 
-def grouping(lengths: Sequence[int]) -> list[int]:
-    """Divide sequences, in their order, into the groups that cost least; give each one's count.
+def bundling(lengths: Sequence[int]) -> list[int]:
+    """Divide sequences, in their order, into the bundles that cost least; give each one's count.
 
-    The cost of a group of n sequences padded to T is n·T² + 850, and 12·n·T more where lengths
+    The cost of a bundle of n sequences padded to T is n·T² + 850, and 12·n·T more where lengths
     differ.
     """
     best = [0.0] + [math.inf] * len(lengths)
@@ -105,7 +105,7 @@ def grouping(lengths: Sequence[int]) -> list[int]:
         longest = shortest = lengths[end - 1]
         for start in range(end - 1, -1, -1):
             longest, shortest = max(longest, lengths[start]), min(shortest, lengths[start])
-            cost = best[start] + (end - start) * longest**2 + _GROUP_COST
+            cost = best[start] + (end - start) * longest**2 + _BUNDLE_COST
             if longest != shortest:
                 cost += _GATHER_COST * (end - start) * longest
             if cost < best[end]:
@@ -117,15 +117,15 @@ def grouping(lengths: Sequence[int]) -> list[int]:
     return counts[::-1]
 
 
-def make_groups(
+def make_bundles(
     lengths: Sequence[int], counts: Sequence[int], device: torch.device, longest: int = 0
-) -> tuple[Group, ...]:
-    """Return the groups of so many sequences each, with the index tensors that padding needs.
+) -> tuple[Bundle, ...]:
+    """Return the bundles of so many sequences each, with the index tensors that padding needs.
 
-    With ``longest`` every group is padded to that many tokens and has its index tensors even where
+    With ``longest`` every bundle is padded to that many tokens and has its index tensors even where
     none of them is needed, so that their shapes depend on it alone.
     """
-    groups, sequence, row = [], 0, 0
+    bundles, sequence, row = [], 0, 0
     for count in counts:
         members = lengths[sequence : sequence + count]
         T, rows = longest or max(members), sum(members)
@@ -140,14 +140,14 @@ def make_groups(
             gather = (begins[:, None] + place * is_token).flatten().to(device, non_blocking=True)
             scatter = is_token.flatten().nonzero().flatten().to(device, non_blocking=True)
             keep = is_token[:, None, None, :].to(device, non_blocking=True)
-        groups.append(Group(row, rows, count, T, tuple(members), gather, scatter, keep))
+        bundles.append(Bundle(row, rows, count, T, tuple(members), gather, scatter, keep))
         sequence, row = sequence + count, row + rows
-    return tuple(groups)
+    return tuple(bundles)
 
 
 def packed_attention(
     QKV: torch.Tensor,
-    groups: Sequence[Group],
+    bundles: Sequence[Bundle],
     num_heads: int,
     dropout: float = 0.0,
     impl: str = "auto",
@@ -159,14 +159,14 @@ def packed_attention(
     ----------
     QKV : torch.Tensor, (N, 3·D)
         Queries, keys and values side by side, A heads of size Dh = D / A in each.
-    groups : sequence of Group
+    bundles : sequence of Bundle
         The sequences, one after the other from row 0. Rows after the last belong to none.
     num_heads : int
         A.
     dropout : float
         Rate at which attention probabilities are dropped; 0 outside training.
     impl : {"auto", "reference", "sdpa", "fused", "triton", "flash", "efficient"}
-        ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention`` on each group; ``"fused"`` is one
+        ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention`` on each bundle; ``"fused"`` is one
         operation that keeps QKV and one number a probability for backward, in float32 or float64 on
         a CPU; ``"triton"`` (:mod:`~spafit.kernels.gpu.triton_attention`), ``"flash"`` and
         ``"efficient"`` (:mod:`~spafit.kernels.gpu.varlen_attention`) are for a GPU and compute no
@@ -188,13 +188,13 @@ def packed_attention(
     """
     auto = ""
     if impl == "auto" and not is_transformed():
-        auto = _best(QKV, groups, num_heads, dropout, spans)
+        auto = _best(QKV, bundles, num_heads, dropout, spans)
     form = choose_form("packed_attention", impl, FORMS, auto)
     if form == "reference":
-        lengths = [length for group in groups for length in group.lengths]
+        lengths = [length for bundle in bundles for length in bundle.lengths]
         return reference.packed_attention(QKV, lengths, num_heads, dropout)
     if form == "sdpa":
-        return _by_groups(QKV, groups, num_heads, dropout)
+        return _by_bundles(QKV, bundles, num_heads, dropout)
     if form != "fused":
         return _by_spans(QKV, spans, num_heads, dropout, form)
     if not _can_fuse(QKV):
@@ -203,9 +203,9 @@ def packed_attention(
             f'{QKV.dtype} on {QKV.device}; use "sdpa"'
         )
     if torch.is_grad_enabled() and QKV.requires_grad:
-        H1: torch.Tensor = _PackedAttention.apply(QKV, groups, num_heads, dropout)  # type: ignore[no-untyped-call]
+        H1: torch.Tensor = _PackedAttention.apply(QKV, bundles, num_heads, dropout)  # type: ignore[no-untyped-call]
         return H1
-    return _forward(QKV, groups, num_heads, dropout, keep=False)[0]
+    return _forward(QKV, bundles, num_heads, dropout, keep=False)[0]
 
 
 def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
@@ -227,7 +227,7 @@ def _can_fuse(QKV: torch.Tensor) -> bool:
 
 def _best(
     QKV: torch.Tensor,
-    groups: Sequence[Group],
+    bundles: Sequence[Bundle],
     num_heads: int,
     dropout: float,
     spans: Spans | None,
@@ -245,12 +245,12 @@ def _best(
     can_be_had = [form for form in candidates if not why_not(form, QKV, num_heads)]
     if not can_be_had:
         return "sdpa"
-    return _fastest(QKV, groups, num_heads, dropout, spans, [*can_be_had, "sdpa"])
+    return _fastest(QKV, bundles, num_heads, dropout, spans, [*can_be_had, "sdpa"])
 
 
 def _fastest(
     QKV: torch.Tensor,
-    groups: Sequence[Group],
+    bundles: Sequence[Bundle],
     num_heads: int,
     dropout: float,
     spans: Spans,
@@ -269,7 +269,7 @@ def _fastest(
         if not made:  # not before: nothing is drawn where the choice is known
             made.append(_stand_in(QKV, learns))
         [given] = made
-        H1 = packed_attention(given, groups, num_heads, rate, form, spans)
+        H1 = packed_attention(given, bundles, num_heads, rate, form, spans)
         return [H1, *torch.autograd.grad(H1, given, H1.detach())] if learns else [H1]
 
     from spafit.kernels.gpu.choices import fastest  # only where a GPU is at hand
@@ -302,48 +302,50 @@ def _by_spans(
     return attend(QKV, *spans, num_heads, dropout)
 
 
-def _by_groups(
-    QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float
+def _by_bundles(
+    QKV: torch.Tensor, bundles: Sequence[Bundle], num_heads: int, dropout: float
 ) -> torch.Tensor:
     outputs = []
-    for group in groups:
-        Q, K, V = _heads(padded_rows(QKV, group), group, num_heads)  # (n, A, T, Dh)
-        H1 = attention(Q, K, V, group.keep, dropout, "sdpa").transpose(1, 2).flatten(2)  # (n, T, D)
+    for bundle in bundles:
+        Q, K, V = _heads(padded_rows(QKV, bundle), bundle, num_heads)  # (n, A, T, Dh)
+        H1 = (
+            attention(Q, K, V, bundle.keep, dropout, "sdpa").transpose(1, 2).flatten(2)
+        )  # (n, T, D)
         H1 = H1.flatten(0, 1)  # (n·T, D)
-        outputs.append(H1 if group.scatter is None else H1.index_select(0, group.scatter))
-    tail = len(QKV) - sum(group.rows for group in groups)
+        outputs.append(H1 if bundle.scatter is None else H1.index_select(0, bundle.scatter))
+    tail = len(QKV) - sum(bundle.rows for bundle in bundles)
     if tail:
         outputs.append(QKV.new_zeros(tail, QKV.shape[1] // 3))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def padded_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
-    """Return a group's rows of (N, ...) padded to (n·T, ...); a view where nothing is padded."""
-    x = rows[group.start : group.start + group.rows]
-    return x if group.gather is None else x.index_select(0, group.gather)
+def padded_rows(rows: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+    """Return a bundle's rows of (N, ...) padded to (n·T, ...); a view where nothing is padded."""
+    x = rows[bundle.start : bundle.start + bundle.rows]
+    return x if bundle.gather is None else x.index_select(0, bundle.gather)
 
 
-def _heads(x: torch.Tensor, group: Group, num_heads: int, fields: int = 3) -> torch.Tensor:
+def _heads(x: torch.Tensor, bundle: Bundle, num_heads: int, fields: int = 3) -> torch.Tensor:
     """View (n·T, fields·D) as (fields, n, A, T, Dh): the fields are queries, keys and values."""
-    return x.view(group.count, group.longest, fields, num_heads, -1).permute(2, 0, 3, 1, 4)
+    return x.view(bundle.count, bundle.longest, fields, num_heads, -1).permute(2, 0, 3, 1, 4)
 
 
 def _forward(
-    QKV: torch.Tensor, groups: Sequence[Group], num_heads: int, dropout: float, keep: bool
+    QKV: torch.Tensor, bundles: Sequence[Bundle], num_heads: int, dropout: float, keep: bool
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return H1, and each group's probabilities (n·A, T, T), negated where they are dropped."""
+    """Return H1, and each bundle's probabilities (n·A, T, T), negated where they are dropped."""
     N, D = QKV.shape[0], QKV.shape[1] // 3
     H1 = QKV.new_empty(N, D)
-    H1[sum(group.rows for group in groups) :] = 0
+    H1[sum(bundle.rows for bundle in bundles) :] = 0
     scale = scale_of(dropout, QKV.device) if dropout else 1.0
     signed = []
-    for group in groups:
+    for bundle in bundles:
         # With one sequence these are views; with several, copies that lie head by head.
-        Q, K, V = _heads(padded_rows(QKV, group), group, num_heads).flatten(1, 2)  # (n·A, T, Dh)
+        Q, K, V = _heads(padded_rows(QKV, bundle), bundle, num_heads).flatten(1, 2)  # (n·A, T, Dh)
         scores = _bmm(Q, K.transpose(1, 2), 1.0 / math.sqrt(Q.shape[-1]))  # (n·A, T, T)
-        if group.keep is not None:
-            by_sequence = scores.view(group.count, num_heads, group.longest, group.longest)
-            by_sequence.masked_fill_(~group.keep, float("-inf"))
+        if bundle.keep is not None:
+            by_sequence = scores.view(bundle.count, num_heads, bundle.longest, bundle.longest)
+            by_sequence.masked_fill_(~bundle.keep, float("-inf"))
         P = torch.softmax(scores, dim=-1)
         if dropout:
             dropped = torch.empty_like(P)
@@ -354,7 +356,7 @@ def _forward(
         if keep:
             # The sign is the mask, so that it needs no memory of its own.
             signed.append(P.sub_(dropped) if dropout else P)
-        _write(H1, group, num_heads, [head_outputs])
+        _write(H1, bundle, num_heads, [head_outputs])
     return H1, signed
 
 
@@ -362,9 +364,9 @@ class _PackedAttention(torch.autograd.Function):
     """With dP = dH1 Vᵀ dropped as P was: dS = P ⊙ (dP - rowsum(dP ⊙ P)), dQ = dS K, dK = dSᵀ Q."""
 
     @staticmethod
-    def forward(ctx, QKV, groups, num_heads, dropout):  # type: ignore[no-untyped-def]
-        H1, signed = _forward(QKV, groups, num_heads, dropout, keep=True)
-        ctx.groups, ctx.num_heads, ctx.dropout = groups, num_heads, dropout
+    def forward(ctx, QKV, bundles, num_heads, dropout):  # type: ignore[no-untyped-def]
+        H1, signed = _forward(QKV, bundles, num_heads, dropout, keep=True)
+        ctx.bundles, ctx.num_heads, ctx.dropout = bundles, num_heads, dropout
         ctx.save_for_backward(QKV, *signed)
         return H1
 
@@ -375,16 +377,16 @@ class _PackedAttention(torch.autograd.Function):
         A, dropout = ctx.num_heads, ctx.dropout
         dropout_scale = scale_of(dropout, QKV.device) if dropout else 1.0
         dQKV = torch.empty_like(QKV)
-        dQKV[sum(group.rows for group in ctx.groups) :] = 0
-        for group, signed in zip(ctx.groups, all_signed, strict=True):
-            Q, K, V = _heads(padded_rows(QKV, group), group, A).flatten(1, 2)  # (n·A, T, Dh)
+        dQKV[sum(bundle.rows for bundle in ctx.bundles) :] = 0
+        for bundle, signed in zip(ctx.bundles, all_signed, strict=True):
+            Q, K, V = _heads(padded_rows(QKV, bundle), bundle, A).flatten(1, 2)  # (n·A, T, Dh)
             scale = 1.0 / math.sqrt(Q.shape[-1])
-            padded = dH1[group.start : group.start + group.rows]
-            if group.scatter is not None:  # padding pulls at nothing
-                padded = padded.new_zeros(group.count * group.longest, padded.shape[1]).index_copy_(
-                    0, group.scatter, padded
-                )
-            [dO] = _heads(padded, group, A, fields=1).flatten(1, 2)  # (n·A, T, Dh)
+            padded = dH1[bundle.start : bundle.start + bundle.rows]
+            if bundle.scatter is not None:  # padding pulls at nothing
+                padded = padded.new_zeros(
+                    bundle.count * bundle.longest, padded.shape[1]
+                ).index_copy_(0, bundle.scatter, padded)
+            [dO] = _heads(padded, bundle, A, fields=1).flatten(1, 2)  # (n·A, T, Dh)
             kept = torch.relu(signed) if dropout else signed
             dV = _bmm(kept.transpose(1, 2), dO, dropout_scale)
             dP = _bmm(dO, V.transpose(1, 2), dropout_scale)  # (n·A, T, T)
@@ -395,7 +397,7 @@ class _PackedAttention(torch.autograd.Function):
             dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
             dQ = _bmm(dS, K, scale)
             dK = _bmm(dS.transpose(1, 2), Q, scale)
-            _write(dQKV, group, A, [dQ, dK, dV])
+            _write(dQKV, bundle, A, [dQ, dK, dV])
         return dQKV, None, None, None
 
 
@@ -404,16 +406,16 @@ def _bmm(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _write(
-    rows: torch.Tensor, group: Group, num_heads: int, fields: Sequence[torch.Tensor]
+    rows: torch.Tensor, bundle: Bundle, num_heads: int, fields: Sequence[torch.Tensor]
 ) -> None:
-    """Write fields (n·A, T, Dh) each into a group's rows of (N, fields·D), side by side."""
-    target = rows[group.start : group.start + group.rows]
+    """Write fields (n·A, T, Dh) each into a bundle's rows of (N, fields·D), side by side."""
+    target = rows[bundle.start : bundle.start + bundle.rows]
     places = target
-    if group.scatter is not None:
-        places = rows.new_empty(group.count * group.longest, rows.shape[1])
+    if bundle.scatter is not None:
+        places = rows.new_empty(bundle.count * bundle.longest, rows.shape[1])
     for into, field in zip(
-        _heads(places, group, num_heads, len(fields)), fields, strict=True
+        _heads(places, bundle, num_heads, len(fields)), fields, strict=True
     ):  # (n, A, T, Dh)
         into.copy_(field.view(into.shape))
-    if group.scatter is not None:
-        torch.index_select(places, 0, group.scatter, out=target)
+    if bundle.scatter is not None:
+        torch.index_select(places, 0, bundle.scatter, out=target)

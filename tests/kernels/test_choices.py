@@ -351,7 +351,7 @@ class TestOperations:
     def test_attention(self, place: Path, learns: bool) -> None:
         layout = Packed([3, 5, 4])
         QKV = torch.randn(12, 3 * 32, requires_grad=learns)
-        arguments = (QKV, layout.groups, 2, 0.1, layout.spans, ["triton", "sdpa"])
+        arguments = (QKV, layout.bundles, 2, 0.1, layout.spans, ["triton", "sdpa"])
         assert packed_attention._fastest(*arguments) == "sdpa"
         assert self.refused(place, "packed_attention") == {}
 

@@ -15,7 +15,7 @@ from support.tiny_bert import CONFIG, L, tiny_bert
 from spafit.errors import ConfigError
 from spafit.kernels import Part, dropout, dropout_add_norm, packed_attention, stacked_linear
 from spafit.kernels.dropout import draw_bits, keep_mask, scale_of, threshold
-from spafit.kernels.packed_attention import make_groups
+from spafit.kernels.packed_attention import make_bundles
 
 CPU = torch.device("cpu")
 RATES = [1e-6, 1e-4, 0.1, 0.25, 0.5, 0.75, 0.9, 0.9999, 0.999999, 1 - 1e-12]
@@ -173,7 +173,7 @@ def norm(x: torch.Tensor) -> torch.Tensor:
 
 
 def attend(x: torch.Tensor) -> torch.Tensor:
-    return packed_attention(x.repeat(1, 3), make_groups([len(x)], [1], CPU), 4, 0.3, "fused")
+    return packed_attention(x.repeat(1, 3), make_bundles([len(x)], [1], CPU), 4, 0.3, "fused")
 
 
 class TestRepeats:
@@ -232,7 +232,7 @@ class TestIndependence:
             patch.setattr(dropout_module, "draw_bits", watch(hidden))
             torch.manual_seed(9)
             model(torch.randint(1, 50, (B, T)))
-        # (n·A, T, T) a layer and group: the masks of one head of one sequence in one layer.
+        # (n·A, T, T) a layer and bundle: the masks of one head of one sequence in one layer.
         assert len(probabilities) == L - 1  # the last layer's first tokens draw as PyTorch does
         heads = torch.cat([each.reshape(-1, T * T) for each in probabilities])
         assert len(heads) == (L - 1) * B * 5

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from spafit.errors import ConfigError
 from spafit.kernels import packed_attention, reference
 from spafit.kernels.dropout import draw_bits, scale_of, threshold
-from spafit.kernels.packed_attention import Group, make_groups
+from spafit.kernels.packed_attention import Bundle, make_bundles
 from spafit.layout import Packed
 
 CPU = torch.device("cpu")
@@ -64,13 +64,13 @@ def caught() -> Iterator[list[torch.Tensor]]:
 
 
 def masks_of(
-    bits: Sequence[torch.Tensor], groups: Sequence[Group], lengths: Sequence[int], rate: float
+    bits: Sequence[torch.Tensor], bundles: Sequence[Bundle], lengths: Sequence[int], rate: float
 ) -> list[torch.Tensor]:
     """Give the scaled mask (A, T, T) of each sequence."""
     found: list[torch.Tensor] = []
-    for drawn, group in zip(bits, groups, strict=True):
+    for drawn, bundle in zip(bits, bundles, strict=True):
         kept = (drawn >= threshold(rate)).double() * scale_of(rate, CPU)
-        for each in kept.view(group.count, A, group.longest, group.longest):
+        for each in kept.view(bundle.count, A, bundle.longest, bundle.longest):
             T = lengths[len(found)]
             found.append(each[:, :T, :T])
     return found
@@ -78,7 +78,7 @@ def masks_of(
 
 @st.composite
 def divided(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
-    """Draw lengths, how many sequences each group takes, and rows that belong to none."""
+    """Draw lengths, how many sequences each bundle takes, and rows that belong to none."""
     lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=7))
     cuts = sorted(draw(st.sets(st.integers(1, len(lengths)))) | {len(lengths)})
     counts = [end - start for start, end in itertools.pairwise([0, *cuts])]
@@ -100,11 +100,11 @@ class TestIsTheEquation:
         if by_columns:
             QKV, pull = QKV.t().contiguous().t(), pull.t().contiguous().t()
         QKV.requires_grad_()
-        groups = make_groups(lengths, counts, CPU)
+        bundles = make_bundles(lengths, counts, CPU)
         expected = one_by_one(QKV, lengths)
         [true] = torch.autograd.grad((expected * pull).sum(), QKV)
         for impl in ("fused", "sdpa", "reference", "auto"):
-            H1 = packed_attention(QKV, groups, A, impl=impl)
+            H1 = packed_attention(QKV, bundles, A, impl=impl)
             [mine] = torch.autograd.grad((H1 * pull).sum(), QKV)
             assert (H1 - expected).abs().max() <= TOLERANCE[dtype], impl
             assert (mine - true).abs().max() <= 5 * TOLERANCE[dtype], impl
@@ -118,13 +118,13 @@ class TestIsTheEquation:
         lengths, counts, tail = drawn
         QKV = draw(sum(lengths) + tail, 3 * D).requires_grad_()
         pull = draw(len(QKV), D, seed=1)
-        groups = make_groups(lengths, counts, CPU)
+        bundles = make_bundles(lengths, counts, CPU)
         with caught() as bits:
-            H1 = packed_attention(QKV, groups, A, rate, "fused")
+            H1 = packed_attention(QKV, bundles, A, rate, "fused")
             [mine] = torch.autograd.grad((H1 * pull).sum(), QKV, retain_graph=True)
             [again] = torch.autograd.grad((H1 * pull).sum(), QKV)
-        assert len(bits) == len(groups)  # nothing is drawn in backward
-        expected = one_by_one(QKV, lengths, masks_of(bits, groups, lengths, rate))
+        assert len(bits) == len(bundles)  # nothing is drawn in backward
+        expected = one_by_one(QKV, lengths, masks_of(bits, bundles, lengths, rate))
         [true] = torch.autograd.grad((expected * pull).sum(), QKV)
         scale = max(1.0, float(true.abs().max()))
         assert (H1 - expected).abs().max() <= 1e-12 * scale
@@ -132,22 +132,22 @@ class TestIsTheEquation:
         assert torch.equal(mine, again)
 
     def test_gradients_are_finite_differences(self) -> None:
-        groups = make_groups([2, 3, 1], [2, 1], CPU)
+        bundles = make_bundles([2, 3, 1], [2, 1], CPU)
         QKV = draw(7, 3 * D).requires_grad_()
 
         def form(QKV: torch.Tensor) -> torch.Tensor:
             torch.manual_seed(3)
-            return packed_attention(QKV, groups, A, 0.3, "fused")
+            return packed_attention(QKV, bundles, A, 0.3, "fused")
 
         assert torch.autograd.gradcheck(form, (QKV,))
 
     def test_checkpointing_repeats_the_draw(self) -> None:
-        groups = make_groups([2, 5, 4], [1, 2], CPU)
+        bundles = make_bundles([2, 5, 4], [1, 2], CPU)
         results = []
         for recompute in (False, True):
             QKV = draw(11, 3 * D).requires_grad_()
             torch.manual_seed(3)
-            given_ = (QKV, groups, A, 0.3, "fused")
+            given_ = (QKV, bundles, A, 0.3, "fused")
             H1 = (
                 checkpoint(packed_attention, *given_, use_reentrant=False)
                 if recompute
@@ -158,8 +158,8 @@ class TestIsTheEquation:
 
     def test_large_scores_do_not_overflow(self) -> None:
         QKV = (300 * draw(9, 3 * D, dtype=torch.float32)).requires_grad_()
-        groups = make_groups([4, 5], [2], CPU)
-        H1 = packed_attention(QKV, groups, A, impl="fused")
+        bundles = make_bundles([4, 5], [2], CPU)
+        H1 = packed_attention(QKV, bundles, A, impl="fused")
         [mine] = torch.autograd.grad(H1.sum(), QKV)
         assert torch.isfinite(H1).all()
         assert torch.isfinite(mine).all()
@@ -170,13 +170,13 @@ class TestIsTheEquation:
     def test_no_sequence_sees_another(self, impl: str, counts: list[int]) -> None:
         """NaN in one: the others' outputs and gradients stay as they are, bit for bit."""
         lengths = [3, 6, 4]
-        groups = make_groups(lengths, counts, CPU)
+        bundles = make_bundles(lengths, counts, CPU)
         found = []
         for value in (1.0, float("nan")):
             QKV = draw(13, 3 * D)
             QKV[3:9] = value
             QKV.requires_grad_()
-            H1 = packed_attention(QKV, groups, A, impl=impl)
+            H1 = packed_attention(QKV, bundles, A, impl=impl)
             [mine] = torch.autograd.grad(H1[[*range(3), *range(9, 13)]].sum(), QKV)
             found.append((H1, mine))
         for plain, spoilt in zip(*found, strict=True):
@@ -192,29 +192,29 @@ class TestIsTheEquation:
         lengths = (4, 4, 7, 1, 6)
         QKV = (1.5 * draw(sum(lengths) + 2, 3 * D)).to(dtype).requires_grad_()
         pull = draw(len(QKV), D, seed=2).to(dtype)
-        groups = make_groups(lengths, counts, CPU)
-        forms = (packed_attention(QKV, groups, A, impl=impl), one_by_one(QKV, lengths))
+        bundles = make_bundles(lengths, counts, CPU)
+        forms = (packed_attention(QKV, bundles, A, impl=impl), one_by_one(QKV, lengths))
         results = [(y, torch.autograd.grad((y * pull).sum(), QKV)[0]) for y in forms]
         for ours, expected in zip(*results, strict=True):
             assert (ours - expected).abs().max() <= TOLERANCE[dtype]
         with torch.no_grad():
-            assert torch.equal(packed_attention(QKV, groups, A, impl=impl), results[0][0])
+            assert torch.equal(packed_attention(QKV, bundles, A, impl=impl), results[0][0])
 
     def test_refusals(self) -> None:
         QKV = draw(9, 3 * D).requires_grad_()
-        groups = make_groups((4, 5), (2,), CPU)
+        bundles = make_bundles((4, 5), (2,), CPU)
         with pytest.raises(ConfigError, match=r"no impl='flush'"):
-            packed_attention(QKV, groups, A, impl="flush")
+            packed_attention(QKV, bundles, A, impl="flush")
         with pytest.raises(ConfigError, match=r"impl='flash'\) needs the sequences' spans"):
-            packed_attention(QKV, groups, A, impl="flash")
+            packed_attention(QKV, bundles, A, impl="flash")
         spans = Packed([4, 5]).spans
         for impl in ("flash", "efficient"):
             with pytest.raises(ConfigError, match=rf"impl='{impl}'\) is not available: .*CUDA|GPU"):
-                packed_attention(QKV, groups, A, impl=impl, spans=spans)
+                packed_attention(QKV, bundles, A, impl=impl, spans=spans)
         with pytest.raises(ConfigError, match=r"float32 and float64.*sdpa"):
-            packed_attention(QKV.bfloat16(), groups, A, impl="fused")
-        assert packed_attention(QKV.bfloat16(), groups, A).dtype == torch.bfloat16
-        y = packed_attention(QKV, groups, A)
+            packed_attention(QKV.bfloat16(), bundles, A, impl="fused")
+        assert packed_attention(QKV.bfloat16(), bundles, A).dtype == torch.bfloat16
+        y = packed_attention(QKV, bundles, A)
         with pytest.raises(ConfigError, match="differentiated twice"):
             torch.autograd.grad(y.sum(), QKV, create_graph=True)
 
@@ -224,23 +224,23 @@ class TestProbabilities:
 
     T = 6
 
-    def make(self, copies: int) -> tuple[torch.Tensor, torch.Tensor, tuple[Group, ...]]:
-        """Give QKV of so many copies of a sequence, P (A, T, T) and the groups."""
+    def make(self, copies: int) -> tuple[torch.Tensor, torch.Tensor, tuple[Bundle, ...]]:
+        """Give QKV of so many copies of a sequence, P (A, T, T) and the bundles."""
         T = self.T
         Q, K = draw(A, T, T), draw(A, T, T, seed=1)  # Dh = T
         P = torch.softmax(Q @ K.transpose(1, 2) / math.sqrt(T), -1)
         fields = torch.stack([Q, K, torch.eye(T, dtype=torch.float64).expand(A, T, T)])
         QKV = fields.permute(2, 0, 1, 3).reshape(T, 3 * A * T)
-        groups = make_groups([T] * copies, [copies], CPU)
-        return QKV.repeat(copies, 1), P, groups
+        bundles = make_bundles([T] * copies, [copies], CPU)
+        return QKV.repeat(copies, 1), P, bundles
 
     @pytest.mark.parametrize("rate", [1e-6, 0.1, 0.5, 0.9, 0.999999])
     def test_rate_scale_and_independence(self, rate: float) -> None:
         T, copies = self.T, 3000
-        QKV, P, groups = self.make(copies)
+        QKV, P, bundles = self.make(copies)
         exact = min(round(rate * 65536), 65535) / 65536
         torch.manual_seed(2)
-        H1 = packed_attention(QKV, groups, A, rate, "fused")
+        H1 = packed_attention(QKV, bundles, A, rate, "fused")
         shown = H1.view(copies, T, A, T).transpose(1, 2)  # (copies, A, T, T)
         kept = (shown != 0).double()
         assert (shown - kept * P / (1 - exact)).abs().max() <= 1e-12 / (1 - exact)
@@ -260,9 +260,9 @@ class TestProbabilities:
     @pytest.mark.parametrize("impl", ["fused", "sdpa", "reference"])
     def test_mean_is_preserved(self, impl: str) -> None:
         T, copies, rate = self.T, 4000, 0.25
-        QKV, P, groups = self.make(copies)
+        QKV, P, bundles = self.make(copies)
         torch.manual_seed(3)
-        H1 = packed_attention(QKV, groups, A, rate, impl)
+        H1 = packed_attention(QKV, bundles, A, rate, impl)
         shown = H1.view(copies, T, A, T).transpose(1, 2)
         error = P * math.sqrt(rate / (1 - rate) / copies)
         assert ((shown.mean(0) - P).abs() <= 5 * error).all()
@@ -270,10 +270,10 @@ class TestProbabilities:
     def test_what_was_dropped_pulls_at_nothing(self) -> None:
         """By dV = Pᵀ dH1: where a probability was dropped, its value has no share of the pull."""
         T, rate = self.T, 0.5
-        QKV, _, groups = self.make(1)
+        QKV, _, bundles = self.make(1)
         QKV.requires_grad_()
         torch.manual_seed(4)
-        H1 = packed_attention(QKV, groups, A, rate, "fused")
+        H1 = packed_attention(QKV, bundles, A, rate, "fused")
         shown = H1.detach().view(T, A, T).transpose(0, 1)  # (A, query, key)
         assert 0 < int((shown == 0).sum()) < shown.numel()
         for query in range(T):
@@ -287,10 +287,10 @@ class TestProbabilities:
 
     def test_all_but_all_dropped(self) -> None:
         """At the highest rate rows without any probability are 0, and so is their gradient."""
-        QKV, _, groups = self.make(2)
+        QKV, _, bundles = self.make(2)
         QKV.requires_grad_()
         torch.manual_seed(5)
-        H1 = packed_attention(QKV, groups, A, 0.999999, "fused")
+        H1 = packed_attention(QKV, bundles, A, 0.999999, "fused")
         [mine] = torch.autograd.grad(H1.sum(), QKV)
         assert torch.count_nonzero(H1) == 0
         assert torch.count_nonzero(mine) == 0
@@ -303,7 +303,7 @@ class TestKept:
     def test_is_qkv_and_one_number_a_probability(self, rate: float) -> None:
         lengths = [16, 16, 9]
         QKV = draw(sum(lengths), 3 * D, dtype=torch.float32).requires_grad_()
-        groups = make_groups(lengths, [2, 1], CPU)
+        bundles = make_bundles(lengths, [2, 1], CPU)
         kept = {}
         for impl in ("fused", "reference"):
             sizes: dict[int, int] = {}
@@ -314,7 +314,7 @@ class TestKept:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                packed_attention(QKV, groups, A, rate, impl)
+                packed_attention(QKV, bundles, A, rate, impl)
             kept[impl] = sum(sizes.values())
         assert kept["fused"] == 4 * (41 * 3 * D + A * (2 * 16**2 + 9**2))
         # Without dropout the plain form keeps the same; with it, masks and probabilities besides.
@@ -322,11 +322,11 @@ class TestKept:
 
     def test_without_a_gradient_nothing(self) -> None:
         kept: list[torch.Tensor] = []
-        groups = make_groups([3, 4], [2], CPU)
+        bundles = make_bundles([3, 4], [2], CPU)
         with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
-            packed_attention(draw(7, 3 * D), groups, A, 0.1, "fused")
+            packed_attention(draw(7, 3 * D), bundles, A, 0.1, "fused")
             with torch.no_grad():
-                packed_attention(draw(7, 3 * D).requires_grad_(), groups, A, 0.1, "fused")
+                packed_attention(draw(7, 3 * D).requires_grad_(), bundles, A, 0.1, "fused")
         assert not kept
 
 
