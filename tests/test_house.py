@@ -126,12 +126,12 @@ def test_import_is_light() -> None:
 
 
 def test_import_costs_at_most_300_ms_beyond_torch() -> None:
-    """The best of five, each in a fresh process, because a busy machine only ever adds."""
+    """Of the processor's time: the best of three fresh processes, for other work only ever adds."""
     code = (
-        "import time, torch; start = time.perf_counter(); import spafit; "
-        "print(time.perf_counter() - start)"
+        "import time, torch; start = time.process_time(); import spafit; "
+        "print(time.process_time() - start)"
     )
-    times = [float(run_python(code)) for _ in range(5)]
+    times = [float(run_python(code)) for _ in range(3)]
     assert min(times) <= 0.3, times
 
 

@@ -16,7 +16,7 @@ import torch
 
 from spafit.config import read_json
 from spafit.files.replacing import cache_folder, replacing
-from spafit.kernels.gpu.choices import device_name
+from spafit.kernels.gpu import choices
 
 
 class KernelsFile:
@@ -60,7 +60,7 @@ def read() -> dict[str, Any]:
 
 def remembered(device: torch.device) -> dict[str, dict[str, Any]]:
     """Give what the file holds for a device: of each operation, the entry for each shape."""
-    here = read().get(device_name(device))
+    here = read().get(choices.device_name(device))
     if not isinstance(here, dict):
         return {}
     return {

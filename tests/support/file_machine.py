@@ -352,7 +352,10 @@ class Machine:
         shapes, loras = declared_files.trained_by(plan)
         told = {name: tensor.shape for name, tensor in expected.tensors.items()}
         require(told == shapes, "the plan and the tensors do not agree")
-        found = dict(model.named_parameters())
+        found = {
+            name.replace("bias_delta.delta", "bias_delta"): parameter  # as adapter files name it
+            for name, parameter in model.named_parameters()
+        }
         training = {name for name, parameter in found.items() if parameter.requires_grad}
         require(training == set(shapes), "other parameters train than the plan says")
         for name, tensor in expected.tensors.items():

@@ -134,6 +134,14 @@ def trained(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
     return {name: model.get_parameter(name).detach().clone() for name in names}
 
 
+def written(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
+    """Copy what trains, by the names of adapter files: δ is ``bias_delta`` there."""
+    return {
+        name.replace("bias_delta.delta", "bias_delta"): tensor
+        for name, tensor in trained(model).items()
+    }
+
+
 def read_log(folder: Path, key: str) -> list[dict[str, Any]]:
     """Read the rows of log.jsonl that have a key: "loss" or "evaluation"."""
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -17,7 +17,16 @@ from typing import Any
 import pytest
 import torch
 from support.interruptions import differences, everything, interrupted, stopped_after
-from support.small_runs import METHODS, STEPS_AN_EPOCH, N, SmallRun, make_dataset, read_log, trained
+from support.small_runs import (
+    METHODS,
+    STEPS_AN_EPOCH,
+    N,
+    SmallRun,
+    make_dataset,
+    read_log,
+    trained,
+    written,
+)
 
 from spafit.errors import CheckpointError, ConfigError, StoppedError
 from spafit.methods import plan
@@ -227,7 +236,7 @@ class TestWhatMayChange:
                 assert getattr(first, field.name) == getattr(again, field.name), field.name
         assert not differences(before, everything(tmp_path))
         best = everything(tmp_path)["the best adapter"]
-        assert not differences(best, trained(model))
+        assert not differences(best, written(model))
         assert not model.training
 
     def test_a_finished_run_goes_on_for_more_epochs(self, small: SmallRun, tmp_path: Path) -> None:

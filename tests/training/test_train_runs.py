@@ -23,6 +23,7 @@ from support.small_runs import (
     make_dataset,
     read_log,
     trained,
+    written,
 )
 
 import spafit.training.fit
@@ -163,8 +164,9 @@ class TestEvaluations:
             if all(torch.equal(found[name], tensor) for name, tensor in snapshot.items())
         ] == [best]
         with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
-            assert set(file.keys()) == set(found)
-            assert all(torch.equal(file.get_tensor(name), found[name]) for name in found)
+            expected = written(model)
+            assert set(file.keys()) == set(expected)
+            assert all(torch.equal(file.get_tensor(name), expected[name]) for name in expected)
 
 
 class TestFailure:
@@ -351,7 +353,7 @@ class TestRunFolder:
         for field in dataclasses.fields(first):
             if field.name not in ("seconds", "peak_memory_mib"):
                 assert getattr(again, field.name) == getattr(first, field.name), field.name
-        found = trained(model)
+        found = written(model)
         with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
             assert all(torch.equal(file.get_tensor(name), found[name]) for name in found)
         after = files_below(tmp_path)
