@@ -1,6 +1,6 @@
-"""The techniques: what may train inside a layer, beside or instead of the pre-trained tensors.
+"""The fine-tuning techniques: bias deltas, direct biases, LoRA, and full training of a module.
 
-A technique never renames a pre-trained key. It adds keys beside it:
+A technique never renames a pre-trained key. It may add keys beside it:
 
 ====================  ==============  ===========================================  ================
 technique             on              computes                                     trains
@@ -12,12 +12,12 @@ technique             on              computes                                  
 :class:`Full`         both            as the pre-trained module                    weight, bias
 ====================  ==============  ===========================================  ================
 
-With :class:`BiasDelta` and :class:`LoRA` nothing pre-trained is ever written to, which the paper
-proposes against forgetting (section 7): switch the additions off and the pre-trained model is there
-again, bit for bit.
+With :class:`BiasDelta` and :class:`LoRA` no pre-trained tensor is ever written to: without what was
+added, the model is the pre-trained one, bit for bit. This works against catastrophic forgetting:
+section 2.2 of the paper says so of LoRA, and section 7 suggests a separate vector for a bias.
 
-First the modules, which compute; then the entries of plans, which say what is attached and trains.
-A technique of one's own is a subclass of :class:`Technique` and one call of :func:`register`.
+The modules, which compute, come first; then the techniques as plans name them, which say what is
+attached and what trains. To add a technique, subclass :class:`Technique` and call :func:`register`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from spafit.config import is_number
 from spafit.errors import PlanError, listed
 from spafit.kernels import Part, dropout, dropout_add_norm, stacked_linear
 
-# Far above any use; what is larger is a mistake that would only end in exhausted memory.
+# Far above any use; a larger rank is a mistake that would only exhaust memory.
 _LARGEST_RANK = 65_536
 _LARGEST_ALPHA = 1e6  # a larger one only makes the first loss infinite
 
@@ -45,8 +45,8 @@ _LARGEST_ALPHA = 1e6  # a larger one only makes the first loss infinite
 class BiasDelta(nn.Module):
     """b + δ: a trained vector δ is added to a pre-trained bias b, which stays as it is.
 
-    It is the child ``bias_delta`` of a :class:`Linear` or :class:`LayerNorm`. Without a bias,
-    ``BiasDelta()`` is the entry of a plan that attaches one to a module (:class:`Bias`).
+    It is the child ``bias_delta`` of a :class:`Linear` or :class:`LayerNorm`. ``BiasDelta()``,
+    without a bias, is the technique that attaches one, as plans name it (:class:`Bias`).
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class BiasDelta(nn.Module):
     def __new__(cls, bias: torch.Tensor) -> BiasDelta: ...
 
     def __new__(cls, bias: torch.Tensor | None = None) -> Any:
-        """Give the module of a bias, or the entry of plans."""
+        """Return the module for a bias; without a bias, the technique."""
         return Bias() if bias is None else super().__new__(cls)
 
     def __init__(self, bias: torch.Tensor) -> None:
@@ -72,7 +72,7 @@ class BiasDelta(nn.Module):
         return (self.delta,)  # so that copying and pickling call __new__ with a bias
 
     def forward(self, b: torch.Tensor) -> torch.Tensor:
-        """Give b + δ, (out,)."""
+        """Return b + δ, (out,)."""
         return b + self.delta
 
     def extra_repr(self) -> str:
@@ -81,22 +81,22 @@ class BiasDelta(nn.Module):
 
 
 class Adaptable(nn.Module):
-    """A module that techniques may adapt: a weight, a bias b with or without its δ, and a switch.
+    """Base of the modules that techniques adapt: a weight, a bias b, perhaps its δ, and a switch.
 
     Attributes
     ----------
     weight, bias : nn.Parameter
         The pre-trained tensors.
     bias_delta : BiasDelta or None
-        δ, once attached.
+        The module of δ, if one is attached.
     adapters_on : bool
         While it is False, the module computes what it did before anything was attached.
     impl : str
         The form of the kernel; see :func:`spafit.set_impl`.
     merges : tuple of str
         The added parameters that :meth:`merged` folds into the pre-trained ones. A subclass that
-        adds parameters and has a merged form names them here beside those of its parent; what is
-        not named has none, and :func:`spafit.merged_state_dict` refuses it.
+        adds parameters and has a merged form names them here, with those of its parent;
+        :func:`spafit.merged_state_dict` refuses a parameter that is not named.
     """
 
     weight: nn.Parameter
@@ -112,10 +112,10 @@ class Adaptable(nn.Module):
         self.impl = "auto"
 
     def take_over(self, module: Adaptable) -> None:
-        """Share another module's parameters, mode and switch, in order to stand in its place.
+        """Share the parameters, mode and switch of the module that this one replaces.
 
-        A subclass that a technique puts in the place of ``module`` calls ``nn.Module.__init__``
-        and this instead of its parent's ``__init__``.
+        A subclass with which a technique replaces ``module`` calls ``nn.Module.__init__`` and this
+        method instead of its parent's ``__init__``.
         """
         self.train(module.training)  # a module attached to a model in eval mode must not drop out
         self.weight = module.weight
@@ -127,22 +127,22 @@ class Adaptable(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        """Take a state dict in which δ has its older name, ``bias_delta``."""
+        """Accept a state dict in which δ has its older name, ``bias_delta``."""
         if self.bias_delta is not None and f"{prefix}bias_delta" in state_dict:
             state_dict[f"{prefix}bias_delta.delta"] = state_dict.pop(f"{prefix}bias_delta")
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def b(self) -> torch.Tensor:
-        """Give the bias that is added: b, or b + δ where one is attached and switched on."""
+        """Return the bias in effect: b, or b + δ if a δ is attached and switched on."""
         if self.bias_delta is None or not self.adapters_on:
             return self.bias
         b: torch.Tensor = self.bias_delta(self.bias)
         return b
 
     def bias_terms(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Give b and δ for a kernel that adds them itself; the second is None where it is nothing.
+        """Return b and δ for a kernel that adds them itself, or the bias in effect and None.
 
-        A δ that has hooks or a replaced forward is called here, and its sum with b given.
+        A :class:`BiasDelta` that has hooks or a replaced ``forward`` is called here.
         """
         delta = self.bias_delta
         if delta is None or not self.adapters_on:
@@ -152,7 +152,7 @@ class Adaptable(nn.Module):
         return delta(self.bias), None
 
     def merged(self) -> dict[str, torch.Tensor]:
-        """Give the pre-trained keys' values with all of :attr:`merges` folded in, detached copies.
+        """Return weight and bias with all of :attr:`merges` folded in, as detached copies.
 
         b + δ is rounded once, to b's type.
         """
@@ -165,7 +165,7 @@ class Adaptable(nn.Module):
 class Linear(Adaptable):
     """y = x Wᵀ + b, or x Wᵀ + (b + δ) once a :class:`BiasDelta` is attached.
 
-    W is not drawn here: :func:`spafit.bert.initialise` draws it, or a checkpoint fills it.
+    W has no values yet: :func:`spafit.bert.initialise` draws them, or a checkpoint fills it.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ class Linear(Adaptable):
         return stacked_linear(x, [self.part()], impl=self.impl)  # the same, fused
 
     def part(self) -> Part:
-        """Give what the kernels need of this map: the tensors that are switched on."""
+        """Return the tensors of this map for the kernels, without those that are switched off."""
         return Part(self.weight, *self.bias_terms())
 
     def extra_repr(self) -> str:
@@ -216,7 +216,7 @@ class LayerNorm(Adaptable):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension of (..., size).
 
-        Inside a layer :func:`add_norm` computes it together with dropout and the residual.
+        Inside a layer, :func:`add_norm` computes it together with dropout and the residual.
         """
         return F.layer_norm(x, self.weight.shape, self.weight, self.b(), self.eps)  # ... + (β + δ)
 
@@ -226,7 +226,7 @@ class LayerNorm(Adaptable):
 
 
 class Dropout(nn.Dropout):
-    """PyTorch's Dropout, drawn by :func:`spafit.kernels.dropout`."""
+    """``nn.Dropout`` computed by :func:`spafit.kernels.dropout`."""
 
     def __init__(self, p: float) -> None:
         super().__init__(p)
@@ -238,15 +238,16 @@ class Dropout(nn.Dropout):
 
 
 class LoRALinear(Linear):
-    """y = x Wᵀ + b + (alpha/r) (drop(x) Aᵀ) Bᵀ, around the parameters of an existing Linear.
+    """y = x Wᵀ + b + (alpha/r) (drop(x) Aᵀ) Bᵀ, in place of an existing Linear.
 
-    B starts at zero, so that training begins at the pre-trained function; A is Kaiming-uniform with
-    a = √5, as in Hu et al.'s code, that is uniform in ±1/√in.
+    The weight is the paper's Φ_0 + (alpha/r) BA (section 2.2), with Φ_0 = W. B starts at zero, so
+    that training begins with the pre-trained function; A is Kaiming-uniform with a = √5, as in Hu
+    et al.'s code, that is uniform in ±1/√in.
 
     Parameters
     ----------
     linear : Linear
-        Its weight, bias and bias delta are taken over, not copied.
+        Its weight, bias and bias delta are shared, not copied.
     r : int
         Rank.
     alpha : float
@@ -254,7 +255,7 @@ class LoRALinear(Linear):
     dropout : float
         Rate at which the input of A is dropped in training.
     generator : torch.Generator, optional
-        A CPU generator from which A is drawn; None takes torch's global one.
+        A CPU generator from which A is drawn; None uses torch's global one.
     """
 
     merges = (*Linear.merges, "lora_A", "lora_B")
@@ -292,7 +293,7 @@ class LoRALinear(Linear):
         return y + self.scaling * low_rank
 
     def part(self) -> Part:
-        """Give what the kernels need of this map: the tensors that are switched on."""
+        """Return the tensors of this map for the kernels, without those that are switched off."""
         if not self.adapters_on:
             return Part(self.weight, self.bias)
         rate = self.dropout if self.training else 0.0
@@ -300,11 +301,11 @@ class LoRALinear(Linear):
         return Part(self.weight, b, delta, self.lora_A, self.lora_B, self.scaling, rate)
 
     def merged(self) -> dict[str, torch.Tensor]:
-        """Give W + s·BA as the weight, b + δ as the bias."""
+        """Return W + s·BA as the weight, s = alpha / r, and b + δ as the bias."""
         return {**super().merged(), "weight": self.merged_weight()}
 
     def merged_weight(self) -> torch.Tensor:
-        """Give W + s·BA (out, in), detached, computed in float64 and rounded once to W's type."""
+        """Return W + s·BA (out, in), detached, computed in float64, rounded once to W's type."""
         with torch.no_grad():
             update = self.scaling * (self.lora_B.double() @ self.lora_A.double())
             return (self.weight.double() + update).to(self.weight.dtype)
@@ -315,10 +316,10 @@ class LoRALinear(Linear):
 
 
 def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torch.Tensor:
-    """Apply several maps to one input as one product, their outputs side by side.
+    """Apply several maps to one input as one product, with their outputs side by side.
 
-    Maps that are not spafit's own, or that are watched by hooks, are called one by one, so that
-    whoever replaces or observes one of them sees it called.
+    Maps of another class, with hooks or with a replaced ``forward`` are called one by one, so that
+    these take effect.
 
     Parameters
     ----------
@@ -327,7 +328,7 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
     maps : sequence of Linear
         With or without techniques.
     gelu : bool
-        Whether to apply GELU (exact, erf) to what comes out.
+        Whether to apply GELU (exact, erf) to the outputs.
 
     Returns
     -------
@@ -342,7 +343,10 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
 def add_norm(
     x: torch.Tensor, residual: torch.Tensor, drop: Dropout, norm: LayerNorm
 ) -> torch.Tensor:
-    """Give LayerNorm(Dropout(x) + residual), as one operation unless one of the two has hooks.
+    """Return LayerNorm(Dropout(x) + residual), how the checkpoint ends Eq. (6)-(7) and (9)-(10).
+
+    It is one operation unless ``drop`` or ``norm`` is of another class, has hooks or has a replaced
+    ``forward``.
 
     Parameters
     ----------
@@ -375,7 +379,7 @@ def add_norm(
 
 
 def can_be_bypassed(module: nn.Module) -> bool:
-    """Whether a call can be bypassed: the module has no hooks and no replaced ``forward``."""
+    """Return whether a module's call can be bypassed: no hooks and no replaced ``forward``."""
     return not (
         "forward" in vars(module)
         or _has_any_global_hook()  # type: ignore[no-untyped-call]
@@ -388,10 +392,10 @@ def can_be_bypassed(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Technique:
-    """What a plan may name for a module: what is attached to it, and what of it trains.
+    """Base of the techniques that a plan may name: what is attached to a module, and what trains.
 
-    A subclass is a frozen dataclass whose fields are the technique's settings, as they stand in
-    plan files. :func:`register` makes it known.
+    A subclass is a frozen dataclass whose fields are the technique's settings, under the names that
+    they have in plan files. :func:`register` makes it known.
 
     Attributes
     ----------
@@ -400,16 +404,15 @@ class Technique:
     short : str
         The technique in print, such as ``"bias"``.
     trains : tuple of str
-        The parameters that train, by their names in the module that :meth:`attach` gives back:
-        all that it adds, and pre-trained ones that it writes to.
+        The parameters that train, by their names in the module that :meth:`attach` returns: all
+        those that it adds, and the pre-trained ones that it trains directly.
     copies : tuple of str
-        Those of the pre-trained ones that it writes to of which an untrained copy is kept, so that
-        ``adapters_disabled`` can show the model as it was. What is written to and not copied is
-        gone.
+        Of the pre-trained parameters that it trains directly, those of which an untrained copy is
+        kept, so that ``adapters_disabled`` can restore them. The values of the others are lost.
     attaches_to : tuple of type
         The classes of modules that it can be attached to.
     order : int
-        Of several techniques on one module, those of the lower order are attached first.
+        Techniques on one module are attached in ascending order.
     """
 
     name: ClassVar[str]
@@ -421,7 +424,7 @@ class Technique:
 
     @property
     def drawn(self) -> str:
-        """The technique and its size, as the summary draws it."""
+        """The technique and its size, as the summary prints it."""
         return self.short
 
     @property
@@ -430,26 +433,26 @@ class Technique:
         return not {"weight", "bias"}.isdisjoint(self.trains)
 
     def stands_beside(self, other: Technique) -> bool:
-        """Whether ``other``, which is of another class, may be attached to the same module.
+        """Return whether ``other``, of another class, may be attached to the same module.
 
-        Both techniques are asked.
+        Both techniques must agree.
         """
         return True
 
     def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
-        """Attach the technique, and give the module that then stands in the place of ``module``.
+        """Attach the technique to a module, and return the module or what replaces it.
 
-        It is ``module`` itself or an instance of a subclass that has taken over all that is in it
+        A replacement is an instance of a subclass that shares all parameters of ``module``
         (:meth:`Adaptable.take_over`). While its ``adapters_on`` is False, it computes what the
         pre-trained module does, bit for bit.
 
         Parameters
         ----------
         module : Adaptable
-            Of one of the classes in :attr:`attaches_to`, with what was attached before.
+            Of one of the classes in :attr:`attaches_to`; other techniques may be attached already.
         generator : torch.Generator
-            A CPU generator, from which alone initial values are drawn. On the meta device there
-            is nothing to draw.
+            A CPU generator, the only source of random initial values. A module on the meta device
+            has no values, and nothing is drawn for it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it is attached")
 
@@ -461,10 +464,9 @@ _T = TypeVar("_T", bound=type[Technique])
 
 
 def register(technique: _T) -> _T:
-    """Make a technique known by its name: plans and plan files may then name it.
+    """Register a technique under its name, so that plans, plan files and adapter files may use it.
 
-    It can be used as a decorator. A plan file or adapter file that names the technique can be read
-    once it is registered.
+    It can be used as a decorator.
 
     Parameters
     ----------
@@ -479,7 +481,7 @@ def register(technique: _T) -> _T:
     Raises
     ------
     PlanError
-        If it is no such class, or another technique has its name already.
+        If it is not such a class, or another technique already has its name.
     """
     if not (isinstance(technique, type) and issubclass(technique, Technique)):
         raise PlanError(f"{technique!r:.200} is no subclass of spafit.Technique")
@@ -504,7 +506,7 @@ def register(technique: _T) -> _T:
 class Bias(Technique):
     """Train δ in b + δ; the pre-trained bias b stays as it is.
 
-    It is written ``BiasDelta()`` in plans: the entry that attaches a :class:`BiasDelta`.
+    It attaches a :class:`BiasDelta`, and is written ``BiasDelta()`` in plans.
     """
 
     name: ClassVar[str] = "bias-delta"
@@ -515,11 +517,11 @@ class Bias(Technique):
         return "BiasDelta()"
 
     def stands_beside(self, other: Technique) -> bool:
-        """Not beside a bias that trains itself."""
+        """Return False for a technique that trains the bias directly."""
         return "bias" not in other.trains
 
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
-        """Add a zero δ to ``module`` and give it back."""
+        """Add a zero δ to ``module`` and return it."""
         if module.bias_delta is not None:
             raise PlanError("the module has a bias delta already; attaching another would lose it")
         module.bias_delta = BiasDelta(module.bias).train(module.training)
@@ -529,7 +531,7 @@ class Bias(Technique):
 @register
 @dataclass(frozen=True)
 class DirectBias(Technique):
-    """Train the pre-trained bias itself, as in BitFit's own paper (Ben Zaken et al., 2022)."""
+    """Train the pre-trained bias b directly, as BitFit does (Ben Zaken et al., 2022)."""
 
     name: ClassVar[str] = "bias-direct"
     short: ClassVar[str] = "bias"
@@ -537,7 +539,7 @@ class DirectBias(Technique):
     copies: ClassVar[tuple[str, ...]] = ("bias",)
 
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
-        """Give ``module`` back as it is."""
+        """Return ``module`` unchanged."""
         return module
 
 
@@ -569,7 +571,7 @@ class LoRA(Technique):
     short: ClassVar[str] = "LoRA"
     trains: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
     attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear,)
-    order: ClassVar[int] = 1  # a LoRALinear takes over the δ that stands already
+    order: ClassVar[int] = 1  # after BiasDelta: a LoRALinear shares the δ of its Linear
 
     def __post_init__(self) -> None:
         if type(self.r) is not int or not 1 <= self.r <= _LARGEST_RANK:
@@ -593,7 +595,7 @@ class LoRA(Technique):
         return f"{self.short} r={self.r}"
 
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
-        """Give a :class:`LoRALinear` around the parameters of ``module``."""
+        """Return a :class:`LoRALinear` that shares the parameters of ``module``."""
         if isinstance(module, LoRALinear):
             raise PlanError("the module has LoRA already; attaching another would lose it")
         if not isinstance(module, Linear):
@@ -604,18 +606,18 @@ class LoRA(Technique):
 @register
 @dataclass(frozen=True)
 class Full(Technique):
-    """Train the pre-trained weight and bias themselves."""
+    """Train the pre-trained weight and bias directly."""
 
     name: ClassVar[str] = "full"
     short: ClassVar[str] = "full"
     trains: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def stands_beside(self, other: Technique) -> bool:
-        """Alone."""
+        """Return False: a fully trained module takes no other technique."""
         return False
 
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
-        """Give ``module`` back as it is."""
+        """Return ``module`` unchanged."""
         return module
 
 
@@ -627,12 +629,13 @@ def attach_all(
     Returns
     -------
     Adaptable
-        The module that then stands in its place.
+        The module, or what replaces it.
 
     Raises
     ------
     PlanError
-        If what a technique adds is not what it says that it trains, or a later technique drops it.
+        If a technique adds a parameter that its ``trains`` does not name, names one that does not
+        exist, or loses one that was there before.
     """
     kind, before = type(module), dict(module.named_parameters())
     for technique in techniques:
@@ -663,7 +666,7 @@ def attach_all(
 
 
 def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Technique, ...]:
-    """Check that techniques can stand together on a module, and give them in their order.
+    """Check that techniques can be combined on a module, and return them in order of attachment.
 
     Parameters
     ----------
@@ -675,7 +678,7 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
     Raises
     ------
     PlanError
-        If one cannot be attached to such a module, or two of them not to the same one.
+        If one cannot be attached to such a module, or two cannot be attached to the same one.
     """
     names = [technique.name for technique in techniques]
     if len(set(names)) < len(names):
@@ -693,7 +696,7 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
 
 @functools.lru_cache(maxsize=256)
 def _try_out(on_linear: bool, techniques: tuple[Technique, ...]) -> None:
-    """Attach techniques to a module without values, so that a plan that cannot be is refused."""
+    """Attach techniques to a module on the meta device, so that an impossible plan is refused."""
     with torch.device("meta"):
         module = Linear(768, 768) if on_linear else LayerNorm(768, 1e-12)
     attach_all(techniques, module, torch.Generator())

@@ -1,17 +1,18 @@
-"""BERT, in the order in which the data meets it.
+"""BERT for sequence classification, its classes in the order of the forward pass.
 
 Devlin et al. (2019), arXiv 1810.04805; the sub-layers, their names and the numbers of the equations
 are those of the SPAFIT paper (Arora and Wang, 2024, arXiv 2405.00201, section 3.2). Attribute names
 are the checkpoint's keys.
 
 Legend: B batch, T tokens of the longest sequence, N tokens in all, D hidden, A heads, Dh = D / A
-head size, F intermediate, L layers, C labels. H1 .. H7 are the paper's hidden states; X is a
-layer's input, the paper's x. Tokens lie as (N, D) without padding, or as (B, T, D) with it: only
-``layout`` knows which, and shapes are written here as (N, D).
+head size, F intermediate, L layers, C labels. H1 .. H7 are the paper's H_1 .. H_7; X is a layer's
+input, the paper's x. W(X) is X Wᵀ, because tokens are rows. Hidden states have shape (N, D) without
+padding or (B, T, D) with it: only ``layout`` tells the two apart, and shapes are written here as
+(N, D).
 
 Where the paper's printed equations and the checkpoint differ, we compute what the checkpoint was
-trained with and say so at the line; tests/test_equations.py pins each such remark. So H3 and H6,
-which the paper normalises before dropout and without a residual, do not occur here.
+trained with and say so at the line; tests/test_equations.py tests each such remark. H3 and H6,
+which the paper normalises before dropout and without a residual, therefore do not occur here.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ class Embeddings(nn.Module):
         token_type_ids: torch.Tensor,
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embed ids (N,) or (B, T); gives (N, D) or (B, T, D).
+        """Embed ids (N,) or (B, T) as (N, D) or (B, T, D).
 
-        ``position_ids`` of the same shape may be left out for padded ids: they count from 0.
+        ``position_ids`` has the same shape; without it the positions of each row are 0 to T - 1.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)  # (T,)
@@ -78,16 +79,16 @@ class Embeddings(nn.Module):
 
 
 def _embedding(entries: int, D: int, padding_idx: int | None = None) -> nn.Embedding:
-    """Make a table that nothing was drawn for yet: :func:`initialise` or a checkpoint fills it."""
+    """Make a table without values: :func:`initialise` draws them, or a checkpoint fills it."""
     return nn.Embedding(entries, D, padding_idx, _weight=torch.empty(entries, D))
 
 
 class SelfAttention(nn.Module):
-    """attention.self, Eq. (1)-(5): every token looks at the tokens of its sequence.
+    """attention.self, Eq. (1)-(5): multi-head self-attention within each sequence.
 
-    W_q, W_k and W_v lie side by side in memory, and so do their A and their B: Eq. (1)-(3) are then
-    one product with one matrix (3·D, D), which is faster than three. Each is still a tensor with a
-    storage of its own; see :mod:`spafit.kernels.stacking`.
+    W_q, W_k and W_v lie side by side in memory, and so do their LoRA matrices A and B: Eq. (1)-(3)
+    are then one product with one matrix (3·D, D), which is faster than three. Each is still a
+    tensor with a storage of its own; see :mod:`spafit.kernels.stacking`.
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -104,15 +105,15 @@ class SelfAttention(nn.Module):
     def lay_side_by_side(self) -> None:
         """Move the matrices of query, key and value so that they lie side by side in memory.
 
-        Called where they get their memory, never in ``forward``. What a user arranged otherwise
-        stays where it is, and is then computed with a copy.
+        This is called where their memory is allocated, never in ``forward``. Matrices whose memory
+        a user arranged differently are not moved; ``forward`` then works on a copy of them.
         """
         for matrices in self._matrices():
             lay_together(matrices)
 
     def _matrices(self) -> list[list[nn.Parameter]]:
-        """Give all W, all A and all B that are parameters, as far as there are any."""
-        # Not as attributes: a parametrized or replaced map has none, or one made for each call.
+        """Return the W, the A and the B of query, key and value, as far as they are parameters."""
+        # Not by attribute: a parametrized or replaced map lacks it, or computes it at each access.
         maps = [getattr(each, "_parameters", {}) for each in (self.query, self.key, self.value)]
         found = ([each.get(name) for each in maps] for name in ("weight", "lora_A", "lora_B"))
         return [[each for each in matrices if each is not None] for matrices in found]
@@ -120,7 +121,7 @@ class SelfAttention(nn.Module):
     def _apply(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
     ) -> SelfAttention:
-        """Move or cast the parameters, as ``to`` does; lay those side by side that were moved."""
+        """Move or cast the parameters, as ``to`` does, and lay the moved ones side by side."""
         before = [addresses(matrices) for matrices in self._matrices()]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for matrices, were in zip(self._matrices(), before, strict=True):
@@ -129,21 +130,21 @@ class SelfAttention(nn.Module):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a copied or unpickled state, whose tensors lie apart."""
+        """Take a copied or unpickled state, and lay its matrices side by side."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        # A GPU's tensors may be another process's, and nothing tells: they stay where they are.
+        # A tensor on a GPU may be shared with another process, which cannot be detected: leave it.
         if not any(each.is_cuda for matrices in self._matrices() for each in matrices):
             self.lay_side_by_side()
 
     def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
-        """Give H2 (N, D) for X (N, D); with ``first_only`` (B, D), from each first token alone."""
+        """Return H2 (N, D) for X (N, D); with ``first_only`` (B, D), for the first tokens alone."""
         rate = self.dropout if self.training else 0.0
-        # Eq. (1)  Q = W_q X + b_q
-        # Eq. (2)  K = W_k X + b_k
-        # Eq. (3)  V = W_v X + b_v
+        # Eq. (1)  Q = W_q(X) + b_q
+        # Eq. (2)  K = W_k(X) + b_k
+        # Eq. (3)  V = W_v(X) + b_v
         # Eq. (4)  H1 = Multihead_attention(Q, K, V): in each head softmax(QKᵀ / √Dh) V
         # Eq. (5)  H2 = Dropout(H1), as printed. The checkpoint was trained with dropout on the
-        # softmax's probabilities instead, inside Eq. (4): H2 = H1 = Dropout(softmax(QKᵀ / √Dh)) V.
+        # attention probabilities instead, inside Eq. (4): H2 = H1 = Dropout(softmax(QKᵀ / √Dh)) V.
         if first_only:
             Q = self.query(layout.first(X))  # (B, D)
             KV = project(X, [self.key, self.value])  # (N, 2·D)
@@ -154,7 +155,7 @@ class SelfAttention(nn.Module):
 
 
 class SelfOutput(nn.Module):
-    """attention.output, Eq. (6)-(7): mix the heads and return to the residual stream."""
+    """attention.output, Eq. (6)-(7): a linear map of the joined heads, dropout, LayerNorm."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -164,17 +165,17 @@ class SelfOutput(nn.Module):
         self.LayerNorm = LayerNorm(D, config.layer_norm_eps)
 
     def forward(self, H2: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-        """Give H4 (N, D) for H2 (N, D) and the layer's input X (N, D)."""
-        # Eq. (6)  H3 = LayerNorm(W_3 H2 + b_3), as printed
+        """Return H4 (N, D) for H2 (N, D) and the residual X (N, D), the layer's input."""
+        # Eq. (6)  H3 = LayerNorm(W_3(H2) + b_3), as printed
         # Eq. (7)  H4 = Dropout(H3), as printed
         # The checkpoint was trained with dropout first, then the residual X, then LayerNorm:
-        # H4 = LayerNorm(Dropout(W_3 H2 + b_3) + X).
+        # H4 = LayerNorm(Dropout(W_3(H2) + b_3) + X).
         H4 = add_norm(self.dense(H2), X, self.dropout, self.LayerNorm)
         return H4
 
 
 class Attention(nn.Module):
-    """The container of attention.self and attention.output; its names are the checkpoint's."""
+    """The attention sub-layer, Eq. (1)-(7): attention.self, then attention.output."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -182,28 +183,28 @@ class Attention(nn.Module):
         self.output = SelfOutput(config)
 
     def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
-        """Give H4 (N, D) for X (N, D); with ``first_only`` (B, D)."""
+        """Return H4 (N, D) for X (N, D); with ``first_only`` (B, D)."""
         H2 = self.self(X, layout, first_only)
         H4: torch.Tensor = self.output(H2, layout.first(X) if first_only else X)
         return H4
 
 
 class Intermediate(nn.Module):
-    """intermediate, Eq. (8): widen every token from D to F."""
+    """intermediate, Eq. (8): the first map of the feed-forward network, from D to F, and GELU."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, H4: torch.Tensor) -> torch.Tensor:
-        """Give H5 (N, F) for H4 (N, D)."""
-        # Eq. (8)  H5 = GELU(W_5 H4 + b_5), the exact (erf) form
+        """Return H5 (N, F) for H4 (N, D)."""
+        # Eq. (8)  H5 = GELU(W_5(H4) + b_5), the exact (erf) form
         H5 = project(H4, [self.dense], gelu=True)
         return H5
 
 
 class Output(nn.Module):
-    """output, Eq. (9)-(10): narrow from F to D and return to the residual stream."""
+    """output, Eq. (9)-(10): the second feed-forward map, from F to D, dropout, LayerNorm."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -212,11 +213,11 @@ class Output(nn.Module):
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, H5: torch.Tensor, H4: torch.Tensor) -> torch.Tensor:
-        """Give H7 (N, D) for H5 (N, F) and the residual H4 (N, D)."""
-        # Eq. (9)   H6 = LayerNorm(W_6 H5 + b_6), as printed
+        """Return H7 (N, D) for H5 (N, F) and the residual H4 (N, D)."""
+        # Eq. (9)   H6 = LayerNorm(W_6(H5) + b_6), as printed
         # Eq. (10)  H7 = Dropout(H6), as printed
         # The checkpoint was trained with dropout first, then the residual H4, then LayerNorm:
-        # H7 = LayerNorm(Dropout(W_6 H5 + b_6) + H4).
+        # H7 = LayerNorm(Dropout(W_6(H5) + b_6) + H4).
         H7 = add_norm(self.dense(H5), H4, self.dropout, self.LayerNorm)
         return H7
 
@@ -231,10 +232,11 @@ class Layer(nn.Module):
         self.output = Output(config)
 
     def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
-        """Give H7 (N, D), the next layer's X, for X (N, D).
+        """Return H7 (N, D), the next layer's X, for X (N, D).
 
-        With ``first_only`` only the rows of each sequence's first token are computed, (B, D): they
-        are all that the pooler looks at, and cost a last layer two twelfths of its work.
+        With ``first_only`` H7 is (B, D), computed for each sequence's first token alone. That is
+        all that the pooler reads, and of the layer's matrix products it takes only K and V, a
+        sixth, over all tokens.
         """
         H4 = self.attention(X, layout, first_only)  # Eq. (1)-(7)
         H5 = self.intermediate(H4)  # Eq. (8)
@@ -243,13 +245,14 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The L layers, one after the other.
+    """The stack of L layers.
 
     Attributes
     ----------
     recomputed : set of int
-        Layers that keep only their input in training and are computed again in backward (activation
-        checkpointing): less memory for a third more time. Dropout draws the same again.
+        Numbers of the layers that keep only their input in training and are recomputed in backward
+        (activation checkpointing): less memory for a third more time. Dropout draws the same masks
+        again.
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -269,19 +272,19 @@ class Encoder(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run layers ``start`` to ``stop - 1``, all of them by default.
 
-        Gives the last one's H7, (N, D) or with ``first_only`` (B, D), and, where asked for, X and
-        every layer's H7.
+        Returns H7 of the last of them, (N, D) or with ``first_only`` (B, D); and X and the H7 of
+        each layer if ``output_hidden_states`` is set, else an empty list.
         """
         stop = len(self.layer) if stop is None else stop
         hidden_states = [X] if output_hidden_states else []
         if first_only and start == len(self.layer):
-            X = layout.first(X)  # no layer is left that would do it
+            X = layout.first(X)  # no layer is left to run, and the last one would have done it
         for number in range(start, stop):
             layer = self.layer[number]
             last_rows = first_only and number == len(self.layer) - 1
             if number in self.recomputed and torch.is_grad_enabled():
-                # Not the reentrant form: it loses all gradients where X itself needs none, as above
-                # a frozen prefix.
+                # The reentrant form loses all gradients if X itself needs none, as it does after
+                # frozen layers.
                 X = checkpoint(layer, X, layout, last_rows, use_reentrant=False)
             else:
                 X = layer(X, layout, last_rows)
@@ -291,29 +294,31 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
-    """The last hidden state of [CLS] -> tanh(W_p h + b_p)."""
+    """tanh(W_p(h) + b_p), where h is the last hidden state of [CLS]."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, first: torch.Tensor) -> torch.Tensor:
-        """Give the pooled output (B, D) for the first tokens' last hidden states (B, D)."""
+        """Return the pooled output (B, D) for the first tokens' last hidden states (B, D)."""
         return torch.tanh(self.dense(first))
 
 
 class BertOutput(NamedTuple):
-    """What the encoder gives, under Hugging Face's names.
+    """The outputs of :class:`BertModel`, under Hugging Face's names.
 
     Attributes
     ----------
     last_hidden_state : torch.Tensor, (B, T, D)
-        H7 of the last layer; 0 at padding, which is not computed. (Where a sequence begins with
-        padding the batch stays padded, because the pooler looks at that place.)
+        H7 of the last layer; 0 at padding, which is not computed. (If a sequence begins with
+        padding, the batch stays padded and padding is computed too, because the pooler reads the
+        first position.)
     pooler_output : torch.Tensor, (B, D), or None
-        The pooled [CLS]; None where the model was built without a pooler.
+        The pooled [CLS]; None if the model was built without a pooler.
     hidden_states : tuple of torch.Tensor or None
-        The embeddings and the L layers' H7, where they were asked for; at padding as above.
+        The embeddings and the H7 of all L layers, each (B, T, D), if they were asked for; at
+        padding as above.
     """
 
     last_hidden_state: torch.Tensor
@@ -376,8 +381,8 @@ class BertModel(nn.Module):
         ------
         ConfigError
             If shapes do not fit each other or the model, an id is outside its vocabulary, the mask
-            holds more than 0 and 1, or a sequence has no real token. (Ids and masks that live on a
-            GPU are not looked into, because that would stop the GPU at every step.)
+            holds other values than 0 and 1, or a sequence has no real token. (Values of ids and
+            masks on a GPU are not checked, because the host would wait for it at every step.)
         """
         tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
         X = self.embeddings(*tokens)
@@ -393,30 +398,30 @@ class BertModel(nn.Module):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Give the pooled output (B, D) alone, for which the last layer computes fewer rows.
+        """Return the pooled output (B, D) alone, for which the last layer computes fewer rows.
 
         Arguments and errors as for :meth:`forward`.
         """
         tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
-        # The plain form (see set_impl) computes the last layer whole, as it is written.
+        # The plain form (see set_impl) computes the last layer for all tokens.
         X, _ = self.encoder(self.embeddings(*tokens), layout, first_only=self.packed)
         return back.per_sequence(self._pool(X if self.packed else layout.first(X)))
 
     def pooled_of(self, batch: PackedBatch, prefix: torch.Tensor | None = None) -> torch.Tensor:
-        """Give the pooled output (B, D) of a packed batch, in its order.
+        """Return the pooled output (B, D) of a packed batch, in its order.
 
         Parameters
         ----------
         batch : PackedBatch
             From :meth:`spafit.text.tokenization.Encodings.packed`.
         prefix : torch.Tensor, (N, D), optional
-            Hidden states of :meth:`prefix`, from which the encoder goes on.
+            Hidden states of :meth:`prefix`, from which the encoder continues.
 
         Raises
         ------
         ConfigError
             If a sequence is longer than the model's positions, the prefix has another shape, or (on
-            a CPU, where looking costs nothing) an id is outside its vocabulary.
+            a CPU, where checking is cheap) an id is outside its vocabulary.
         """
         check_packed(self.config, batch, prefix)
         start = 0 if prefix is None else self.frozen_depth
@@ -428,7 +433,7 @@ class BertModel(nn.Module):
     def frozen_depth(self) -> int:
         """The number of layers below the first one in which anything trains.
 
-        0 also where the embeddings train, for nothing is then the same in the next epoch.
+        It is 0 if the embeddings train, because every hidden state then changes with them.
         """
         if any(parameter.requires_grad for parameter in self.embeddings.parameters()):
             return 0
@@ -440,7 +445,7 @@ class BertModel(nn.Module):
         return depth
 
     def freeze_dropout(self) -> None:
-        """Put group 1, embeddings and layers below the first that trains, into evaluation mode."""
+        """Switch dropout off in the embeddings and in the layers below the first that trains."""
         depth = self.frozen_depth
         if depth:
             self.embeddings.eval()
@@ -449,9 +454,9 @@ class BertModel(nn.Module):
 
     @torch.no_grad()
     def prefix(self, batch: PackedBatch) -> torch.Tensor:
-        """Give the hidden states (N, D) after group 1, the layers below the first that trains.
+        """Return the hidden states (N, D) after group 1, the layers below the first that trains.
 
-        In the mode that embeddings and layers are in: without dropout in evaluation mode.
+        They are computed with dropout unless embeddings and layers are in evaluation mode.
         """
         X = self.embeddings(*batch[:3])
         hidden: torch.Tensor = self.encoder(X, batch.layout, stop=self.frozen_depth)[0]
@@ -469,12 +474,12 @@ class BertModel(nn.Module):
         attention_mask: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
     ) -> tuple[tuple[torch.Tensor, ...], Layout, Unpacking | Unchanged]:
-        """Check a padded batch; give what the embeddings take, its layout, and the way back."""
+        """Check a padded batch; return the embeddings' inputs, its layout, and how to unpack it."""
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         check_padded(self.config, input_ids, attention_mask, token_type_ids)
         keep = None if attention_mask is None else attention_mask.to(torch.bool)
-        # Not packed where a row begins with padding, for the pooler looks at that place.
+        # Not packed if a row begins with padding, because the pooler reads the first position.
         if self.packed and (keep is None or bool(keep[:, 0].all())):
             pad_id = self.config.pad_token_id or 0
             batch, back = pack(input_ids, keep, token_type_ids, pad_id)
@@ -483,14 +488,14 @@ class BertModel(nn.Module):
 
 
 class BertForSequenceClassification(nn.Module):
-    """BertModel, dropout, and a linear head: logits = W_c Dropout(pooled) + b_c.
+    """BertModel, dropout, and a linear head: logits = W_c(Dropout(pooled)) + b_c.
 
     Parameters
     ----------
     config : BertConfig
         The sizes.
     num_labels : int
-        C: the classes, or 1 for a score.
+        C, the number of classes, or 1 for a regression score.
     """
 
     def __init__(self, config: BertConfig, num_labels: int = 2) -> None:
@@ -506,7 +511,7 @@ class BertForSequenceClassification(nn.Module):
 
     @property
     def num_labels(self) -> int:
-        """C, the rows of the classifier."""
+        """C, the number of logits."""
         return self.classifier.weight.shape[0]
 
     def forward(
@@ -515,7 +520,7 @@ class BertForSequenceClassification(nn.Module):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Give the logits (B, C) of a padded batch; arguments as for :class:`BertModel`."""
+        """Return the logits (B, C) of a padded batch; arguments as for :class:`BertModel`."""
         pooled = self.bert.pooled(input_ids, attention_mask, token_type_ids)  # (B, D)
         logits: torch.Tensor = self.classifier(self.dropout(pooled))
         return logits
@@ -523,14 +528,14 @@ class BertForSequenceClassification(nn.Module):
     def forward_packed(
         self, batch: PackedBatch, prefix: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Give the logits (B, C) of a packed batch, in its order.
+        """Return the logits (B, C) of a packed batch, in its order.
 
         Parameters
         ----------
         batch : PackedBatch
             From :meth:`spafit.text.tokenization.Encodings.packed`, on the model's device.
         prefix : torch.Tensor, (N, D), optional
-            Kept hidden states after group 1 (:meth:`BertModel.prefix`), from which to go on.
+            Hidden states after group 1 (:meth:`BertModel.prefix`), from which to continue.
         """
         pooled = self.bert.pooled_of(batch, prefix)  # (B, D)
         logits: torch.Tensor = self.classifier(self.dropout(pooled))
@@ -538,14 +543,14 @@ class BertForSequenceClassification(nn.Module):
 
 
 def lay_side_by_side(model: nn.Module) -> None:
-    """Lay the matrices of every attention of a model side by side; see :class:`SelfAttention`."""
+    """Lay query, key and value side by side in every layer; see :class:`SelfAttention`."""
     for module in model.modules():
         if isinstance(module, SelfAttention):
             module.lay_side_by_side()
 
 
 def set_impl(model: nn.Module, impl: str) -> None:
-    """Choose the form in which a model computes: the plain one, or the fast one.
+    """Choose the form in which a model computes: the plain one, or a fast one.
 
     Parameters
     ----------
@@ -556,8 +561,8 @@ def set_impl(model: nn.Module, impl: str) -> None:
         Hugging Face computes it; it can be differentiated twice. ``"auto"``, the default: packed
         batches and the best form of every operation that the machine has. ``"fused"``: as
         ``"auto"``, but an operation without a fused form for the tensors at hand raises.
-        ``"triton"``: the Triton kernels, for linear maps, attention over packed sequences, and
-        dropout with LayerNorm; what has none (a lone dropout) is as in ``"auto"``.
+        ``"triton"``: the Triton kernels for linear maps, for attention over packed sequences, and
+        for dropout with LayerNorm; dropout alone, which has none, is as in ``"auto"``.
 
     Raises
     ------
@@ -585,12 +590,12 @@ def initialise(
     Parameters
     ----------
     module : nn.Module
-        Its Linear, Embedding and LayerNorm parts are written to, in the order in which they were
-        made. On the meta device there is nothing to write.
+        Its Linear, Embedding and LayerNorm modules are initialised in the order of
+        ``module.modules()``; those on the meta device are left out.
     standard_deviation : float
         σ, the configuration's ``initializer_range``.
     generator : torch.Generator, optional
-        None takes torch's global one.
+        None uses torch's global generator.
     """
     with torch.no_grad():
         for part in module.modules():

@@ -1,4 +1,4 @@
-"""Methods by name: the rows of the paper's Table 1, and every other SPAFIT-[N1]-[N2]-[I|II]."""
+"""Make the plan of a method by name: a row of the paper's Table 1 or SPAFIT-[N1]-[N2]-[I|II]."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def plan(
     method : str, Path or Plan
         A row of the paper's Table 1 by name in any case (:data:`METHODS`; ``"full"``,
         ``"bitfit"``, ``"lora-i"`` and ``"lora-ii"`` for short); ``SPAFIT-[N1]-[N2]-[I|II]`` with
-        any N1 < N2, each a layer or, as in ``SPAFIT-20%-40%-II``, the share of the L layers that
-        lies up to the end of group 1 or 2; a JSON file of a plan; or a Plan, which is checked
-        against ``num_layers`` and given back.
+        any N1 < N2, each a layer or, as in ``SPAFIT-20%-40%-II``, the share of the L layers up to
+        the end of group 1 or 2; a JSON file of a plan; or a Plan, which is checked against
+        ``num_layers`` and returned.
     num_layers : int
         L.
     r : int, optional
@@ -67,13 +67,13 @@ def plan(
     lora_dropout : float, optional
         Rate at which the input of A is dropped; 0 by default.
     bias : {"delta", "direct"}, optional
-        Whether biases train as a :class:`~spafit.adapters.BiasDelta` beside the frozen bias (the
-        default) or are themselves written to.
+        Whether a :class:`~spafit.adapters.BiasDelta` trains beside each frozen bias (the default),
+        or the bias itself.
     numbering : {"table-2", "text"}, optional
-        How N1 and N2, the last layers of groups 1 and 2, count. ``"table-2"``, the default: layers
-        are 0 .. L-1 and group 1 is 0 .. N1 with both ends; all six counts of SPAFIT in the paper's
-        Table 2 come out only so. ``"text"``: the words of its section 3.2, layers are 1 .. L and
-        group 1 is 1 .. N1.
+        How layers are numbered for N1 and N2, the last layers of groups 1 and 2. ``"table-2"``, the
+        default: from 0, so that group 1 is layers 0 .. N1; only this gives all six parameter counts
+        of SPAFIT in the paper's Table 2. ``"text"``, the literal reading of its section 3.2: from
+        1, so that group 1 is layers 1 .. N1.
 
     Returns
     -------
@@ -82,9 +82,9 @@ def plan(
     Raises
     ------
     PlanError
-        If the name is unknown, N1 >= N2, N2 leaves no layer for group 3 or lies beyond the last
-        layer, a setting is out of range, or settings are given beside a Plan or file, which has
-        its own.
+        If the name is unknown, a group would have no layer (N1 >= N2, or N2 at the last layer or
+        beyond), a setting is out of range, or settings are given with a Plan or file, which has its
+        own.
 
     Examples
     --------
@@ -121,8 +121,8 @@ def plan(
 
 
 def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -> Plan:
-    lora_I = dict.fromkeys((QUERY, KEY, VALUE), (lora,))
-    lora_II = {**lora_I, ATTENTION_DENSE: (lora,)}
+    lora_I = dict.fromkeys((QUERY, KEY, VALUE), (lora,))  # W_q, W_k, W_v
+    lora_II = {**lora_I, ATTENTION_DENSE: (lora,)}  # and W_3
     all_biases = dict.fromkeys(MODULES, (bias,))
     late_biases = dict.fromkeys((INTERMEDIATE, OUTPUT_DENSE, OUTPUT_NORM), (bias,))
 
@@ -166,14 +166,14 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
     strata = [
         Stratum("group 1", 0, end_1 - 1),
         Stratum("group 2", end_1, end_2 - 1, all_biases),
-        Stratum("group 3", end_2, L - 1, {**matrices, **late_biases}),
+        Stratum("group 3", end_2, L - 1, {**matrices, **late_biases}),  # Table 1's FT-I or FT-II
     ]
-    # Which layers a name means depends on the numbering, so the rarer one stands in the name.
+    # Which layers a name means depends on the numbering, so the name says if it is not the default.
     return Plan(name if numbering == "table-2" else f"{name} (text numbering)", L, strata)
 
 
 def _layers_up_to(end: str, L: int, numbering: str) -> int:
-    """How many layers lie up to and including N1 or N2."""
+    """Return the number of layers up to and including N1 or N2."""
     if end.endswith("%"):
         return math.floor(Fraction(end[:-1]) / 100 * L + Fraction(1, 2))  # exact: halves go up
     return int(end) + 1 if numbering == "table-2" else int(end)

@@ -1,9 +1,8 @@
 """Plans: which technique trains what in which stratum of layers, as plain data.
 
-A plan divides the L layers, numbered from 0, into strata that follow each other without a gap, and
-gives each stratum a table of (module path inside the layer -> techniques). SPAFIT is the plan with
-three strata: frozen, biases, LoRA and biases; methods.py makes it from its name. Users call the
-strata groups 1, 2 and 3, as the paper does.
+A plan divides the L layers, numbered from 0, into strata of consecutive layers and gives each of
+them a table (module path inside the layer -> techniques). SPAFIT is the plan with three strata, the
+paper's groups 1, 2 and 3: frozen, biases, LoRA and biases. methods.py makes plans by name.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from spafit.adapters import TECHNIQUES, Adaptable, LayerNorm, Linear, Technique,
 from spafit.config import MOST_LAYERS, no_duplicates
 from spafit.errors import PlanError, listed, one_line
 
-# The eight modules of a layer that hold parameters, in the order of the data. Each is written from
-# ``layer.`` on, as in the checkpoint's key without its number, so that none ends another:
-# ``output.dense`` alone would also end ``attention.output.dense``.
+# The eight modules of a layer that hold parameters, in the order of the forward pass. Each is the
+# checkpoint's key from ``layer.`` on, without the layer's number. With ``layer.`` no path is the
+# end of another: ``output.dense`` alone is also the end of ``attention.output.dense``.
 QUERY = "layer.attention.self.query"
 KEY = "layer.attention.self.key"
 VALUE = "layer.attention.self.value"
@@ -46,7 +45,7 @@ _FORMAT = "spafit-plan-1"
 
 
 def resolve(entry: str) -> str:
-    """Find the one module of a layer that ``entry`` names.
+    """Return the path of the one module of a layer that ``entry`` names.
 
     Parameters
     ----------
@@ -57,12 +56,12 @@ def resolve(entry: str) -> str:
     Returns
     -------
     str
-        The path as it stands in :data:`MODULES`.
+        The path in :data:`MODULES`.
 
     Raises
     ------
     PlanError
-        If the entry matches no module, or two: ``"output.dense"`` also ends
+        If the entry matches no module, or two: ``"output.dense"`` is also the end of
         ``attention.output.dense`` and must be written ``"layer.output.dense"``.
     """
     matches = [module for module in MODULES if f".{module}".endswith(f".{entry}")]
@@ -78,23 +77,23 @@ def resolve(entry: str) -> str:
 
 @dataclass(frozen=True)
 class Stratum:
-    """Some consecutive layers and what trains in each of them.
+    """Consecutive layers, and what trains in each of them.
 
     Attributes
     ----------
     name : str
-        What it is called in print, such as ``"group 2"``.
+        Its name in print, such as ``"group 2"``.
     first, last : int
-        The layers, numbered from 0; both ends belong to it.
+        The first and the last layer, both included, numbered from 0.
     train : mapping of str to sequence of Technique
-        Module (see :func:`resolve`) -> the techniques that it takes. A module that is not named is
-        frozen. LoRA and a bias technique may stand together; they are put in their order.
+        Module (see :func:`resolve`) -> its techniques. A module that is not named is frozen. LoRA
+        and a bias technique may be combined; they are sorted by the order of attachment.
 
     Raises
     ------
     PlanError
         If the range is empty, an entry matches no module or two, two entries are the same module,
-        or techniques cannot stand together.
+        or techniques cannot be combined.
     """
 
     name: str
@@ -147,16 +146,16 @@ def _checked(name: str, module: str, techniques: Sequence[Technique]) -> tuple[T
 
 @dataclass(frozen=True)
 class Plan:
-    """What trains in a whole model; the classifier always does.
+    """What trains in a whole model, stratum by stratum; the classifier always trains.
 
     Attributes
     ----------
     name : str
-        The method's name, or any.
+        The method's name, or any other.
     num_layers : int
-        L, the layers of the model that it is for.
+        L, the number of layers of the model that it is for.
     strata : sequence of Stratum
-        They follow each other from layer 0 to layer L - 1 without gap or overlap.
+        In order from layer 0 to layer L - 1, without gap or overlap.
     embeddings, pooler : {"frozen", "full"}
         Whether these train.
 
@@ -199,7 +198,7 @@ class Plan:
 
     @property
     def writes_pretrained(self) -> bool:
-        """Whether any pre-trained tensor of embeddings, encoder or pooler is itself trained."""
+        """Whether a pre-trained tensor of embeddings, encoder or pooler is trained directly."""
         return "full" in (self.embeddings, self.pooler) or any(
             technique.writes_pretrained
             for stratum in self.strata
@@ -208,7 +207,7 @@ class Plan:
         )
 
     def to_json(self) -> str:
-        """Write the plan out; :meth:`from_json` gives an equal plan back."""
+        """Return the plan as JSON, from which :meth:`from_json` makes an equal plan."""
         strata = [
             {
                 "name": stratum.name,
@@ -232,7 +231,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "the plan") -> Plan:
-        """Read what :meth:`to_json` writes, or a plan written by hand.
+        """Make a plan from the JSON of :meth:`to_json`, or from JSON written by hand.
 
         Parameters
         ----------
@@ -241,12 +240,12 @@ class Plan:
             is its name (``"bias-delta"``, ``"bias-direct"``, ``"lora"``, ``"full"``) or an object
             such as ``{"lora": {"r": 8, "alpha": 16}}``; a module takes one or a list of them.
         source : str
-            What the text is called in an error.
+            The name of the text in an error message.
 
         Raises
         ------
         PlanError
-            If it is not such a plan, or the plan is impossible.
+            If it is not such JSON, or the plan is impossible.
         """
         try:
             entries = json.loads(text, object_pairs_hook=no_duplicates)
@@ -354,7 +353,7 @@ def _check_name(name: object) -> None:
 
 
 def check_num_layers(num_layers: object) -> None:
-    """Refuse what is no count of layers."""
+    """Raise a PlanError if ``num_layers`` is not a number of layers."""
     if type(num_layers) is not int or not 1 <= num_layers <= MOST_LAYERS:
         raise PlanError(
             f"num_layers must be a whole number from 1 to {MOST_LAYERS}, found {num_layers!r:.200}"
@@ -363,27 +362,27 @@ def check_num_layers(num_layers: object) -> None:
 
 @dataclass
 class Adaptation:
-    """What :func:`spafit.adapt` has done to a model; it stands at ``model.adaptation``.
+    """The record of what :func:`spafit.adapt` did to a model, at ``model.adaptation``.
 
     Attributes
     ----------
     plan : Plan
         The plan that was applied.
     trainable : tuple of str
-        The names of all parameters that the plan declares to train, the head's last. Which of them
-        do train is each parameter's ``requires_grad``.
+        The names of all parameters that the plan declares to train, the head's last. A parameter
+        among them that a user froze has ``requires_grad`` False.
     untrained : dict of str to torch.Tensor
-        The values before training of the head and of what techniques keep a copy of, such as
-        biases that train directly, so that ``adapters_disabled`` can show the model as it was.
+        The values before training of the head and of the parameters in ``Technique.copies``, such
+        as biases that train directly, for ``adapters_disabled``.
     base_fingerprint : str or None
-        The base's, taken before training where the plan writes to pre-trained tensors; otherwise it
-        can be taken from the model at any time, and is None here.
+        The fingerprint of the base before training, if the plan trains pre-trained tensors
+        directly; else None, because it can be computed from the model at any time.
     task : str or None
         The name of the task, once trained or loaded.
     labels : tuple of str or None
         The label names in the order of the logits, once trained or loaded; empty for a score.
     disabled : int
-        How many ``adapters_disabled`` blocks the model is in.
+        The number of ``adapters_disabled`` blocks that the model is in.
     set_aside : dict of str to torch.Tensor
         Inside such blocks, the trained values of the tensors in ``untrained``.
     switched_off : list of Adaptable
@@ -401,7 +400,7 @@ class Adaptation:
     switched_off: list[Adaptable] = field(default_factory=list, repr=False)
 
     def require_enabled(self) -> None:
-        """Refuse to save or merge a model that is shown as it was before training.
+        """Refuse to save or merge a model while its adapters are disabled.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Put a plan to work on a model: freeze, attach, count, switch off, merge."""
+"""Apply a plan to a model, switch what it added off, merge it, and fingerprint the base."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from spafit.summary import Summary, summarise_plan
 def adapt(
     model: BertForSequenceClassification, plan: Plan | str | Path, *, seed: int = 0
 ) -> Summary:
-    """Freeze a model, and attach and enable exactly what a plan declares; the head always trains.
+    """Freeze a model, and attach and unfreeze exactly what a plan declares; the head always trains.
 
     Parameters
     ----------
     model : BertForSequenceClassification
-        A model that was not adapted yet. Its pre-trained keys stay as they are.
+        A model that has not been adapted. Its pre-trained keys do not change.
     plan : Plan, str or Path
-        A plan, or what :func:`spafit.plan` takes.
+        A plan, or a method or plan file as for :func:`spafit.plan`.
     seed : int
-        LoRA's A are drawn from it, layer by layer in the order of the data; the same on every
-        device. Torch's global generator is not touched.
+        Seeds the initial values of LoRA's A, drawn in the order of the forward pass; they are the
+        same on every device. Torch's global generator is not used.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def adapt(
     ):
         if part is not None and mode == "full":
             declared += [f"{prefix}.{name}" for name, _ in part.named_parameters()]
-    kept: list[str] = []  # directly trained tensors whose untrained values are small enough to keep
+    kept: list[str] = []  # directly trained tensors that are small enough to keep a copy of
     for stratum in plan.strata:
         for number in range(stratum.first, stratum.last + 1):
             for path, techniques in stratum.train.items():
@@ -95,7 +95,7 @@ def adapt(
 
 
 def summarise(model: BertForSequenceClassification) -> Summary:
-    """Count again what trains in a model that was adapted.
+    """Count what trains in an adapted model.
 
     Raises
     ------
@@ -107,17 +107,17 @@ def summarise(model: BertForSequenceClassification) -> Summary:
 
 
 def layers_of_group(model: BertForSequenceClassification, group: int) -> range:
-    """Give the layers of a group of an adapted model's plan; groups count from 1."""
+    """Return the layers of a group in an adapted model's plan; groups are numbered from 1."""
     stratum = _adaptation(model).plan.strata[group - 1]
     return range(stratum.first, stratum.last + 1)
 
 
 @contextmanager
 def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -> Iterator[None]:
-    """Store the frozen matrices of an adapted model's encoder in a narrower type, inside the block.
+    """Store the frozen matrices of an adapted model's encoder in half precision, inside the block.
 
-    Biases, LayerNorms, embeddings and all that the plan trains stay as they are. At the end the
-    matrices are the pre-trained ones again, bit for bit, on the device where the model then is.
+    Biases, LayerNorms, embeddings and all that the plan trains keep their type. At the end the
+    pre-trained matrices are restored, bit for bit, on the device that the model is then on.
 
     Parameters
     ----------
@@ -164,21 +164,21 @@ def _adaptation(model: BertForSequenceClassification) -> Adaptation:
     return model.adaptation
 
 
-# Held while a block begins or ends, not inside it.
+# Held while a block is entered or left, not inside it.
 _DISABLING = threading.Lock()
 
 
 @contextmanager
 def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
-    """Show the model as it was before training, bit for bit, inside a ``with`` block.
+    """Restore the model before training, bit for bit, inside a ``with`` block.
 
-    What techniques add is switched off; the head and biases that train directly get their untrained
-    values for the while. Blocks nest, overlap and end in any order, in several threads too: the
-    first that begins switches, the last that ends switches back. The model is one: while a block
-    lasts, every thread sees it as it was before training.
+    What techniques added is switched off; the head and the biases that train directly have their
+    untrained values inside the block. Blocks may nest, overlap and end in any order, also in
+    several threads: the first to begin switches off, the last to end switches on. All threads share
+    the model, so each of them sees it as it was before training while any block lasts.
 
-    What ``.to()``, ``.double()`` and the like do to the model inside the block holds afterwards for
-    the whole of it. A module whose ``adapters_on`` was False before stays so.
+    If ``.to()``, ``.double()`` and the like are called inside the block, they apply to the trained
+    values too. A module whose ``adapters_on`` was False before stays switched off.
 
     Parameters
     ----------
@@ -188,8 +188,8 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
     Raises
     ------
     PlanError
-        If the model was not adapted, or its plan writes to whole pre-trained modules ("full"), of
-        which no second copy is kept.
+        If the model was not adapted, or its plan trains whole pre-trained modules ("full"), of
+        which no untrained copy is kept.
     """
     adaptation = _adaptation(model)
     pretrained = set(pretrained_names(model))
@@ -218,7 +218,7 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
 
 def _switch_off(model: BertForSequenceClassification, adaptation: Adaptation) -> None:
     parameters = {name: model.get_parameter(name) for name in adaptation.untrained}
-    shown = {  # made before anything is changed, because memory may not suffice
+    shown = {  # made before anything is changed, because memory may run out
         name: untrained.to(parameters[name].device, parameters[name].dtype, copy=True)
         for name, untrained in adaptation.untrained.items()
     }
@@ -243,7 +243,7 @@ def _switch_on(model: BertForSequenceClassification, adaptation: Adaptation) -> 
 
 
 def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
-    """Fold every addition into the pre-trained tensors and give plain BERT keys.
+    """Return a state dict with plain BERT keys, all additions folded into the pre-trained tensors.
 
     Each module to which something was added gives its own merged form
     (:meth:`spafit.adapters.Adaptable.merged`): W + (alpha/r) BA, computed in float64 and rounded
@@ -262,8 +262,7 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
     Raises
     ------
     PlanError
-        If the adapters are disabled at the moment, or a parameter was added that has no merged
-        form; it is named.
+        If the adapters are disabled, or a parameter was added that has no merged form; it is named.
     """
     if model.adaptation is not None:
         model.adaptation.require_enabled()
@@ -275,7 +274,7 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
             continue
         owner = name
         while owner and owner not in owners:
-            owner = owner.rpartition(".")[0]  # the module around, in the end the model itself
+            owner = owner.rpartition(".")[0]  # the enclosing module, in the end the model itself
         module = model.get_submodule(owner)
         if not isinstance(module, Adaptable) or name.removeprefix(f"{owner}.") not in module.merges:
             raise PlanError(
@@ -293,7 +292,7 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
 
 
 def pretrained_names(model: BertForSequenceClassification) -> tuple[str, ...]:
-    """Give the parameters of a model as it is built, in its order; all others were added to it."""
+    """Return the parameters of a model as built, in its order; all others were added to it."""
     return _names_as_built(model.config)
 
 
@@ -304,7 +303,7 @@ def _names_as_built(config: BertConfig) -> tuple[str, ...]:
 
 
 def _added_by_plan(model: BertForSequenceClassification) -> set[str]:
-    """Give the parameters that a model's techniques added; a technique trains all that it adds."""
+    """Return the parameters that techniques added to a model; a technique trains all it adds."""
     declared = () if model.adaptation is None else model.adaptation.trainable
     return set(declared) - set(pretrained_names(model))
 
@@ -315,9 +314,9 @@ def _count_pretrained(model: BertForSequenceClassification) -> int:
 
 
 def fingerprint(model: BertForSequenceClassification) -> str:
-    """SHA-256 over the pre-trained tensors of embeddings, encoder and pooler.
+    """Return the SHA-256 of the pre-trained tensors of embeddings, encoder and pooler.
 
-    The head and what techniques add do not count. Every tensor contributes its name, its shape and
+    The head and what techniques add are left out. Every tensor contributes its name, its shape and
     its values as little-endian float32, in the order of the names, so that a float16 file gives the
     same fingerprint whether it was loaded as float16 or as float32.
 
@@ -334,7 +333,7 @@ def fingerprint(model: BertForSequenceClassification) -> str:
     Raises
     ------
     WeightsError
-        If the model has no values (it lies on the meta device).
+        If the model is on the meta device, where it has no values.
     """
     digest = hashlib.sha256()
     added = _added_by_plan(model)

@@ -1,4 +1,4 @@
-"""What trains in a model, counted and drawn as the paper's Figure 2."""
+"""Count what trains in a model, and draw it as the paper's Figure 2 does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import one_line
 from spafit.plans import MODULES, Plan, Stratum
 
-# The four sub-layers of the paper's Figure 2, and the modules of each.
+# The sub-layers of an encoder layer in the paper's Figure 1.
 _SUBLAYERS = ("attention.self", "attention.output", "intermediate", "output")
 
 
@@ -23,12 +23,12 @@ class GroupSummary:
     name : str
         ``"embeddings"``, the stratum's name, ``"pooler"`` or ``"classifier"``.
     layers : str
-        Such as ``"5-9"``; empty where the part has no layers.
+        Such as ``"5-9"``; empty if the part has no layers.
     trains : tuple of str
-        In words, for each of attention.self, attention.output, intermediate and output; one word
-        for a part without layers.
+        What trains in each of attention.self, attention.output, intermediate and output, in words;
+        one word for a part without layers.
     trainable : int
-        Numbers that train, counted from the model's ``requires_grad``.
+        The number of trainable parameters, counted from the model's ``requires_grad``.
     """
 
     name: str
@@ -39,7 +39,7 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What trains in a model; ``print(summary)`` draws the paper's Figure 2 for it.
+    """What trains in a model; ``print(summary)`` draws it as the paper's Figure 2 does.
 
     Attributes
     ----------
@@ -48,9 +48,9 @@ class Summary:
     groups : tuple of GroupSummary
         Embeddings, strata, pooler, classifier.
     trainable : int
-        Numbers that train.
+        The number of trainable parameters.
     pretrained : int
-        Numbers of the model before anything was added, its head included.
+        The number of parameters before anything was added, the head's included.
     """
 
     plan: Plan
@@ -60,7 +60,7 @@ class Summary:
 
     @property
     def percent(self) -> float:
-        """Trainable numbers in percent of the model's own."""
+        """``trainable`` in percent of ``pretrained``."""
         return 100.0 * self.trainable / self.pretrained
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class Summary:
 
 
 def summarise_plan(model: BertForSequenceClassification, plan: Plan, pretrained: int) -> Summary:
-    """Count what trains in a model to which a plan was applied."""
+    """Return the summary of a model to which a plan was applied."""
     groups = [GroupSummary("embeddings", "", (plan.embeddings,), _count(model.bert.embeddings))]
     for stratum in plan.strata:
         layers = model.bert.encoder.layer[stratum.first : stratum.last + 1]
@@ -134,7 +134,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _in_words(stratum: Stratum, sublayer: str) -> str:
-    """Say what trains in one sub-layer: ``"bias"``, ``"LoRA r=64 (dense)"``, ``"frozen"``."""
+    """Return what trains in a sub-layer: ``"bias"``, ``"LoRA r=64 (dense)"`` or ``"frozen"``."""
     prefix = f"layer.{sublayer}."
     modules = [path for path in MODULES if path.startswith(prefix)]
     by_words: dict[str, list[str]] = {}
