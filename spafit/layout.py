@@ -1,10 +1,10 @@
 """The two layouts of a batch, padded and packed: attention over each, and checks of their ids.
 
-Everything but attention works on the last dimension alone, so the same layer serves both:
+All operations but attention work on the last dimension alone, so the same layer serves both:
 
 - :class:`Padded`, (B, T, D): every sequence padded to the longest. The plain form.
-- :class:`Packed`, (N, D): real tokens only, one sequence after the other. The fast form: a batch of
-  16 random sentences of RTE has 2.3 times as many places as tokens.
+- :class:`Packed`, (N, D): real tokens only, one sequence after the other. The fast form: padded,
+  a batch of 16 random examples of RTE has 2.3 times as many positions as tokens.
 
 B sequences, T tokens of the longest, N tokens in all, D hidden, A heads, Dh = D / A.
 """
@@ -24,19 +24,19 @@ from spafit.errors import ConfigError
 from spafit.kernels import attention, packed_attention
 from spafit.kernels.packed_attention import Bundle, Spans, bundling, make_bundles, padded_rows
 
-# oneDNN prepares every new size of a product once, and a captured step is one of fixed size; so the
-# number of rows is rounded up to a multiple of this.
+# The number of rows is rounded up to a multiple of this, so that fewer sizes occur: oneDNN prepares
+# each new size of a product once.
 _ROWS_MULTIPLE = 8
 _LEAST_ROWS_ROUNDED = 64
 
 
 class Padded:
-    """Tokens lie as (B, T, D).
+    """The layout of padded sequences: hidden states are (B, T, D).
 
     Parameters
     ----------
     keep : torch.Tensor of bool, (B, T), optional
-        True at real tokens; None means that all are.
+        True at real tokens; None means that all are real.
     """
 
     def __init__(self, keep: torch.Tensor | None = None) -> None:
@@ -45,7 +45,7 @@ class Padded:
     def attend(
         self, QKV: torch.Tensor, num_heads: int, dropout: float = 0.0, impl: str = "auto"
     ) -> torch.Tensor:
-        """Eq. (4) for QKV (B, T, 3·D), queries, keys and values side by side; gives (B, T, D)."""
+        """Return H1 (B, T, D), Eq. (4), for QKV (B, T, 3·D): Q, K and V side by side."""
         B, T, _ = QKV.shape
         Q, K, V = QKV.view(B, T, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, A, T, Dh) each
         H1 = attention(Q, K, V, self.keep, dropout, impl)
@@ -59,7 +59,7 @@ class Padded:
         dropout: float = 0.0,
         impl: str = "auto",
     ) -> torch.Tensor:
-        """Eq. (4) from the first token alone, Q (B, D), to KV (B, T, 2·D); gives (B, D)."""
+        """Return H1 (B, D), Eq. (4), of the first tokens, for Q (B, D) and KV (B, T, 2·D)."""
         return _attend_first(Q, KV, self.keep, num_heads, dropout, impl)
 
     def first(self, X: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class Padded:
 
 
 class Bucket(NamedTuple):
-    """A fixed shape of packed batches, so that what was prepared for one serves another.
+    """A fixed shape to which packed batches are filled up, for captured and compiled steps.
 
     Attributes
     ----------
@@ -83,10 +83,10 @@ class Bucket(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Bucket:
-        """Return the bucket of some lengths.
+        """Return the bucket for sequences of these lengths.
 
-        There are eight sizes of N to each doubling, so that at most an eighth of the rows, and a
-        sixteenth in the mean, is filler, and one longest length to each doubling from 64.
+        N takes eight sizes from each power of two to the next, so that at most an eighth of the
+        rows, and a sixteenth in the mean, is filler. ``longest`` is a power of two of at least 64.
         """
         tokens = sum(lengths)
         step = max(64, 2 ** (tokens.bit_length() - 4))
@@ -96,22 +96,22 @@ class Bucket(NamedTuple):
 
 
 class Packed:
-    """Tokens lie as (N, D), one sequence after the other, without padding between them.
+    """The layout of packed sequences: hidden states are (N, D), one sequence after the other.
 
-    N is rounded up to a multiple of 8: the rows after the last token belong to no sequence, nothing
-    that is asked for depends on them, and their gradients are 0.
+    N is rounded up to a multiple of 8. The rows after the last token, the filler, belong to no
+    sequence: no result depends on them, and their gradients are 0.
 
-    A layout of fixed shape (:class:`Bucket`) has as many rows, and sequences as long, as its
-    bucket says. There the rows after the last token are one more sequence, of padding, for
-    attention alone, so that every shape depends on the bucket and no value on what memory held.
+    With a :class:`Bucket` the shapes are fixed: N and the longest length are the bucket's.
+    Attention then takes the filler as one more sequence, so that all shapes depend on the bucket
+    alone and no value depends on uninitialised memory.
 
     Parameters
     ----------
     lengths : sequence of int
-        Tokens of each sequence, known on the host. Sequences of like length side by side cost
-        attention least.
+        The number of tokens of each sequence, known on the host. Attention is cheapest if
+        neighbouring sequences have similar lengths.
     device : torch.device or str
-        Where the hidden states live.
+        The device of the hidden states.
     bucket : Bucket, optional
         The fixed shape.
 
@@ -120,13 +120,13 @@ class Packed:
     lengths, bucket
         The same.
     tokens : int
-        Real tokens in all.
+        The number of real tokens.
     filler : int
-        Rows after them that belong to no sequence.
+        The number of rows after them.
     rows : int
-        N: both together.
+        N, the sum of both.
     longest : int
-        Tokens that the longest sequence has, or may have in the bucket.
+        The number of tokens of the longest sequence, or the most that the bucket allows.
     device : torch.device
         The same.
     """
@@ -177,7 +177,7 @@ class Packed:
 
     @cached_property
     def spans(self) -> Spans:
-        """Where each sequence that attention sees begins and ends, for kernels that look it up."""
+        """The boundaries of the sequences that attention sees, for kernels that look them up."""
         ends = torch.tensor((0, *self.attended), dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return Spans(ends.to(self.device, non_blocking=True), sum(self.attended), self.longest)
 
@@ -188,7 +188,7 @@ class Packed:
         return (ends - torch.tensor(self.lengths)).to(self.device, non_blocking=True)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return all index tensors that a GPU needs; in a bucket it alone sets their shapes."""
+        """Return all index tensors for a GPU; with a bucket their shapes depend on it alone."""
         padding = (self.whole.gather, self.whole.scatter, self.whole.keep)
         return (
             self.first_rows,
@@ -197,14 +197,14 @@ class Packed:
         )
 
     def prepare(self) -> None:
-        """Make now what is else made at its first use."""
+        """Compute the cached properties now instead of at their first use."""
         _ = self.bundles, self.tensors()
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
         """Return the same layout with every index tensor changed, e.g. moved to another device."""
         first_rows = change(self.first_rows)
         other = Packed(self.lengths, first_rows.device, self.bucket)
-        # What these properties would make anew at their first use is there already.
+        # Set the cached properties, which would be computed again at their first use.
         other.first_rows = first_rows
         other.spans = self.spans._replace(boundaries=change(self.spans.boundaries))
         whole = self.whole
@@ -221,7 +221,7 @@ class Packed:
     def attend(
         self, QKV: torch.Tensor, num_heads: int, dropout: float = 0.0, impl: str = "auto"
     ) -> torch.Tensor:
-        """Eq. (4) for QKV (N, 3·D), queries, keys and values side by side; gives (N, D)."""
+        """Return H1 (N, D), Eq. (4), for QKV (N, 3·D): Q, K and V side by side."""
         spans = None if self.device.type == "cpu" and impl != "triton" else self.spans
         return packed_attention(QKV, self.bundles, num_heads, dropout, impl, spans)
 
@@ -233,7 +233,7 @@ class Packed:
         dropout: float = 0.0,
         impl: str = "auto",
     ) -> torch.Tensor:
-        """Eq. (4) from the first token alone, Q (B, D), to KV (N, 2·D); gives (B, D)."""
+        """Return H1 (B, D), Eq. (4), of the first tokens, for Q (B, D) and KV (N, 2·D)."""
         bundle, B = self.whole, len(self.lengths)
         KV = padded_rows(KV, bundle).view(bundle.count, bundle.longest, -1)[:B]  # (B, T, 2·D)
         keep = None if bundle.keep is None else bundle.keep[:B]
@@ -258,7 +258,7 @@ def _attend_first(
     B, T, _ = KV.shape
     K, V = KV.view(B, T, 2, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, A, T, Dh) each
     Q = Q.view(B, 1, num_heads, -1).transpose(1, 2)  # (B, A, 1, Dh)
-    if impl == "triton":  # which is for whole sequences
+    if impl == "triton":  # its kernel is for whole sequences
         impl = "auto"
     H1 = attention(Q, K, V, keep, dropout, impl)  # (B, A, 1, Dh)
     return H1.flatten(1)
@@ -283,7 +283,7 @@ class PackedBatch(NamedTuple):
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> PackedBatch:
-        """Return the same in memory of the host that a GPU reads by itself."""
+        """Return a copy in pinned memory of the host, from which copies to a GPU need no wait."""
         return self.mapped(torch.Tensor.pin_memory)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -297,7 +297,7 @@ class PackedBatch(NamedTuple):
 
 
 class Unpacking(NamedTuple):
-    """How to bring what was packed back into the order and shape of the padded batch."""
+    """Restores the order and shape of the padded batch from packed results."""
 
     shape: tuple[int, int]
     """(B, T)."""
@@ -318,7 +318,7 @@ class Unpacking(NamedTuple):
 
 
 class Unchanged:
-    """The way back for a batch that stayed padded: none."""
+    """Takes the place of :class:`Unpacking` for a batch that stayed padded: changes nothing."""
 
     def hidden(self, X: torch.Tensor) -> torch.Tensor:
         """Return (B, T, D) as it is."""
@@ -335,19 +335,19 @@ def pack(
     token_type_ids: torch.Tensor,
     pad_token_id: int = 0,
 ) -> tuple[PackedBatch, Unpacking]:
-    """Pack a padded batch (B, T); the sequences are put in the order of their lengths.
+    """Pack a padded batch (B, T), its sequences sorted by length.
 
-    The lengths must be known on the host: with tensors on a GPU this waits for it. Training packs
-    from the host's lists instead (:meth:`spafit.text.tokenization.Encodings.packed`).
+    The lengths must be known on the host: with tensors on a GPU this waits for the GPU. Training
+    packs from lists on the host instead (:meth:`spafit.text.tokenization.Encodings.packed`).
 
     Parameters
     ----------
     input_ids, token_type_ids : torch.Tensor of int64, (B, T)
         The padded batch.
     attention_mask : torch.Tensor, (B, T), optional
-        1 at real tokens; they need not be the first ones of a row. None means all.
+        1 at real tokens; they need not be the first ones of a row. None means that all are real.
     pad_token_id : int
-        What the rows that belong to no sequence get.
+        The token id of the filler rows.
     """
     B, T = input_ids.shape
     device = input_ids.device
@@ -383,13 +383,13 @@ def check_padded(
 ) -> None:
     """Check a padded batch (B, T).
 
-    Ids and masks that live on a GPU are not looked into, because that would stop it at every step.
+    Values of ids and masks on a GPU are not checked: the host would wait for it at every step.
 
     Raises
     ------
     ConfigError
         If shapes do not fit each other or the model, an id is outside its vocabulary, the mask
-        holds more than 0 and 1, or a sequence has no real token.
+        holds other values than 0 and 1, or a sequence has no real token.
     """
     if input_ids.dim() != 2 or 0 in input_ids.shape:
         raise ConfigError(
@@ -419,13 +419,13 @@ def check_padded(
 
 
 def check_packed(config: BertConfig, batch: PackedBatch, prefix: torch.Tensor | None) -> None:
-    """Check a packed batch, and the hidden states that were kept for it, (N, D).
+    """Check a packed batch, and the hidden states (N, D) after group 1 that were kept for it.
 
     Raises
     ------
     ConfigError
         If a sequence is longer than the model's positions, the prefix has another shape, or (on a
-        CPU, where looking costs nothing) an id is outside its vocabulary.
+        CPU, where checking is cheap) an id is outside its vocabulary.
     """
     _check_length(config, max(batch.layout.lengths))
     shape = (batch.layout.rows, config.hidden_size)

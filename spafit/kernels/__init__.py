@@ -1,8 +1,8 @@
-"""The operations that take the time: fused forms, and the plain form that defines each.
+"""The operations that take most of the time: fused forms, and the plain form that defines each.
 
-Every operation takes ``impl``: ``"reference"`` is the equation written out (``reference.py``),
-``"auto"`` chooses the best form that the machine has, and any other name asks for that form and
-raises where it is not available.
+Every operation has a parameter ``impl``: ``"reference"`` is the equation written out
+(``reference.py``), ``"auto"`` chooses the fastest form that the machine has, and any other name
+asks for that form and raises an error if it is not available.
 """
 
 from spafit.kernels import compiled

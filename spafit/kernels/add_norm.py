@@ -1,4 +1,7 @@
-"""Dropout, residual and LayerNorm as one operation, the ends of Eq. (6)-(7) and (9)-(10)."""
+"""Dropout, residual and LayerNorm as one operation: the checkpoint's end of Eq. (6)-(7), (9)-(10).
+
+The paper prints LayerNorm, then Dropout, and no residual; see :mod:`spafit.kernels.reference`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from spafit.kernels.forms import (
 )
 
 TRITON_WIDEST = 4096
-"""The longest row that the registers of a Triton program hold well."""
+"""The longest row that fits well into the registers of a Triton program."""
 
 
 def dropout_add_norm(
@@ -29,7 +32,9 @@ def dropout_add_norm(
     dropout: float = 0.0,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Apply y = LayerNorm(Dropout(x) + residual) = γ ⊙ (z - mean) / √(variance + eps) + β + δ.
+    """Compute y = LayerNorm(Dropout(x) + residual) = γ ⊙ (z - mean) / √(variance + eps) + (β + δ).
+
+    z is Dropout(x) + residual.
 
     Parameters
     ----------
@@ -40,15 +45,15 @@ def dropout_add_norm(
     eps : float
         Added to the variance.
     bias_delta : torch.Tensor, (D,), optional
-        δ, what is added to the frozen β.
+        δ, added to the frozen β.
     dropout : float
         Rate at which elements of x are dropped; 0 outside training.
     impl : {"auto", "reference", "fused", "triton"}
-        The form to use. ``"fused"`` keeps z, two numbers a token and one byte an element for
-        backward, where the plain form keeps what its dropout, sum and LayerNorm keep each for
-        itself; ``"auto"`` is ``"fused"`` on a CPU. ``"triton"`` is one kernel each way, which keeps
-        z, two numbers a token and what the mask is drawn from; ``"auto"`` takes it on a CUDA device
-        that has it.
+        The form to use. ``"fused"`` keeps z, two numbers for each token and a byte for each element
+        for backward, less than the dropout, sum and LayerNorm of the plain form keep; ``"auto"`` is
+        ``"fused"`` on a CPU. ``"triton"`` is one kernel for forward and one for backward, which
+        keep z, two numbers for each token and the seed of the mask; ``"auto"`` uses it on a CUDA
+        device that has it.
 
     Returns
     -------
@@ -57,8 +62,8 @@ def dropout_add_norm(
     Raises
     ------
     ConfigError
-        If ``impl`` is not one of the four or is not available, or a second derivative is asked of a
-        form that is not plain.
+        If ``impl`` is not one of the four or is not available, or a second derivative of the fused
+        or the Triton form is asked for.
     """
     tensors = (x, residual, weight, bias, bias_delta)
     known = ("reference", "fused", "triton")
@@ -82,7 +87,7 @@ def dropout_add_norm(
         dtype = torch.float32 if autocast else torch.promote_types(x.dtype, residual.dtype)
         return dropout_add_norm_triton(x, residual, weight, bias, eps, bias_delta, dropout, dtype)
     if autocast:
-        # LayerNorm is taken in float32 under autocast, as PyTorch does.
+        # Under autocast LayerNorm is computed in float32, as in PyTorch.
         x, residual, weight, bias = (
             each if each.dtype == torch.float64 else each.float()
             for each in (x, residual, weight, bias)
@@ -124,7 +129,7 @@ class _DropoutAddNorm(torch.autograd.Function):
         if needs_x:
             dx = dz if mask is None else apply_mask(dz, mask, ctx.dropout)
         ddelta = None
-        if needs_delta:  # in memory of its own, for b's may be written to
+        if needs_delta:  # in memory of its own, because b's gradient may be modified in place
             ddelta = db.clone() if needs_bias else db
         dbias = db if needs_bias else None
         return dx, dz if needs_residual else None, dweight, dbias, ddelta, None, None

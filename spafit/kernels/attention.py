@@ -17,24 +17,25 @@ def attention(
     dropout: float = 0.0,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Attend from every query to the kept keys of its sequence, Eq. (4).
+    """Compute attention, Eq. (4): H1 = softmax(QKᵀ / √Dh) V in each head, over the kept keys.
 
     Parameters
     ----------
     Q, K, V : torch.Tensor, (B, A, T, Dh)
         Queries, keys and values of A heads.
     keep : torch.Tensor of bool, (B, 1, 1, T), optional
-        True where a key is a real token; None keeps all. Every sequence needs at least one: where
-        there is none, the forms do not agree (the plain one gives NaN).
+        True where a key is a real token; None keeps all. Every sequence needs at least one: without
+        any, the forms do not agree (the plain one gives NaN).
     dropout : float
         Rate at which attention probabilities are dropped; 0 outside training.
     impl : {"auto", "reference", "sdpa", "fused"}
-        ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention``, which is the fused form here, and
-        what ``"auto"`` takes.
+        ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention``; ``"fused"`` and ``"auto"`` are the
+        same.
 
     Returns
     -------
     torch.Tensor, (B, A, T, Dh)
+        H1, head by head.
 
     Raises
     ------

@@ -1,10 +1,10 @@
-"""Register the stacked linear map as a PyTorch operator, which torch.compile keeps in one piece.
+"""Register the stacked linear map as a PyTorch operator, which torch.compile does not take apart.
 
-In eager mode :mod:`spafit.kernels.lora_linear` calls its autograd function itself, which costs a
-sixth of an operator's call (5 against 30 µs).
+In eager mode :mod:`spafit.kernels.lora_linear` calls its autograd function directly, which takes a
+sixth of the time of an operator's call (5 against 30 µs).
 
-An operator's lists hold tensors alone, and its results are all there: of δ, A and B what a part
-lacks, and of U, the mask and what GELU was applied to what is not kept, is an empty tensor.
+An operator can neither take nor return None. An empty tensor takes the place of a δ, A or B that a
+part does not have, and of U, the mask or GELU's input if they are not kept.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _STACK = (
 
 
 def _parts(stack: Sequence[Any]) -> list[Part]:
-    """Put the parts together from what follows x in the schema."""
+    """Make the parts from the arguments that follow x in the schema."""
     weights, biases, *optional, scalings, dropout = stack
     lacking = [[t if t.numel() else None for t in row] for row in optional]
     return make_parts([weights, biases, *lacking], scalings, dropout)
 
 
-# Whoever computes it again must not draw again: it is kept instead (activation checkpointing).
-# ``fresh`` is an empty tensor made for each call: without it two equal calls would be taken for
-# one, with one draw of dropout.
+# The tag makes activation checkpointing keep the results instead of drawing dropout again.
+# ``fresh`` is an empty tensor made for each call: without it torch.compile would merge two equal
+# calls into one, with one mask.
 @torch_library.custom_op(
     "spafit::stacked_linear",
     mutates_args=(),
@@ -41,7 +41,7 @@ def _parts(stack: Sequence[Any]) -> list[Part]:
     tags=(torch.Tag.nondeterministic_seeded,),
 )
 def _stacked_linear(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
-    """Return y, U, the mask and what GELU was applied to."""
+    """Return y, U, the mask and GELU's input."""
     *stack, gelu, _ = arguments
     y, kept = forward(x, _parts(stack), gelu, keep=True)
     empty = (x.new_empty(0, dtype=dtype) for dtype in (x.dtype, torch.bool, x.dtype))
@@ -79,7 +79,7 @@ def _stacked_linear_backward(
     kept = Kept(*(each if each.numel() else None for each in (U, mask, before_gelu)))
     dx, gradients = backward(dY, x, parts, kept, needs_x, by_field(needs, len(parts)))
     wanted = [dx, *(gradient for field in gradients for gradient in field)]
-    # An operator's results must not share memory, as the parts of one product's rows do.
+    # An operator's results must not share memory, as slices of one product do.
     return [gradient.clone() for gradient in wanted if gradient is not None]
 
 

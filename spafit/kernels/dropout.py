@@ -3,11 +3,11 @@
 y = x ⊙ m / (1 - rate), where m is 1 with probability 1 - rate and else 0, independently for each
 element.
 
-PyTorch's ``bernoulli_`` takes one draw of 32 or 64 bits an element, about 4.5 ns on a CPU; here one
-draw of 64 bits serves four elements, 0.7 ns each. The rate is thereby rounded to a multiple of
-1/65,536 (0.1 becomes 0.100006), and the scale is that of the rounded rate, so that the mean is x
-exactly. The numbers come from PyTorch's own generator: a seed repeats them, and activation
-checkpointing draws the same ones again.
+PyTorch's ``bernoulli_`` draws 32 or 64 bits for each element, about 4.5 ns on a CPU; here one draw
+of 64 bits serves four elements, 0.7 ns each. The rate is thereby rounded to a multiple of 1/65,536
+(0.1 becomes 0.100006), and the scale is computed from the rounded rate, so that the expectation of
+y is exactly x. The numbers come from PyTorch's own generator: the same seed gives the same mask,
+and activation checkpointing draws it again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LEVELS = 65_536
 
 
 def scale_of(rate: float, device: torch.device) -> float:
-    """Return what the kept elements are multiplied by: 1 / (1 - the rate as it is drawn)."""
+    """Return the factor of the kept elements: 1 / (1 - rate), for the rate as rounded."""
     if device.type != "cpu":
         return 1.0 / (1.0 - rate)
     return _LEVELS / (_LEVELS - _dropped_levels(rate))
 
 
 def draw_bits(shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
-    """Draw 16 random bits an element on the CPU, as int16 of ``shape``."""
+    """Draw 16 random bits for each element on the CPU, as int16 of ``shape``."""
     numel = math.prod(shape)
     draws = torch.empty((numel + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     return draws.view(torch.int16)[:numel].view(shape)
@@ -51,8 +51,8 @@ def keep_mask(x: torch.Tensor, rate: float) -> torch.Tensor:
 
 
 def apply_mask(x: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
-    """Return x ⊙ m / (1 - rate) for a mask of :func:`keep_mask`; its own backward, too."""
-    # Through uint8, for PyTorch converts bool to float six times as slowly.
+    """Return x ⊙ m / (1 - rate) for a mask of :func:`keep_mask`; also the backward, of dY."""
+    # Through uint8: PyTorch converts bool to float six times as slowly.
     m = mask.view(torch.uint8).to(x.dtype)
     return m.mul_(x).mul_(scale_of(rate, x.device))
 
@@ -63,7 +63,7 @@ def _dropped_levels(rate: float) -> int:
 
 
 class _Dropout(torch.autograd.Function):
-    """Keeps one byte an element for backward."""
+    """dX = dY ⊙ m / (1 - rate); m is kept, one byte for each element."""
 
     @staticmethod
     def forward(ctx, x, rate):  # type: ignore[no-untyped-def]
@@ -86,7 +86,7 @@ def dropout(x: torch.Tensor, rate: float, impl: str = "auto") -> torch.Tensor:
     x : torch.Tensor
         Any shape.
     rate : float
-        From 0 to below 1; at 0 nothing is drawn.
+        At least 0 and below 1; at 0 nothing is drawn.
     impl : {"auto", "reference", "fused"}
         ``"reference"`` is PyTorch's ``F.dropout``; ``"auto"`` is ``"fused"`` on a CPU.
 

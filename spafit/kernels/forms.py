@@ -13,15 +13,15 @@ from spafit.errors import ConfigError
 
 
 def choose_form(operation: str, impl: str, known: tuple[str, ...], auto: str) -> str:
-    """Return the form that ``impl`` asks for, ``auto`` where it leaves the choice.
+    """Return the form that ``impl`` asks for; ``auto`` if it is ``"auto"``.
 
-    Inside a transform of ``torch.func`` the choice is the plain form, for a backward of our own
+    Inside a transform of ``torch.func`` ``"auto"`` is the plain form, because a custom backward
     cannot be transformed.
 
     Raises
     ------
     ConfigError
-        If the operation has no such form, or has it with a backward of its own and is transformed.
+        If the operation has no such form, or the form has a custom backward inside a transform.
     """
     if impl == "auto":
         return "reference" if is_transformed() else auto
@@ -39,23 +39,24 @@ def choose_form(operation: str, impl: str, known: tuple[str, ...], auto: str) ->
 def is_transformed() -> bool:
     """Return whether the call is inside a transform of ``torch.func``: ``grad``, ``vmap``, ``jvp``.
 
-    This is what ``torch.autograd.Function.apply`` asks itself. ``torch.compile`` has a form of its
-    own for what it traces.
+    ``torch.autograd.Function.apply`` asks the same. Code that ``torch.compile`` traces uses the
+    operator of :mod:`spafit.kernels.compiled` instead.
     """
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def best_on(device: torch.device) -> str:
-    """Return the form of dropout and LayerNorm that a device runs best.
+    """Return the form of dropout and LayerNorm that is best on a device.
 
-    Fused on a CPU. A GPU has kernels of its own for the plain form, and a compiler fuses it itself.
+    It is the fused form on a CPU. PyTorch has fast GPU kernels for the plain form, and
+    ``torch.compile`` fuses it.
     """
     plain = device.type != "cpu" or torch.compiler.is_compiling()
     return "reference" if plain else "fused"
 
 
 def refuse_second_derivative(operation: str) -> None:
-    """Raise a ConfigError if a fused backward is itself to be differentiated."""
+    """Raise a ConfigError if a fused backward is itself differentiated."""
     if torch.is_grad_enabled():
         raise ConfigError(
             f"the fused {operation} cannot be differentiated twice (create_graph=True); use "
@@ -64,11 +65,11 @@ def refuse_second_derivative(operation: str) -> None:
 
 
 TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the Triton kernels compute in; their sums are float32."""
+"""The types that the Triton kernels compute in; their sums are float32."""
 
 
 def why_no_triton(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Return why Triton kernels cannot run on a device in a type; empty where they can."""
+    """Return why Triton kernels cannot run on a device in a type; empty if they can."""
     reason = _why_not_on(device)
     if not reason and dtype not in TRITON_TYPES:
         reason = f"it computes in float32, bfloat16 or float16, found {dtype}"
@@ -107,19 +108,19 @@ def suits_triton(*tensors: torch.Tensor | None) -> bool:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Name the arithmetic of products in a type: of float32, "float32" or "tf32"."""
+    """Return the name of the precision of products in a type: for float32 "float32" or "tf32"."""
     if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return str(dtype).removeprefix("torch.")
 
 
 def require_triton(operation: str, *tensors: torch.Tensor | None) -> None:
-    """Raise where an operation's Triton form is not available for the tensors at hand.
+    """Raise an error if an operation's Triton form is not available for these tensors.
 
     Raises
     ------
     ConfigError
-        Naming the operation, the reason and the mend.
+        It names the operation and the reason.
     """
     for tensor in tensors:
         if tensor is not None and (reason := why_no_triton(tensor.device, tensor.dtype)):

@@ -1,21 +1,22 @@
-"""Linear maps with low-rank updates: y = x Wᵀ + b + δ + s·(drop(x) Aᵀ) Bᵀ, one or several at once.
+"""Linear maps with LoRA: y = x Wᵀ + b + δ + s·(drop(x) Aᵀ) Bᵀ, one or several at once.
 
-Several maps of one input (query, key and value) are one product with their stacked weights, and one
-with their stacked A. A map may have a bias delta δ, a low-rank update, both or neither.
+Several maps of one input (query, key and value) take one product with their stacked weights and one
+with their stacked A. A map may have a bias delta δ, a low-rank update, both or neither. The plain
+forms are ``linear``, ``lora_linear`` and ``stacked_linear`` in :mod:`spafit.kernels.reference`.
 
-N tokens, r rank, R the ranks of the stack together, U = x Aᵀ (N, R), V = s·dY B (N, R).
+N tokens, r rank, R the sum of the ranks of the stack, U = drop(x) Aᵀ (N, R), V = s·dY B (N, R).
 
 ======================  =======================================  ===================================
 quantity                additive order                           merged order, W' = W + s·BA
 ======================  =======================================  ===================================
-forward                 y = x Wᵀ + b + δ + s·U Bᵀ, U is kept     y = x W'ᵀ + b + δ, U is made again
+forward                 y = x Wᵀ + b + δ + s·U Bᵀ, U is kept     y = x W'ᵀ + b + δ, U is recomputed
 dx                      dY W + V A                               dY W'
 ======================  =======================================  ===================================
 
-and in both dA = Vᵀ x, dB = s·dYᵀ U, dδ = db = Σ dY, dW = dYᵀ x. The order is chosen by arithmetic,
-forward and backward apart. LoRA dropout allows the additive one alone, and so does half precision:
-the rounding of W' is the same for every row, so that sums over rows, which all gradients are, add
-it up where they average the rounding of outputs.
+and in both dA = Vᵀ drop(x), dB = s·dYᵀ U, dδ = db = Σ dY, dW = dYᵀ x. The order that takes fewer
+multiplications is chosen, for forward and backward separately. LoRA dropout and half precision
+allow only the additive order. In half precision the rounding of W' is the same for every row, so
+that it adds up in the sums over rows that all gradients are; the rounding of outputs averages out.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from spafit.kernels.products import product, transposed_product
 
 _HALF = (torch.float16, torch.bfloat16)
 
-# Writing an element of W' takes about as long as this many multiplications of a product.
+# Writing one element of W' takes about as long as this many multiplications.
 _WRITING = 16
 
 
@@ -68,7 +69,7 @@ def lora_linear(
     dropout: float = 0.0,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Apply y = x Wᵀ + b + δ + s·(drop(x) Aᵀ) Bᵀ (Hu et al., 2021, Eq. 3, with biases).
+    """Compute y = x Wᵀ + b + δ + s·(drop(x) Aᵀ) Bᵀ (Hu et al., 2022, Eq. 3, with biases).
 
     Parameters
     ----------
@@ -85,15 +86,15 @@ def lora_linear(
     scaling : float
         s = alpha / r.
     bias_delta : torch.Tensor, (out,), optional
-        δ, what is added to the frozen bias.
+        δ, added to the frozen bias.
     dropout : float
         Rate at which the input of A alone is dropped; 0 outside training.
     impl : {"auto", "reference", "fused", "triton"}
-        The form to use. ``"fused"`` is one operation with a backward of its own, which cannot be
+        The form to use. ``"fused"`` is one operation with a custom backward, which cannot be
         differentiated twice. ``"triton"`` is that operation in kernels for a GPU: bias, update and
-        dropout in the product itself, bias and GELU in one kernel. What has neither update nor
-        GELU, and what is compiled by ``torch.compile``, takes the fused form there too.
-        ``"auto"`` is ``"fused"``; on a GPU that has Triton, the faster of the two
+        dropout in the product itself, bias and GELU in one kernel; a map with neither update nor
+        GELU, and code compiled by ``torch.compile``, use the fused form instead. ``"auto"`` is
+        ``"fused"``; on a GPU that has Triton, the faster of the two
         (:mod:`~spafit.kernels.gpu.choices`).
 
     Returns
@@ -113,7 +114,7 @@ def lora_linear(
 def stacked_linear(
     x: torch.Tensor, parts: Sequence[Part], *, gelu: bool = False, impl: str = "auto"
 ) -> torch.Tensor:
-    """Apply several linear maps to one input, their outputs side by side in the last dimension.
+    """Compute several linear maps of one input, their outputs side by side in the last dimension.
 
     Parameters
     ----------
@@ -122,8 +123,7 @@ def stacked_linear(
     parts : sequence of Part
         The maps, one or more.
     gelu : bool
-        Whether the output is GELU (exact, erf) of the maps': Eq. (8) as one operation, which keeps
-        only what GELU was applied to.
+        Whether to apply GELU (exact, erf) to the outputs: with one map, Eq. (8) as one operation.
     impl : {"auto", "reference", "fused", "triton"}
         As for :func:`lora_linear`.
 
@@ -144,24 +144,24 @@ def stacked_linear(
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device_type))
-        # What follows chooses its own types: the merged weight, for one, is summed in float32.
+        # The forms choose their own types: the merged weight, for example, is summed in float32.
         with torch.autocast(device_type, enabled=False):
             return _in_form(x, parts, gelu, form)
     return _in_form(x, parts, gelu, form)
 
 
 def _in_form(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> torch.Tensor:
-    """Apply the form, part by part where they cannot be one operation."""
+    """Compute the maps in a form, part by part if they cannot be one operation."""
     adapted = any(part.lora_A is not None for part in parts)
     tensors = [tensor for part in parts for tensor in part[:5]]
     if form == "triton":
         require_triton("a linear map", x, *tensors)
-    # A map without update and GELU is one product, which nothing does better than PyTorch's own.
+    # A map without update and GELU is one product, for which PyTorch's own is the fastest.
     if not (adapted or (gelu and len(parts) == 1)) or x.numel() == 0:
         form = "fused"
     elif form == "auto":
         form = _faster(x, parts, gelu) if suits_triton(x, *tensors) else "fused"
-    # In the fused form each A has a dropped input of its own: the parts share nothing but x.
+    # In the fused form each A has its own dropout mask: the parts share nothing but x.
     apart = any(part.dropout for part in parts)
     if len(parts) > 1 and (not are_uniform(parts) if form == "triton" else apart):
         return torch.cat([_in_form(x, [part], gelu, form) for part in parts], dim=-1)
@@ -173,7 +173,7 @@ def _in_form(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> t
 
 
 def _faster(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> str:
-    """Name the form that is faster for such a stack on such a GPU: see the module ``choices``."""
+    """Return the faster form for such a stack on such a GPU; see the module ``choices``."""
     learns = torch.is_grad_enabled()
     needs = [x, *(tensor for part in parts for tensor in part[:5])]
     learnt = "".join(
@@ -189,7 +189,7 @@ def _faster(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> str:
     made: list[tuple[torch.Tensor, list[Part]]] = []
 
     def run(form: str, rate: float) -> list[torch.Tensor]:
-        if not made:  # not before: nothing is drawn where the choice is known
+        if not made:  # only now: nothing is drawn if the choice is known already
             made.append(_stand_ins(x, parts))
         given, mine = made[0]
         y = _in_form(given, [part._replace(dropout=rate) for part in mine], gelu, form)
@@ -203,7 +203,7 @@ def _faster(x: torch.Tensor, parts: Sequence[Part], gelu: bool) -> str:
 
 
 def _stand_ins(x: torch.Tensor, parts: Sequence[Part]) -> tuple[torch.Tensor, list[Part]]:
-    """Return numbers (N, in) to measure with, and the parts, with a B that is not 0."""
+    """Return random inputs (N, in) for the timing, and the parts with random B instead of 0."""
     learns = torch.is_grad_enabled()
     generator = torch.Generator(x.device).manual_seed(0)
 
@@ -226,12 +226,12 @@ def _stand_ins(x: torch.Tensor, parts: Sequence[Part]) -> tuple[torch.Tensor, li
 
 
 def _as_one(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> torch.Tensor:
-    """Apply the fused or the Triton form as one operation."""
+    """Compute the fused or the Triton form as one operation."""
     weights, biases, deltas, As, Bs, scalings, dropouts = map(list, zip(*parts, strict=True))
     tensors = (*weights, *biases, *deltas, *As, *Bs)
     flat = x.reshape(-1, x.shape[-1])
     if torch.compiler.is_compiling():
-        # An operator's list holds tensors alone: what a part lacks is an empty one.
+        # An operator's lists hold no None: an empty tensor stands for what a part does not have.
         nothing = flat.new_empty(0)
         optional = [[nothing if t is None else t for t in row] for row in (deltas, As, Bs)]
         y, *_ = torch.ops.spafit.stacked_linear(
@@ -250,7 +250,7 @@ def _as_one(x: torch.Tensor, parts: Sequence[Part], gelu: bool, form: str) -> to
 def forward(
     x: torch.Tensor, parts: Sequence[Part], gelu: bool, keep: bool
 ) -> tuple[torch.Tensor, Kept]:
-    """Return y (N, Σ out) for x (N, in), and what to keep for :func:`backward`."""
+    """Return y (N, Σ out) for x (N, in), and the tensors to keep for :func:`backward`."""
     U = mask = None
     adapted = [part for part in parts if part.lora_A is not None]
     merges = bool(adapted) and merges_forward(x, parts)
@@ -264,7 +264,7 @@ def forward(
             y_i.addmm_(U_i, part.B.to(y.dtype).t(), alpha=part.scaling)
     if keep:
         return (F.gelu(y), Kept(U, mask, y)) if gelu else (y, Kept(U, mask))
-    # In place, and not in oneDNN's product: a frozen map gives the bits that a trained one gives.
+    # In place, and not fused into oneDNN's product: the bits are the same with and without keep.
     return torch.ops.aten.gelu_(y) if gelu else y, Kept()
 
 
@@ -276,9 +276,9 @@ def backward(
     needs_x: bool,
     needs: Sequence[Sequence[bool]],
 ) -> tuple[torch.Tensor | None, list[list[torch.Tensor | None]]]:
-    """Return dx, and the gradients of W, b, δ, A and B of every part, None where not asked for.
+    """Return dx, and the gradients of W, b, δ, A and B of every part, None if not asked for.
 
-    ``needs`` says what is asked for, in the same order; ``x`` may be None where no matrix is.
+    ``needs`` says which are asked for, in the same order; ``x`` may be None if no matrix's is.
     """
     gradients: list[list[torch.Tensor | None]] = [[None] * len(parts) for _ in needs]
     dW, _, _, dA, dB = gradients
@@ -328,23 +328,23 @@ def backward(
 
 
 def merges_forward(x: torch.Tensor, parts: Sequence[Part]) -> bool:
-    """Return whether y = x W'ᵀ, with W' made anew, costs less than the additive order.
+    """Return whether y = x W'ᵀ, with W' recomputed, costs less than the additive order.
 
-    In multiplications, a token's additive ones are R·in for U and Σ out·r for U Bᵀ.
+    For each token the additive order takes R·in multiplications for U and Σ out·r for U Bᵀ.
     """
     return _merges(x, parts, sum(ranks(parts)) * width_in(parts) + _elements_of_B(parts))
 
 
 def merges_backward(dY: torch.Tensor, parts: Sequence[Part]) -> bool:
-    """Return whether dx = dY W', with W' made anew, costs less than adding V A (V is kept for dA).
+    """Return whether dx = dY W', with W' recomputed, costs less than adding V A.
 
-    In multiplications, a token's additive ones are R·in.
+    For each token the additive order takes R·in multiplications; V is needed for dA in any case.
     """
     return _merges(dY, parts, sum(ranks(parts)) * width_in(parts))
 
 
 def _merges(rows: torch.Tensor, parts: Sequence[Part], additive_of_a_token: int) -> bool:
-    """Return whether making W', Σ out·in·r and its writing, costs less than the additive order."""
+    """Return whether making and writing W', Σ out·in·r, costs less than the additive order."""
     if rows.dtype in _HALF or parts[0].dropout or not ranks(parts):
         return False
     merging = width_in(parts) * (_elements_of_B(parts) + _WRITING * sum(outs(parts)))
@@ -357,7 +357,7 @@ def _elements_of_B(parts: Sequence[Part]) -> int:
 
 
 def _bias(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
-    """Return b + δ of all parts together, (Σ out,)."""
+    """Return b + δ of all parts, stacked, (Σ out,)."""
     biases = [
         part.bias if part.bias_delta is None else part.bias + part.bias_delta for part in parts
     ]
@@ -380,7 +380,7 @@ def _merged(parts: Sequence[Part], dtype: torch.dtype) -> torch.Tensor:
 def _adapted(
     parts: Sequence[Part], y: torch.Tensor, U: torch.Tensor
 ) -> Iterator[tuple[Part, torch.Tensor, torch.Tensor]]:
-    """Return each adapted part with its columns of y (N, Σ out) and of U (N, R)."""
+    """Yield each adapted part with its columns of y (N, Σ out) and of U (N, R)."""
     U_parts = iter(torch.split(U, ranks(parts), dim=1))
     for part, y_i in zip(parts, torch.split(y, outs(parts), dim=1), strict=True):
         if part.lora_A is not None:
@@ -412,7 +412,7 @@ def _functions(form: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 class _StackedLinear(torch.autograd.Function):
-    """A form's forward and backward in autograd; x is kept only for a matrix's gradient."""
+    """A form's forward and backward in autograd; x is kept only for the gradient of a matrix."""
 
     @staticmethod
     def forward(ctx, form, x, scalings, rate, gelu, *tensors):  # type: ignore[no-untyped-def]

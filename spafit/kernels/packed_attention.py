@@ -1,9 +1,9 @@
 """Scaled dot-product attention, Eq. (4), over packed sequences (without padding between them).
 
-Tokens never look beyond their sequence, so attention is the one operation that must know where each
-begins. Sequences that follow each other are taken together in bundles, padded to the longest of the
-bundle where their lengths differ: one bundle a sequence wastes calls, one bundle for all wastes
-padding (:func:`bundling` finds the cheapest division).
+Tokens attend within their sequence alone, so attention is the one operation that must know where
+each sequence begins. Consecutive sequences are computed together in bundles, padded to the longest
+of the bundle if their lengths differ. A bundle for each sequence wastes calls, one bundle for all
+wastes padding; :func:`bundling` finds the cheapest division.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def packed_attention(
     impl: str = "auto",
     spans: Spans | None = None,
 ) -> torch.Tensor:
-    """Attend from every token to the tokens of its sequence, H1 = softmax(QKᵀ / √Dh) V, Eq. (4).
+    """Compute attention within each sequence, Eq. (4): H1 = softmax(QKᵀ / √Dh) V in each head.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def packed_attention(
     Returns
     -------
     torch.Tensor, (N, D)
-        H1 with its heads joined; 0 in rows that belong to no sequence.
+        H1, the heads side by side; 0 in rows that belong to no sequence.
 
     Raises
     ------
@@ -209,7 +209,7 @@ def packed_attention(
 
 
 def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
-    """Return why one of the forms that take spans is not available for QKV; empty where it can."""
+    """Return why one of the forms that take spans is not available for QKV; empty if it is."""
     head_size = QKV.shape[1] // 3 // num_heads
     if form == "triton" and head_size > TRITON_WIDEST_HEAD:
         return f"it has heads of at most {TRITON_WIDEST_HEAD}, found {head_size}"
@@ -232,7 +232,7 @@ def _best(
     dropout: float,
     spans: Spans | None,
 ) -> str:
-    """Name the form that is fastest for such sequences on such a device."""
+    """Return the fastest form for such sequences on such a device."""
     if torch.compiler.is_compiling():
         return "sdpa"
     if QKV.device.type == "cpu":
@@ -266,7 +266,7 @@ def _fastest(
     made: list[torch.Tensor] = []
 
     def run(form: str, rate: float) -> list[torch.Tensor]:
-        if not made:  # not before: nothing is drawn where the choice is known
+        if not made:  # only now: nothing is drawn if the choice is known already
             made.append(_stand_in(QKV, learns))
         [given] = made
         H1 = packed_attention(given, bundles, num_heads, rate, form, spans)
@@ -278,7 +278,7 @@ def _fastest(
 
 
 def _stand_in(QKV: torch.Tensor, learns: bool) -> torch.Tensor:
-    """Return numbers of QKV's shape and type to be timed with, from a generator of their own."""
+    """Return random numbers of QKV's shape and type for the timing, from a separate generator."""
     generator = torch.Generator(QKV.device).manual_seed(0)
     given = torch.randn(QKV.shape, generator=generator, device=QKV.device)
     return given.to(QKV.dtype).requires_grad_(learns)
@@ -382,7 +382,7 @@ class _PackedAttention(torch.autograd.Function):
             Q, K, V = _heads(padded_rows(QKV, bundle), bundle, A).flatten(1, 2)  # (n·A, T, Dh)
             scale = 1.0 / math.sqrt(Q.shape[-1])
             padded = dH1[bundle.start : bundle.start + bundle.rows]
-            if bundle.scatter is not None:  # padding pulls at nothing
+            if bundle.scatter is not None:  # at padding the gradient is 0
                 padded = padded.new_zeros(
                     bundle.count * bundle.longest, padded.shape[1]
                 ).index_copy_(0, bundle.scatter, padded)

@@ -1,4 +1,4 @@
-"""The parts of a stack of linear maps, and what every form of the stack needs of them."""
+"""The parts of a stack of linear maps: their tensors, and what all forms of the stack share."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ class Part(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What backward needs beside the inputs.
+    """The tensors kept for backward, besides the inputs.
 
     Attributes
     ----------
     U : torch.Tensor, (N, R), optional
-        drop(x) Aᵀ, where it is not made again.
+        drop(x) Aᵀ, unless backward recomputes it.
     mask : torch.Tensor, (N, in), optional
-        What the fused form's dropout kept.
+        The mask of the fused form's dropout.
     before_gelu : torch.Tensor, (N, Σ out), optional
-        What GELU was applied to.
+        The input of GELU.
     seed : torch.Tensor, (1,), optional
-        From which the Triton form draws its masks again.
+        The seed from which the Triton form draws its masks again.
     """
 
     U: torch.Tensor | None = None
@@ -87,7 +87,7 @@ def ranks(parts: Sequence[Part]) -> list[int]:
 
 
 def are_uniform(parts: Sequence[Part]) -> bool:
-    """Return whether up to three parts are alike but for their values, all of them with LoRA."""
+    """Return whether there are at most three parts, all with LoRA, that differ in values alone."""
     if len(parts) > 3 or any(part.lora_A is None for part in parts):
         return False
     kinds = {
@@ -104,37 +104,37 @@ def are_uniform(parts: Sequence[Part]) -> bool:
 
 
 def all_W(parts: Sequence[Part]) -> torch.Tensor:
-    """Return W of all parts together, (Σ out, in)."""
+    """Return W of all parts, stacked, (Σ out, in)."""
     return stacked([part.weight for part in parts])
 
 
 def all_A(parts: Sequence[Part]) -> torch.Tensor:
-    """Return A of all parts together, (R, in)."""
+    """Return A of all parts, stacked, (R, in)."""
     return stacked([part.lora_A for part in parts if part.lora_A is not None])
 
 
 def all_B(parts: Sequence[Part]) -> torch.Tensor:
-    """Return B of parts of one rank together, (Σ out, r)."""
+    """Return B of parts of equal rank, stacked, (Σ out, r)."""
     return stacked([part.lora_B for part in parts if part.lora_B is not None])
 
 
 def give_sums(
     sums: torch.Tensor, parts: Sequence[Part], needs_b: Sequence[bool], needs_delta: Sequence[bool]
 ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-    """Return db and dδ of each part from Σ dY (Σ out,), None where not asked for."""
+    """Return db and dδ of each part from Σ dY (Σ out,), None if not asked for."""
     db: list[torch.Tensor | None] = [None] * len(parts)
     ddelta: list[torch.Tensor | None] = [None] * len(parts)
     for i, (part, sum_i) in enumerate(zip(parts, torch.split(sums, outs(parts)), strict=True)):
         if needs_b[i]:
             db[i] = sum_i.to(part.bias.dtype)
-        if needs_delta[i]:  # in memory of its own, for b's may be written to
+        if needs_delta[i]:  # in memory of its own, because b's gradient may be modified in place
             assert part.bias_delta is not None
             ddelta[i] = sum_i.to(part.bias_delta.dtype, copy=needs_b[i])
     return db, ddelta
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of sums over a type: float32 or wider."""
+    """Return the type in which values of a type are summed: float32 or wider."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
@@ -142,13 +142,13 @@ Each = TypeVar("Each")
 
 
 def by_field(flat: Sequence[Each], count: int) -> list[Sequence[Each]]:
-    """Divide what is given of all W, all b, all δ, all A and all B, ``count`` of each."""
+    """Split a flat sequence into those of all W, all b, all δ, all A and all B, of ``count``."""
     return [flat[start : start + count] for start in range(0, 5 * count, count)]
 
 
 def make_parts(
     fields: Sequence[Sequence[torch.Tensor | None]], scalings: Sequence[float], dropout: float
 ) -> list[Part]:
-    """Put the parts together from all W, all b, all δ, all A and all B."""
+    """Make the parts from all W, all b, all δ, all A and all B."""
     columns = zip(*fields, scalings, [dropout] * len(scalings), strict=True)
     return [Part(*column) for column in columns]

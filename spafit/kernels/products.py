@@ -2,8 +2,8 @@
 
 PyTorch's own ``F.linear`` calls MKL. On processors that are not Intel's, MKL leaves half of the
 width of AVX-512 unused, while oneDNN, which PyTorch carries too, uses all of it: measured on two
-cores of a Zen 5, 200 against 450 GFLOP/s in float32. Which of them is used follows from the
-processor alone, never from a timing, so that a run repeats bit for bit.
+cores of a Zen 5, 200 against 450 GFLOP/s in float32. The choice depends on the processor alone,
+never on a timing, so that a run repeats bit for bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEAST_FLOP = 4e6
 
 @functools.cache
 def library() -> str:
-    """Name the library of large float32 products on this CPU: ``"mkl"`` or ``"onednn"``.
+    """Return the name of the library of large float32 products: ``"mkl"`` or ``"onednn"``.
 
     Raises
     ------
@@ -45,12 +45,12 @@ def library() -> str:
 
 
 def library_on(device: torch.device) -> str:
-    """Name the library of products on a device: :func:`library`'s, or ``"cublas"`` on a GPU."""
+    """Return the library of products on a device: :func:`library`, or ``"cublas"`` on a GPU."""
     return library() if device.type == "cpu" else "cublas"
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return x Wᵀ + b, without a gradient.
+    """Return x Wᵀ + b; no gradient is recorded.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return aᵀ b, the gradient of a matrix: a sum over rows, in float32 or wider.
+    """Return aᵀ b, such as dW = dYᵀ x: a sum over rows, in float32 or wider.
 
     Parameters
     ----------
@@ -84,14 +84,14 @@ def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor, (m, n)
-        In float32 where the factors are half as wide.
+        In float32 if the factors are bfloat16 or float16.
     """
     is_half = a.dtype in (torch.float16, torch.bfloat16)
     if is_half and a.device.type == "cuda" and a.dtype == b.dtype:
         summed: torch.Tensor = torch.mm(a.t(), b, out_dtype=torch.float32)
         return summed
     dtype = torch.float32 if is_half else a.dtype
-    # oneDNN takes a transposed matrix as it lies, but is slow beyond use on columns cut from one.
+    # oneDNN accepts a transposed matrix without a copy, but is very slow on a slice of columns.
     return product(a.to(dtype).contiguous().t(), b.to(dtype).contiguous().t(), None)
 
 

@@ -1,11 +1,12 @@
 """The plain form of every operation: its definition, written as its equation.
 
-In the order of the data through a layer. Every fused and Triton form elsewhere in this folder is
-held against the function of its name here; ``impl="reference"`` runs these.
+The functions follow the order of the forward pass through a layer. Every fused and Triton form
+elsewhere in this folder is tested against the function of the same name here, which
+``impl="reference"`` runs.
 
-B sequences, T tokens of the longest, N tokens in all, D hidden, A heads, Dh = D / A, r rank.
-``x`` is (..., in): padded and packed tokens alike. Equation numbers are those of the SPAFIT paper,
-section 3.2. Dropout rates are 0 outside training.
+B sequences, T tokens of the longest, N tokens in all, D hidden, A heads, Dh = D / A, r rank. ``x``
+is (..., in), for padded and packed tokens alike. Equation numbers are those of the SPAFIT paper,
+section 3.2; its H_1 .. H_7 are H1 .. H7 in code. Dropout rates are 0 outside training.
 """
 
 from __future__ import annotations
@@ -42,15 +43,18 @@ def lora_linear(
     bias_delta: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Compute y = x Wᵀ + (b + δ) + s·(drop(x) Aᵀ) Bᵀ, s = alpha / r (Hu et al., 2022, Eq. 3)."""
-    U = F.linear(F.dropout(x, dropout), lora_A)  # (..., r)
+    """Compute y = x Wᵀ + (b + δ) + s·(drop(x) Aᵀ) Bᵀ, s = alpha / r (Hu et al., 2022, Eq. 3).
+
+    The paper's section 2.2 writes the adapted weight as Φ_0 + ΔΦ, where ΔΦ = s·BA.
+    """
+    U = F.linear(F.dropout(x, dropout), lora_A)  # drop(x) Aᵀ, (..., r)
     return linear(x, weight, bias, bias_delta) + scaling * F.linear(U, lora_B)  # (..., out)
 
 
 def stacked_linear(x: torch.Tensor, parts: Sequence[Part], gelu: bool = False) -> torch.Tensor:
-    """Apply several maps to one input, their outputs side by side: Q, K and V of Eq. (1)-(3).
+    """Compute several maps of one input, their outputs side by side: Q, K and V, Eq. (1)-(3).
 
-    With ``gelu`` and one map this is Eq. (8): H_5 = GELU(W_5(H_4) + b_5), in the exact (erf) form.
+    With ``gelu`` and one map this is Eq. (8), H_5 = GELU(W_5(H_4) + b_5), in the exact (erf) form.
     """
     outputs = []
     for part in parts:
@@ -70,10 +74,11 @@ def attention(
     keep: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Attend within a padded batch, Eq. (4): H_1 = softmax(QKᵀ / √Dh) V for (B, A, T, Dh).
+    """Compute attention over a padded batch, Eq. (4): H_1 = softmax(QKᵀ / √Dh) V in each head.
 
-    ``keep`` (B, 1, 1, T) is True at real tokens. Eq. (5) as printed drops out H_1; the checkpoint
-    was trained with dropout on the probabilities, and so it stands here.
+    Q, K and V are (B, A, T, Dh); ``keep`` (B, 1, 1, T) is True at real tokens. Eq. (5) as printed
+    is H_2 = Dropout(H_1); the checkpoint was trained with dropout on the probabilities instead,
+    which is computed here.
     """
     Dh = Q.shape[-1]
     scores = Q @ K.transpose(-2, -1) / math.sqrt(Dh)  # (B, A, T, T)
@@ -86,9 +91,9 @@ def attention(
 def packed_attention(
     QKV: torch.Tensor, lengths: Sequence[int], num_heads: int, dropout: float = 0.0
 ) -> torch.Tensor:
-    """Attend within each of several packed sequences, Eq. (4): QKV (N, 3·D) gives H_1 (N, D).
+    """Compute attention within each packed sequence, Eq. (4): H_1 (N, D) from QKV (N, 3·D).
 
-    Rows after the last sequence belong to none, and are 0.
+    Rows after the last sequence belong to no sequence; H_1 is 0 there.
     """
     outputs = []
     for rows in torch.split(QKV[: sum(lengths)], list(lengths)):  # (T, 3·D)
@@ -110,8 +115,8 @@ def dropout_add_norm(
 ) -> torch.Tensor:
     """Compute LayerNorm(Dropout(x) + residual) = γ ⊙ (z - mean) / √(variance + eps) + (β + δ).
 
-    The ends of Eq. (6)-(7) and (9)-(10) in the checkpoint's order: as printed, LayerNorm comes
-    first, Dropout after it, and there is no residual.
+    This is the checkpoint's form of the LayerNorm and Dropout of Eq. (6)-(7) and (9)-(10). As
+    printed, LayerNorm comes first, then Dropout, and there is no residual.
     """
     b = bias if bias_delta is None else bias + bias_delta  # (D,)
     z = F.dropout(x, dropout) + residual  # (..., D)

@@ -1,15 +1,15 @@
-"""Several matrices that lie side by side in memory are one tall matrix, without a copy.
+"""Lay several matrices side by side in memory, and read them as one tall matrix without a copy.
 
-Query, key and value (and their A, and their B) have the same input, so that one product can serve
-all three if their matrices are one. They are laid side by side where they get their memory: where a
-model is built, loaded, moved, copied or adapted (:meth:`spafit.bert.SelfAttention.lay_side_by_side`
-is called there). A forward pass only looks where they are: side by side, they are read as one
-matrix; anywhere else, because a user arranged them otherwise, they are copied into one for the
-product and stay where they are.
+Query, key and value have the same input, so one product can compute all three from one matrix; the
+same holds for their A and their B. They are laid side by side when memory is allocated for them:
+when a model is built, loaded, moved, copied or adapted
+(:meth:`spafit.bert.SelfAttention.lay_side_by_side`). A forward pass only checks their addresses. If
+they are side by side, it reads them as one matrix; if a user arranged them differently, it copies
+them into one and leaves them in place.
 
-Each of them has a storage of its own even side by side, because what saves, shares or counts
-tensors by their storage (``torch.save``, safetensors, accelerate) would take the parts of one
-storage for one tensor under several names.
+Each has a storage of its own even when they are side by side: programs that save, share or count
+tensors by storage (``torch.save``, safetensors, accelerate) would take slices of one storage for
+one tensor with several names.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import torch
 from torch import nn
 from torch.utils.dlpack import from_dlpack
 
-# Only of these it is known that their memory is what they look like: not of a DTensor, a fake or a
-# quantised tensor, which are classes of their own.
+# Only these classes are known to hold their values in plain memory; a DTensor, a fake or a
+# quantised tensor is of another class.
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
 def cut(whole: torch.Tensor, rows: Sequence[int]) -> list[torch.Tensor]:
-    """Cut (Σ rows, ...) into tensors (rows_i, ...) with a storage each, over the same memory.
+    """Cut (Σ rows, ...) into tensors (rows_i, ...) over the same memory, each with its own storage.
 
-    Each of them keeps the memory alive.
+    Each of them keeps the whole memory alive.
     """
     return [from_dlpack(piece) for piece in torch.split(whole.detach(), list(rows))]
 
 
 def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """Return where each tensor's values begin in memory; 0 where it has none of its own."""
+    """Return the address of each tensor's values; 0 if it has no plain memory."""
     return [tensor.data_ptr() if type(tensor) in _PLAIN else 0 for tensor in tensors]
 
 
@@ -61,13 +61,13 @@ def are_together(tensors: Sequence[torch.Tensor]) -> bool:
 def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return tensors (out_i, in) as one (Σ out_i, in): over their memory if together, else a copy.
 
-    For reading while the tensors are there, where no gradient is recorded.
+    It may only be read, only while the tensors exist, and no gradient is recorded.
     """
     if len(tensors) == 1:
         return tensors[0]
     if not are_together(tensors):
         return torch.cat([tensor.detach() for tensor in tensors])
-    # Every byte of it is one of the tensors', which keep it alive.
+    # All of this memory belongs to the tensors, which keep it alive.
     first = tensors[0]
     rows = sum(len(tensor) for tensor in tensors)
     nbytes = sum(tensor.nbytes for tensor in tensors)
@@ -77,11 +77,11 @@ def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def lay_together(parameters: Sequence[nn.Parameter]) -> None:
-    """Move the parameters' values so that they lie side by side, where nothing else depends on it.
+    """Move the parameters' values so that they lie side by side in memory.
 
-    The parameters stay what they are, under their names; only the memory behind them changes. What
-    lies in shared memory, is part of a larger storage (a view of a flat vector) or is no plain
-    tensor (a DTensor) was put there by the user, and is left with the others.
+    The parameters remain the same objects; only the memory behind them changes. If one of them is
+    in shared memory, part of a larger storage (a view of a flat vector) or not a plain tensor (a
+    DTensor), the user arranged it so, and none is moved.
     """
     if len(parameters) < 2 or are_together(parameters):
         return
@@ -100,7 +100,7 @@ def lay_together(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _is_free(tensor: nn.Parameter) -> bool:
-    """Return whether a parameter has its memory for itself, on a device whose memory can be cut."""
+    """Return whether a parameter may be moved: plain memory of its own, on a CPU or a GPU."""
     if type(tensor) not in _PLAIN or tensor.device.type not in ("cpu", "cuda"):
         return False
     # PyTorch calls every tensor on a GPU shared.
