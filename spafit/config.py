@@ -1,6 +1,6 @@
-"""The shape of a BERT encoder, read from the ``config.json`` that lies beside its weights.
+"""The sizes and rates of a BERT encoder, read from the ``config.json`` beside its weights.
 
-At the end stands how JSON is read here and elsewhere: strictly, and from regular files alone.
+The functions at the end read JSON, here and elsewhere: strictly, and from regular files alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _IRRELEVANT = frozenset(
     """.split()
 )
 
-# Far above any BERT; what is larger is a mistake that would only end in exhausted memory.
+# Far above any BERT; a larger size is a mistake that would only exhaust memory.
 _LARGEST_SIZE = 2**24
 MOST_LAYERS = 1024
 """A model of more layers is refused, which is far above any BERT."""
@@ -247,12 +247,12 @@ _PIECE_BYTES = 2**16
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs; the ``object_pairs_hook`` of ``json.loads``.
+    """Make a dict of an object's pairs, as the ``object_pairs_hook`` of ``json.loads``.
 
     Raises
     ------
     ValueError
-        If a key stands twice, of which JSON's readers would take the last.
+        If a key occurs twice, of which a JSON reader would silently take the last.
     """
     result = dict(pairs)
     if len(result) < len(pairs):
@@ -297,16 +297,16 @@ def read_json(path: Path) -> Any:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to be read, and nothing else that may stand under its name.
+    """Open a regular file for reading, and refuse anything else.
 
     Raises
     ------
     OSError
-        If it is missing or cannot be read, or is a device or a pipe, which may have no end.
+        If it is missing or cannot be read, or is a device or a pipe, which may never end.
     """
 
     def without_waiting(name: str, flags: int) -> int:
-        # A pipe would wait for somebody to write to it.
+        # Opening a pipe would wait for a writer.
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     file = open(path, "rb", opener=without_waiting)  # noqa: SIM115 - the caller closes it

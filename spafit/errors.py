@@ -1,7 +1,7 @@
-"""The exception family.
+"""The exceptions that spafit raises, and how text from files is made fit for a message.
 
-Every message names the thing, what was expected, what was found, and the mend.
-The command line prints it in one line and exits with code 2.
+Every message names the thing, what was expected, what was found, and the remedy. The command line
+prints it in one line and exits with code 2.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class StoppedError(SpafitError):
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """Make a text that a file had a say in fit for a message: one printable line, cut if long."""
+    """Return text that may come from a file as one printable line, cut if it is long."""
     shown = text[:limit]
     if not shown.isprintable():
         shown = repr(shown)[1:-1][:limit]

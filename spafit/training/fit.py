@@ -1,12 +1,13 @@
-"""Fine-tune an adapted model, with a record and checkpoints.
+"""Fine-tune an adapted model, with a record of the run and checkpoints.
 
-What is computed is defined, in one flat loop, by :mod:`spafit.training.plain`: read that first.
+The computation is defined in one flat loop by :mod:`spafit.training.plain`: read that first.
 
-The settings that are not given are the SPAFIT paper's (A.2: AdamW, weight decay 0.01, 10 epochs,
-batches of 16, or 8 for MNLI, QNLI and QQP; of the learning rates 2e-3, 6e-3, 2e-5 and 6e-5 those
-that it found best, 6e-5 for PEFT methods and 2e-5 for full fine-tuning), and where the paper is
-silent those of the Hugging Face training code that it used: linear decay to 0 without warm-up,
-gradient norm clipped at 1, no decay of biases and LayerNorms.
+The default settings are those of the SPAFIT paper's appendix A.2: AdamW, weight decay 0.01, 10
+epochs, batches of 16, or 8 for MNLI, QNLI and QQP, and of the learning rates that it tried (2e-3,
+6e-3, 2e-5 and 6e-5) the best ones, 6e-5 for PEFT methods and 2e-5 for full fine-tuning. What the
+paper does not state is as in the Hugging Face training code that it used: linear decay of the
+learning rate to 0 without warm-up, gradient norm clipped at 1, no weight decay on biases and
+LayerNorms.
 """
 
 from __future__ import annotations
@@ -60,15 +61,15 @@ def fit(
     *,
     about: dict[str, Any] | None = None,
 ) -> Result:
-    """Fine-tune what a plan has declared, keep the best on dev, and say what came of it.
+    """Fine-tune the parameters that a plan declares, keep the best on dev, and return the result.
 
     The computation is that of :func:`spafit.training.plain.fit`, one flat loop: with the model in
     the reference form (:func:`spafit.set_impl`) losses and weights are the same bit for bit on a
-    CPU, else to rounding where there is no dropout.
+    CPU; in the fast forms they are the same to rounding if there is no dropout.
 
-    With ``config.out`` the run is saved there as it goes on. SIGTERM, SIGINT, SIGHUP and SIGUSR1
-    then end it after the step in hand, and the same call goes on from there: on the same machine to
-    the same numbers, bit for bit, as if it had never been stopped. A run that is finished gives its
+    With ``config.out`` the run is saved there while it trains. SIGTERM, SIGINT, SIGHUP and SIGUSR1
+    then stop it after the current step, and the same call resumes it: on the same machine it ends
+    with the same numbers, bit for bit, as if it had not been stopped. A finished run returns its
     result.
 
     Parameters
@@ -83,7 +84,7 @@ def fit(
     config : TrainConfig, optional
         The settings; the default is the paper's.
     about : dict, optional
-        More for the run's record, such as the name of the model.
+        Additional entries for the run's record, such as the name of the model.
 
     Returns
     -------
@@ -150,7 +151,7 @@ def fit(
 
 
 def _check(model: BertForSequenceClassification, train: Dataset, dev: Dataset) -> tuple[str, ...]:
-    """Refuse what cannot be trained; give the names of the labels in the order of the logits."""
+    """Refuse what cannot be trained; return the names of the labels in the order of the logits."""
     trained_parameters(model)  # refuses what could not be saved
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
@@ -200,7 +201,7 @@ def _open_folder(
     record: dict[str, Any],
     total_steps: int,
 ) -> RunFolder | None:
-    """Lock the run folder and look into it, if there is to be one."""
+    """Lock the run folder and read what is in it; return None if the run has no folder."""
     if config.out is None:
         return None
     return RunFolder(
@@ -214,9 +215,9 @@ def _open_folder(
 
 @contextmanager
 def _set_up(model: BertForSequenceClassification, config: TrainConfig) -> Iterator[None]:
-    """Bring a model to its device, and have it compute as the settings say inside the block.
+    """Move a model to its device, and apply the settings of how it computes inside the block.
 
-    Random numbers are seeded; frozen matrices are stored, and layers computed again, as asked for.
+    They are the seed, the precision, the type of frozen matrices and the recomputed layers.
     """
     device = torch.device(config.device)
     with ExitStack() as opened:
@@ -250,7 +251,7 @@ def _begin(
     config: TrainConfig,
     journal: Journal,
 ) -> tuple[TrainingState, Saver | None]:
-    """Begin a run, or resume it; give where it stands, and what saves it."""
+    """Begin a run or resume it; return its state, and the saver if it has a folder."""
     state = TrainingState()
     if run is None:
         return state, None
@@ -273,7 +274,7 @@ def _result(
     scored: Scored,
     files: tuple[Path, ...],
 ) -> Result:
-    """Return the model its best values, and say what came of the run."""
+    """Restore the model's best values, and return the result of the run."""
     with torch.no_grad():
         for name, tensor in state.best.items():
             model.get_parameter(name).copy_(tensor)
@@ -312,7 +313,7 @@ def _record(
     names: tuple[str, ...],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Say what a run starts from: enough to repeat it, and to know whether it was repeated."""
+    """Return what a run starts from: enough to repeat it, and to recognise a repetition."""
     adaptation = model.adaptation
     assert adaptation is not None
     summary = summarise(model)
@@ -359,7 +360,7 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
-    """Class numbers (n,) by the order of ``names``, or scores."""
+    """Return class numbers (n,) in the order of ``names``, or regression scores (n,)."""
     if not names:
         return torch.tensor(dataset.labels, dtype=torch.float32)
     return torch.tensor([names.index(str(label)) for label in dataset.labels])

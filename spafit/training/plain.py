@@ -1,14 +1,14 @@
-"""Training on one page: the definition of :func:`spafit.fit`, and the oracle that it is held to.
+"""Training on one page: the definition of :func:`spafit.fit`, which is tested against it.
 
 Read :func:`fit` from top to bottom: the order of the data, padded batches, forward, loss, backward,
-clipping, AdamW, its schedule, evaluation, and what is kept. Given a model in the reference form
-(``spafit.set_impl(model, "reference")``), :func:`spafit.fit` gives the same losses, scores and
-weights, on a CPU bit for bit. Its fast forms give them to rounding where there is no dropout; with
-dropout they draw other masks, because packed batches have no padding to draw for.
+gradient clipping, AdamW, its schedule, evaluation, and keeping the best. With a model in the
+reference form (``spafit.set_impl(model, "reference")``), :func:`spafit.fit` gives the same losses,
+scores and weights, on a CPU bit for bit. Its fast forms give them to rounding if there is no
+dropout; with dropout they draw other masks, because packed batches have no padding to draw for.
 
-What :func:`spafit.fit` adds lies elsewhere: run folder and checkpoints, batches in micro-batches,
-other precisions, steps skipped because their gradient is not finite, kept hidden states,
-CUDA graphs.
+What :func:`spafit.fit` adds is not here: run folder and checkpoints, micro-batches, other
+precisions, steps skipped because their gradient is not finite, hidden states kept from one epoch to
+the next, CUDA graphs.
 """
 
 from __future__ import annotations
@@ -35,34 +35,33 @@ def fit(
     dev: Dataset,
     config: TrainConfig,
 ) -> tuple[list[float], list[dict[str, Any]]]:
-    """Fine-tune what a plan has declared, and keep the best on dev.
+    """Fine-tune the parameters that a plan declares, and keep the values that are best on dev.
 
     Parameters
     ----------
     model : BertForSequenceClassification
         Adapted (:func:`spafit.adapt`). It is left on the run's device in evaluation mode, with the
-        trained values of the best evaluation by the task's first metric, of equal ones the
-        earliest.
+        trained values of the best evaluation by the task's first metric; of equal ones, the first.
     tokenizer : Tokenizer
         The model's.
     train, dev : Dataset
         Labelled examples of one task.
     config : TrainConfig
-        The settings. Those of the run folder, of speed and of memory are not used.
+        The settings. Those for the run folder, for speed and for memory are not used.
 
     Returns
     -------
     losses : list of float
-        The mean loss of every batch, before its step.
+        The mean loss of each batch, before its step.
     history : list of dict
-        Every evaluation: step, epoch, metrics.
+        The step, epoch and metrics of each evaluation.
 
     Raises
     ------
     ConfigError
-        If the precision is another than float32.
+        If the precision is not float32.
     """
-    config = complete(config, model, train)  # what was left open: the paper's settings
+    config = complete(config, model, train)  # the paper's settings, where none are given
     assert config.batch_size and config.learning_rate and config.max_length
     if config.precision != "float32":
         raise ConfigError(f"this page knows no precision but float32, found {config.precision}")
@@ -72,7 +71,7 @@ def fit(
     dev_ids = tokenizer.encode(dev.texts_a, dev.texts_b, max_length=config.max_length)
     targets = torch.tensor([names.index(str(y)) if names else float(y or 0) for y in train.labels])
 
-    # AdamW over what trains. Matrices decay; biases, deltas and LayerNorms only where asked for.
+    # AdamW over all that trains, with weight decay on matrices; on vectors only if asked for.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = [p for p in trained.values() if p.dim() > 1]
     vectors = [p for p in trained.values() if p.dim() == 1]
@@ -85,7 +84,7 @@ def fit(
     steps_an_epoch = math.ceil(len(train) / config.batch_size)  # the last batch may be smaller
     total = steps_an_epoch * config.epochs
     warm = math.ceil(config.warmup * total)
-    torch.manual_seed(config.seed)  # of dropout; the order of the data depends on nothing else
+    torch.manual_seed(config.seed)  # for dropout; the order of the data has its own generator
     for step in range(total):
         epoch, start = 1 + step // steps_an_epoch, step % steps_an_epoch * config.batch_size
         order = np.random.default_rng([config.seed, epoch]).permutation(len(train)).tolist()
@@ -100,7 +99,7 @@ def fit(
         loss = F.cross_entropy(logits, y) if names else F.mse_loss(logits[:, 0], y.to(logits))
         losses.append(loss.item())
 
-        # Backward: the gradient, clipped to a norm.
+        # Backward: the gradient, its norm over all parameters clipped.
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         gradients = [p.grad for p in trained.values() if p.grad is not None]
@@ -108,13 +107,13 @@ def fit(
         for gradient in gradients if config.max_grad_norm else []:
             gradient *= torch.clamp(config.max_grad_norm / (norm + 1e-6), max=1.0)
 
-        # The learning rate rises linearly from 0 over the warm-up, then falls linearly to 0.
+        # AdamW's step. The learning rate rises linearly from 0 in the warm-up, then falls to 0.
         factor = step / warm if step < warm else (total - step) / max(1, total - warm)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         optimizer.step()
 
-        # Evaluate on dev, texts of like length together; keep what trains where it is the best.
+        # Evaluate on dev, in batches of similar length; keep the trained values if they are best.
         if (step + 1) % (config.eval_every or steps_an_epoch) and step + 1 < total:
             continue
         model.eval()

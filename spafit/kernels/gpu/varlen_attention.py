@@ -34,7 +34,7 @@ def flash(
     num_heads: int,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Attend from every token to the tokens of its sequence, H1 = softmax(QKᵀ / √Dh) V, Eq. (4).
+    """Compute attention within each sequence, Eq. (4): H1 = softmax(QKᵀ / √Dh) V in each head.
 
     Parameters
     ----------
