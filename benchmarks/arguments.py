@@ -66,7 +66,7 @@ def output_of(parsed: argparse.Namespace, device: torch.device) -> Path:
 
 
 def device_of(parsed: argparse.Namespace) -> torch.device:
-    """Set the number of threads, and give the device that is asked for."""
+    """Set the number of threads, and return the device that is asked for."""
     set_threads(parsed)
     return resolve_device(parsed.device)
 

@@ -129,7 +129,7 @@ def matmul_rate_gflops(
 def best_matmul_gflops(
     device: torch.device, dtype: torch.dtype, sizes: Sequence[int] = CARD_SIZES
 ) -> tuple[float, int]:
-    """Measure square products and give the best rate, 10⁹ operations a second, and its size.
+    """Measure square products and return the best rate, 10⁹ operations a second, and its size.
 
     Parameters
     ----------

@@ -115,7 +115,7 @@ def packed_contender(name: str, layer: nn.Module, pairs: dict[Rows, Pair]) -> Co
 def _run(
     layer: nn.Module, forward: Callable[[], Tensor], x: Tensor, dY: Tensor
 ) -> dict[str, Tensor]:
-    """Run forward, and backward where anything trains; give the output and all gradients."""
+    """Run forward, and backward where anything trains; return the output and all gradients."""
     trained = {plain_name(name): p for name, p in layer.named_parameters() if p.requires_grad}
     if not trained:
         with torch.no_grad():

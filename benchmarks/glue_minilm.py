@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(
     parsed: argparse.Namespace, task: str, learning_rate: float, seed: int, path: str = ""
 ) -> list[dict[str, str]]:
-    """Train once and give a row for each metric of the task.
+    """Train once and return a row for each metric of the task.
 
     With ``path``, one of :data:`benchmarks.glue_paths.PATHS`, in the way that it asks for.
     """

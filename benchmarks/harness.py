@@ -241,7 +241,7 @@ def take_turns(
 
 
 def settle(contender: Contender, batches: Sequence[Rows]) -> int:
-    """Run all batches, twice or more, until a pass makes nothing new; give the passes.
+    """Run all batches, twice or more, until a pass makes nothing new; return the passes.
 
     What is captured as a graph runs eagerly at the first sight of a shape and is recorded at the
     second; what is compiled may be compiled again for a later shape.

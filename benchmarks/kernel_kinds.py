@@ -188,7 +188,7 @@ def profile_kinds(step: Callable[[], object], device: torch.device, sizes: Sizes
 
 
 def profile_busy(step: Callable[[], object], device: torch.device) -> float:
-    """Run a step once under the profiler; give the milliseconds in which a GPU was at work."""
+    """Run a step once under the profiler; return the milliseconds in which a GPU was at work."""
     return busy_ms(_profiled(step, device, record_shapes=False))
 
 

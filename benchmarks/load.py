@@ -81,7 +81,7 @@ def write_weights(folder: Path, shape: str, seed: int) -> None:
 
 
 def load_apart(name: str, folder: str) -> dict[str, Any]:
-    """Load in a fresh process; give what :mod:`benchmarks.first_logits` prints."""
+    """Load in a fresh process; return what :mod:`benchmarks.first_logits` prints."""
     command = [sys.executable, "-m", "benchmarks.first_logits", name, folder]
     threads = str(torch.get_num_threads())
     ran = subprocess.run([*command, threads], capture_output=True, text=True)

@@ -257,7 +257,7 @@ class CapturedSide:
 def captured(
     side: Side, rows: Rows
 ) -> tuple[tuple[list[Tensor], Sequence[Tensor]], Callable[[], object]]:
-    """Record a side's work on a batch; give what holds the results, and the replay."""
+    """Record a side's work on a batch; return what holds the results, and the replay."""
     device = side.problems[rows].x.device
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))

@@ -78,7 +78,7 @@ def text(value: str | int | float) -> str:
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Add rows to a CSV, which is made if need be; give back all that it then holds.
+    """Add rows to a CSV, which is made if need be; return all rows that it then holds.
 
     Raises
     ------

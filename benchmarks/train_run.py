@@ -161,7 +161,7 @@ def check_first_batch(
 def fit_peft(
     twin: nn.Module, tokenizer: Tokenizer, train: Dataset, dev: Dataset, config: TrainConfig
 ) -> dict[str, float]:
-    """Train as ``spafit.fit`` does, in plain PyTorch; give the scores of the last epoch."""
+    """Train as ``spafit.fit`` does, in plain PyTorch; return the scores of the last epoch."""
     assert config.batch_size is not None and config.learning_rate is not None
     torch.manual_seed(config.seed)
     names = train.task.labels

@@ -253,7 +253,7 @@ def peak_of_steps(
     threads: int,
     seed: int,
 ) -> Callable[[], None]:
-    """Set up one contender, and give the steps on all batches as the work to be measured."""
+    """Set up one contender, and return the steps on all batches as the work to be measured."""
     torch.set_num_threads(threads)
     rows = load_rows(task, "train", Path(data), Path(vocab), max_length)
     drawn = rows.draw(batches, batch_size, seed)

@@ -64,7 +64,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(tiny: Path) -> "SmallRun":
-    """Give what a small training run on the tiny model needs."""
+    """Return what a small training run on the tiny model needs."""
     from support.small_runs import SmallRun
 
     return SmallRun(tiny)
@@ -72,7 +72,7 @@ def small(tiny: Path) -> "SmallRun":
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Place":
-    """Give a tree of files around the folder that a download writes to."""
+    """Return a tree of files around the folder that a download writes to."""
     from support.outside import Place
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -82,7 +82,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Place":
 
 @pytest.fixture(scope="session")
 def root(small: "SmallRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with model and data, for processes that train; tests only read it."""
+    """Return a folder with model and data, for processes that train; tests only read it."""
     from support.small_runs import write_glue
 
     root = tmp_path_factory.mktemp("root")
@@ -93,7 +93,7 @@ def root(small: "SmallRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zygote(root: Path) -> Iterator["Zygote"]:
-    """Give a process that forks others which train in that folder."""
+    """Return a process that forks others which train in that folder."""
     from support.tortured_runs import Zygote
 
     with Zygote(root) as zygote:
@@ -102,7 +102,7 @@ def zygote(root: Path) -> Iterator["Zygote"]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(zygote: "Zygote", root: Path) -> "Uninterrupted":
-    """Give what a run leaves that nothing happened to."""
+    """Return what a run leaves that nothing happened to."""
     from support.interruptions import everything
     from support.tortured_runs import Uninterrupted, arguments
 
@@ -163,7 +163,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def sized(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
-    """Give the size of a set of trials: ``sized(quick, full)``."""
+    """Return the size of a set of trials: ``sized(quick, full)``."""
     full_sets = pytestconfig.getoption("--torture")
     return lambda quick, full: full if full_sets else quick
 

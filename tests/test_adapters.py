@@ -65,7 +65,7 @@ def make_lora(
 
 
 def delta_of(module: Linear | LayerNorm) -> nn.Parameter:
-    """Give the module's δ, which must be there."""
+    """Return the module's δ, which must be there."""
     assert module.bias_delta is not None
     return module.bias_delta.delta
 

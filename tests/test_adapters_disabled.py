@@ -41,7 +41,7 @@ def base() -> torch.Tensor:
 
 
 def picture(model: BertForSequenceClassification) -> dict[str, object]:
-    """Give every tensor's bits and place and every switch."""
+    """Return every tensor's bits and place and every switch."""
     tensors = {
         name: (each.detach().numpy().tobytes(), each.data_ptr())
         for name, each in model.named_parameters()

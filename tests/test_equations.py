@@ -48,11 +48,11 @@ class Equations:
         self.keep = PADDED["attention_mask"].bool()[:, None, None, :]  # (B, 1, 1, T)
 
     def layers(self) -> list[tuple[int, torch.Tensor, dict[str, torch.Tensor]]]:
-        """Give i, the layer's input X, and its symbols, for every layer."""
+        """Return i, the layer's input X, and its symbols, for every layer."""
         return [(i, self.ours.state[i], self.ours.layer[i]) for i in range(L)]
 
     def weight_and_bias(self, i: int, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the weight and the bias of a sub-layer of layer i."""
+        """Return the weight and the bias of a sub-layer of layer i."""
         prefix = f"bert.encoder.layer.{i}.{path}"
         return self.weights[f"{prefix}.weight"], self.weights[f"{prefix}.bias"]
 

@@ -21,7 +21,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
 def room_of(module: str) -> str:
-    """Give the room of a module such as ``weights.hub``; of its first two names for training."""
+    """Return the room of a module such as ``weights.hub``; of its first two names for training."""
     first = module.partition(".")[0]
     return first if first in ROOMS else "core"
 
@@ -32,7 +32,7 @@ def module_name(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Give the modules of spafit that a file imports, anywhere in it."""
+    """Return the modules of spafit that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "spafit":
@@ -71,7 +71,7 @@ def test_no_two_modules_need_each_other() -> None:
 
 
 def runtime_imports_of(path: Path) -> set[str]:
-    """Give what a file imports when it is itself imported: not in functions, not for types."""
+    """Return what a file imports when it is itself imported: not in functions, not for types."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
     for node in tree.body:

@@ -33,7 +33,7 @@ QUERY = "bert.encoder.layer.4.attention.self.query"  # of the last layer Q is co
 
 
 def adapted(seed: int = 0, method: str = "SPAFIT-1-3-II") -> BertForSequenceClassification:
-    """Give a small adapted model in which A and B matter."""
+    """Return a small adapted model in which A and B matter."""
     model = tiny_bert(seed=seed)
     spafit.adapt(model, short(method), seed=seed)
     stir(model, seed)
@@ -51,7 +51,7 @@ def stir(model: nn.Module, seed: int = 0) -> None:
 
 
 def memory_of(model: nn.Module) -> dict[str, tuple[int, int, int]]:
-    """Give where every parameter's values, and its storage, begin, and the storage's size."""
+    """Return where every parameter's values, and its storage, begin, and the storage's size."""
     return {
         name: (
             parameter.data_ptr(),
@@ -63,7 +63,7 @@ def memory_of(model: nn.Module) -> dict[str, tuple[int, int, int]]:
 
 
 def plain(model: nn.Module, seed: int = 3) -> torch.Tensor:
-    """Give the logits of a model with these values that nothing was ever done to."""
+    """Return the logits of a model with these values that nothing was ever done to."""
     fresh = adapted(seed=7)
     fresh.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
     spafit.set_impl(fresh, "reference")

@@ -20,7 +20,7 @@ EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a copy of the folder, which is the current one."""
+    """Return a copy of the folder, which is the current one."""
     shutil.copytree(GOLDEN, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))

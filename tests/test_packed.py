@@ -94,7 +94,7 @@ def assert_same(ours: Results, expected: Results) -> None:
 
 
 def results(logits: torch.Tensor, model: nn.Module) -> Results:
-    """Give the logits and all gradients under one roof."""
+    """Return the logits and all gradients under one roof."""
     return {"logits": logits, **gradients(logits, model)}
 
 
@@ -443,7 +443,7 @@ class TestRecomputed:
     def run(
         model: BertForSequenceClassification, kept_prefix: bool, layers: set[int]
     ) -> tuple[Results, int]:
-        """Give the results of a step, and the bytes that were kept for backward."""
+        """Return the results of a step, and the bytes that were kept for backward."""
         batch = make_encodings(LENGTHS).packed(range(8))
         torch.manual_seed(2)
         prefix = model.bert.prefix(batch) if kept_prefix else None

@@ -73,7 +73,7 @@ BY_HAND = """
 
 
 def by_hand() -> dict[str, Any]:
-    """Give a fresh copy of the terse plan, as entries."""
+    """Return a fresh copy of the terse plan, as entries."""
     entries: dict[str, Any] = json.loads(BY_HAND)
     return entries
 
@@ -336,7 +336,7 @@ def places(node: Any) -> list[tuple[Any, Any]]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> str:
-    """Give a plan's JSON with one to three values replaced, removed, doubled or swapped."""
+    """Return a plan's JSON with one to three values replaced, removed, doubled or swapped."""
     entries = by_hand() if draw(st.booleans()) else json.loads(draw(plans()).to_json())
     for _ in range(draw(st.integers(1, 3))):
         found = places(entries)

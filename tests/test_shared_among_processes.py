@@ -33,7 +33,7 @@ SIGNS = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64)
 
 
 def adapted() -> BertForSequenceClassification:
-    """Give a small adapted model in which A and B matter; the same in every process."""
+    """Return a small adapted model in which A and B matter; the same in every process."""
     model = tiny_bert()
     spafit.adapt(model, short("SPAFIT-1-3-II"))
     generator = torch.Generator().manual_seed(0)

@@ -82,7 +82,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one line for each hidden state; give 1 if one differs."""
+    """Print one line for each hidden state; return 1 if one differs."""
     tolerance = options.tolerance if options.tolerance is not None else TOLERANCES[options.dtype]
     rows = compare(
         options.folder, list(options.text or SENTENCES), DTYPES[options.dtype], tolerance

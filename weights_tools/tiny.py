@@ -153,7 +153,7 @@ def make_tiny(
 
 
 def _vocabulary() -> list[str]:
-    """Give special tokens, every printable ASCII character, its continuation, and some words."""
+    """Return special tokens, every printable ASCII character, its continuation, and some words."""
     alphanumeric = string.ascii_letters + string.digits
     return [
         *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),

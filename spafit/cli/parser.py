@@ -86,7 +86,7 @@ exit codes: 0 well, 1 the run went wrong, 2 the input is at fault, 128 + n stopp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code.
+    """Run the command line and return its exit code.
 
     What reads the output may be gone, or a disk full that it goes to. Standard error then falls
     silent, and so does standard output where it only reports on what is done elsewhere.

@@ -1,1 +1,1 @@
-"""Reading and writing files so that nothing half-written is ever taken for whole."""
+"""Reading and writing files so that an incomplete file is never taken for a complete one."""

@@ -1,7 +1,7 @@
-"""Write files durably (fsynced, and hashed on the way), and lock files.
+"""Write files durably (hashed while written, then fsynced), and lock files.
 
-Everything goes through the operating system's own calls (``os.open``, ``os.write``, ``os.fsync``
-...), one operation a call, so that a test can make each of them fail in its turn.
+Every operation is a single system call (``os.open``, ``os.write``, ``os.fsync`` ...), so that a
+test can make each of them fail in turn.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from spafit.errors import CheckpointError
 #: What can be written: bytes, or the memory of an array.
 Piece = bytes | memoryview
 
-#: For ``os.open``: on Windows line ends would else be written in two bytes.
+#: For ``os.open``: without it, Windows writes each line end as two bytes.
 BINARY: int = getattr(os, "O_BINARY", 0)
 
-# A piece is handed over in parts of this size, so that a large tensor is hashed while it is warm.
+# A piece is hashed and written in parts of this size, so that each part is still in the cache.
 _PART_BYTES = 2**22
 
 
@@ -41,7 +41,7 @@ class FileRecord:
     nbytes : int
         Its size.
     sha256 : str
-        Of its content, in hexadecimal.
+        SHA-256 of its content, in hexadecimal.
     """
 
     nbytes: int
@@ -49,7 +49,7 @@ class FileRecord:
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> FileRecord:
-    """Write a new file and fsync it; its mode is what the user's umask asks for.
+    """Write a new file with the mode that the umask gives, and fsync it.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> FileRecord:
     Raises
     ------
     OSError
-        If any operation fails; what was written is then left to the caller to remove.
+        If any operation fails; the caller then removes the incomplete file.
     """
     digest, nbytes = hashlib.sha256(), 0
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
@@ -80,7 +80,7 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> FileRecord:
 
 
 def write_all(file: int, part: memoryview) -> None:
-    """Write all of a part; the system may take it in several goes."""
+    """Write all of a part, in as many calls as the system needs."""
     while len(part):
         done = os.write(file, part)
         if done == 0:
@@ -99,7 +99,7 @@ def measure(path: Path) -> FileRecord:
 
 
 def sync_folder(folder: Path) -> None:
-    """Fsync a folder, so that what was made, moved and removed in it lasts."""
+    """Fsync a folder, so that files created, moved and removed in it stay so after a crash."""
     if sys.platform == "win32":  # which cannot open a folder
         return
     file = os.open(folder, os.O_RDONLY)
@@ -110,7 +110,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name that a file gives is one inside its folder, on every system, and printable."""
+    """Return whether a name is printable and names a file in the same folder on every system."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= 255
@@ -121,7 +121,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def explain(error: OSError, folder: Path, needed: int | None = None) -> str:
-    """Say why something in a folder cannot be written; with ``needed`` bytes, what is free."""
+    """Say why writing to a folder failed; with ``needed`` bytes, also how many are free."""
     reason = error.strerror or str(error)
     if needed is None:
         return reason
@@ -134,8 +134,8 @@ def explain(error: OSError, folder: Path, needed: int | None = None) -> str:
 class Lock:
     """A file that one process at a time holds, from :meth:`acquire` to :meth:`release`.
 
-    The system releases the lock when its holder ends, however it ends, so that a dead holder holds
-    nothing. The file says who the holder is, which filelock's own classes do not.
+    The system releases the lock when its process ends, even if it is killed. The file names the
+    process that holds the lock, which filelock's own classes do not do.
 
     Parameters
     ----------
@@ -153,14 +153,14 @@ class Lock:
         Parameters
         ----------
         wait : bool
-            Whether to wait for another process that has it.
+            Whether to wait until another process releases it.
 
         Raises
         ------
         CheckpointError
-            If another process has it and is not waited for; the message says which.
+            Without ``wait``, if another process holds it; the message says which.
         OSError
-            If the file cannot be made.
+            If the file cannot be created.
         """
         file, is_ours = open_locked(self.path, wait=wait)
         try:
@@ -178,7 +178,7 @@ class Lock:
                 os.close(file)
 
     def is_held(self) -> bool:
-        """Whether the lock is ours, and its file is where it was: the folder is the same one."""
+        """Return whether we hold the lock and its file was not moved, removed or replaced."""
         return self._file is not None and is_at(self._file, self.path)
 
     def release(self) -> None:
@@ -187,7 +187,7 @@ class Lock:
             return
         file, self._file = self._file, None
         is_there = is_at(file, self.path)
-        if sys.platform == "win32":  # which removes no open file, so nobody else's either
+        if sys.platform == "win32":  # an open file cannot be removed, neither ours nor another's
             os.close(file)
         with contextlib.suppress(OSError):
             if is_there:
@@ -198,27 +198,27 @@ class Lock:
 
 
 def open_locked(path: Path, *, wait: bool) -> tuple[int, bool]:
-    """Open a file for reading and writing, made if missing, and lock it until it is closed.
+    """Open a file for reading and writing (created if missing), and lock it until it is closed.
 
     Parameters
     ----------
     path : Path
         The file. A symbolic link is not followed: it may lead anywhere.
     wait : bool
-        Whether to wait for another process that has it locked.
+        Whether to wait until another process releases its lock.
 
     Returns
     -------
     int
         The file's descriptor.
     bool
-        Whether the lock is ours, or the file system has no locks: better a run without a lock than
-        no run. False only without ``wait``.
+        Whether the lock is ours; also True on a file system without locks, where a run goes on
+        unlocked. False only without ``wait``.
 
     Raises
     ------
     OSError
-        If it is a link or no regular file, or cannot be opened.
+        If it is a link or not a regular file, or cannot be opened.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY
     while True:
@@ -227,9 +227,9 @@ def open_locked(path: Path, *, wait: bool) -> tuple[int, bool]:
         file = os.open(path, flags, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise OSError(errno.EINVAL, "it is no plain file; remove it", str(path))
+                raise OSError(errno.EINVAL, "it is not a regular file; remove it", str(path))
             is_ours = lock(file, wait=wait) is not False
-            # The holder before may have removed or moved the file between our open and our lock.
+            # Its last holder may have removed or moved the file between our open and our lock.
             if not is_ours or is_at(file, path):
                 return file, is_ours
         except BaseException:
@@ -239,19 +239,19 @@ def open_locked(path: Path, *, wait: bool) -> tuple[int, bool]:
 
 
 def lock(file: int, *, wait: bool) -> bool | None:
-    """Lock an open file until it is closed, as one process at a time can.
+    """Lock an open file until it is closed; one process at a time holds the lock.
 
     Parameters
     ----------
     file : int
         Its descriptor.
     wait : bool
-        Whether to wait for another process that has it.
+        Whether to wait until another process releases it.
 
     Returns
     -------
     bool or None
-        Whether it is ours; None where the file system has no locks.
+        Whether the lock is ours; None where the file system has no locks.
     """
     from filelock import lock_descriptor  # here, because its import takes 20 ms
 
@@ -264,19 +264,19 @@ def lock(file: int, *, wait: bool) -> bool | None:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Whether an open file is what lies at a path."""
+    """Return whether a path leads to an open file (and not to another that replaced it)."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # it cannot be told now, which does not make it another file
+    except OSError:  # unknown, as on a failing disk: taken to be the same file
         return True
 
 
 def _holder(file: int) -> str:
-    """Say who holds a lock: it may have it already, and not yet have said so."""
+    """Say which process holds a lock; wait a little for one that has not written its name yet."""
     for _ in range(50):
-        # Windows lets nobody else read the first byte of a locked file: the p of "process".
+        # On Windows other processes cannot read a locked file's first byte: the p of "process".
         os.lseek(file, 1, os.SEEK_SET)
         found = "p" + os.read(file, 200).decode(errors="replace")
         if found.endswith("\n") and _may_be_alive(found):
@@ -286,7 +286,7 @@ def _holder(file: int) -> str:
 
 
 def _may_be_alive(about: str) -> bool:
-    """Whether the process that a lock file names is not known to have ended."""
+    """Return whether the process that a lock file names may still be running."""
     match = re.match(rf"process ([0-9]{{1,9}}) on {re.escape(socket.gethostname())},", about)
     if match is None:
         return True
@@ -294,7 +294,7 @@ def _may_be_alive(about: str) -> bool:
         os.kill(int(match[1]), 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # another user's process
         return True
     return True
 
@@ -304,5 +304,5 @@ def _now() -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Give a folder, or the nearest one above it that exists."""
+    """Return a folder, or the nearest one above it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())

@@ -1,8 +1,8 @@
-"""Download one file over HTTP with the standard library, and resume where it broke off.
+"""Download one file over HTTP with the standard library, resuming an interrupted transfer.
 
-Whatever a server does wrong ends in one of two errors, of one line each: after one of them another
-attempt makes sense, after the other it does not. Whether the bytes are the right ones is for the
-caller to see, who knows their hash.
+Every fault of a server raises one of two errors with a one-line message:
+``InterruptedTransferError`` if another attempt may succeed, ``DownloadError`` if it cannot. The
+caller knows the file's hash and checks it.
 """
 
 import http.client
@@ -22,7 +22,7 @@ from spafit.files.transfers import PartFile
 from spafit.version import __version__
 
 Progress = Callable[[str, int, int], None]
-"""Called with a file's name, the bytes that are here, and the bytes of the whole."""
+"""Called with a file's name, the bytes received so far, and the bytes of the whole file."""
 
 
 class DownloadError(DataError):
@@ -30,20 +30,20 @@ class DownloadError(DataError):
 
 
 LONGEST_PAUSE_S = 60.0
-"""The longest that is waited because a server asks for it (``Retry-After``)."""
+"""The longest pause that is granted to a server that asks for one (``Retry-After``)."""
 
 
 class InterruptedTransferError(Exception):
-    """A transfer that broke off; what came is kept, and another attempt may go on from it."""
+    """A transfer that broke off; what was received is kept, and another attempt may resume it."""
 
     def __init__(self, reason: str, pause_s: float = 0.0) -> None:
         super().__init__(reason)
         self.pause_s = pause_s
-        """How long the server asks to be left alone."""
+        """The pause that the server asks for before the next request, in seconds."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect to http or https, to any host, since the hash decides; to nothing else."""
+    """Follows redirects to http and https only; to any host, because the hash is checked."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str,
@@ -53,7 +53,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if scheme not in ("http", "https") or (scheme, req.type) == ("http", "https"):
             fp.close()
             raise DownloadError(
-                f"{req.full_url}: the server sends on to {newurl!r:.200}, which is not followed; "
+                f"{req.full_url}: the server redirects to {newurl!r:.200}, which is not followed; "
                 "name a mirror (base_url)"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -62,20 +62,20 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def append(
     url: str, part: PartFile, target: Path, timeout_s: float, progress: Progress | None
 ) -> None:
-    """Fetch what ``part`` still lacks; a server that ignores Range begins it anew.
+    """Fetch the rest of ``part``; from the start if the server ignores Range.
 
     Parameters
     ----------
     url : str
         The file's address.
     part : PartFile
-        What has come of it so far, perhaps nothing.
+        What was received of it so far, perhaps nothing.
     target : Path
         Where the file will be, for the messages.
     timeout_s : float
-        How long a silent server is waited for, in seconds.
+        How long to wait for a server that sends nothing, in seconds.
     progress : callable, optional
-        Called as the bytes come.
+        Called after each piece that is received.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def append(
     size = part.size
     here = part.seek(0, os.SEEK_END)
     if here == size:
-        return  # its hash decides
+        return  # the caller checks its hash
     headers = {"User-Agent": f"spafit/{__version__}"}
     if 0 < here < size:
         headers["Range"] = f"bytes={here}-"
@@ -105,7 +105,7 @@ def append(
             f"{url}: {answer}. Fetch the file by other means and put it at {target}, or name a "
             "mirror (base_url)"
         ) from None
-    # A ValueError is an address that the server sent us on to, and that is none.
+    # A ValueError comes from an invalid address in a redirect.
     except (OSError, http.client.HTTPException, ValueError, OverflowError) as error:
         raise InterruptedTransferError(in_one_line(error)) from error
 
@@ -140,7 +140,7 @@ def append(
             part.restart()
         while here < size:
             try:
-                # Not read(), which waits for all of it, and loses what it has where that fails.
+                # Not read(): it waits for all the bytes, and loses those it has if it fails.
                 chunk = response.read1(min(1 << 16, size - here))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise InterruptedTransferError(in_one_line(error)) from error
@@ -153,15 +153,15 @@ def append(
 
 
 def in_one_line(found: object) -> str:
-    """Show what came from a server or a library in one printable line that is not too long."""
+    """Return a server's or a library's message as one printable line of limited length."""
     return one_line(" ".join(str(found).split())) or type(found).__name__
 
 
 def _asked_pause_s(headers: Message) -> float:
-    """Read Retry-After: seconds, or a date; 0 where it is neither."""
+    """Return the seconds that Retry-After asks for, as a number or a date; 0 if it is neither."""
     value = headers.get("Retry-After", "").strip()
     try:
-        # More digits than a float holds are infinite, and no error.
+        # A number too large for a float becomes infinity, not an error.
         asked = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp()
         asked -= 0 if value.isdecimal() else time.time()
     except (ValueError, TypeError, OverflowError):

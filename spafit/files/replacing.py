@@ -1,4 +1,4 @@
-"""Replace a file as a whole or not at all, and find spafit's cache folder."""
+"""Replace a file atomically, and find spafit's cache folder."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from spafit.files.durable import sync_folder
 
 
 def cache_folder() -> Path:
-    """Give spafit's own cache folder: ``$SPAFIT_CACHE``, else ``~/.cache/spafit``.
+    """Return spafit's cache folder: ``$SPAFIT_CACHE``, else ``~/.cache/spafit``.
 
     Raises
     ------
     ConfigError
-        If ``$SPAFIT_CACHE`` begins with ``~`` and the name of no user of this machine.
+        If ``$SPAFIT_CACHE`` begins with ``~`` and a name that is not a user of this machine.
     """
     configured = os.environ.get("SPAFIT_CACHE") or "~/.cache/spafit"
     try:
         return Path(configured).expanduser()
     except RuntimeError:
         raise ConfigError(
-            f"SPAFIT_CACHE is {configured!r:.200}, and there is no such user; write the folder out"
+            f"SPAFIT_CACHE is {configured!r:.200}, and there is no such user; give the full path"
         ) from None
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, error: type[SpafitError] | None = None) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to, and move it there once that has gone well.
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block raises nothing.
 
-    The file gets the mode that the user's umask asks for. (The safetensors library gives 0600.)
+    The file gets the mode that the umask gives. (The safetensors library gives 0600.)
 
     Parameters
     ----------
     path : str or Path
-        The file to be; its folder must exist.
+        The file to write; its folder must exist.
     error : type of SpafitError, optional
-        What to raise instead of an OSError, with the path and the reason; it is raised from it.
+        Raised from an OSError in its place, with the path and the reason.
 
     Raises
     ------
     OSError
-        If the folder or the file cannot be written to, or something is there that is no file.
+        If the folder or the file cannot be written to, or the path is not a regular file's.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
@@ -61,7 +61,7 @@ def replacing(path: str | Path, error: type[SpafitError] | None = None) -> Itera
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             yield temporary
             with temporary.open("r+b") as file:  # Windows syncs only what could be written to
-                temporary.chmod(mode)  # once it is open: the mode may be a read-only one
+                temporary.chmod(mode)  # after opening it, because the mode may be read-only
                 os.fsync(file.fileno())
             temporary.replace(target)
             sync_folder(target.parent)
@@ -74,21 +74,21 @@ def replacing(path: str | Path, error: type[SpafitError] | None = None) -> Itera
 
 
 def refuse_place(path: Path, *, is_folder: bool = False) -> None:
-    """Raise an error if a file or folder could not be written here; create nothing.
+    """Raise an error if a file or folder could not be written at a path; create nothing.
 
     Parameters
     ----------
     path : Path
-        A file to be, in a folder that is there; or a folder to be.
+        A file in an existing folder, or a folder.
     is_folder : bool
-        Whether it is a folder, which is made with all that is missing above it.
+        Whether it is a folder; it would be created with its missing parents.
 
     Raises
     ------
     ConfigError
         If nothing can be written there.
     """
-    # A file is written where a link leads; a link to nothing cannot become a folder.
+    # A file is written to the target of a link; a dangling link cannot become a folder.
     place = path.absolute() if is_folder else Path(os.path.realpath(path))
     there = place if is_folder else place.parent
     try:
@@ -97,18 +97,18 @@ def refuse_place(path: Path, *, is_folder: bool = False) -> None:
         if not is_folder and place.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not is_folder and place.exists() and not place.is_file():
-            # It would be replaced by a file: /dev/null would no longer be what it is.
+            # A file would replace it: /dev/null would become a regular file.
             raise OSError(errno.EINVAL, "it is a pipe or a device")
-        if not is_folder and len(os.fsencode(place.name)) > 200:  # it gets a longer name at first
+        if not is_folder and len(os.fsencode(place.name)) > 200:  # its temporary name is longer
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         while is_folder and not _is_there(there):
             there = there.parent
         if not stat.S_ISDIR(there.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with tempfile.TemporaryFile(dir=there):  # permissions alone say too little
+        with tempfile.TemporaryFile(dir=there):  # permission bits alone do not tell
             pass
     except OSError as error:
-        kind = "a folder" if is_folder else "a file in a folder that is there"
+        kind = "a folder" if is_folder else "a file in a folder that exists"
         raise ConfigError(f"{path} cannot be written: {error.strerror}; name {kind}") from None
 
 

@@ -13,20 +13,20 @@ from spafit.files.durable import Lock, is_at, open_locked, write_all
 
 
 class TooLongError(Exception):
-    """More came than was announced."""
+    """The server sent more bytes than it announced."""
 
 
 class PartFile(io.FileIO):
-    """A file that is being fetched; nothing is written to it beyond its size to be.
+    """A file that is being fetched; never written beyond its final size.
 
     Parameters
     ----------
     file : int
         The open file; it is closed with this one.
     path : Path
-        Where it lies.
+        Its path.
     size : int
-        Bytes that the whole file will have.
+        Bytes of the complete file.
     """
 
     def __init__(self, file: int, path: Path, size: int) -> None:
@@ -35,43 +35,43 @@ class PartFile(io.FileIO):
         self.size = size
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        """Write all of the data at the present place; the system may take it in several goes."""
+        """Write all of the data at the current position, in as many calls as the system needs."""
         if self.tell() + len(data) > self.size:
-            raise TooLongError(f"more came than the {self.size:,} bytes that are expected")
+            raise TooLongError(f"received more than the expected {self.size:,} bytes")
         write_all(self.fileno(), memoryview(data))
         return len(data)
 
     def restart(self) -> None:
-        """Throw away what has come."""
+        """Discard what was received."""
         self.seek(0)
         self.truncate()
 
     def move_to(self, target: Path) -> None:
-        """Put the whole file in its place; those who wait find it there once this one is closed."""
-        if sys.platform == "win32":  # which moves no open file
+        """Move the complete file into place; a waiting process finds it there after the close."""
+        if sys.platform == "win32":  # an open file cannot be moved
             self.close()
         self.path.replace(target)
 
 
 @contextlib.contextmanager
 def part_of(target: Path, size: int) -> Iterator[PartFile]:
-    """Open ``NAME.part`` beside a file that is to be fetched, and keep other processes from it.
+    """Open and lock ``NAME.part`` beside a file that is to be fetched.
 
-    Another process that fetches the same file is waited for; what it has fetched is then found at
-    ``target``, so look there again. What is left in the ``.part`` stays for the next call; an
-    empty one is removed.
+    This waits for another process that fetches the same file; afterwards the file may be complete
+    at ``target``, so look there again. An incomplete ``.part`` stays for the next call; an empty
+    one is removed.
 
     Parameters
     ----------
     target : Path
-        The file to be; its folder exists.
+        The complete file's path; its folder exists.
     size : int
-        Bytes that it will have.
+        Bytes of the complete file.
 
     Raises
     ------
     OSError
-        If the part is a link or no plain file, or cannot be opened.
+        If the part is a link or not a regular file, or cannot be opened.
     """
     path = target.with_name(f"{target.name}.part")
     file, _ = open_locked(path, wait=True)
@@ -81,13 +81,13 @@ def part_of(target: Path, size: int) -> Iterator[PartFile]:
             yield part
         finally:
             if not part.closed and is_at(part.fileno(), path) and part.seek(0, os.SEEK_END) == 0:
-                with contextlib.suppress(OSError):  # Windows removes no open file
+                with contextlib.suppress(OSError):  # Windows cannot remove an open file
                     path.unlink()
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep out of a folder all other processes that call this for it, by ``spafit.lock`` there."""
+    """Hold the lock ``spafit.lock`` of a folder, after waiting for other processes that hold it."""
     lock = Lock(folder / "spafit.lock")
     lock.acquire(wait=True)
     try:

@@ -1,7 +1,7 @@
 """Remember which form of an operation was fastest on a device: the file ``kernels.json``.
 
-It lies in spafit's cache folder (``$SPAFIT_CACHE``) and holds one entry for each device, version of
-PyTorch, operation and shape, with the times and the reasons of refusals
+The file is in spafit's cache folder (``$SPAFIT_CACHE``). It has one entry for each device, version
+of PyTorch, operation and shape, with the measured times and the reasons why a form was not used
 (:mod:`spafit.kernels.gpu.choices`). It may be deleted at any time; forms are then measured again.
 """
 
@@ -23,14 +23,14 @@ class KernelsFile:
     """The file, as a :class:`spafit.kernels.gpu.choices.Memory`."""
 
     def find(self, device: str, operation: str, shape: str) -> Any:
-        """Give the entry of a shape; None where there is none."""
+        """Return the entry for a shape; None if there is none."""
         entry: Any = read()
         for name in (device, operation, shape):
             entry = entry.get(name) if isinstance(entry, dict) else None
         return entry
 
     def keep(self, device: str, operation: str, shape: str, entry: dict[str, Any]) -> None:
-        """Add an entry to the file, whole or not at all; do without where it cannot be written."""
+        """Add an entry to the file atomically; do nothing if it cannot be written."""
         known = read()
         for name in (device, operation):  # foreign content is replaced
             inner = known if name == device else known[device]
@@ -45,12 +45,12 @@ class KernelsFile:
 
 
 def path() -> Path:
-    """Give the place of the file."""
+    """Return the path of the file."""
     return cache_folder() / "kernels.json"
 
 
 def read() -> dict[str, Any]:
-    """Give what the file holds; nothing where there is none or it cannot be read."""
+    """Return the file's content; an empty dict if it is missing or cannot be read."""
     try:
         found = read_json(path())
     except (OSError, ValueError):
@@ -59,7 +59,7 @@ def read() -> dict[str, Any]:
 
 
 def remembered(device: torch.device) -> dict[str, dict[str, Any]]:
-    """Give what the file holds for a device: of each operation, the entry for each shape."""
+    """Return the file's entries for a device: operation -> shape -> entry."""
     here = read().get(choices.device_name(device))
     if not isinstance(here, dict):
         return {}

@@ -1,8 +1,8 @@
 """Memory: large pages for large tensors, keeping freed memory, and recognising out-of-memory.
 
 The first two concern the host's memory and change only speed. The first access to a page costs a
-system call: 1.3 GB of weights take 325,000 small pages or 640 large ones. And a training step that
-returns its activations to the system asks for them again in the next step.
+page fault: 1.3 GB of weights take 325,000 small pages or 640 large ones. And a training step that
+returns the memory of its activations to the system requests it again in the next step.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import sys
 
 import torch
 
-# Smaller tensors gain nothing: a large page has 2 MiB.
+# Smaller tensors gain nothing: a large page is 2 MiB.
 _LEAST_BYTES = 4 * 2**20
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def empty_in_large_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Make an uninitialised CPU tensor, in large pages if it is large and the system has them.
+    """Return an uninitialised CPU tensor, in large pages if it is large and the system has them.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def keep_freed_memory() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means out of memory, on a GPU or on the host."""
+    """Return whether an error means out of memory, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # The host's allocator, cuBLAS and pinned memory raise plain RuntimeErrors.
@@ -78,5 +78,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def shortage(error: BaseException) -> str:
-    """Give the first line of an out-of-memory error's message."""
+    """Return the first line of an out-of-memory error's message."""
     return str(error).partition("\n")[0] or type(error).__name__

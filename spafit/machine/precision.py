@@ -13,7 +13,7 @@ PRECISIONS = ("auto", "float32", "tf32", "bf16", "fp16")
 
 
 def resolve_device(name: str) -> torch.device:
-    """Give the device of a name; ``"auto"`` is a GPU where there is one.
+    """Return the device with this name; ``"auto"`` is a GPU if there is one.
 
     Raises
     ------
@@ -23,7 +23,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name).item()  # "meta" makes tensors, but none that holds a value
+        torch.empty(1, device=name).item()  # "meta" makes tensors, but they hold no values
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"the device {name!r} cannot be used: {reason}") from None
@@ -31,16 +31,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Choose the precision for a device: ``"float32"``, ``"tf32"``, ``"bf16"`` or ``"fp16"``.
+    """Return the precision for a device: ``"float32"``, ``"tf32"``, ``"bf16"`` or ``"fp16"``.
 
-    ``"tf32"`` is float32 but for the factors of matrix products, which are rounded to 10 bits of
-    fraction, on a GPU of compute capability 8.0 and later. ``"auto"`` is float32 on the CPU, bf16
-    on a GPU that has it (8.0 and later), and fp16 on older ones such as the V100.
+    ``"tf32"`` is float32, except that a GPU of compute capability 8.0 or later rounds the factors
+    of matrix products to 10 bits of fraction. ``"auto"`` is float32 on the CPU, bf16 on a GPU that
+    has it (8.0 or later), and fp16 on older ones such as the V100.
 
     Raises
     ------
     ConfigError
-        If what was asked for is not available on the device.
+        If the device does not have the precision asked for.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}: {precision!r}")
@@ -63,7 +63,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Run matrix products in ``precision``, whatever autocast stands around the block.
+    """Run matrix products in ``precision``, even inside another autocast.
 
     Parameters stay in float32.
     """
@@ -85,13 +85,13 @@ def _tf32_alone(device: torch.device) -> Iterator[None]:
 def tf32_products(enabled: bool = True) -> Iterator[None]:
     """Have a GPU multiply float32 matrices in tf32, inside the block: forward and backward alike.
 
-    Unlike autocast it must enclose backward too, which is not recorded in it.
+    Unlike autocast, it must enclose the backward pass too.
     """
     if not enabled:
         yield
         return
-    # By the older of PyTorch's two settings: torch.compile reads it, and refuses where only the
-    # newer one was set.
+    # The older of PyTorch's two settings: torch.compile reads it, and raises an error if only the
+    # newer one is set.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:

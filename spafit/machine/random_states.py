@@ -18,19 +18,19 @@ _CUDA_BYTES = 16  # seed and offset
 class RandomStates(NamedTuple):
     """The states of all generators that a run may draw from.
 
-    PyTorch's give the masks of dropout. Python's and numpy's are not used by spafit (the order of
-    the data is a function of seed and epoch alone), but a layer of the user's may use them.
+    PyTorch's draw the masks of dropout. spafit does not use Python's and numpy's (the order of the
+    data is a function of seed and epoch alone), but a layer of the user's own may.
     """
 
     tensors: dict[str, torch.Tensor]
-    """PyTorch's, as bytes: ``random.cpu`` and, on a GPU, ``random.cuda``."""
+    """The states of PyTorch's, as bytes: ``random.cpu`` and, on a GPU, ``random.cuda``."""
     python: tuple[Any, ...]
-    """Of ``random.getstate``."""
+    """From ``random.getstate``."""
     numpy: tuple[Any, ...]
-    """Of ``numpy.random.get_state``."""
+    """From ``numpy.random.get_state``."""
 
     def to_json(self) -> dict[str, Any]:
-        """Give Python's and numpy's as JSON values."""
+        """Return the states of Python's and numpy's generators as JSON values."""
         version, internal, gauss = self.python
         name, key, *rest = self.numpy
         return {
@@ -40,7 +40,7 @@ class RandomStates(NamedTuple):
 
     @staticmethod
     def from_json(tensors: Mapping[str, torch.Tensor], values: Any) -> RandomStates:
-        """Undo :meth:`to_json`, with PyTorch's beside it.
+        """Rebuild the states from :meth:`to_json` and from the tensors of PyTorch's.
 
         Raises
         ------
@@ -71,7 +71,7 @@ class RandomStates(NamedTuple):
 
 
 def _is_mersenne(key: list[Any], position: list[Any]) -> bool:
-    """Whether it is a state of the Mersenne Twister: 624 words, and how many of them were used."""
+    """Return whether this is a Mersenne Twister's state: 624 words, and how many were used."""
     return (
         len(key) == 624
         and all(type(word) is int and 0 <= word < 2**32 for word in key)
@@ -82,7 +82,7 @@ def _is_mersenne(key: list[Any], position: list[Any]) -> bool:
 
 
 def _check_torch(name: str, tensor: torch.Tensor) -> None:
-    """Refuse what PyTorch does not take as the state of a generator, as a CheckpointError."""
+    """Raise a CheckpointError if PyTorch would not accept the state of a generator."""
     if name not in ("random.cpu", "random.cuda") or tensor.dtype != torch.uint8:
         raise CheckpointError(f"{name} ({tensor.dtype}) is not the state of a generator")
     if name == "random.cpu":
@@ -96,7 +96,7 @@ def _check_torch(name: str, tensor: torch.Tensor) -> None:
 
 
 def take(device: torch.device) -> RandomStates:
-    """Give the states of the generators, of the host and of a device."""
+    """Return the states of the host's generators and of a device's."""
     tensors = {"random.cpu": torch.default_generator.get_state()}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -106,7 +106,7 @@ def take(device: torch.device) -> RandomStates:
 
 
 def put(states: RandomStates, device: torch.device) -> None:
-    """Set the generators; a GPU's is left alone if its state was not taken."""
+    """Restore the generators; a GPU's is left unchanged if its state was not taken."""
     torch.default_generator.set_state(states.tensors["random.cpu"])
     if device.type == "cuda" and "random.cuda" in states.tensors:
         torch.cuda.set_rng_state(states.tensors["random.cuda"], device)
@@ -116,9 +116,9 @@ def put(states: RandomStates, device: torch.device) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed all generators inside the block, and give the caller's states back after it."""
+    """Seed all generators inside the block, and restore the caller's states after it."""
     before = take(device)
-    # torch.manual_seed would seed every GPU, and only this one's state is given back.
+    # torch.manual_seed would seed every GPU, but only this one's state is restored.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

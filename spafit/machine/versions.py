@@ -15,7 +15,7 @@ from spafit.version import __version__
 
 
 def versions() -> dict[str, str]:
-    """Give the versions that a result depends on."""
+    """Return the versions that a result depends on."""
     packages = ("torch", "safetensors", "tokenizers", "huggingface_hub", "numpy")
     found = {package: metadata.version(package) for package in packages}
     return {"spafit": __version__, "python": platform.python_version(), **found}
@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Give the most memory used so far: of the GPU, or resident of this process; in MiB."""
+    """Return the peak memory so far, in MiB: of the GPU, or resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -48,7 +48,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def processor() -> str:
-    """Give the processor's model name, if the system has it."""
+    """Return the processor's model name, if the system gives one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,10 +1,10 @@
 """Checkpoints of a run: folders written atomically and verified by SHA-256, without pickle.
 
-They lie in the folder ``checkpoints`` of the run folder::
+They are in the folder ``checkpoints`` of the run folder::
 
     step-120/                 after 120 steps of the optimizer
         adapter.safetensors   trained values at that step; an adapter file like any other
-        best.safetensors      those of the best step so far, if it is another step
+        best.safetensors      trained values of the best step so far, if it is another step
         state.safetensors     optimizer state, random states, losses
         state.json            everything that is not a tensor
         manifest.json         size and SHA-256 of each of these files; written last
@@ -44,7 +44,7 @@ from spafit.files.durable import (
 from spafit.weights.safefile import SafeFile, tensor_file
 
 FORMAT = 1
-"""Stands in every manifest."""
+"""Recorded in every manifest."""
 
 STATE, MANIFEST = "state.json", "manifest.json"
 
@@ -58,7 +58,7 @@ _TEMPORARY_NAME = re.compile(r"step-[0-9]+\.tmp-[0-9]+(-old)?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files match its manifest.
+    """A valid checkpoint: its files match its manifest.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Checkpoint:
     step : int
         Optimizer steps done.
     values : dict
-        What ``state.json`` holds.
+        The content of ``state.json``.
     files : tuple of str
         The names of its files.
     """
@@ -98,9 +98,9 @@ class Checkpoints:
     Parameters
     ----------
     folder : Path
-        Their folder, made at the first save. It may be a symbolic link to a folder.
+        Their folder, created at the first save. It may be a symbolic link to a folder.
     keep : int
-        How many of the latest are kept, at least 2; the best one is kept in addition.
+        How many of the latest to keep, at least 2; the best one is kept in addition.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -108,16 +108,16 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """Give the steps of all checkpoints in the folder, valid or damaged, in order."""
+        """Return the steps of all checkpoints in the folder, valid or damaged, in order."""
         matches = [_NAME.fullmatch(path.name) for path in self._entries()]
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
-        """Give the folder of a step's checkpoint."""
+        """Return the folder of a step's checkpoint."""
         return self.folder / f"step-{step}"
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """Read the newest valid checkpoint; give it and what is wrong with newer ones."""
+        """Return the newest valid checkpoint, and why newer ones are invalid."""
         faults: list[str] = []
         for step in reversed(self.steps()):
             try:
@@ -145,7 +145,7 @@ class Checkpoints:
         values: Mapping[str, Any],
         best_step: int | None = None,
     ) -> Path:
-        """Write a checkpoint, verify it, and remove older ones beyond those to keep.
+        """Write a checkpoint, verify it, and remove older ones that need not be kept.
 
         Parameters
         ----------
@@ -209,7 +209,7 @@ class Checkpoints:
             if _TEMPORARY_NAME.fullmatch(path.name):
                 place = self.folder / path.name.partition(".")[0]
                 if path.name.endswith(_ASIDE) and not place.exists():
-                    path.rename(place)  # it was not replaced after all
+                    path.rename(place)  # the replacement was not finished
                 else:
                     _discard(path)
 
@@ -254,7 +254,7 @@ class Checkpoints:
         _discard(aside)
 
     def _prune(self, step: int, best_step: int | None) -> None:
-        """Remove all but the latest and the best; those of later steps were damaged."""
+        """Remove all but the latest and the best; any of later steps are damaged."""
         try:
             steps = self.steps()
         except CheckpointError:  # tried again after the next save
@@ -273,8 +273,8 @@ class Checkpoints:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder, as far as possible."""
-    with contextlib.suppress(OSError):  # some are raised in spite of ignore_errors
+    """Remove a folder as far as possible."""
+    with contextlib.suppress(OSError):  # some are raised despite ignore_errors
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -284,17 +284,17 @@ def _manifest(step: int, records: Mapping[str, FileRecord]) -> list[Piece]:
 
 
 def _verify(path: Path, step: int) -> dict[str, FileRecord]:
-    """Compare the files of a checkpoint with its manifest; give the manifest's records."""
+    """Compare the files of a checkpoint with its manifest; return the manifest's records."""
     manifest = _read_json(path / MANIFEST)
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(map(_is_record, files.values())):
         raise CheckpointError(f"{path / MANIFEST} is damaged")
     if (manifest.get("format"), manifest.get("step")) != (FORMAT, step) or STATE not in files:
-        raise CheckpointError(f"{path / MANIFEST} is not that of step {step} in format {FORMAT}")
+        raise CheckpointError(f"{path / MANIFEST} is not of step {step} in format {FORMAT}")
     records = {name: FileRecord(each["nbytes"], each["sha256"]) for name, each in files.items()}
     for name, record in records.items():
         if not is_plain_name(name):
-            raise CheckpointError(f"{path / MANIFEST} names {name!r:.200}, no plain file name")
+            raise CheckpointError(f"{path / MANIFEST} names {name!r:.200}, not a plain file name")
         try:
             found = measure(path / name)
         except OSError as error:
@@ -308,7 +308,7 @@ def _verify(path: Path, step: int) -> dict[str, FileRecord]:
 
 
 def _is_record(entry: object) -> bool:
-    """Whether an entry of a manifest is a :class:`FileRecord`."""
+    """Return whether an entry of a manifest is a :class:`FileRecord`."""
     if not isinstance(entry, dict) or entry.keys() != {"nbytes", "sha256"}:
         return False
     return type(entry["nbytes"]) is int and isinstance(entry["sha256"], str)
@@ -320,7 +320,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: it is no JSON object")
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
     return content
 
 

@@ -33,21 +33,21 @@ _PART = r"\.{name}\.[0-9a-f]{{8}}\.part"
 class RunFolder:
     """The folder that a run writes and that ``spafit eval`` and ``spafit predict`` read.
 
-    It is locked and read at once, and written to from :meth:`begin` on: if the run is refused
-    before that, the folder is unchanged. As a context manager it begins on entry; on exit it
-    records in ``run.json`` whether the run finished, was interrupted or failed, and why, and
-    releases the lock.
+    The constructor locks and reads it, and :meth:`begin` starts writing: if the run is refused
+    before that, the folder is unchanged. As a context manager it calls :meth:`begin` on entry; on
+    exit it records in ``run.json`` whether the run finished, was interrupted or failed, and why,
+    and releases the lock.
 
     Parameters
     ----------
     path : str or Path
-        The folder; it is made if it does not exist.
+        The folder; it is created if it does not exist.
     record : dict
         What is known at the start: settings, data, hashes.
     overwrite : bool
-        Whether a run in the folder is replaced. Otherwise it is resumed.
+        Whether to replace a run in the folder. Otherwise it is resumed.
     keep : int
-        How many checkpoints are kept beside the best one.
+        How many checkpoints to keep besides the best one.
     total_steps : int, optional
         The step at which the run ends.
 
@@ -58,11 +58,11 @@ class RunFolder:
     checkpoint : Checkpoint or None
         The checkpoint to resume from; None for a new run.
     notes : list of str
-        What the user should be told, such as damaged checkpoints.
+        Notes for the user, such as about damaged checkpoints.
     log : RunLog
-        ``log.jsonl``; rows given before :meth:`begin` are written then.
+        ``log.jsonl``; rows added before :meth:`begin` are written then.
     resuming : str
-        How the run is resumed, for messages.
+        How to resume the run, for messages.
 
     Raises
     ------
@@ -108,7 +108,7 @@ class RunFolder:
                 raise
 
     def begin(self) -> None:
-        """Begin to write: the record, and the log from the checkpoint on.
+        """Start writing: the record, and the log after the checkpoint.
 
         Raises
         ------
@@ -125,7 +125,7 @@ class RunFolder:
             if lost := self.log.open(kept):
                 self.notes.append(f"{self.log.path} has lost {lost} bytes of earlier rows")
             if self.checkpoint is None:
-                # An old adapter would be taken for this run's. A link is kept.
+                # An old adapter could be mistaken for this run's. A link is kept.
                 self.adapter.resolve().unlink(missing_ok=True)
             sync_folder(self.path)
 
@@ -136,7 +136,7 @@ class RunFolder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the run has written; the folder may hold others."""
+        """The files that the run has written; the folder may have others."""
         paths = (self.adapter, self.path / LOG, self.path / RUN)
         return tuple(path for path in paths if path.is_file())
 
@@ -158,17 +158,17 @@ class RunFolder:
         self._written = content
 
     def regain(self) -> bool:
-        """Check that the folder still exists and is locked by us; make it again if it was removed.
+        """Check that the folder still exists and is locked by us; recreate it if it was removed.
 
         Returns
         -------
         bool
-            Whether it was made again. The log is then restored; the rest has to be saved.
+            Whether it was recreated. The log is then restored; the rest must be saved again.
 
         Raises
         ------
         CheckpointError
-            If it cannot be made, or holds another run now.
+            If it cannot be created, or now holds another run.
         """
         if self._lock.is_held():
             return False
@@ -180,7 +180,7 @@ class RunFolder:
                 there = self.path / RUN
                 if there.exists() and there.read_text(encoding="utf-8") != self._written:
                     raise CheckpointError(
-                        f"{self.path} was removed while its run went on, and holds another run now"
+                        f"{self.path} was removed during its run, and now holds another run"
                     )
                 self.write()
                 self.log.renew()
@@ -192,11 +192,9 @@ class RunFolder:
         except OSError as error:
             reason = explain(error, self.path)
             raise CheckpointError(
-                f"{self.path} was removed while its run went on, and cannot be made again: {reason}"
+                f"{self.path} was removed during its run, and cannot be created again: {reason}"
             ) from error
-        self.log.write(
-            {"note": f"{self.path} was removed while its run went on, and was made again"}
-        )
+        self.log.write({"note": f"{self.path} was removed during its run, and was created again"})
         return True
 
     def __enter__(self) -> RunFolder:
@@ -241,13 +239,13 @@ class RunFolder:
             raise CheckpointError(f"{self.path} cannot be written: {reason}") from None
 
     def _refuse_foreign_files(self) -> None:
-        """Refuse to overwrite an adapter or a log without a record of the run that wrote it."""
+        """Refuse to overwrite an adapter or a log if there is no record of its run."""
         log = self.path / LOG
         if self.adapter.exists() or (log.is_file() and log.stat().st_size):
             found = self.adapter if self.adapter.exists() else log
             raise CheckpointError(
-                f"{found} is there, but no run that wrote it; give another folder, or allow it to "
-                "be replaced with overwrite (--overwrite)"
+                f"{found} exists, but the folder has no record of its run; give another folder, or "
+                "allow it to be replaced with overwrite (--overwrite)"
             )
 
     def _find_checkpoint(self, record: dict[str, Any], total_steps: int | None) -> None:
@@ -257,7 +255,7 @@ class RunFolder:
             old: Any = self.checkpoint.values.get("record")
             require_same_run(self.path, old, record)
             if not isinstance(old.get("resumed", []), list):
-                raise CheckpointError(f"{self.checkpoint.path} is damaged: resumed is no list")
+                raise CheckpointError(f"{self.checkpoint.path} is damaged: resumed is not a list")
             log_bytes = self.checkpoint.values.get("log_bytes")
             if type(log_bytes) is not int or log_bytes < 0:
                 raise CheckpointError(
@@ -268,11 +266,11 @@ class RunFolder:
                     f"{self.path} is at step {self.checkpoint.step}, and these settings end at "
                     f"step {total_steps}; give more epochs (--epochs), or another folder"
                 )
-            self.notes += [f"{fault}; an older checkpoint is taken" for fault in faults]
+            self.notes += [f"{fault}; an older checkpoint is used" for fault in faults]
             return
         if faults:
             raise CheckpointError(
-                f"{self.path} holds a run of which no checkpoint can be used: {'; '.join(faults)}; "
+                f"{self.path} holds a run without a usable checkpoint: {'; '.join(faults)}; "
                 "start it again with overwrite (--overwrite), or give another folder"
             )
         old = read_run(self.path / RUN)
@@ -284,18 +282,17 @@ class RunFolder:
             )
         if old.get("start") != record.get("start"):
             raise CheckpointError(
-                f"{self.path} holds a run that had no checkpoint yet and began from other values "
-                "of what trains; load and adapt the model afresh"
+                f"{self.path} holds a run that had no checkpoint yet and began from other "
+                "parameter values; load and adapt the model again"
             )
-        self.notes.append("the run had no checkpoint yet, and starts again")
+        self.notes.append("the run had no checkpoint yet, and starts from the beginning")
 
     def _sweep(self) -> None:
         """Remove incomplete files of a process that was killed while writing."""
         self.checkpoints.sweep()
         for name in (RUN, ADAPTER):
-            target = (
-                self.path / name
-            ).resolve()  # through a link: temporary files lie beside its target
+            # Temporary files are beside the target of a link.
+            target = (self.path / name).resolve()
             part = re.compile(_PART.format(name=re.escape(target.name)))
             for path in target.parent.iterdir() if target.parent.is_dir() else ():
                 if part.fullmatch(path.name):

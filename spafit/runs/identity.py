@@ -1,4 +1,4 @@
-"""Whether the run found in a folder is the one asked for, so that it may be resumed.
+"""Check that the run in a folder is the one asked for, so that it may be resumed.
 
 Task, method, seed, base, tokenizer, data, and every setting that the steps depend on must be equal:
 otherwise the record would be wrong. Settings that change no step already done, such as the number
@@ -94,7 +94,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     for key, value in (settings if isinstance(settings, dict) else {}).items():
         if key not in FREE:
             _flatten(RENAMED.get(str(key), str(key)), value, found)
-    # The same data may lie in another place.
+    # The same data may be at another path.
     return {key: value for key, value in found.items() if not key.endswith(".source")}
 
 

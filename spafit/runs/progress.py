@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class _Lasting:
-    """A stream that drops everything after the first failure of the one behind it."""
+    """A stream that drops everything after the first failure of the stream it wraps."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -77,7 +77,7 @@ def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
 
 
 def _is_record(record: dict[str, Any]) -> bool:
-    """Whether a record has the entries needed to use its adapter, of the right types."""
+    """Return whether a record has the entries needed to use its adapter, of the right types."""
     if not isinstance(record.get("task"), str):
         return False
     settings, about = record.get("settings"), record.get("about")

@@ -29,7 +29,7 @@ class StopRequests:
         self._before: dict[signal.Signals, object] = {}
 
     def __call__(self) -> bool:
-        """Whether a signal was received."""
+        """Return whether a signal was received."""
         return self.received is not None
 
     def __enter__(self) -> StopRequests:

@@ -1,12 +1,12 @@
-"""GLUE's original files: over HTTP with the standard library, checked, then unpacked.
+"""Download GLUE's original files, check their SHA-256, and unpack them.
 
-A file from the net is trusted only after its SHA-256 is that of the table ``SOURCES``. Even then
-a zip says nothing about where a file goes: members are asked for by names that stand in
-``table.py``, and every path written is computed here.
+A downloaded file is used only if its SHA-256 is the one in the table ``SOURCES``. Even then a zip
+does not decide where a file goes: members are read by the names in ``table.py``, and every path
+that is written is computed here.
 
-What is kept: the originals in ``originals``, the TSV files in GLUE's layout in ``folder``. An
-interrupted transfer leaves ``NAME.part``, and the next call goes on from there. Two processes that
-want the same file fetch it once: the second one waits for the first.
+The original files are kept in ``originals``, the TSV files in GLUE's layout in ``folder``. An
+interrupted transfer leaves ``NAME.part``, which the next call resumes. Two processes that need the
+same file download it once: the second waits for the first.
 """
 
 import errno
@@ -53,7 +53,7 @@ class Original:
 
     @property
     def name(self) -> str:
-        """File name, the last part of the path."""
+        """The file name, the last part of the path."""
         return self.path.rpartition("/")[2]
 
 
@@ -62,7 +62,7 @@ class Source:
     """Where the files of one GLUE folder come from, and in what form."""
 
     form: Literal["zip", "file", "mrpc"]
-    """A zip that holds the folder; the one file itself; or the three files MRPC is made from."""
+    """A zip of the folder; the one file itself; or the three files from which MRPC is built."""
     originals: tuple[Original, ...]
 
 
@@ -70,7 +70,7 @@ def _zip(name: str, size_bytes: int, sha256: str) -> Source:
     return Source("zip", (Original(f"glue/data/{name}", size_bytes, sha256),))
 
 
-# Sizes and hashes are those recorded with the hub's copy of GLUE in 2022.
+# Sizes and hashes as recorded with the hub's copy of GLUE in 2022.
 # fmt: off
 SOURCES: Mapping[str, Source] = MappingProxyType({
     "CoLA": _zip("CoLA.zip", 376971,
@@ -128,26 +128,26 @@ def download_glue(
     Parameters
     ----------
     tasks : iterable of str
-        Names of tasks. MNLI's two halves come together.
+        Names of tasks. MNLI's two halves are in one download.
     folder : str or Path, optional
-        Where ``RTE/train.tsv`` and so on go; ``glue_cache()`` where None. A file that is there
-        with the same bytes stays, one with other bytes is an error: nothing is overwritten.
+        Where ``RTE/train.tsv`` and so on are written; None means ``glue_cache()``. An existing file
+        with the same bytes is kept, one with other bytes is an error: nothing is overwritten.
     originals : str or Path, optional
-        Where the fetched files are kept; ``glue_cache() / "originals"`` where None. What lies
-        there with the right hash is not fetched again, so a file fetched by hand may be put there.
+        Where the downloads are kept; None means ``glue_cache() / "originals"``. A file there with
+        the right hash is not downloaded again, so one downloaded by hand may be put there.
     base_url : str
-        The server, http or https, or a mirror of it.
+        The server or a mirror of it, http or https.
     sources : mapping of str to Source
         The table of originals, by GLUE folder.
     timeout_s : float
-        How long a silent server is waited for, in seconds.
+        How long to wait for a server that sends nothing, in seconds.
     attempts : int
-        How often a broken transfer is tried, the first time counted.
+        How often to try a transfer, the first time included.
     pause_s : float
-        Pause before the second attempt, in seconds; it doubles each time. Where the server asks for
-        a longer one, that is kept, up to a minute.
+        Pause before the second attempt, in seconds; it doubles each time. If the server asks for a
+        longer one, that is used, up to a minute.
     progress : callable, optional
-        Called as the bytes come.
+        Called after each piece that is received.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def download_glue(
     Raises
     ------
     DownloadError
-        If a file cannot be fetched or unpacked, or is not the one expected.
+        If a file cannot be downloaded or unpacked, or is not the expected one.
     """
     if not base_url.startswith(("http://", "https://")):
         raise DownloadError(f"the base URL must begin with https:// or http://, found {base_url!r}")
@@ -172,7 +172,7 @@ def download_glue(
                 url = f"{base_url.rstrip('/')}/{original.path}"
                 _fetch(url, original, originals, timeout_s, attempts, pause_s, progress)
             files += _install(name, source, originals, folder)
-        except OSError as error:  # of the disk: those of the net are told apart where they arise
+        except OSError as error:  # of the disk: the network's are handled in append
             raise DownloadError(
                 f"cannot store {name}: {error}; make room, or name other folders"
             ) from error
@@ -188,7 +188,7 @@ def _fetch(
     pause_s: float,
     progress: Progress | None,
 ) -> None:
-    """Bring one original into ``folder``, whole and with the right hash, or not at all."""
+    """Download one original into ``folder``; it appears there only with the right hash."""
     target = folder / original.name
     if _is_there(original, target):
         return
@@ -202,8 +202,9 @@ def _fetch(
             except InterruptedTransferError as error:
                 if attempt == attempts:
                     raise DownloadError(
-                        f"{url}: {error}, after {attempts} attempts. What came is kept; run it "
-                        f"again to go on, or fetch the file by other means and put it at {target}"
+                        f"{url}: {error}, after {attempts} attempts. What was received is kept; "
+                        "run it again to resume, or fetch the file by other means and put it at "
+                        f"{target}"
                     ) from error
                 time.sleep(max(pause_s * 2 ** (attempt - 1), error.pause_s))
         part.seek(0)
@@ -213,9 +214,9 @@ def _fetch(
         if digest.hexdigest() != original.sha256:
             part.restart()
             raise DownloadError(
-                f"{url}: expected SHA-256 {original.sha256}, found {digest.hexdigest()}; nothing "
-                "of it was kept. Run it again; if it stays so, the server's file has changed or "
-                "the network alters it"
+                f"{url}: expected SHA-256 {original.sha256}, found {digest.hexdigest()}; it "
+                "was deleted. Run it again; if that does not help, the server's file has changed "
+                "or the network alters it"
             )
         part.move_to(target)
 
@@ -225,10 +226,10 @@ def _is_there(original: Original, target: Path) -> bool:
 
 
 def _install(name: str, source: Source, originals: Path, folder: Path) -> list[Path]:
-    """Unpack one source to ``folder / name``; nothing is moved there before all of it is right."""
+    """Unpack one source to ``folder / name``; move files there only after all were checked."""
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        for left in folder.glob(f"{_UNPACKING}*"):  # by a process that was killed
+        for left in folder.glob(f"{_UNPACKING}*"):  # from a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=_UNPACKING, dir=folder) as temporary:
             unpacked = Path(temporary)
@@ -244,7 +245,7 @@ def _install(name: str, source: Source, originals: Path, folder: Path) -> list[P
 
 
 def _move_in(files: list[Path], target: Path) -> list[Path]:
-    """Move files to their folder; those that are there with the same bytes stay."""
+    """Move files to a folder; existing files with the same bytes are kept."""
     new = []
     for file in files:
         there = target / file.name
@@ -266,7 +267,7 @@ def _move_in(files: list[Path], target: Path) -> list[Path]:
     return [target / file.name for file in files]
 
 
-# What the zip library raises for bytes that are no good zip.
+# What the zip library raises for a damaged zip.
 _NO_GOOD_ZIP = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
     ValueError, OverflowError,
@@ -274,8 +275,8 @@ _NO_GOOD_ZIP = (
 
 
 def _unpack(archive: Path, name: str, folder: Path) -> None:
-    """Write the files of GLUE folder ``name`` from a zip into ``folder``, and nothing else."""
-    # Text shrinks about threefold, so this is a bomb's size and no task's.
+    """Extract only the files of GLUE folder ``name`` from a zip into ``folder``."""
+    # Text compresses about threefold: only a zip bomb is larger than this.
     limit = max(64 << 20, 8 * archive.stat().st_size)
     splits = [s for task in TASKS.values() if task.folder == name
               for s in (task.train, task.dev, task.test) if s]  # fmt: skip
@@ -286,7 +287,9 @@ def _unpack(archive: Path, name: str, folder: Path) -> None:
     except _NO_GOOD_ZIP as error:
         raise _no_good_zip(archive, error) from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a place before the beginning, which the zip names
+        if (
+            error.errno != errno.EINVAL
+        ):  # an offset before the start of the file, from a damaged zip
             raise
         raise _no_good_zip(archive, error) from error
 
@@ -298,7 +301,7 @@ def _no_good_zip(archive: Path, error: Exception) -> DownloadError:
 
 
 def _extract(archive: zipfile.ZipFile, member: str, target: Path, limit: int) -> None:
-    """Write one member, asked for by its exact name, to a path that the archive has no say in."""
+    """Extract one member by its exact name, to a path that does not depend on the archive."""
     entries = [entry for entry in archive.infolist() if entry.filename == member]
     if len(entries) != 1:
         raise DownloadError(
@@ -308,7 +311,9 @@ def _extract(archive: zipfile.ZipFile, member: str, target: Path, limit: int) ->
     entry = entries[0]
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
-        raise DownloadError(f"{archive.filename}: {member!r} is a link or no plain file; refused")
+        raise DownloadError(
+            f"{archive.filename}: {member!r} is a link or not a regular file; refused"
+        )
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DownloadError(
             f"{archive.filename}: {member!r} is packed by method {entry.compress_type}, which "
@@ -317,18 +322,18 @@ def _extract(archive: zipfile.ZipFile, member: str, target: Path, limit: int) ->
     if entry.file_size > limit:
         raise DownloadError(
             f"{archive.filename}: {member!r} would unpack to {entry.file_size} bytes, more than "
-            f"the {limit} that are sensible for this archive; refused"
+            f"the limit of {limit} for this archive; refused"
         )
-    # zipfile reads no more than the declared size, which was held against the limit above.
+    # zipfile reads at most the declared size, which was compared with the limit above.
     with archive.open(entry) as packed, target.open("wb") as unpacked:
         shutil.copyfileobj(packed, unpacked, 1 << 20)
 
 
 def _assemble_mrpc(train_txt: Path, test_txt: Path, dev_ids: Path, folder: Path) -> None:
-    """Make MRPC's files from the published corpus, byte for byte as GLUE's own script does.
+    """Build MRPC's files from the published corpus, byte for byte as GLUE's own script does.
 
     The pairs of ids in ``dev_ids`` are the dev rows; the headers of train and dev keep their
-    byte-order mark; test gets an index in place of its labels.
+    byte-order mark; in test an index replaces the labels.
     """
     ids = {tuple(line.strip().split("\t")) for line in _text_lines(dev_ids)}
     header, *rows = _text_lines(train_txt)
@@ -349,7 +354,7 @@ def _text_lines(path: Path) -> list[str]:
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise DownloadError(f"{path} is no text in UTF-8: {error}; delete it") from None
+        raise DownloadError(f"{path} is not UTF-8 text: {error}; delete it") from None
     return [line.removesuffix("\r") for line in lines if line]
 
 

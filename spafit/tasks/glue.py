@@ -2,14 +2,15 @@ r"""Read GLUE's data files. The tasks themselves are listed in ``table.py``.
 
 The original files are TAB-separated text with traps:
 
-- quoting is off: texts hold unbalanced double quotes, and a CSV reader would swallow whole rows;
-- a line ends at ``\n`` alone: U+0085, U+2028 and other separators occur inside texts;
-- a byte-order mark may come first, the last newline may be missing; where ``\r\n`` ends the first
-  line, a ``\r`` at the end of any line is no part of it;
-- blanks and control characters belong to the text, and to a label: " 1" is none.
+- there is no quoting: texts contain unbalanced double quotes, for which a CSV reader would skip
+  whole rows;
+- only ``\n`` ends a line: U+0085, U+2028 and other separators occur inside texts;
+- a byte-order mark may come first, and the last newline may be missing; if the first line ends in
+  ``\r\n``, a ``\r`` at the end of any line is removed;
+- whitespace and control characters are kept, in labels too: " 1" is not a label.
 
-A label is stored by its name ("acceptable"), never by its number, because the numbering differs
-between files, models and submission forms. A score is a decimal number in ASCII: "3.8", "5", "1e0".
+A label is stored by its name ("acceptable"), never by its number, because the numbers differ
+between files, models and submissions. A score is a decimal number in ASCII: "3.8", "5", "1e0".
 """
 
 import errno
@@ -38,11 +39,11 @@ class Example:
     """One row of a data set."""
 
     index: int
-    """Number of the row in its file, from 0, rows that could not be read counted too."""
+    """Number of the row in its file, from 0; malformed rows are counted too."""
     text_a: str
     text_b: str | None
     label: Label | None
-    """Name of the label, or score; None where the file has none."""
+    """Name of the label, or score; None if the file has none."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,15 @@ def load(task: str | Task, split: str, folder: str | Path, *, max_bad_rows: int 
     split : str
         "train", "dev" or "test".
     folder : str or Path
-        Root of GLUE (which holds ``RTE/``), or the task's own folder. The original TSV file is
-        taken where there is one; else JSONL, else parquet, with the field names of the hub.
+        GLUE's root folder (which has ``RTE/``), or the task's own. The original TSV file is read
+        if there is one; else JSONL, else parquet, with the field names of the hub.
     max_bad_rows : int
         How many malformed rows may be left out. They are counted in ``Dataset.bad_rows``.
 
     Raises
     ------
     DataError
-        If no file is found, or the file is not as its task declares it.
+        If no file is found, or the file does not have the task's format.
     """
     task, folder = get_task(task), Path(folder)
     candidates = list(_candidates(task, task.split(split), folder))
@@ -120,21 +121,21 @@ def load(task: str | Task, split: str, folder: str | Path, *, max_bad_rows: int 
 
 
 def _kind_of(path: Path) -> str:
-    """Say what lies at a path: "a file", "nothing", or what cannot be read."""
+    """Return what is at a path: "a file", "nothing", or something that cannot be read."""
     try:
         mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no possible name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: an impossible name
         return "a link to nothing" if "\0" not in str(path) and path.is_symlink() else "nothing"
     except OSError as error:
-        return f"out of reach: {error.strerror}"
+        return f"inaccessible: {error.strerror}"
     if stat.S_ISREG(mode):
         return "a file"
-    # Opening a pipe would wait for its other end, and a device may never end.
+    # Opening a pipe would block, and reading a device may never end.
     return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
 def _candidates(task: Task, split: Split, folder: Path) -> Iterator[Path]:
-    """Paths at which a split may lie, the best first."""
+    """Yield the paths where a split's file may be, in order of preference."""
     stem = Path(split.file).stem
     names = (
         split.file,
@@ -150,11 +151,11 @@ def _candidates(task: Task, split: Split, folder: Path) -> Iterator[Path]:
 
 
 def _refuse_folder_of_another_task(task: Task, path: Path) -> None:
-    """Refuse RTE's folder for WNLI: their test files have one header and no labels to differ by."""
+    """Refuse RTE's folder for WNLI: their test files have the same header and no labels."""
     name = path.parent.resolve().name.lower().replace("-", "")
     if name != task.hub_folder and name in {other.hub_folder for other in TASKS.values()}:
         raise DataError(
-            f"{path} lies in the folder of another task than {task.display}; name GLUE's root or "
+            f"{path} is in the folder of another task than {task.display}; name GLUE's root or "
             f"the folder {task.folder}"
         )
 
@@ -164,34 +165,34 @@ Fields = tuple[str, str | None, Label | None]
 
 
 class _MalformedRowError(DataError):
-    """A row that is not of its file's shape; the caller may allow some of these."""
+    """A malformed row; the caller may allow some of these."""
 
 
 def read_file(
     task: str | Task, path: str | Path, split: str | None = None, *, max_bad_rows: int = 0
 ) -> Dataset:
-    """Read one file: TSV in GLUE's original form, JSONL or parquet, told by its ending.
+    """Read one file by its extension: TSV in GLUE's original format, JSONL or parquet.
 
     Parameters
     ----------
     task : str or Task
-        Name of the task whose form the file has.
+        Name of the task whose format the file has.
     path : str or Path
-        The file; its ending is ``.tsv``, ``.jsonl`` or ``.parquet``.
+        The file; its extension is ``.tsv``, ``.jsonl`` or ``.parquet``.
     split : str, optional
-        The split whose columns a TSV file has. None: it is told by the header (CoLA's labelled
-        files have none), and labels may be there or not.
+        The split whose columns a TSV file has. None: the columns are found from the header (CoLA's
+        labelled files have none), and labels are optional.
     max_bad_rows : int
-        How many malformed rows may be left out: rows with another number of fields, lines that
-        are no JSON object, records without a text. An unknown label is always an error, and so is a
+        How many malformed rows may be left out: rows with a wrong number of fields, lines that are
+        not JSON objects, records without a text. An unknown label is always an error, and so is a
         line that is not UTF-8.
 
     Raises
     ------
     DataError
-        If the file is not as declared; the message names file and line.
+        If the file does not have this format; the message names file and line.
     ConfigError
-        If ``max_bad_rows`` is no whole number of at least 0.
+        If ``max_bad_rows`` is not a whole number of at least 0.
     """
     task, path = get_task(task), Path(path)
     if split is not None:
@@ -232,7 +233,7 @@ def read_file(
             if bad_rows > max_bad_rows:
                 raise DataError(
                     f"{path}, line {line}: {error}. Bad row number {bad_rows}, {max_bad_rows} "
-                    "allowed: mend the file, or allow more (--max-bad-rows)"
+                    "allowed: correct the file, or allow more (--max-bad-rows)"
                 ) from None
         except DataError as error:
             raise DataError(f"{path}, line {line}: {error}") from None
@@ -241,7 +242,7 @@ def read_file(
     if not examples:
         left_out = f", {bad_rows} malformed ones left out" if bad_rows else ""
         raise DataError(
-            f"{path} holds no rows of {task.display}{left_out}; is it the right file, and whole?"
+            f"{path} holds no rows of {task.display}{left_out}; is it the right file, and complete?"
         )
     return Dataset(task, split or "input", tuple(examples), str(path), bad_rows, sha256)
 
@@ -252,14 +253,14 @@ def sha256_of_file(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file with their numbers, from 1, without their ends."""
+    """Yield the lines of a text file with their numbers, from 1, without the line ends."""
     crlf = False
     for number, raw in _raw_lines(path):
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw:  # the mark and nothing else
                 return
-            # Only a file whose first line says so: elsewhere a \r belongs to the text.
+            # Only if the first line ends so: otherwise a \r belongs to the text.
             crlf = raw.endswith(b"\r\n")
         raw = raw.removesuffix(b"\n")
         if crlf:
@@ -283,14 +284,14 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    """Say why, and where to look: a disk may fail in the middle."""
+    """Return an error that says why a file cannot be read and what to check."""
     places = {errno.EIO: "the disk", errno.EACCES: "who may read it"}
     place = places.get(error.errno or 0, "the name")
     return DataError(f"cannot read {path}: {error.strerror}; check {place}")
 
 
 def _tsv_form(task: Task, split: str | None, path: Path) -> tuple[Split, Iterator[tuple[int, str]]]:
-    """Return the form of a TSV file, told or checked by its header, and the rows after it."""
+    """Return the columns of a TSV file, found or checked by its header, and the rows after it."""
     lines = _lines(path)
     _, first = next(lines, (1, ""))
     wanted = [task.split(split)] if split else [s for s in (task.dev, task.test) if s]
@@ -350,19 +351,19 @@ def _checked_score(task: Task, score: float) -> float:
 
 
 def _shown(value: object) -> str:
-    """Show a value from a file in a few words, whatever it is."""
+    """Return a short description of any value from a file."""
     if isinstance(value, str):
         return f"{value[:100]!r:.140}"
     if value is None or isinstance(value, int | float):
         return f"{value!r:.140}"
-    return f"of type {type(value).__name__}"  # its repr may be long, or nested too deep to make
+    return f"of type {type(value).__name__}"  # its repr may be long, or too deeply nested
 
 
 def _from_json(task: Task, needs_label: bool, line: str) -> Fields:
     try:
         record = json.loads(line, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())  # a key that stands twice may hold anything
+        reason = " ".join(str(error).split())  # a duplicate key may contain anything
         raise _MalformedRowError(f"not JSON ({reason:.140}): {line[:80]!r:.140}") from None
     if not isinstance(record, dict):
         raise _MalformedRowError(f"expected a JSON object, found {line[:80]!r:.140}")
@@ -370,7 +371,7 @@ def _from_json(task: Task, needs_label: bool, line: str) -> Fields:
 
 
 def _from_record(task: Task, needs_label: bool, record: Mapping[str, object]) -> Fields:
-    """Fields of a JSON object or a parquet row, with the hub's names and numbers."""
+    """Return the fields of a JSON object or a parquet row with the hub's names and numbers."""
     texts = []
     for name in task.fields:
         text = record.get(name)
@@ -393,7 +394,7 @@ def _from_record(task: Task, needs_label: bool, record: Mapping[str, object]) ->
 
 
 def _label_from_value(task: Task, value: object) -> Label | None:
-    """Label from its name, its number, or a score; None and the hub's -1 mean no label."""
+    """Return the label for its name, its number, or a score; None and the hub's -1 mean none."""
     if value is None or (value == -1 and not isinstance(value, bool)):
         return None
     if task.is_regression:
@@ -409,7 +410,7 @@ def _label_from_value(task: Task, value: object) -> Label | None:
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Rows of a parquet file with their numbers, from 1."""
+    """Yield the rows of a parquet file with their numbers, from 1."""
     try:
         import pyarrow
         import pyarrow.parquet

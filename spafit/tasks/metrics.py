@@ -1,7 +1,7 @@
 """GLUE's metrics in numpy, computed from label names.
 
-All take predictions and references of equal length n, and give a float. Where a denominator is
-zero the quotient is not defined; it is then 0.0 by convention: no better than chance.
+All take predictions and references of equal length n, and return a float. If a denominator is zero
+the metric is 0.0 by convention: no better than chance.
 """
 
 import math
@@ -19,15 +19,15 @@ Floats = NDArray[np.float64]
 
 
 def accuracy(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Share of the predictions that equal their reference."""
+    """Return the share of predictions that equal their references."""
     predicted, true = _pair(predictions, references)
     return float(np.mean(predicted == true))
 
 
 def f1(predictions: Sequence[str], references: Sequence[str], positive: str) -> float:
-    """F1 of the class ``positive``: 2 TP / (2 TP + FP + FN).
+    """Return F1 of the class ``positive``: 2 TP / (2 TP + FP + FN).
 
-    0.0 where the class is neither predicted nor there, as in scikit-learn.
+    0.0 if the class occurs in neither predictions nor references, as in scikit-learn.
     """
     predicted, true = _pair(predictions, references)
     true_positives = int(np.sum((predicted == positive) & (true == positive)))
@@ -36,11 +36,11 @@ def f1(predictions: Sequence[str], references: Sequence[str], positive: str) -> 
 
 
 def matthews(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Matthews correlation coefficient, of any number of classes (Gorodkin, 2004).
+    """Return the Matthews correlation coefficient for any number of classes (Gorodkin, 2004).
 
     With c the number of right predictions, p_k and t_k how often class k is predicted and true:
-    (c n - Σ p_k t_k) / sqrt((n² - Σ p_k²) (n² - Σ t_k²)). 0.0 where all predictions or all
-    references are of one class, as in scikit-learn.
+    (c n - Σ p_k t_k) / sqrt((n² - Σ p_k²) (n² - Σ t_k²)). 0.0 if all predictions or all references
+    are of one class, as in scikit-learn.
     """
     predicted, true = _pair(predictions, references)
     n = len(true)
@@ -48,25 +48,25 @@ def matthews(predictions: Sequence[str], references: Sequence[str]) -> float:
     p = [int(np.sum(predicted == k)) for k in classes]
     t = [int(np.sum(true == k)) for k in classes]
     right = int(np.sum(predicted == true))
-    # Python's integers: the product of the two variances passes 2**63 from n = 55,000 on.
+    # Python's integers, because the product of the two variances exceeds 2**63 from n = 55,000 on.
     covariance = right * n - sum(p_k * t_k for p_k, t_k in zip(p, t, strict=True))
     variances = (n * n - sum(p_k * p_k for p_k in p)) * (n * n - sum(t_k * t_k for t_k in t))
     return float(covariance / np.sqrt(float(variances))) if variances else 0.0
 
 
 def pearson(predictions: Sequence[float], references: Sequence[float]) -> float:
-    """Pearson correlation: the cosine of the two centred vectors.
+    """Return the Pearson correlation: the cosine of the two centred vectors.
 
-    0.0 where all predictions or all references are equal; scipy gives NaN and a warning there.
+    0.0 if all predictions or all references are equal; scipy gives NaN and a warning there.
     """
     x, y = _pair_of_floats(predictions, references)
     return _correlation(x, y)
 
 
 def spearman(predictions: Sequence[float], references: Sequence[float]) -> float:
-    """Spearman correlation: Pearson's of the ranks, ties taking their mean rank.
+    """Return the Spearman correlation: Pearson's of the ranks, where ties take their mean rank.
 
-    0.0 where all predictions or all references are equal; scipy gives NaN and a warning there.
+    0.0 if all predictions or all references are equal; scipy gives NaN and a warning there.
     """
     x, y = _pair_of_floats(predictions, references)
     return _correlation(_ranks(x), _ranks(y))
@@ -108,10 +108,10 @@ def compute(
 
 
 def majority(task: str | Task, references: Sequence[Label | None]) -> dict[str, float]:
-    """Score what knows nothing of the texts: always the commonest label, or the mean score.
+    """Score the constant prediction: the commonest label, or the mean score.
 
-    Of labels that are equally common the first in the task's order is taken. A constant
-    correlates with nothing, so Pearson, Spearman and Matthews are 0.0 here.
+    If several labels are equally common, the first in the task's order is used. A constant has no
+    correlation, so Pearson, Spearman and Matthews are 0.0 here.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def majority(task: str | Task, references: Sequence[Label | None]) -> dict[str, 
 
 
 def _check(task: Task, what: str, values: Sequence[Label | None]) -> None:
-    """Refuse no values, and values that are not labels of the task."""
+    """Raise an error if there are no values, or one is not a label of the task."""
     if len(values) == 0:
         raise DataError(f"there are no {what}s for {task.display}, and a metric needs at least one")
     for index, value in enumerate(values):
@@ -160,9 +160,9 @@ def _pair_of_floats(
 
 
 def _correlation(x: Floats, y: Floats) -> float:
-    """Pearson correlation of two vectors (n,)."""
-    # Equality is tested before centring: the mean of equal numbers may be off by a rounding, and
-    # the correlation would be one of roundings.
+    """Return the Pearson correlation of two vectors (n,)."""
+    # Test for equality before centring: the mean of equal numbers may be rounded, and then the
+    # correlation would be one of rounding errors.
     if np.all(x == x[0]) or np.all(y == y[0]):
         return 0.0
     cosine = float(np.dot(_unit(x - x.mean()), _unit(y - y.mean())))
@@ -170,13 +170,13 @@ def _correlation(x: Floats, y: Floats) -> float:
 
 
 def _unit(x: Floats) -> Floats:
-    """Scale a vector to length 1; by its largest entry first, so that no square overflows."""
+    """Scale a vector to length 1, first by its largest entry so that no square overflows."""
     x = x / np.max(np.abs(x))
     return np.asarray(x / np.linalg.norm(x), dtype=np.float64)
 
 
 def _ranks(x: Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Return ranks from 1; equal values get the mean of their ranks."""
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)  # rank of the last of each group of equal values
     return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)

@@ -1,7 +1,7 @@
-"""Submission files in GLUE's exact form.
+"""Write submission files in GLUE's exact format.
 
-One TSV file a task: the header ``index<TAB>prediction``, then one row a test example with the index
-counted from 0 in each file. GLUE's server wants the files of all tasks in one zip.
+One TSV file per task: the header ``index<TAB>prediction``, then one row per test example, with the
+index counted from 0 in each file. GLUE's server expects the files of all tasks in one zip.
 """
 
 import math
@@ -29,20 +29,20 @@ def write_submission(
     Parameters
     ----------
     folder : str or Path
-        Where the file goes; made if it is missing. A file of an earlier run is replaced.
+        Where to write the file; created if missing. A file of an earlier run is replaced.
     task : str or Task
         The task, or its name.
     predictions : sequence of str or float
         For each row of the whole test file, in its order: the label's name, or the score.
     dataset : Dataset, optional
-        The data that was predicted. Given, it must be of this task's test split and whole.
+        The data that was predicted; if given, it is checked to be the task's whole test split.
 
     Raises
     ------
     DataError
         If the number of predictions is not that of the task's test file (GLUE refuses such a file),
-        a prediction is not a label of the task, ``dataset`` is not what was to be predicted, or the
-        file cannot be written.
+        a prediction is not a label of the task, ``dataset`` is not the task's whole test split, or
+        the file cannot be written.
     """
     task, folder = get_task(task), Path(folder)
     if dataset is not None:
@@ -56,7 +56,7 @@ def write_submission(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error.strerror}; name another one") from None
+        raise DataError(f"{folder} cannot be created: {error.strerror}; name another one") from None
     path = folder / task.submission
     with replacing(path, DataError) as temporary:
         temporary.write_bytes("\n".join([HEADER, *rows, ""]).encode())
@@ -72,12 +72,12 @@ def _check_dataset(task: Task, dataset: Dataset) -> None:
     if dataset.bad_rows:
         raise DataError(
             f"{dataset.source} was read without {dataset.bad_rows} bad rows, so its predictions "
-            "would stand at the wrong indices; mend the file and read it whole"
+            "would have the wrong indices; correct the file and read all of it"
         )
 
 
 def _value(task: Task, index: int, prediction: Label) -> str:
-    """One prediction as the task's submission file writes it."""
+    """Return one prediction as it is written in the task's submission file."""
     if not task.is_regression:
         if prediction not in task.labels:
             raise DataError(
@@ -95,23 +95,23 @@ def _value(task: Task, index: int, prediction: Label) -> str:
 
 
 def missing_submissions(folder: str | Path) -> tuple[str, ...]:
-    """Names of the submission files that ``folder`` still lacks; GLUE's server wants them all."""
+    """Return the names of the submission files that ``folder`` lacks; GLUE's server needs all."""
     return tuple(
         task.submission for task in TASKS.values() if not (Path(folder) / task.submission).is_file()
     )
 
 
 def zip_submission(folder: str | Path) -> Path:
-    """Zip the submission files of a folder into ``submission.zip`` there and return its path.
+    """Zip a folder's submission files into ``submission.zip`` in that folder; return its path.
 
-    Only files of the table's names are taken, each checked for its header, its number of rows, its
-    indices and its values. The same files give the same bytes. ``missing_submissions`` says
-    what GLUE's server would still miss.
+    Only files with the table's names are included; their headers, numbers of rows, indices and
+    values are checked. Equal files give an equal zip. ``missing_submissions`` lists the files that
+    GLUE's server would still need.
 
     Raises
     ------
     DataError
-        If there is no submission file, one is not in GLUE's form, or the zip cannot be written.
+        If there is no submission file, one is not in GLUE's format, or the zip cannot be written.
     """
     folder = Path(folder)
     present = [task for task in TASKS.values() if (folder / task.submission).is_file()]
@@ -125,7 +125,7 @@ def zip_submission(folder: str | Path) -> Path:
         for task in present:
             data = (folder / task.submission).read_bytes()
             _check_form(task, folder / task.submission, data)
-            # ZipInfo's own date is fixed (1980), so equal files give an equal zip.
+            # ZipInfo's default date is fixed (1980), so equal files give an equal zip.
             entry = zipfile.ZipInfo(task.submission)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16

@@ -1,7 +1,7 @@
 """The table of the GLUE tasks (Wang et al., 2018, https://gluebenchmark.com).
 
-``TASKS`` says everything in which the tasks differ: files, columns, labels, metrics, the paper's
-batch size, the submission file. The readers, the metrics and the submission know no task by name.
+``TASKS`` has everything in which the tasks differ: files, columns, labels, metrics, the paper's
+batch size, the submission file. No reader, metric or submission code names a task.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ Label = str | float
 """A label: its name for classification, a score for regression."""
 
 SCORE_RANGE = (0.0, 5.0)
-"""The least and the greatest score of a regression task (STS-B is the only one)."""
+"""The smallest and the largest score of a regression task (STS-B is the only one)."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a task as its original file has it; columns count from 0."""
+    """One split of a task in its original file; columns are counted from 0."""
 
     file: str
     """Name of the original file inside the task's folder."""
     rows: int
-    """Number of rows of the whole file, its header not counted."""
+    """Number of rows of the whole file, without its header."""
     columns: tuple[str, ...]
-    """Names of all columns, in the words of the header where there is one."""
+    """Names of all columns, as in the header if there is one."""
     text_a: int
     text_b: int | None = None
     label: int | None = None
@@ -37,7 +37,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """One GLUE task: what its files look like, what it is scored by, how it is handed in."""
+    """One GLUE task: the format of its files, its metrics and its submission file."""
 
     name: str
     """Name in lower case: "rte"."""

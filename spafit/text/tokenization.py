@@ -1,10 +1,10 @@
-"""Text to token ids.
+"""Tokenize texts: from text to token ids.
 
-A pair of texts becomes ``[CLS] A [SEP] B [SEP]``, token types 0 up to and with the first ``[SEP]``
-and 1 after it; a single text becomes ``[CLS] A [SEP]``. The word pieces of A and B come from the
-tokenizers library. This frame and the truncation are done here, in the open: in the library both
-are hidden state, and a tokenizer.json may bring a length and a padding of its own, to which every
-text would then be cut and padded without a word.
+A pair of texts becomes ``[CLS] A [SEP] B [SEP]``, with token type 0 up to the first ``[SEP]``,
+inclusive, and 1 after it; a single text becomes ``[CLS] A [SEP]``. The tokenizers library splits A
+and B into word pieces. Special tokens and truncation are added here, where they can be seen: in the
+library they are hidden state, and a tokenizer.json may set a length and padding that would be
+applied silently to every text.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from spafit.weights.hub import local_folder
 from spafit.weights.pins import TOKENIZER_FILES
 
 MIN_LENGTH = 8
-"""The least maximum length: [CLS], two [SEP], and a few tokens of each text."""
+"""The smallest maximum length: [CLS], two [SEP], and a few tokens of each text."""
 
 _CHUNK = 1024
-"""Texts handed to the library at once: its answers are large, and soon dropped."""
+"""Texts passed to the library at once; its results are large, and are freed after each chunk."""
 
 
 class Batch(NamedTuple):
@@ -51,28 +51,28 @@ class Batch(NamedTuple):
     """1 for the second text and its [SEP], else 0."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move to a device, without waiting for it."""
+        """Copy to a device asynchronously."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def pinned(self) -> Batch:
-        """Return the same in memory of the host that a GPU reads by itself."""
+        """Return the batch in pinned host memory."""
         return Batch(*(tensor.pin_memory() for tensor in self))
 
 
 @dataclass(frozen=True)
 class Encodings:
-    """The token ids of a sequence of examples, each as long as it is.
+    """The token ids of a sequence of examples, without padding.
 
     Attributes
     ----------
     input_ids : list of list of int
-        Token ids of each example, frame included.
+        Token ids of each example, special tokens included.
     token_type_ids : list of list of int
         Token types of each example, as long as its ids.
     truncated : int
-        How many examples lost tokens to the maximum length.
+        How many examples were truncated.
     pad_id : int
-        What :meth:`batch` fills up with.
+        The id that :meth:`batch` pads with.
     """
 
     input_ids: list[list[int]]
@@ -89,7 +89,7 @@ class Encodings:
         return [len(ids) for ids in self.input_ids]
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Put some examples into tensors, padded to the longest of them.
+        """Return some examples as padded tensors, as long as the longest example.
 
         Parameters
         ----------
@@ -113,15 +113,16 @@ class Encodings:
         return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(types))
 
     def packed(self, rows: Sequence[int], bucketed: bool = False) -> PackedBatch:
-        """Put some examples into tensors one after the other, without padding.
+        """Return some examples as packed tensors: one after the other, without padding.
 
         Parameters
         ----------
         rows : sequence of int
-            Numbers of B examples, at least one, in the order wanted; attention costs least where
-            they are in the order of their lengths.
+            Numbers of B examples, at least one, in the order wanted; attention costs least if they
+            are sorted by length.
         bucketed : bool
-            Whether the tensors get the fixed shape of their :class:`~spafit.layout.Bucket`.
+            Whether to pad the packed tensors to the fixed shape of their
+            :class:`~spafit.layout.Bucket`.
 
         Raises
         ------
@@ -146,9 +147,9 @@ class Encodings:
         )
 
     def by_length(self, rows: Iterable[int]) -> list[int]:
-        """Put row numbers in the order of their lengths, those of one length as they stand.
+        """Return row numbers sorted by length (a stable sort).
 
-        So packed, sequences of like length lie side by side, and attention takes them together.
+        When they are packed in this order, attention computes sequences of similar length together.
         """
         return sorted(rows, key=lambda row: len(self.input_ids[row]))
 
@@ -162,14 +163,14 @@ class Encodings:
 class Tokenizer:
     """BERT's tokenizer.
 
-    A special token that is spelled out in a text, such as ``[SEP]``, becomes that token, as it does
-    in transformers. Whoever writes a text can so forge the border between two; texts of strangers
-    are better read with ``split_special_tokens=True``.
+    A special token that is spelled out in a text, such as ``[SEP]``, becomes that token, as in
+    transformers. The author of a text can thereby fake the boundary between two texts; use
+    ``split_special_tokens=True`` for untrusted texts.
 
     Parameters
     ----------
     recipe : Recipe
-        What the tokenizer's files say; see :func:`load_tokenizer`, which reads them.
+        The content of the tokenizer's files; :func:`load_tokenizer` reads them.
     split_special_tokens : bool
         Read a special token that is spelled out in a text as plain text: ``[``, ``sep``, ``]``.
 
@@ -191,14 +192,14 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids; the word embeddings need a row for each."""
+        """Number of token ids; the word embeddings need a row for each."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the recipe, in hexadecimal: the same from a tokenizer.json as a vocab.txt.
+        """SHA-256 of the recipe, in hexadecimal; equal for a tokenizer.json and its vocab.txt.
 
-        One that splits special tokens has another.
+        It is different for a tokenizer that splits special tokens.
         """
         if not self.split_special_tokens:
             return self.recipe.fingerprint
@@ -211,7 +212,7 @@ class Tokenizer:
         *,
         max_length: int,
     ) -> Encodings:
-        """Turn texts into token ids, cut to a maximum length, not padded.
+        """Tokenize texts, truncated to a maximum length but not padded.
 
         Parameters
         ----------
@@ -220,16 +221,16 @@ class Tokenizer:
         texts_b : sequence of (str or None), optional
             Second text of each example; None for an example that has one text.
         max_length : int
-            The most tokens of an example, frame included. In a pair with more, the longer text
-            loses its end until both are equally long, then both do ("longest first").
+            The most tokens of an example, special tokens included. A longer pair is truncated
+            "longest first": the longer text at its end until both are equally long, then both.
 
         Raises
         ------
         ConfigError
             If the maximum length is below 8.
         DataError
-            If a sequence is itself a string, there are not as many second texts as first ones, or
-            a text is not a string that has a form in UTF-8; the message names the row, from 0.
+            If a sequence is itself a string, the numbers of first and second texts differ, or a
+            text is not a string that UTF-8 can encode; the message names the row, from 0.
         """
         if max_length < MIN_LENGTH:
             raise ConfigError(
@@ -237,13 +238,13 @@ class Tokenizer:
                 f"few for two texts; give {MIN_LENGTH} or more"
             )
         if isinstance(texts_a, str) or isinstance(texts_b, str):
-            raise DataError("one text was given where several are expected; give [text]")
+            raise DataError("expected a sequence of texts, found one text; give [text]")
         if texts_b is None:
             texts_b = [None] * len(texts_a)
         if len(texts_a) != len(texts_b):
             raise DataError(
                 f"{len(texts_a)} first texts but {len(texts_b)} second texts; give one for each, "
-                "None where there is none"
+                "or None for an example without one"
             )
         for row, (text_a, text_b) in enumerate(zip(texts_a, texts_b, strict=True)):
             _require_text(text_a, f"row {row}, first text")
@@ -266,20 +267,20 @@ class Tokenizer:
         return Encodings(input_ids, token_type_ids, truncated, self.pad_id)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, for spafit and transformers alike.
+        """Write tokenizer.json and tokenizer_config.json, for both spafit and transformers.
 
         Parameters
         ----------
         folder : str or Path
-            Made if it does not exist.
+            Created if it does not exist.
 
         Raises
         ------
         WeightsError
-            If the folder or a file cannot be written; a file that was there is then as before.
+            If the folder or a file cannot be written; an existing file is then unchanged.
         """
-        # transformers 5 makes the tokenizer anew by what this file says, whatever tokenizer.json
-        # says, and lower-cases where it says nothing.
+        # transformers 5 builds the tokenizer from tokenizer_config.json, ignoring these settings in
+        # tokenizer.json, and lower-cases by default.
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.recipe.lowercase,
@@ -292,7 +293,7 @@ class Tokenizer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WeightsError(f"{folder} cannot be made: {error.strerror}") from None
+            raise WeightsError(f"{folder} cannot be created: {error.strerror}") from None
         for name, content in (
             ("tokenizer.json", self.recipe.build().to_str(pretty=True)),
             ("tokenizer_config.json", json.dumps(config, indent=2)),
@@ -301,7 +302,7 @@ class Tokenizer:
                 temporary.write_text(content + "\n", encoding="utf-8")
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of the word pieces of each text, without frame."""
+        """Return the ids of each text's word pieces, without special tokens."""
         return [
             encoding.ids
             for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -324,11 +325,11 @@ def load_tokenizer(
     revision : str, optional
         A branch, tag or commit of the hub name.
     lowercase : bool, optional
-        Lower-case the text, or do not, whatever the files say. None: as the files say, and as the
-        vocabulary shows where they are silent (see :func:`spafit.text.vocabulary.read_recipe`).
+        Whether to lower-case the text, overriding the files. None: as set in the files, else as
+        the vocabulary implies (see :func:`spafit.text.vocabulary.read_recipe`).
     split_special_tokens : bool, optional
         Read a special token that is spelled out in a text as plain text (see :class:`Tokenizer`).
-        None: as tokenizer_config.json says, which is False where it is silent.
+        None: as set in tokenizer_config.json, else False.
 
     Raises
     ------
@@ -346,10 +347,10 @@ def load_tokenizer(
 
 
 def _longest_first(a: int, b: int, budget: int) -> tuple[int, int]:
-    """Return how many tokens of two texts, of a and b tokens, stay within a budget.
+    """Return how many tokens to keep of two texts, of a and b tokens, within a budget.
 
-    The longer one loses its end until both are equally long, then both do. An odd token left over
-    goes to the longer one, and to the second of two that are equally long.
+    The longer text is truncated until both are equally long, then both are. With an odd budget the
+    longer text keeps one token more, or the second text if both are equally long.
     """
     if a + b <= budget:
         return a, b
@@ -363,7 +364,7 @@ def _require_text(text: object, where: str) -> None:
     if not isinstance(text, str):
         raise DataError(
             f"{where}: expected a string, found {text!r:.60} of type {type(text).__name__}; "
-            "give text, an empty string where there is none"
+            "give a text, or an empty string"
         )
     if text.isascii():
         return
@@ -372,5 +373,5 @@ def _require_text(text: object, where: str) -> None:
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where}: character {error.start} is a lone surrogate, {text[error.start]!r}, half of "
-            "a character; decode the text again as what it was written in"
+            "a character; decode the text again with the right encoding"
         ) from None

@@ -1,10 +1,10 @@
-"""Read the files of a BERT tokenizer: its word pieces, and how a text is normalised before.
+"""Read the files of a BERT tokenizer: its word pieces, and how it normalises a text.
 
-``tokenizer.json`` says all of it, ``vocab.txt`` (one word piece a line) only the pieces, and
-``tokenizer_config.json`` beside either may say the rest. All three forms end in one ``Recipe``.
+``tokenizer.json`` has both, ``vocab.txt`` (one word piece per line) only the pieces, and
+``tokenizer_config.json`` beside either may have the rest. All of them are read into a ``Recipe``.
 
-Whether text is lower-cased belongs to the vocabulary, and is never a default: a cased vocabulary
-that is fed lower-cased text still gives ids, only the wrong ones.
+Whether to lower-case the text depends on the vocabulary and has no default: a cased vocabulary
+accepts lower-cased text without an error, but gives the wrong ids.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tokenizers.processors import TemplateProcessing
 from spafit.errors import ConfigError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""The tokens that stand for no text, as BERT writes them."""
+"""BERT's special tokens."""
 
 PREFIX = "##"
-"""How a word piece begins that continues a word."""
+"""The prefix of a word piece that continues a word."""
 
 _NORMALIZER_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in the text as it stands; fields as in a tokenizer.json."""
+    """A token that is matched in the raw text; fields as in a tokenizer.json."""
 
     id: int
     content: str
@@ -49,30 +49,30 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides which ids a text gets: equal recipes are the same tokenizer.
+    """Everything that determines a text's ids: equal recipes make equal tokenizers.
 
     Attributes
     ----------
     vocab : dict of str to int
         The word pieces and their ids.
     added : tuple of AddedToken
-        Tokens found in the text before anything else is done to it, in the order of their ids;
-        the special ones among them.
+        Tokens matched in the text before any other processing, in the order of their ids; they
+        include the special ones.
     lowercase : bool
         Lower-case the text.
     strip_accents : bool
-        Turn é into e.
+        Replace é by e, for example.
     split_chinese : bool
-        Make every Chinese character a word of its own.
+        Split every Chinese character off as a separate word.
     clean_text : bool
-        Drop control characters, and turn every kind of blank into a space.
+        Remove control characters, and replace every kind of whitespace by a space.
     max_word_chars : int
-        A word of more characters becomes [UNK].
+        A longer word becomes [UNK].
 
     Raises
     ------
     ConfigError
-        If a special token of BERT is missing, or the ids are not 0, 1, 2 and so on, each once.
+        If a special token of BERT is missing, or the ids are not 0, 1, 2 ..., each once.
     """
 
     vocab: dict[str, int]
@@ -99,7 +99,7 @@ class Recipe:
 
     @property
     def is_cased(self) -> bool:
-        """Return whether lower-casing the text puts entries of the vocabulary out of reach."""
+        """Return whether some entries of the vocabulary cannot occur in lower-cased text."""
         return any(
             piece != piece.lower() and not (piece.startswith("[") and piece.endswith("]"))
             for piece in self.vocab
@@ -112,12 +112,12 @@ class Recipe:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def build(self, split_special_tokens: bool = False) -> tokenizers.Tokenizer:
-        """Make the library's tokenizer that carries the recipe out.
+        """Return a tokenizer of the tokenizers library that implements the recipe.
 
         Parameters
         ----------
         split_special_tokens : bool
-            Whether special tokens that are spelled out in a text are not looked for in it.
+            Whether to read special tokens that are spelled out in a text as plain text.
         """
         backend = tokenizers.Tokenizer(
             WordPiece(
@@ -143,27 +143,28 @@ class Recipe:
         for token in self.added:  # in the order of their ids, so that each new one gets its own
             flags = asdict(token)
             del flags["id"]
-            # BERT's own stand in the vocabulary, and what splits words never leaves one whole. They
-            # are not added then, for a file may say of one that it is not special.
+            # BERT's own special tokens are in the vocabulary, but splitting words always breaks
+            # them up. When they are to be split they must not be added, because a file may mark
+            # one as not special.
             if not (split_special_tokens and token.content in SPECIAL_TOKENS):
                 backend.add_tokens([tokenizers.AddedToken(**flags)])
-        backend.encode_special_tokens = split_special_tokens  # the further special ones
+        backend.encode_special_tokens = split_special_tokens  # for the other special tokens
         return backend
 
 
 def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
-    """Read the recipe of a folder: from tokenizer.json where there is one, else from vocab.txt.
+    """Read the recipe of a folder from tokenizer.json if there is one, else from vocab.txt.
 
-    Whether text is lower-cased is what the first of these says: the argument; tokenizer.json;
-    ``do_lower_case`` in tokenizer_config.json; and, for a vocab.txt that stands alone, the
-    vocabulary itself: it is cased if any entry but the bracketed ones has an upper-case letter.
+    Whether to lower-case is taken from the first of these that is given: the argument;
+    tokenizer.json; ``do_lower_case`` in tokenizer_config.json; and, for vocab.txt alone, the
+    vocabulary itself: it is cased if any entry except the bracketed ones has an upper-case letter.
 
     Parameters
     ----------
     folder : Path
-        Where the files lie.
+        The folder with the files.
     lowercase : bool, optional
-        Lower-case the text, or do not, whatever the files say.
+        Whether to lower-case the text, overriding the files.
 
     Warns
     -----
@@ -206,7 +207,7 @@ def splits_special_tokens(folder: Path) -> bool:
     Raises
     ------
     ConfigError
-        If the file cannot be read, or says neither true nor false.
+        If the file cannot be read, or its value is neither true nor false.
     """
     path = folder / "tokenizer_config.json"
     return path.is_file() and _read_config(path, ("split_special_tokens",)).get(
@@ -227,7 +228,7 @@ def _from_vocabulary(path: Path, config: dict[str, bool], lowercase: bool | None
     )
     if lowercase is None:
         lowercase = not recipe.is_cased
-    # BERT's own rule: where upper case goes, accents go.
+    # BERT's own rule: lower-casing also strips accents.
     strip_accents = config.get("strip_accents", lowercase)
     return replace(recipe, lowercase=lowercase, strip_accents=strip_accents)
 
@@ -259,7 +260,7 @@ def _from_tokenizer_json(path: Path, config: dict[str, bool], lowercase: bool | 
         found = says["do_lower_case"] if says[key] is None else says[key]
         if value != found:
             raise ConfigError(
-                f"it is made with {key} {found}, and tokenizer_config.json beside it says {value}; "
+                f"it has {key} {found}, but tokenizer_config.json beside it says {value}; "
                 "correct one of them, or load with lowercase=True or lowercase=False"
             )
     if lowercase is None:
@@ -291,7 +292,7 @@ def _from_tokenizer_json(path: Path, config: dict[str, bool], lowercase: bool | 
     theirs, ours = own.encode("a", "b"), recipe.build().encode("a", "b")
     if (theirs.ids, theirs.type_ids) != (ours.ids, ours.type_ids):
         raise ConfigError(
-            f"it lays out a pair of texts as {theirs.tokens} of types {theirs.type_ids}, BERT does "
+            f"it encodes a pair of texts as {theirs.tokens} of types {theirs.type_ids}, BERT does "
             f"as {ours.tokens} of types {ours.type_ids}; give the files of a BERT model"
         )
     return recipe
@@ -307,7 +308,7 @@ def _foreign(part: str, found: object, expected: type) -> str:
 def _with_special_tokens(
     vocab: dict[str, int], listed: tuple[AddedToken, ...]
 ) -> tuple[AddedToken, ...]:
-    """Add those of BERT's special tokens that stand in the vocabulary alone."""
+    """Add BERT's special tokens that are in the vocabulary but not listed as added tokens."""
     contents = {token.content for token in listed}
     lacking = (
         AddedToken(vocab[token], token)
@@ -318,25 +319,25 @@ def _with_special_tokens(
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
-    """Read a vocab.txt; the id of an entry is the number of its line, from 0."""
+    """Read a vocab.txt; an entry's id is its line number, from 0."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
-    # Not splitlines(): U+2028 and its like are entries of large vocabularies.
+    # Not splitlines(): U+2028 and similar characters are entries of large vocabularies.
     lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
     vocab: dict[str, int] = {}
     for number, piece in enumerate(lines):
         if vocab.setdefault(piece, number) != number:
             raise ConfigError(
                 f"line {number + 1} repeats the entry {piece!r} of line {vocab[piece] + 1}, so "
-                "that its id is in doubt; fetch the file again"
+                "its id is ambiguous; fetch the file again"
             )
     return vocab
 
 
 def _read_config(path: Path, keys: tuple[str, ...] = _NORMALIZER_KEYS) -> dict[str, bool]:
-    """Read those of some settings of a tokenizer_config.json that it gives a value."""
+    """Read some settings of a tokenizer_config.json; those that it does not set are left out."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -348,6 +349,6 @@ def _read_config(path: Path, keys: tuple[str, ...] = _NORMALIZER_KEYS) -> dict[s
         value = content.get(key)
         if isinstance(value, bool):
             settings[key] = value
-        elif value is not None:  # null leaves it open, as absence does
+        elif value is not None:  # null means not set
             raise ConfigError(f"{path}: {key} is {value!r:.80}; expected true, false or null")
     return settings

@@ -99,7 +99,7 @@ class CapturedStep(TrainingStep):
         return len(self._recorded)
 
     def accumulate(self, micro_batch: MicroBatch, n: int) -> torch.Tensor:
-        """Add a micro-batch's gradient; give its share () of the mean loss of all n examples."""
+        """Add a micro-batch's gradient; return its share () of the mean loss of all n examples."""
         shape = _shape(micro_batch, n)
         recorded = self._recorded.get(shape)
         if recorded is not None:
@@ -120,7 +120,7 @@ class CapturedStep(TrainingStep):
         return recorded(micro_batch)
 
     def update(self) -> torch.Tensor:
-        """Clip the gradient, move what trains, forget the gradient; give its norm ()."""
+        """Clip the gradient, move what trains, forget the gradient; return its norm ()."""
         if self._update is None and self._updated and self._is_captured:
             self._update = self._try(super().update)
         self._updated = True
@@ -146,7 +146,7 @@ class CapturedStep(TrainingStep):
         super().recover()
 
     def close(self) -> None:
-        """Return back the graphs and the gradients."""
+        """Release the graphs and the gradients."""
         self._recorded.clear()
         self._update = None
         self.optimizer.zero_grad(set_to_none=True)

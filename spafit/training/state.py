@@ -79,7 +79,7 @@ class TrainingState:
         return count
 
     def add_step(self, step: int, loss: float, grad_norm: float) -> bool:
-        """Record the outcome of a step; give whether it was skipped."""
+        """Record the outcome of a step; return whether it was skipped."""
         is_skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
         self.losses.append(loss)
         if is_skipped:

@@ -125,7 +125,7 @@ class TrainingStep:
             ) from error
 
     def accumulate(self, micro_batch: MicroBatch, n: int) -> torch.Tensor:
-        """Add a micro-batch's gradient; give its share () of the mean loss of all n examples."""
+        """Add a micro-batch's gradient; return its share () of the mean loss of all n examples."""
         with tf32_products(self.precision == "tf32"):
             with autocast(self.precision, self.device):
                 if isinstance(micro_batch.batch, PackedBatch):
@@ -137,7 +137,7 @@ class TrainingStep:
         return loss.detach()
 
     def update(self) -> torch.Tensor:
-        """Clip the gradient, move what trains, forget the gradient; give its norm ()."""
+        """Clip the gradient, move what trains, forget the gradient; return its norm ()."""
         if self.trained[0].grad is not None:  # an infinite loss may have a finite gradient
             self.trained[0].grad.add_(self._spoil)
         self.scaler.unscale_(self.optimizer)
@@ -212,4 +212,4 @@ class TrainingStep:
             self.scaler.scale(torch.zeros((), device=self.device))  # which makes what was loaded
 
     def close(self) -> None:
-        """Return back what the step keeps on the device."""
+        """Release what the step holds on the device."""

@@ -1,8 +1,8 @@
-"""Adapter files: everything that training made, in one safetensors file, tied to its base.
+"""Adapter files: everything that was trained, in one safetensors file, tied to its base.
 
-The tensors are the trained ones under the model's own names (``bert.encoder.layer.7.attention.self
-.query.lora_A`` ..., and the head, always), but for those of :data:`NAMES_IN_FILES`. The header's
-metadata holds the plan, the task, its label names and the fingerprint of the base, all as text.
+The tensors have the model's own names (``bert.encoder.layer.7.attention.self.query.lora_A`` ...;
+the head is always among them), except for those of :data:`NAMES_IN_FILES`. The header's metadata
+holds the plan, the task, its label names and the fingerprint of the base, all as text.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 
 _FORMAT = "1"
 
-#: How the end of a parameter's name in a model is written in adapter files and checkpoints, where
-#: it is written otherwise. What stands here was named so when the format was made; it stays, so
-#: that older versions read what newer ones write.
+#: Parameters whose names end differently in adapter files and checkpoints than in a model. The
+#: names in files are those that the format began with, so that older versions can read new files.
 NAMES_IN_FILES = {
     # in the model          in files
     ".bias_delta.delta": ".bias_delta",
@@ -33,7 +32,7 @@ NAMES_IN_FILES = {
 
 
 def name_in_files(name: str) -> str:
-    """Give the name of a model's parameter in adapter files and checkpoints."""
+    """Return the name that a model's parameter has in adapter files and checkpoints."""
     for end, written in NAMES_IN_FILES.items():
         if name.endswith(end):
             return name.removesuffix(end) + written
@@ -43,9 +42,9 @@ def name_in_files(name: str) -> str:
 def names_in_model(
     model: BertForSequenceClassification, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Give tensors from an adapter file or checkpoint under their names in an adapted model.
+    """Return tensors from an adapter file or checkpoint under their names in an adapted model.
 
-    What the plan does not declare keeps its name.
+    A tensor that the plan does not declare keeps its name.
     """
     assert model.adaptation is not None
     names = {name_in_files(name): name for name in model.adaptation.trainable}
@@ -54,7 +53,7 @@ def names_in_model(
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """What an adapter file says of itself.
+    """The header of an adapter file.
 
     Attributes
     ----------
@@ -67,7 +66,7 @@ class AdapterHeader:
     labels : tuple of str or None
         Label names in the order of the logits; empty for a score; None where they are not known.
     shapes : mapping of str to tuple of int
-        The tensors.
+        The shape of each tensor.
     """
 
     plan: Plan
@@ -78,24 +77,24 @@ class AdapterHeader:
 
     @property
     def num_labels(self) -> int:
-        """C, the rows of the head."""
+        """C: the rows of the head."""
         return self.shapes["classifier.weight"][0]
 
 
 def save_adapter(model: BertForSequenceClassification, path: str | Path) -> None:
-    """Write what a model learned: LoRA, bias deltas, head, plan, task and base fingerprint.
+    """Write what was trained to a file: LoRA, bias deltas, head, plan, task, base fingerprint.
 
     Parameters
     ----------
     model : BertForSequenceClassification
         An adapted model.
     path : str or Path
-        The file to write; it appears whole or not at all.
+        The file; it is written atomically.
 
     Raises
     ------
     PlanError
-        If the model was not adapted, or its adapters are disabled at the moment.
+        If the model was not adapted, or its adapters are currently disabled.
     WeightsError
         If a trained tensor holds NaN or infinite values, or the file cannot be written.
     """
@@ -105,14 +104,14 @@ def save_adapter(model: BertForSequenceClassification, path: str | Path) -> None
 def adapter_content(
     model: BertForSequenceClassification, values: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Give the tensors and the metadata of a model's adapter file.
+    """Return the tensors and the metadata of a model's adapter file.
 
     Parameters
     ----------
     model : BertForSequenceClassification
         An adapted model.
     values : mapping of str to torch.Tensor, optional
-        Other values of what trains, such as the best so far; None takes the model's.
+        Values to write instead of the model's current ones, such as the best so far.
 
     Raises
     ------
@@ -142,19 +141,19 @@ def adapter_content(
 
 
 def read_adapter_header(path: str | Path) -> AdapterHeader:
-    """Read what an adapter file says of itself, without its tensors.
+    """Read the header of an adapter file, without its tensors.
 
     Raises
     ------
     WeightsError
-        If it is no sound adapter file.
+        If it is not a valid adapter file.
     """
     with SafeFile(path) as file:
         return _header(file)
 
 
 def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adaptation:
-    """Put an adapter on its base: the same logits as when it was saved, bit for bit.
+    """Load an adapter into its base model: its logits are those at saving, bit for bit.
 
     Parameters
     ----------
@@ -171,8 +170,8 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
     Raises
     ------
     WeightsError
-        If the file is no sound adapter, belongs to another base (both fingerprints are named), or a
-        name or shape does not fit; the model is then unchanged.
+        If the file is not a valid adapter, belongs to another base (the message gives both
+        fingerprints), or a name or shape does not fit; the model is then unchanged.
     PlanError
         If the model was adapted by another plan.
     """
@@ -195,7 +194,7 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
                 f"is {found}; load the base that it was trained on"
             )
         _check_shapes(model, header, path)
-        # In the model's type, so that a value which overflows there is refused while it can be.
+        # Converted to the model's type here, so that a value that overflows is still refused.
         dtype = model.classifier.weight.dtype
         tensors = {name: file.read(name, dtype) for name in file.tensors}
     if model.adaptation is None:
@@ -210,7 +209,7 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
 
 
 def _base_fingerprint(model: BertForSequenceClassification) -> str:
-    """Take the base's fingerprint now, unless training has written to it and it was kept."""
+    """Return the base's fingerprint, as kept from before training where that changed the base."""
     if model.adaptation is not None and model.adaptation.base_fingerprint is not None:
         return model.adaptation.base_fingerprint
     return fingerprint(model)
@@ -219,7 +218,7 @@ def _base_fingerprint(model: BertForSequenceClassification) -> str:
 def _check_shapes(
     model: BertForSequenceClassification, header: AdapterHeader, path: str | Path
 ) -> None:
-    """Hold the file's names and shapes against those of a model that the plan has adapted."""
+    """Compare the file's names and shapes with those of a model adapted by the plan."""
     with torch.device("meta"):
         shadow = BertForSequenceClassification(model.config, model.num_labels)
     adapt(shadow, header.plan)
@@ -252,7 +251,7 @@ def _header(file: SafeFile) -> AdapterHeader:
     metadata = file.metadata
     if metadata.get("spafit_adapter") != _FORMAT:
         raise WeightsError(
-            f"{file.path} is no adapter file of spafit: its header has spafit_adapter = "
+            f"{file.path} is not an adapter file of spafit: its header has spafit_adapter = "
             f"{metadata.get('spafit_adapter')!r:.200}, expected {_FORMAT!r}"
         )
     shapes = {name: info.shape for name, info in file.tensors.items()}
@@ -261,7 +260,7 @@ def _header(file: SafeFile) -> AdapterHeader:
     not_floats = [name for name, info in file.tensors.items() if info.dtype not in FLOAT_DTYPES]
     if not_floats:
         names = listed(not_floats, ", ")
-        raise WeightsError(f"{file.path} holds {names} in a type that is no float")
+        raise WeightsError(f"{file.path} holds {names} in a type that is not floating-point")
     missing = [key for key in ("plan", "base_fingerprint", "task", "labels") if key not in metadata]
     if missing:
         raise WeightsError(f"the header of {file.path} is damaged: it lacks {', '.join(missing)}")
@@ -285,7 +284,7 @@ def _header(file: SafeFile) -> AdapterHeader:
 
 
 def _is_name(value: object) -> bool:
-    """Whether a value is text that may stand in a table of predictions."""
+    """Return whether a value is a string that can be a label in a table of predictions."""
     return isinstance(value, str) and value.isprintable()
 
 

@@ -1,12 +1,12 @@
-"""Download a model from the hub once, and give the local folder that holds it.
+"""Download a model from the hub once, and return the local folder with its files.
 
-The first call for a hub name asks the hub which commit the name stands for, downloads the few files
-that spafit reads, holds each against the hash that the hub lists for it, and writes the commit and
-the list into ``pins.json``. Every later call takes the same commit from the local cache without any
-request, whatever has been pushed to the hub since.
+The first call for a hub name asks the hub for the name's commit, downloads the few files that
+spafit reads, compares each with the hash that the hub lists, and records the commit and the list
+in ``pins.json``. Every later call takes the same commit from the local cache without a request,
+even if the hub has a newer one.
 
-Two things are not checked: whether the hub lists the hash of what the authors meant, and whether a
-file was altered on this disk afterwards.
+Two things are not checked: whether the files on the hub are those that the authors intended, and
+whether a file was changed on this disk afterwards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from spafit.weights.pins import (
 )
 
 TIMEOUT_S = 30.0
-"""How long the hub may take to answer the question which commit a name stands for."""
+"""How long to wait for the hub's answer when it is asked for a name's commit."""
 
 _HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _REVISION = re.compile(r"\w[\w./-]*")
@@ -45,22 +45,22 @@ def local_folder(
     refresh: bool = False,
     endpoint: str | None = None,
 ) -> Path:
-    """Give the local folder of a model, downloading it the first time.
+    """Return the local folder of a model, downloading it the first time.
 
     Parameters
     ----------
     name_or_path : str or Path
-        An existing folder, which is given back as it is, or the name of a model on the hub,
+        An existing folder, which is returned as it is, or the name of a model on the hub,
         ``owner/name`` or ``owner/name@revision``.
     revision : str, optional
         A branch, tag or commit of the hub name; None takes the one after ``@``, else ``main``. Each
-        revision is pinned for itself.
+        revision is pinned separately.
     files : iterable of str
         The names of the files that are needed (:data:`~spafit.weights.pins.MODEL_FILES`,
         :data:`~spafit.weights.pins.TOKENIZER_FILES`); those that the repository does not have are
         left out.
     refresh : bool
-        Ask the hub again which commit the revision stands for, and pin that one.
+        Ask the hub again for the revision's commit, and pin that one.
     endpoint : str, optional
         The address of the hub; None takes huggingface_hub's, which ``HF_ENDPOINT`` sets.
 
@@ -91,7 +91,7 @@ def local_folder(
         cached = cached_folder(repository, pin, _choose(pin, wanted))
         if cached is not None:
             return cached
-    # The pinned commit again, where a file has gone or was not wanted before.
+    # With a pin: a file of its commit was deleted or was not needed before.
     asked = revision if pin is None else pin.commit
     try:
         listed = _ask_hub(repository, asked, endpoint)
@@ -112,7 +112,7 @@ def local_folder(
 
 
 def pinned_revision(name: str | Path, revision: str | None = None) -> str | None:
-    """Give the commit that a hub name is pinned to on this machine, without asking the hub.
+    """Return the commit that a hub name is pinned to on this machine, without asking the hub.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def pinned_revision(name: str | Path, revision: str | None = None) -> str | None
     Returns
     -------
     str or None
-        40 hexadecimal digits; None for a folder, and for a name that was not fetched yet.
+        40 hexadecimal digits; None for a folder and for a name that was not downloaded yet.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def _expanded(name_or_path: str | Path) -> Path:
         return Path(name_or_path).expanduser()
     except RuntimeError:
         raise WeightsError(
-            f"{name_or_path!s:.200} begins with ~ and no user's name; write the folder out"
+            f"{name_or_path!s:.200} begins with ~ and an unknown user's name; give the full path"
         ) from None
 
 
@@ -160,7 +160,7 @@ def _parse(name_or_path: str | Path, revision: str | None) -> tuple[str, str]:
     asked = revision or named or "main"
     if not _REVISION.fullmatch(asked) or ".." in asked:
         raise WeightsError(
-            f"{asked!r:.200} is no revision; give a branch, a tag or a commit, such as main"
+            f"{asked!r:.200} is not a revision; give a branch, a tag or a commit, such as main"
         )
     if revision is not None and named is not None and revision != named:
         raise WeightsError(
@@ -170,18 +170,18 @@ def _parse(name_or_path: str | Path, revision: str | None) -> tuple[str, str]:
 
 
 def _ask_hub(repository: str, revision: str, endpoint: str | None) -> Pin:
-    """Ask which commit a revision stands for, and which files it has: one request."""
+    """Ask the hub for a revision's commit and its list of files, in one request."""
     from huggingface_hub import HfApi
 
     info = HfApi(endpoint=endpoint).model_info(
         repository, revision=revision, files_metadata=True, timeout=TIMEOUT_S
     )
     if info.sha is None or not COMMIT.fullmatch(info.sha):
-        raise ValueError(f"the hub gave {info.sha!r:.80} for a commit")
+        raise ValueError(f"the hub gave {info.sha!r:.80} as a commit")
     files = {}
     for file in info.siblings or []:
         content_hash = str(file.blob_id if file.lfs is None else file.lfs.sha256)
-        # The hash becomes the name of a file.
+        # The hash becomes a file name, so it must be a plain one.
         if type(file.size) is not int or not HASH.fullmatch(content_hash):
             raise ValueError(
                 f"the hub lists {file.rfilename!r:.80} with the size {file.size!r:.40} and the "
@@ -192,14 +192,14 @@ def _ask_hub(repository: str, revision: str, endpoint: str | None) -> Pin:
 
 
 def _choose(pin: Pin, wanted: frozenset[str]) -> list[str]:
-    """Name the wanted files that the commit has; with an index, its parts too.
+    """Return the names of the wanted files that the commit has, and the parts of an index.
 
-    Empty where weights are wanted and there are none.
+    Empty if weights are wanted and the commit has none.
     """
     chosen = [name for name in sorted(wanted) if name in pin.files]
     if "model.safetensors" in wanted:
         if "model.safetensors" in pin.files:
-            # An index beside the single file is of no use, and would cast doubt on it.
+            # An index beside the single file is not needed, and would make the choice ambiguous.
             chosen = [name for name in chosen if name != INDEX_FILE]
         elif INDEX_FILE in chosen:
             chosen += sorted(name for name in pin.files if PART.fullmatch(name))

@@ -1,9 +1,9 @@
 """Download the files of one commit into huggingface_hub's cache, and check their hashes.
 
-:func:`huggingface_hub.hf_hub_download` checks the number of bytes, not their values, and in that
-cache it names a file after whatever the server says (its ETag), wherever that leads. So it
-downloads into a temporary folder, and a file is moved into the cache from there, under the hash
-that the hub lists, once it has that hash.
+:func:`huggingface_hub.hf_hub_download` checks a file's size but not its hash, and in its cache it
+uses the server's ETag as the file name, even one that leads elsewhere. So we let it download into a
+temporary folder, and move a file into the cache, under the hash that the hub lists, only once its
+content has that hash.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from spafit.errors import WeightsError
 from spafit.files.transfers import alone_in
 from spafit.weights.pins import COMMIT, INDEX_FILE, Pin, PinnedFile
 
-# How the temporary folders begin, beside the snapshots.
+# The prefix of the temporary folders beside the snapshots.
 _DOWNLOADING = ".spafit-"
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 def commit_of(folder: Path) -> str | None:
-    """Give the commit that a folder of huggingface_hub's cache holds; None for other folders."""
+    """Return the commit that a folder of huggingface_hub's cache holds; None for other folders."""
     is_snapshot = folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name)
     return folder.name if is_snapshot else None
 
 
 def cached_folder(repository: str, pin: Pin, names: list[str]) -> Path | None:
-    """Give the pinned commit's folder if all of these files are there in full; no requests."""
+    """Return the pinned commit's folder if it has all of these files; makes no requests."""
     from huggingface_hub import try_to_load_from_cache
 
     folder = None
@@ -46,7 +46,7 @@ def cached_folder(repository: str, pin: Pin, names: list[str]) -> Path | None:
 
 
 def found_in_cache(repository: str, revision: str, wanted: frozenset[str]) -> Path | None:
-    """Give what another tool has already fetched, when the hub cannot be asked; not pinned."""
+    """Return a folder that another tool downloaded, for when the hub is unreachable; not pinned."""
     from huggingface_hub import try_to_load_from_cache
 
     weights = {"model.safetensors", INDEX_FILE}
@@ -58,16 +58,16 @@ def found_in_cache(repository: str, revision: str, wanted: frozenset[str]) -> Pa
 
 
 def fetch(repository: str, pin: Pin, names: list[str], endpoint: str | None) -> Path:
-    """Download files of one commit, each with the hash that is listed, into the shared cache.
+    """Download files of one commit into the shared cache, and check each one's listed hash.
 
     Parameters
     ----------
     repository : str
         As in ``google-bert/bert-large-cased``.
     pin : Pin
-        The commit, and what is listed of it.
+        The commit and its listed files.
     names : list of str
-        The files to fetch; those that are there already, with their hash, are not.
+        The files to fetch; those that are in the cache already with the right hash are skipped.
     endpoint : str or None
         The address of the hub; None takes huggingface_hub's.
 
@@ -92,7 +92,7 @@ def fetch(repository: str, pin: Pin, names: list[str], endpoint: str | None) -> 
             for each in (folder, base / "blobs"):
                 each.mkdir(parents=True, exist_ok=True)
             with alone_in(base):
-                for left in base.glob(f"{_DOWNLOADING}*"):  # by a process that was killed
+                for left in base.glob(f"{_DOWNLOADING}*"):  # from a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
                 for name in missing:
                     blob = base / "blobs" / pin.files[name].hash
@@ -122,7 +122,7 @@ def _download(repository: str, name: str, pin: Pin, endpoint: str | None, blob: 
                     revision=pin.commit,
                     endpoint=endpoint,
                     local_dir=temporary,
-                    force_download=True,  # else one in the cache is taken that is not sound
+                    force_download=True,  # else a damaged one in the cache is used
                 )
             except Exception as error:  # as in local_folder
                 if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
@@ -142,12 +142,12 @@ def _download(repository: str, name: str, pin: Pin, endpoint: str | None, blob: 
 
 
 def _link(blob: Path, place: Path) -> None:
-    """Let a name in a snapshot stand for a blob, as huggingface_hub does."""
+    """Link a name in a snapshot to a blob, as huggingface_hub does."""
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         try:
             temporary.symlink_to(os.path.relpath(blob, place.parent))
-        except OSError:  # Windows may have no links
+        except OSError:  # Windows may not allow links
             shutil.copyfile(blob, temporary)
         temporary.replace(place)
     finally:
@@ -159,7 +159,7 @@ def _is_sound(path: Path, listed: PinnedFile) -> bool:
 
 
 def _found(path: Path, listed: PinnedFile) -> PinnedFile:
-    """Measure a file in the way in which it is listed."""
+    """Return a file's size and its hash, of the same kind as the listed one."""
     size = path.stat().st_size
     if len(listed.hash) == 64:
         digest = hashlib.sha256()
@@ -172,10 +172,10 @@ def _found(path: Path, listed: PinnedFile) -> PinnedFile:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the hub did answer, and said no."""
+    """Return whether the hub answered and refused, so that the cache must not stand in."""
     from huggingface_hub import errors
 
-    # GatedRepoError is a RepositoryNotFoundError.
+    # GatedRepoError is a subclass of RepositoryNotFoundError.
     refusals = (
         errors.RepositoryNotFoundError,
         errors.RevisionNotFoundError,
@@ -185,7 +185,7 @@ def is_refusal(error: Exception) -> bool:
 
 
 def explained(error: Exception) -> str:
-    """Say in one line what went wrong, and the mend."""
+    """Return one line that says what went wrong and what to do."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -199,8 +199,8 @@ def explained(error: Exception) -> str:
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it for the first download"
-    reason = " ".join(str(error).split())[:200] or "no further words"
+    reason = " ".join(str(error).split())[:200] or "no message"
     return (
-        f"the hub gave no good answer ({type(error).__name__}: {reason}); check the network and "
+        f"the hub gave no usable answer ({type(error).__name__}: {reason}); check the network and "
         "HF_ENDPOINT and try again, or give a folder that holds the files"
     )

@@ -1,7 +1,7 @@
 """Record in ``pins.json`` the commit that each hub name is pinned to on this machine.
 
-With the commit it records the files that spafit may read of it, each with its size and its hash, as
-the hub listed them.
+With each commit it records the files that spafit may read, with the size and hash that the hub
+lists.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-"""What a tokenizer is read from; those that the repository has are fetched."""
+"""The files a tokenizer is read from; those that the repository has are fetched."""
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHT_FILES = ("config.json", "model.safetensors", INDEX_FILE)
-"""What a model is read from, and with the index its parts. Never a ``.bin``, never a pickle."""
+"""The files a model is read from, and the parts that an index names. Never a ``.bin``, a pickle."""
 
 MODEL_FILES = WEIGHT_FILES + TOKENIZER_FILES
-"""What :func:`spafit.weights.hub.local_folder` fetches unless told otherwise."""
+"""The files that :func:`spafit.weights.hub.local_folder` fetches by default."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -45,8 +45,7 @@ class PinnedFile:
     size : int
         Bytes.
     hash : str
-        64 hexadecimal digits: the SHA-256 of a large file. 40: the SHA-1 that git gives a small
-        one.
+        64 hexadecimal digits: the SHA-256 of a large file. 40: git's SHA-1 of a small one.
     """
 
     size: int
@@ -55,7 +54,7 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class Pin:
-    """What a hub name stands for on this machine.
+    """The commit that a hub name is pinned to on this machine.
 
     Attributes
     ----------
@@ -70,17 +69,17 @@ class Pin:
 
 
 def may_be_read(name: str) -> bool:
-    """Whether spafit ever reads a file of this name: nothing in folders, nothing but data."""
+    """Return whether spafit may read a file of this name: data only, and not in a subfolder."""
     return name in MODEL_FILES or PART.fullmatch(name) is not None
 
 
 def read_pins() -> dict[str, Pin]:
-    """Read what is pinned, each under ``owner/name@revision``.
+    """Read the pins, by ``owner/name@revision``.
 
     Raises
     ------
     WeightsError
-        If ``pins.json`` cannot be read, or is not what was written.
+        If ``pins.json`` cannot be read or has an invalid entry.
     """
     path = cache_folder() / "pins.json"
     try:
@@ -90,8 +89,8 @@ def read_pins() -> dict[str, Pin]:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"{path}, which says which commits are pinned, cannot be used ({error}); delete it, "
-            "and the hub is asked again"
+            f"{path}, which records the pinned commits, cannot be used ({error}); delete it, and "
+            "the hub is asked again"
         ) from None
 
 
@@ -106,7 +105,7 @@ def _pin_from_json(entry: dict[str, Any]) -> Pin:
 
 
 def write_pin(key: str, pin: Pin) -> None:
-    """Pin a name, beside what other processes may pin at the same time.
+    """Pin a name, keeping what other processes pin at the same time.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Load pre-trained weights into a model, strictly, and report what became of every tensor.
+"""Load pre-trained weights into a model, strictly, and report what was done with every tensor.
 
-Checkpoints of BERT differ in spelling. What is done to a name is one row of
-:data:`CHECKPOINT_RULES` below, and nothing else is: every other name must be the model's, with the
-model's shape, and no name of the model may be missing but the head's and the pooler's.
+Checkpoints of BERT differ in the names of their tensors. Each change to a name is one row of
+:data:`CHECKPOINT_RULES` below. Every other name must be one of the model's, with the model's shape,
+and only the head's and the pooler's may be missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Rule:
     reason: str
 
 
-# Applied from the top; the first row that drops a name ends it, the renaming rows add up.
+# Applied from the top; all renaming rows that match apply, until a row drops the name.
 CHECKPOINT_RULES = (
     Rule(r"^cls\.", None, "a head of the pre-training; the classifier takes its place"),
     Rule(r"^(bert\.)?embeddings\.position_ids\Z", None, "the constant 0, 1, 2 ..."),
@@ -59,13 +59,13 @@ CHECKPOINT_RULES = (
 HEAD = ("classifier.weight", "classifier.bias")
 POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
 
-# An error lists no more than these.
+# The most faults that an error lists.
 _MOST_FAULTS = 12
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of a checkpoint and of every parameter of the model.
+    """What was done with every tensor of a checkpoint and every parameter of the model.
 
     Attributes
     ----------
@@ -137,9 +137,9 @@ def load_pretrained(
     dtype : torch.dtype
         The type of the model's parameters, one of :data:`LOADABLE_DTYPES`.
     device : torch.device or str
-        Where they live.
+        Their device.
     seed : int
-        Of the generator that draws the head, and the pooler, where the file has none that fit.
+        Of the generator that draws the head and the pooler if the file has none that fit.
     mapped : bool
         Whether large matrices may be the file's own pages, copied only when they are written to
         (:meth:`spafit.weights.safefile.SafeFile.view`). False reads everything into the process's
@@ -149,18 +149,18 @@ def load_pretrained(
     Returns
     -------
     BertForSequenceClassification
-        In evaluation mode. :func:`load_report` says what became of every tensor.
+        In evaluation mode. :func:`load_report` says what was done with every tensor.
 
     Raises
     ------
     WeightsError
         If the files cannot be fetched or trusted, or do not fit the configuration.
     ConfigError
-        If the configuration cannot be honoured.
+        If the configuration is not supported.
     """
     folder = local_folder(name_or_folder, revision=revision)
     config = BertConfig.from_json(folder / "config.json")
-    # On the meta device nothing is allocated or drawn: the file's tensors become the parameters.
+    # The meta device allocates and draws nothing: the file's tensors become the parameters.
     with torch.device("meta"):
         model = BertForSequenceClassification(config, num_labels)
     load_weights(model, folder, dtype=dtype, device=device, seed=seed, mapped=mapped)
@@ -176,7 +176,7 @@ def load_weights(
     seed: int = 0,
     mapped: bool = True,
 ) -> LoadReport:
-    """Replace all parameters of a model, which may be on the meta device, by a folder's weights.
+    """Load a folder's weights into all parameters of a model, which may be on the meta device.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def load_weights(
     Raises
     ------
     WeightsError
-        If the files cannot be trusted, or do not fit the model; the model is then as it was.
+        If the files cannot be trusted or do not fit the model; the model is then unchanged.
     """
     if dtype not in LOADABLE_DTYPES:
         raise WeightsError(f"weights load as one of {LOADABLE_DTYPES}, not as {dtype}")
@@ -225,7 +225,7 @@ def load_weights(
     for name, tensor in _draw(to_draw, model.config.initializer_range, seed).items():
         state[name] = tensor.to(device, dtype)
     model.load_state_dict(state, strict=True, assign=True)
-    lay_side_by_side(model)  # nothing is left to do but where they were copied to a device
+    lay_side_by_side(model)  # changes nothing, unless the tensors were copied to a device
     infos = chosen.sources
     report = LoadReport(
         folder=folder,
@@ -243,9 +243,9 @@ def load_weights(
 
 
 def _places(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Make memory to read the three matrices of each attention into, side by side.
+    """Allocate adjacent memory for the query, key and value matrices of each layer.
 
-    One product then serves all three (:mod:`spafit.kernels.stacking`).
+    One product then computes all three (:mod:`spafit.kernels.stacking`).
     """
     places: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
@@ -258,7 +258,7 @@ def _places(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str,
 
 
 def load_report(model: BertForSequenceClassification) -> LoadReport:
-    """Give the report of the load that filled this model.
+    """Return the report of how this model's weights were loaded.
 
     Parameters
     ----------
@@ -276,12 +276,12 @@ def load_report(model: BertForSequenceClassification) -> LoadReport:
     """
     report = getattr(model, "load_report", None)
     if not isinstance(report, LoadReport):
-        raise WeightsError("this model was not filled by load_pretrained, so it has no load report")
+        raise WeightsError("this model was not loaded by load_pretrained, so it has no load report")
     return report
 
 
 def apply_rules(name: str) -> tuple[str | None, str]:
-    """Follow a checkpoint's name through :data:`CHECKPOINT_RULES`.
+    """Apply :data:`CHECKPOINT_RULES` to a checkpoint's name.
 
     Parameters
     ----------
@@ -291,8 +291,8 @@ def apply_rules(name: str) -> tuple[str | None, str]:
     Returns
     -------
     (str or None, str)
-        The name in the model, None where it is dropped on purpose; and why it changed, empty where
-        it did not.
+        The name in the model, or None if it is dropped on purpose; and why it was changed, empty if
+        it was not.
     """
     reasons = []
     for rule in CHECKPOINT_RULES:
@@ -307,7 +307,7 @@ def apply_rules(name: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True)
 class _Match:
-    """Which tensor of the file each parameter is read from, and what is left on either side."""
+    """Which tensor each parameter is read from, the dropped tensors, and the parameters to draw."""
 
     sources: dict[str, TensorInfo]
     dropped: tuple[tuple[str, str], ...]
@@ -317,7 +317,7 @@ class _Match:
 def _match(
     tensors: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]], folder: Path
 ) -> _Match:
-    """Match the file's tensors with the model's, or say all that does not fit."""
+    """Match the file's tensors with the model's, or raise one error for all that do not fit."""
     sources: dict[str, TensorInfo] = {}
     dropped: list[tuple[str, str]] = []
     newly_drawn: list[tuple[str, str]] = []
@@ -357,14 +357,14 @@ def _match(
     if faults:
         raise WeightsError(
             f"the weights in {folder} do not fit its config.json, {_counted(faults)} "
-            f"(`python -m weights_tools inspect {folder}` lists what is there):\n  "
+            f"(`python -m weights_tools inspect {folder}` lists its tensors):\n  "
             + _some("\n  ", faults)
         )
     return _Match(sources, tuple(dropped), tuple(newly_drawn))
 
 
 def _some(between: str, faults: list[str]) -> str:
-    """Join the first faults, one a line."""
+    """Join the first faults, one per line."""
     shown = [one_line(fault, 500) for fault in faults[:_MOST_FAULTS]]
     more = len(faults) - len(shown)
     return between.join([*shown, f"and {more} more"] if more else shown)
@@ -376,7 +376,7 @@ def _counted(faults: list[str]) -> str:
 
 
 def _head_misfit(sources: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]]) -> str:
-    """Say why the file's head cannot be the model's; empty where it can."""
+    """Return why the file's head cannot be used in the model; empty if it can."""
     found = {name: sources[name].shape for name in HEAD if name in sources}
     if not found:
         return "the file has no classifier"
@@ -387,7 +387,7 @@ def _head_misfit(sources: dict[str, TensorInfo], shapes: dict[str, tuple[int, ..
 
 
 def _position_faults(position_ids: torch.Tensor, name: str) -> list[str]:
-    """Refuse position ids that count otherwise than the model does."""
+    """Return a fault if the position ids are not the model's 0, 1, 2 ..."""
     expected = torch.arange(position_ids.numel())
     if position_ids.dtype == torch.int64 and torch.equal(position_ids.flatten(), expected):
         return []
@@ -399,8 +399,8 @@ def _draw(
 ) -> dict[str, torch.Tensor]:
     """Draw matrices from N(0, σ²) and set biases to 0.
 
-    On the CPU and in float32, so that a seed gives the same numbers everywhere; the head first, so
-    that it is the same whether or not the pooler is drawn too.
+    They are drawn on the CPU in float32, so that a seed gives the same numbers everywhere, and the
+    head first, so that it does not depend on whether the pooler is drawn too.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {}

@@ -17,7 +17,7 @@ from spafit.weights.safefile import AGAIN, SafeFile, TensorInfo
 class SafeFolder:
     """The weights of one folder: ``model.safetensors``, or several files with an index.
 
-    A context manager, like :class:`SafeFile`, whose :meth:`read` it shares.
+    A context manager with the same :meth:`read` and :meth:`view` as :class:`SafeFile`.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ class SafeFolder:
     Raises
     ------
     WeightsError
-        If there are no such files or both forms, if the index is not a plain map of names to file
-        names inside the folder, or if it and the files do not agree on every tensor.
+        If neither or both of these exist, if the index is not a plain map of tensor names to file
+        names in the folder, or if the index and the files do not agree on every tensor.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -47,8 +47,8 @@ class SafeFolder:
             raise WeightsError(_no_weights(folder))
         if weight_map is not None and _holds(single.is_file):
             raise WeightsError(
-                f"{folder} has both {single.name} and {index.name}; remove the one that is not "
-                "meant, so that there is no doubt about which weights are used"
+                f"{folder} has both {single.name} and {index.name}; remove the wrong one, so that "
+                "it is clear which weights are used"
             )
         names = [single.name] if weight_map is None else sorted(set(weight_map.values()))
         self.files = tuple(folder / name for name in names)
@@ -60,7 +60,7 @@ class SafeFolder:
                 for name, info in file.tensors.items():
                     if name in self.tensors:
                         raise WeightsError(
-                            f"{one_line(name)} stands in both {self._file_of[name].path} and "
+                            f"{one_line(name)} is in both {self._file_of[name].path} and "
                             f"{path}; {AGAIN}"
                         )
                     self.tensors[name] = info
@@ -82,7 +82,7 @@ class SafeFolder:
         return self._file_of[name].read(name, dtype, into)
 
     def view(self, name: str) -> torch.Tensor:
-        """Give one tensor as the file's own pages (see :meth:`SafeFile.view`)."""
+        """Return one tensor as the file's own pages (see :meth:`SafeFile.view`)."""
         return self._file_of[name].view(name)
 
     def _require_index(self, index: Path, weight_map: dict[str, str]) -> None:
@@ -103,7 +103,7 @@ class SafeFolder:
 def _holds(question: Callable[[], bool]) -> bool:
     try:
         return question()
-    except OSError:  # no permission to look at it, or its name is too long
+    except OSError:  # no permission to read it, or its name is too long
         return False
 
 

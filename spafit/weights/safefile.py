@@ -1,15 +1,14 @@
 """Read safetensors files strictly, and write them reproducibly.
 
 A safetensors file is 8 bytes of length, a JSON header of that length (name -> dtype, shape, byte
-range), and the tensors' bytes. Everything that the header claims is checked before a byte of the
-data is used, and the values are checked once they are there: the safetensors library accepts a name
-that stands twice, and NaN.
+range), and the tensors' bytes. The whole header is checked before any of the data is used, and the
+values are checked after they are read: the safetensors library accepts duplicate names and NaN.
 
-:meth:`SafeFile.view` has the library map a tensor, which takes a fifth of the time of a copy and
-lasts as long as the file does. Two things are done by hand: :meth:`SafeFile.read`, because the
-library maps what it reads, so that a disk that fails or a file that is cut short would end the
-process in place of raising an error; and :func:`tensor_file`, because the library writes the
-metadata in a random order, so that two equal runs would give unequal files.
+:meth:`SafeFile.view` lets the library mmap a tensor, which takes a fifth of the time of a copy. Two
+things do not use the library: :meth:`SafeFile.read`, because the library mmaps what it reads, so
+that a failing disk or a truncated file would kill the process instead of raising an error; and
+:func:`tensor_file`, because the library writes the metadata in random order, so that two equal runs
+would give different files.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from spafit.files.durable import is_at, write_file
 from spafit.files.replacing import replacing
 
 MAX_HEADER_BYTES = 2**24
-"""A longer header is refused: read, it can take 25 times its bytes. BERT-large's is 40 thousand."""
+"""A longer header is refused: parsed, it can take 25 times its size. BERT-large's has 40 kB."""
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -51,14 +50,14 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The header's names of types, as torch's."""
+"""The torch type for each type name in a header."""
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """The types in which weights are accepted."""
 
-# What torch can count and index.
+# The largest that torch can count and index.
 _LARGEST_SIZE, _MOST_DIMENSIONS = 2**63 - 1, 64
 
 # A smaller tensor is read, not mapped.
@@ -66,7 +65,7 @@ _LEAST_MAPPED_BYTES = 2**20
 
 AGAIN = "fetch or copy the file again"
 
-# The first bytes of what is often found under the name of a safetensors file, and the mend.
+# The first bytes of other files that are often found in place of a safetensors file, and the fix.
 _IMPOSTORS = {
     b"version ": "it is a Git LFS pointer, not the file itself: run `git lfs pull`",
     b"PK\x03\x04": "it is a PyTorch archive: run `python -m weights_tools convert`",
@@ -78,7 +77,7 @@ _IMPOSTORS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor.
+    """A header's entry for one tensor.
 
     Attributes
     ----------
@@ -131,10 +130,9 @@ class SafeFile:
     Raises
     ------
     WeightsError
-        If the file is missing, no regular file, truncated or longer than its header says, if the
-        header is too long,
-        not JSON, holds a key twice, or an entry's type, shape or bytes are unknown or do not fit
-        each other, or if the tensors overlap or leave holes.
+        If the file is missing, not a regular file, truncated or longer than its header says; if the
+        header is too long, not JSON or has a duplicate key; if an entry's type, shape or byte range
+        is invalid or inconsistent; or if the tensors overlap or leave gaps.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -142,7 +140,7 @@ class SafeFile:
         self._library: safe_open | None = None
         try:
             self._file = open_regular(self.path)
-        except (OSError, ValueError) as error:  # a name with a zero byte is no possible one
+        except (OSError, ValueError) as error:  # ValueError: the name has a zero byte
             reason = error.strerror if isinstance(error, OSError) else error
             raise WeightsError(f"{self.path} cannot be opened: {reason}") from None
         try:
@@ -163,7 +161,7 @@ class SafeFile:
     def read(
         self, name: str, dtype: torch.dtype | None = None, into: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Read one tensor into memory of its own, or into memory that is given.
+        """Read one tensor into new memory, or into a given tensor.
 
         Parameters
         ----------
@@ -172,19 +170,19 @@ class SafeFile:
         dtype : torch.dtype, optional
             Convert to this type; None keeps the file's.
         into : torch.Tensor, optional
-            A contiguous CPU tensor of the header's shape and of the type asked for, to be filled;
-            what it holds after an error is undefined.
+            A contiguous CPU tensor of the header's shape and of the type asked for, to read into;
+            its content is undefined after an error.
 
         Returns
         -------
         torch.Tensor
-            On the CPU, of the header's shape: ``into`` where it is given.
+            On the CPU, of the header's shape; ``into`` if it is given.
 
         Raises
         ------
         WeightsError
-            If the file cannot be read or has become shorter, if there is no memory for the tensor,
-            or if a floating-point value is NaN or infinite, in the file or after conversion.
+            If the file cannot be read or was truncated since it was opened, if there is not enough
+            memory, or if a value is NaN or infinite, in the file or after conversion.
         """
         info = self.tensors[name]
         stored = TORCH_DTYPES[info.dtype]
@@ -194,8 +192,11 @@ class SafeFile:
             try:
                 tensor = torch.empty(info.shape, dtype=stored, device="cpu")
             except RuntimeError:
-                what = f"has in {one_line(name)} {info.nbytes} bytes, for which there is no memory"
-                raise self._error(what, "use a larger machine") from None
+                raise self._error(
+                    f"has {info.nbytes} bytes in {one_line(name)}, for which there is not enough "
+                    "memory",
+                    "use a larger machine",
+                ) from None
         if info.nbytes:
             memory = tensor.reshape(-1).view(torch.uint8).numpy().data
             try:
@@ -215,12 +216,11 @@ class SafeFile:
         return converted
 
     def view(self, name: str) -> torch.Tensor:
-        """Map one tensor: it is the file's own pages, copied only where they are written to.
+        """Mmap one tensor, copy on write.
 
-        Nothing is read twice, and processes that load the same file share its memory. The file must
-        not be cut short while the tensor is in use: as with every mapped file, the system would end
-        the process. (A file that is replaced, as spafit and the hub's cache do it, stays as it was
-        for those who have it open.)
+        Processes that load the same file share its memory. The file must not be truncated while the
+        tensor is in use: as with every mmap, the system would kill the process. (Replacing the file
+        by a rename, as spafit and the hub's cache do, is safe.)
 
         Parameters
         ----------
@@ -230,8 +230,8 @@ class SafeFile:
         Returns
         -------
         torch.Tensor
-            On the CPU, of the header's type and shape. Small tensors, and those that the file does
-            not align, are read.
+            On the CPU, of the header's type and shape. Small and unaligned tensors are read instead
+            of mapped.
 
         Raises
         ------
@@ -252,14 +252,14 @@ class SafeFile:
         return tensor
 
     def _mapped(self, name: str) -> torch.Tensor | None:
-        """Have the library map a tensor; None where it cannot, or the file has been replaced."""
+        """Let the library mmap a tensor; None if it cannot, or if the file was replaced."""
         try:
             if self._library is None:
                 self._library = safe_open(self.path, "pt")
             tensor: torch.Tensor
             tensor = self._library.get_tensor(name)  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError, RuntimeError, ValueError):
-            return None  # as on a file system that maps nothing
+            return None  # for example on a file system without mmap
         return tensor if is_at(self._file.fileno(), self.path) else None
 
     def _require_finite(self, name: str, tensor: torch.Tensor, when: str) -> None:
@@ -299,8 +299,8 @@ class SafeFile:
         self.tensors = {info.name: info for info in infos}
 
     def _check_places(self, infos: list[TensorInfo], size: int) -> None:
-        """Put the tensors into the order of their bytes, which must be all of the file's."""
-        # An empty tensor starts where the next one does, and stands before it.
+        """Sort the tensors by their byte ranges, and check that these cover all of the data."""
+        # An empty tensor starts at the same byte as the next one, and comes before it.
         infos.sort(key=lambda info: (info.start, info.end))
         position = 0
         for info in infos:
@@ -364,14 +364,14 @@ class SafeFile:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file that is there in full or not at all.
+    """Write a safetensors file atomically.
 
     Parameters
     ----------
     path : str or Path
         The file; one that exists is replaced, and a symbolic link keeps pointing to it.
     tensors : mapping of str to torch.Tensor
-        They are written contiguous; two that share memory are written twice.
+        Written contiguously; memory that two of them share is written twice.
     metadata : mapping of str to str
         The header's ``__metadata__``.
 
@@ -388,14 +388,14 @@ def save_tensors(
 def tensor_file(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> Iterator[bytes | memoryview]:
-    """Give the bytes of a safetensors file, piece by piece; nothing is copied that lies on the CPU.
+    """Yield the bytes of a safetensors file, piece by piece, without copying CPU tensors.
 
     Parameters
     ----------
     tensors, metadata
         As for :func:`save_tensors`.
     """
-    # As the format's own library orders them: wide types first, so that every tensor is aligned.
+    # In the order of the safetensors library: wide types first, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -418,21 +418,21 @@ def tensor_file(
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity."""
+    """Return whether a tensor holds neither NaN nor infinity."""
     if tensor.numel() == 0:
         return True
-    # A NaN anywhere is both minimum and maximum: one pass, and no temporary of the same size.
+    # Any NaN makes both minimum and maximum NaN: one pass, and no temporary of the same size.
     lowest, highest = _comparable(tensor).aminmax()
     return math.isfinite(lowest.item()) and math.isfinite(highest.item())
 
 
 def _comparable(tensor: torch.Tensor) -> torch.Tensor:
-    # Torch compares no float8.
+    # Torch cannot compare float8.
     return tensor.float() if tensor.dtype.itemsize == 1 else tensor
 
 
 def _is_sizes(value: object) -> bool:
-    """Whether torch can make a tensor of this shape, which may be an empty one."""
+    """Return whether torch can make a tensor of this shape, even an empty one."""
     return (
         isinstance(value, list)
         and len(value) <= _MOST_DIMENSIONS

@@ -36,7 +36,7 @@ METHODS = ("SPAFIT-1-3-II", "SPAFIT-0-2-I", "lora-ii", "bitfit", "full")
 
 
 def nine_rows() -> Encodings:
-    """Give nine sequences of 3 to 17 tokens of the tiny model's vocabulary, in pairs."""
+    """Return nine sequences of 3 to 17 tokens of the tiny model's vocabulary, in pairs."""
     generator = torch.Generator().manual_seed(7)
     sizes = [5, 17, 3, 8, 8, 12, 4, 3, 9]
     ids = [torch.randint(1, 53, (n,), generator=generator).tolist() for n in sizes]

@@ -30,7 +30,7 @@ from spafit.training.settings import complete
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """Give the parser of each verb, and of none."""
+    """Return the parser of each verb, and of none."""
     top = cli._parser()
     verbs = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
     return {"": top, **verbs.choices}
@@ -159,7 +159,7 @@ def refuse(
 
 
 def base_of(verb: str, small: SmallRun) -> list[str]:
-    """Give the arguments of a sound command, positional ones first."""
+    """Return the arguments of a sound command, positional ones first."""
     return {
         "": ["plan", "bitfit"],
         "doctor": ["doctor"],

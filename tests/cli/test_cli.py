@@ -30,7 +30,7 @@ VERBS = ("demo", "plan", "download", "train", "eval", "predict", "doctor")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Give exit code, standard output and standard error."""
+    """Return exit code, standard output and standard error."""
     capsys.readouterr()
     try:
         code = main(arguments)

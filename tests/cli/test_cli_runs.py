@@ -28,7 +28,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def train_arguments(small: SmallRun, root: Path, *more: str) -> list[str]:
-    """Give the arguments of a small run, at whose end more may stand."""
+    """Return the arguments of a small run, at whose end more may stand."""
     settings = "--task rte --method SPAFIT-0-1-II --r 5 --epochs 2 --batch-size 6 --max-length 16"
     places = ["--model", str(small.folder), "--data", str(root / "glue")]
     return ["train", *settings.split(), "--learning-rate=1e-2", "--device=cpu", *places, *more]
@@ -52,7 +52,7 @@ def process(small: SmallRun, root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def run(process: subprocess.CompletedProcess[str], root: Path) -> Path:
-    """Give the run folder, which tests only read."""
+    """Return the run folder, which tests only read."""
     assert process.returncode == 0, process.stderr
     return root / "runs" / "rte"
 
@@ -64,7 +64,7 @@ def record_of(run: Path) -> dict[str, Any]:
 
 
 def call(capsys: Capture, *arguments: str | Path) -> tuple[int, str, str]:
-    """Give exit code, standard output and standard error."""
+    """Return exit code, standard output and standard error."""
     capsys.readouterr()
     code = main([str(argument) for argument in arguments])
     return (code, *capsys.readouterr())

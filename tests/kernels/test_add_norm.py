@@ -74,7 +74,7 @@ def fused(tensors: dict[str, torch.Tensor], rate: float = 0.0, impl: str = "fuse
 
 
 def backwards(y: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Found:
-    """Give the gradients of Σ y ⊙ noise that ``backward`` leaves, None where it leaves none."""
+    """Return the gradients of Σ y ⊙ noise that ``backward`` leaves, None where it leaves none."""
     for tensor in tensors.values():
         tensor.grad = None
     (y * draw(*y.shape, seed=9).to(y.dtype)).sum().backward()

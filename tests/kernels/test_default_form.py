@@ -87,7 +87,7 @@ def run(model: Any, inputs: Batch) -> Run:
 def logits_and_gradients(
     model: nn.Module, inputs: Batch
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Give the logits, and every parameter's gradient of a pull at each of them."""
+    """Return the logits, and every parameter's gradient of a pull at each of them."""
     output = model(**inputs)
     logits = output if isinstance(output, torch.Tensor) else output.logits
     generator = torch.Generator().manual_seed(7)
@@ -98,12 +98,12 @@ def logits_and_gradients(
 
 
 def real_tokens(inputs: Batch) -> torch.Tensor:
-    """Give (B, T) of bool: True at real tokens."""
+    """Return (B, T) of bool: True at real tokens."""
     return inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
 
 
 def is_packed(inputs: Batch) -> bool:
-    """Whether each row begins with a real token; else it stays padded, the pooler looking there."""
+    """Return whether each row begins with a real token, which the pooler reads."""
     return bool(real_tokens(inputs)[:, 0].all())
 
 
@@ -118,7 +118,7 @@ FUSED_OPERATIONS = {"_PackedAttentionBackward", "_StackedLinearBackward", "_Drop
 
 @functools.cache
 def runs(batch_name: str, dtype: torch.dtype) -> tuple[Run, Run, Run]:
-    """Give the default form's run, the reference form's and Hugging Face's."""
+    """Return the default form's run, the reference form's and Hugging Face's."""
     config, inputs = BATCHES[batch_name]
     ours, theirs = make_pair(config, dtype)
     plain = run(ours, inputs)

@@ -22,12 +22,12 @@ RATES = [1e-6, 1e-4, 0.1, 0.25, 0.5, 0.75, 0.9, 0.9999, 0.999999, 1 - 1e-12]
 
 
 def drawn_rate(rate: float) -> float:
-    """Give the rate in steps of 1/65,536, of which one level at least is kept."""
+    """Return the rate in steps of 1/65,536, of which one level at least is kept."""
     return min(round(rate * 65536), 65535) / 65536
 
 
 def below(share: float, expected: float, draws: int) -> bool:
-    """Whether a share of so many draws lies within five standard errors of what is expected."""
+    """Return whether a share of so many draws is within five standard errors of ``expected``."""
     return abs(share - expected) <= 5 * math.sqrt(expected * (1 - expected) / draws)
 
 

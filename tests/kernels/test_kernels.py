@@ -33,7 +33,7 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def make_heads(dtype: torch.dtype = torch.float64, tokens: int = T) -> Heads:
-    """Give Q, K, V (B, A, T, Dh), cut from (B, T, A * Dh) as the model cuts them."""
+    """Return Q, K, V (B, A, T, Dh), cut from (B, T, A * Dh) as the model cuts them."""
     generator = torch.Generator().manual_seed(0)
 
     def one() -> torch.Tensor:
@@ -44,7 +44,7 @@ def make_heads(dtype: torch.dtype = torch.float64, tokens: int = T) -> Heads:
 
 
 def with_gradients(output: torch.Tensor, sources: Sequence[torch.Tensor]) -> Tensors:
-    """Give the output and the gradients of Σ output ⊙ noise with respect to ``sources``."""
+    """Return the output and the gradients of Σ output ⊙ noise with respect to ``sources``."""
     noise = torch.randn(
         output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     ).to(output.dtype)
@@ -161,7 +161,7 @@ N_IN, N_OUT, R = 11, 6, 3
 
 
 def make_lora(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    """Give x (B, T, in), W, b, A, B and δ, all random, all asking for gradients."""
+    """Return x (B, T, in), W, b, A, B and δ, all random, all asking for gradients."""
     generator = torch.Generator().manual_seed(4)
     shapes = [(B, T, N_IN), (N_OUT, N_IN), (N_OUT,), (R, N_IN), (N_OUT, R), (N_OUT,)]
     return [

@@ -35,7 +35,7 @@ def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Te
 
 
 def lay(matrices: list[torch.Tensor], lying: str) -> list[torch.Tensor]:
-    """Give matrices as pieces of one tall one, in their order or backwards."""
+    """Return matrices as pieces of one tall one, in their order or backwards."""
     if not matrices:
         return matrices
     ordered = matrices if lying == "together" else matrices[::-1]
@@ -108,7 +108,7 @@ def equation(
 
 
 def backwards(y: torch.Tensor, sources: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
-    """Give the gradients of Σ y ⊙ noise that ``backward`` leaves, None where it leaves none."""
+    """Return the gradients of Σ y ⊙ noise that ``backward`` leaves, None where it leaves none."""
     for tensor in sources.values():
         tensor.grad = None
     noise = draw(*y.shape, seed=7).to(y.dtype)
@@ -622,7 +622,7 @@ class TestSecondDerivative:
 
 
 def columns(parts: Sequence[Part]) -> list[list[torch.Tensor]]:
-    """Give W, b, δ, A and B as the operator takes them: empty where there is none."""
+    """Return W, b, δ, A and B as the operator takes them: empty where there is none."""
     nothing = torch.empty(0)
     return [
         [nothing if tensor is None else tensor for tensor in column]

@@ -66,7 +66,7 @@ def caught() -> Iterator[list[torch.Tensor]]:
 def masks_of(
     bits: Sequence[torch.Tensor], bundles: Sequence[Bundle], lengths: Sequence[int], rate: float
 ) -> list[torch.Tensor]:
-    """Give the scaled mask (A, T, T) of each sequence."""
+    """Return the scaled mask (A, T, T) of each sequence."""
     found: list[torch.Tensor] = []
     for drawn, bundle in zip(bits, bundles, strict=True):
         kept = (drawn >= threshold(rate)).double() * scale_of(rate, CPU)
@@ -225,7 +225,7 @@ class TestProbabilities:
     T = 6
 
     def make(self, copies: int) -> tuple[torch.Tensor, torch.Tensor, tuple[Bundle, ...]]:
-        """Give QKV of so many copies of a sequence, P (A, T, T) and the bundles."""
+        """Return QKV of so many copies of a sequence, P (A, T, T) and the bundles."""
         T = self.T
         Q, K = draw(A, T, T), draw(A, T, T, seed=1)  # Dh = T
         P = torch.softmax(Q @ K.transpose(1, 2) / math.sqrt(T), -1)

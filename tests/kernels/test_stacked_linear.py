@@ -83,7 +83,7 @@ def noise_like(y: torch.Tensor) -> torch.Tensor:
 def both(
     x: torch.Tensor, parts: Sequence[Part], gelu: bool = False
 ) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """Give output and gradients of the fused form and of the reference."""
+    """Return output and gradients of the fused form and of the reference."""
     sources = {"x": x, **tensors_of(parts)}
     results = []
     for impl in ("fused", "reference"):

@@ -208,7 +208,7 @@ class TestRefusals:
         manifest = json.loads(path.read_text())
         manifest["files"][name] = manifest["files"].pop("x.safetensors")
         path.write_text(json.dumps(manifest))
-        with pytest.raises(CheckpointError, match=r"no plain file name"):
+        with pytest.raises(CheckpointError, match=r"not a plain file name"):
             checkpoints.read(3)
 
     def test_a_folder_that_is_a_file(self, tmp_path: Path) -> None:

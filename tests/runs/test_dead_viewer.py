@@ -24,7 +24,7 @@ Promise = Callable[[str, int, str], None]
 
 @contextlib.contextmanager
 def closed_pipe() -> Iterator[int]:
-    """Give the end of a pipe that is written to; its reader is gone."""
+    """Return the end of a pipe that is written to; its reader is gone."""
     reader, writer = os.pipe()
     os.close(reader)
     yield writer
@@ -42,7 +42,7 @@ def full_disk() -> Iterator[int]:
 
 @contextlib.contextmanager
 def hung_up_terminal() -> Iterator[int]:
-    """Give a terminal whose other end is closed: nothing can be written to it."""
+    """Return a terminal whose other end is closed: nothing can be written to it."""
     main_end, terminal = pytest.importorskip("pty").openpty()
     os.close(main_end)
     yield terminal

@@ -25,7 +25,7 @@ RUN = {"epochs": 4, "save_every": 4, "eval_every": 7}
 
 @pytest.fixture(scope="module")
 def clean(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Give all that a run leaves that nothing happened to."""
+    """Return all that a run leaves that nothing happened to."""
     out = tmp_path_factory.mktemp("clean") / "run"
     small.fit(out=out, **RUN)
     return {"everything": everything(out)}
@@ -116,7 +116,7 @@ class TestRemovedFolder:
         assert differences(everything(out), clean["everything"]) == []
         assert record_of(out)["status"] == "finished"
         assert not (out / "run.lock").exists()
-        assert "was removed while its run went on" in read_log(out, "note")[0]["note"]
+        assert "was removed during its run" in read_log(out, "note")[0]["note"]
         for each in tmp_path.iterdir():
             assert not leftovers(each)
 
@@ -182,7 +182,7 @@ class TestRemovedFolder:
 
         with (
             self._after(9, replace),
-            pytest.raises(TrainingError, match="was removed while its run went on, and holds anot"),
+            pytest.raises(TrainingError, match="was removed during its run, and now holds anot"),
         ):
             small.fit(out=out, **RUN)
         assert contents() == found[0]

@@ -172,7 +172,7 @@ class TestRunFolder:
         assert status(out) == "finished"
         rows = [json.loads(row) for row in (out / "log.jsonl").read_text().splitlines()]
         assert rows[:2] == [{"step": 1}, {"step": 2}]
-        assert "was removed while its run went on" in rows[2]["note"]
+        assert "was removed during its run" in rows[2]["note"]
         assert len(rows) == 3
 
     def test_a_place_that_is_no_folder(self, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ class TestTakenUpAgain:
         (tmp_path / "adapter.safetensors").write_bytes(b"of no checkpoint")
         with RunFolder(tmp_path, RECORD, overwrite=False) as run:
             assert run.checkpoint is None
-            assert run.notes == ["the run had no checkpoint yet, and starts again"]
+            assert run.notes == ["the run had no checkpoint yet, and starts from the beginning"]
             assert (tmp_path / "log.jsonl").read_text() == ""
             assert not run.adapter.exists()
             assert "resumed" not in run.record
@@ -288,7 +288,7 @@ class TestTakenUpAgain:
             assert run.checkpoint is not None
             assert run.checkpoint.step == 4
             (note,) = run.notes
-        assert re.search(r"step-9/state\.json is damaged: .*; an older checkpoint is taken$", note)
+        assert re.search(r"step-9/state\.json is damaged: .*; an older checkpoint is used$", note)
 
     def test_a_record_that_is_damaged_is_that_of_the_checkpoint(self, tmp_path: Path) -> None:
         """``run.json`` is for readers; what a run is stands in its checkpoint too."""

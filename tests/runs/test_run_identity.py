@@ -22,7 +22,7 @@ FOLDER = Path("runs/rte")
 
 
 def record() -> dict[str, Any]:
-    """Give a record as a run makes it, before it is written."""
+    """Return a record as a run makes it, before it is written."""
     config = TrainConfig(out="runs/rte", seed=3, batch_size=6, recompute=(2, 3))
     data = {
         name: {
@@ -55,7 +55,7 @@ def as_written(record: dict[str, Any]) -> Any:
 
 
 def changed(where: str, value: Any, of: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Give a record with another value at a dotted place."""
+    """Return a record with another value at a dotted place."""
     found = copy.deepcopy(record() if of is None else of)
     *folders, last = where.split(".")
     place: Any = found

@@ -54,7 +54,7 @@ def finish(zygote: Zygote, root: Path, out: Path, uninterrupted: Uninterrupted) 
 
 
 def begun(out: Path, trainer: Trainer) -> Callable[[], bool]:
-    """Give whether a trainer has the folder: from then on signals are heeded."""
+    """Return whether a trainer has the folder: from then on signals are heeded."""
 
     def has_begun() -> bool:
         try:

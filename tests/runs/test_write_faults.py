@@ -52,7 +52,7 @@ def some_files(step: int) -> dict[str, TensorFile]:
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of a run with checkpoints of steps 3, the best, 5 and 8."""
+    """Return the folder of a run with checkpoints of steps 3, the best, 5 and 8."""
     out = tmp_path_factory.mktemp("before") / "run"
     out.mkdir()
     for step in (3, 5, 8):

@@ -42,7 +42,7 @@ def clean(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture
 def bound() -> dict[str, bool]:
-    """Give the tampering that makes a trainer one whom the modes of files bind."""
+    """Return the tampering that makes a trainer one whom the modes of files bind."""
     if os.geteuid() != 0:
         return {}
     if sys.platform != "linux":

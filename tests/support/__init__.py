@@ -9,6 +9,6 @@ REPOSITORY = TESTS.parent
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Give the environment of a process that imports what this one does, and more variables."""
+    """Return the environment of a process that imports what this one does, and more variables."""
     path = os.pathsep.join([str(TESTS), str(REPOSITORY), *sys.path])
     return {**os.environ, "PYTHONPATH": path, **variables}

@@ -58,7 +58,7 @@ class Tensor:
         return bool(((bits & np.array(mask, dtype=unsigned)) == mask).any())
 
     def converted(self) -> torch.Tensor:
-        """Give its values in float32, by numpy; for the four types of weights."""
+        """Return its values in float32, by numpy; for the four types of weights."""
         shape = self.shape
         if self.code == "BF16":  # the upper half of a float32
             wide = np.frombuffer(self.content, dtype="<u2").astype("<u4") << 16
@@ -97,7 +97,7 @@ def strict(text: str) -> Any:
 
 
 def whole(value: Any) -> bool:
-    """Whether a value is a whole number that can count something."""
+    """Return whether a value is a whole number that can count something."""
     return type(value) is int and 0 <= value < 2**63
 
 
@@ -198,7 +198,7 @@ MODULES: dict[str, tuple[int, ...]] = {
 
 
 def base_shapes() -> dict[str, tuple[int, ...]]:
-    """Give the parameters of the tiny model without its head."""
+    """Return the parameters of the tiny model without its head."""
     shapes: dict[str, tuple[int, ...]] = {
         "bert.embeddings.word_embeddings.weight": (V, D),
         "bert.embeddings.position_embeddings.weight": (P, D),
@@ -229,7 +229,7 @@ def told(metadata: dict[str, str]) -> tuple[Any, Any, Any]:
 
 
 def trained_by(plan: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[float, float]]]:
-    """Give the shapes of what a plan trains, and (alpha / r, dropout) of each LoRA."""
+    """Return the shapes of what a plan trains, and (alpha / r, dropout) of each LoRA."""
     if not isinstance(plan, dict) or plan.get("format") != "spafit-plan-1":
         raise FaultError("no plan")
     if set(plan) - {"format", "name", "num_layers", "embeddings", "pooler", "strata"}:
@@ -291,7 +291,7 @@ def add_technique(
 
 
 def canonical(name: str) -> str | None:
-    """Give the model's name of a checkpoint's tensor, None where it is left out."""
+    """Return the model's name of a checkpoint's tensor, None where it is left out."""
     if name.startswith("cls.") or name.removeprefix("bert.") == "embeddings.position_ids":
         return None
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):

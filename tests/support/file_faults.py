@@ -85,7 +85,7 @@ class FileOperations:
 
 
 def makes_or_writes(name: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether an operation needs room, or leave to write."""
+    """Return whether an operation needs room, or leave to write."""
     if name == "open":
         return bool(arguments[1] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR))
     if name == "io.open":

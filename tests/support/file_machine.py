@@ -98,7 +98,7 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def content_of(tensor: torch.Tensor) -> bytes:
-    """Give a tensor's bytes."""
+    """Return a tensor's bytes."""
     found = tensor.detach().contiguous().reshape(-1)
     return found.view(torch.uint8).numpy().tobytes() if found.numel() else b""
 
@@ -230,7 +230,7 @@ class Machine:
             self._load(case)
 
     def _read_file(self, path: Path, raw: bytes) -> bool:
-        """Read a file alone; give whether it was accepted, and whole."""
+        """Read a file alone; return whether it was accepted, and whole."""
         try:
             expected: Declared | None = declared(raw)
         except FaultError as fault:

@@ -221,14 +221,14 @@ def trace(model: nn.Module, batch: Batch) -> Trace:
 
 @functools.cache
 def traces(batch_name: str, dtype: torch.dtype) -> tuple[Trace, Trace, dict[str, torch.Tensor]]:
-    """Give spafit's trace, Hugging Face's, and the weights they share."""
+    """Return spafit's trace, Hugging Face's, and the weights they share."""
     config, batch = BATCHES[batch_name]
     ours, theirs = make_pair(config, dtype)
     return trace(ours, batch), trace(theirs, batch), ours.state_dict()
 
 
 def names_in_graph(tensor: torch.Tensor) -> set[str]:
-    """Give the names of all operations that autograd recorded on the way to ``tensor``."""
+    """Return the names of all operations that autograd recorded on the way to ``tensor``."""
     nodes, found = [tensor.grad_fn], set()
     while nodes:
         node = nodes.pop()

@@ -55,7 +55,7 @@ def bounded(seconds: float, megabytes: float) -> Iterator[None]:
 
 
 def refusal(action: Callable[[], Any], match: str, error: type[SpafitError] = WeightsError) -> str:
-    """Give the message of an error, which must be one line of reasonable length."""
+    """Return the message of an error, which must be one line of reasonable length."""
     with pytest.raises(error, match=match) as caught:
         action()
     message = str(caught.value)

@@ -52,7 +52,7 @@ def clone(value: Any) -> Any:
 
 
 def get(pairs: Any, key: str) -> Any:
-    """Give the first value of a key, or None."""
+    """Return the first value of a key, or None."""
     return next((value for name, value in pairs if name == key), None)
 
 
@@ -91,7 +91,7 @@ class Draft:
 
 
 def is_whole(entry: Any) -> bool:
-    """Whether an entry still has a shape, a known type and two offsets that are numbers."""
+    """Return whether an entry still has a shape, a known type and two offsets that are numbers."""
     if not isinstance(entry, Pairs) or get(entry, "dtype") not in tuple(SIZES):
         return False
     offsets = get(entry, "data_offsets")

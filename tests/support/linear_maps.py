@@ -69,7 +69,7 @@ def tensors_of(parts: Sequence[Part]) -> Results:
 def results(
     x: torch.Tensor, parts: Sequence[Part], impl: str = "triton", gelu: bool = False
 ) -> Results:
-    """Give the output and all gradients of Σ y ⊙ noise."""
+    """Return the output and all gradients of Σ y ⊙ noise."""
     y = stacked_linear(x, parts, gelu=gelu, impl=impl)
     sources = {"x": x, **tensors_of(parts)}
     pull = draw(*y.shape, seed=7, dtype=torch.bfloat16).to(y.dtype)  # the same in every type

@@ -102,7 +102,7 @@ class SmallRun:
         return model
 
     def settings(self, **changes: Any) -> TrainConfig:
-        """Give the settings of the small run, changed where asked for."""
+        """Return the settings of the small run, changed where asked for."""
         usual = {
             "seed": 3,
             "epochs": 4,
@@ -149,7 +149,7 @@ def read_log(folder: Path, key: str) -> list[dict[str, Any]]:
 
 
 def loss_failing_from(call: int, value: float = math.nan) -> Callable[..., torch.Tensor]:
-    """Give a loss function whose answers from the n-th on are NaN or infinite."""
+    """Return a loss function whose answers from the n-th on are NaN or infinite."""
     calls = iter(range(1, 1000))
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,7 @@ def tiny_bert(
 
 
 def batches(count: int, B: int = 4, T: int = 11, seed: int = 1) -> list[tuple[Batch, torch.Tensor]]:
-    """Give random padded batches with both token types, and labels (B,)."""
+    """Return random padded batches with both token types, and labels (B,)."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
@@ -85,7 +85,7 @@ def batches(count: int, B: int = 4, T: int = 11, seed: int = 1) -> list[tuple[Ba
 
 
 def logits(model: torch.nn.Module, seed: int = 3) -> torch.Tensor:
-    """Give the logits (B, C) of one batch."""
+    """Return the logits (B, C) of one batch."""
     [(inputs, _)] = batches(1, seed=seed)
     with torch.no_grad():
         output = model(**inputs)
@@ -181,5 +181,5 @@ ADDED = ("lora_A", "lora_B", "bias_delta.delta")
 
 
 def added(name: str) -> bool:
-    """Whether the end of a name is a technique's."""
+    """Return whether the end of a name is a technique's."""
     return name.endswith(ADDED)

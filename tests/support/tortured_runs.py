@@ -40,7 +40,7 @@ def step_of(path: Path) -> int:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """Give the folders that have a checkpoint's name, in order."""
+    """Return the folders that have a checkpoint's name, in order."""
     found = [
         path
         for path in (out / "checkpoints").glob("step-*")
@@ -89,7 +89,7 @@ def leftovers(out: Path) -> set[str]:
 
 
 def logged_steps(out: Path) -> list[int]:
-    """Give the steps in the log; its last line may be half-written."""
+    """Return the steps in the log; its last line may be half-written."""
     try:
         lines = (out / "log.jsonl").read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def record_of(out: Path) -> dict[str, Any]:
 
 
 def arguments(root: Path, out: Path | None, *more: str) -> list[str]:
-    """Give the arguments of a run of 30 steps with dropout, 5 evaluations and 7 intervals.
+    """Return the arguments of a run of 30 steps with dropout, 5 evaluations and 7 intervals.
 
     ``root`` holds the folders ``tiny``, of the model, and ``glue``.
     """
@@ -144,7 +144,7 @@ class Trainer:
             os.kill(self.pid, number)
 
     def wait(self, seconds: float = 60.0) -> int:
-        """Give the exit code, below 0 that of a signal."""
+        """Return the exit code, below 0 that of a signal."""
         self.until(lambda: False, seconds)
         assert self.code is not None
         return self.code

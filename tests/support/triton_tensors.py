@@ -18,7 +18,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
 
 
 def with_gradients(y: torch.Tensor, tensors: Tensors) -> Tensors:
-    """Give y and the gradients of Σ y ⊙ noise for each tensor that asks for one.
+    """Return y and the gradients of Σ y ⊙ noise for each tensor that asks for one.
 
     The noise is the same in every type of y.
     """

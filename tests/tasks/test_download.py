@@ -126,7 +126,7 @@ class TestTransfer:
         body = make_zip(RTE)
         case.originals.mkdir()
         (case.originals / "RTE.zip.part").write_bytes(b"x" * 100)
-        with pytest.raises(DownloadError, match=r"nothing of it was kept. Run it again"):
+        with pytest.raises(DownloadError, match=r"it was deleted. Run it again"):
             case.fetch(body)
         case.fetch(body)
 

@@ -135,7 +135,7 @@ class TestGlue:
             try:
                 case.fetch(BODY)
             except DownloadError as error:
-                assert "nothing of it was kept. Run it again" in str(error)
+                assert "it was deleted. Run it again" in str(error)
                 assert not part.exists()
                 case.fetch(BODY)
             require_all(case)
@@ -170,7 +170,7 @@ class TestGlue:
         request = http_file.urllib.request.Request("https://host/file")
         redirects = http_file._Redirects()
         for address in ("http://host/file", "HTTP://host/file"):
-            with pytest.raises(DownloadError, match=f"sends on to '{address}'"):
+            with pytest.raises(DownloadError, match=f"redirects to '{address}'"):
                 redirects.redirect_request(request, io.BytesIO(), 302, "", {}, address)
         assert redirects.redirect_request(request, io.BytesIO(), 302, "", {}, "https://b/file")
 

@@ -46,7 +46,7 @@ def outcome(root: Path, case: Case) -> Expected:
 
 
 def differing(root: Path, numbers: range) -> Iterator[tuple[Case, str]]:
-    """Give the cases of which something else becomes than is to."""
+    """Return the cases of which something else becomes than is to."""
     for number in numbers:
         case = make_case(number)
         try:

@@ -75,7 +75,7 @@ class TestContents:
 
     def test_a_header_and_nothing_else(self, file: Callable[..., Path]) -> None:
         for content in (HEADER, HEADER.rstrip("\n"), HEADER.replace("\n", "\r\n")):
-            refused(file(content), "holds no rows of RTE; is it the right file, and whole")
+            refused(file(content), "holds no rows of RTE; is it the right file, and complete")
 
     def test_one_row(self, file: Callable[..., Path]) -> None:
         for content in (HEADER + ROW, HEADER + ROW.rstrip("\n"), "\ufeff" + HEADER + ROW):
@@ -83,7 +83,7 @@ class TestContents:
 
     def test_only_bad_rows(self, file: Callable[..., Path]) -> None:
         path = file(HEADER + "x\n" * 7)
-        refused(path, "line 2: expected 4 fields .* 0 allowed: mend the file, or allow more")
+        refused(path, "line 2: expected 4 fields .* 0 allowed: correct the file, or allow more")
         refused(path, "line 8: .* Bad row number 7, 6 allowed", max_bad_rows=6)
         refused(path, "holds no rows of RTE, 7 malformed ones left out", max_bad_rows=7)
 
@@ -235,9 +235,9 @@ class TestPlaces:
         one.symlink_to(two)
         two.symlink_to(one)
         three.symlink_to(tmp_path / "nowhere")
-        refused(one, "it is out of reach: Too many levels of symbolic links")
+        refused(one, "it is inaccessible: Too many levels of symbolic links")
         refused(three, "it is a link to nothing")
-        with pytest.raises(DataError, match=r"\(RTE/train.tsv is out of reach"):
+        with pytest.raises(DataError, match=r"\(RTE/train.tsv is inaccessible"):
             load("rte", "train", tmp_path)
         with pytest.raises(DataError, match=r"\(RTE/test.tsv is a link to nothing\)"):
             load("rte", "test", tmp_path)

@@ -179,7 +179,7 @@ class TestParts:
     def test_not_written_beyond_its_size(self, tmp_path: Path) -> None:
         with part_of(tmp_path / "x", 5) as part:
             part.write(b"abc")
-            with pytest.raises(Exception, match="more came than the 5 bytes"):
+            with pytest.raises(Exception, match="more than the expected 5 bytes"):
                 part.write(b"def")
             part.write(b"de")
             part.move_to(tmp_path / "x")
@@ -207,7 +207,7 @@ class TestParts:
             pass
         part.unlink()
         os.mkfifo(part)
-        with pytest.raises(OSError, match="no plain file"), part_of(tmp_path / "x", 5):
+        with pytest.raises(OSError, match="not a regular file"), part_of(tmp_path / "x", 5):
             pass
         assert (tmp_path / "mine").read_text() == "mine"
 

@@ -50,7 +50,7 @@ class TestSubmission:
                 write_submission(tmp_path, "sts-b", [wrong] + [2.5] * 1378)
         assert list(tmp_path.iterdir()) == []
         (tmp_path / "file").touch()
-        with pytest.raises(DataError, match="file cannot be made"):
+        with pytest.raises(DataError, match="file cannot be created"):
             write_submission(tmp_path / "file", "wnli", ["entailment"] * 146)
 
     def test_the_data_set_that_was_predicted(self, tmp_path: Path, glue_root: Path) -> None:

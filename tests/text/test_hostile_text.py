@@ -62,7 +62,7 @@ RELAXED = settings(
 
 
 def both(folder: Path, lowercase: bool) -> tuple[Both, Any]:
-    """Give our two tokenizers of a folder by whether they split, and transformers' one."""
+    """Return our two tokenizers of a folder by whether they split, and transformers' one."""
     ours = {
         split: load_tokenizer(folder, lowercase=lowercase, split_special_tokens=split)
         for split in (False, True)
@@ -80,7 +80,7 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["toy", "cased", "uncased"])
 def pair(request: pytest.FixtureRequest, toy_folder: Path) -> tuple[Both, Any]:
-    """Give both tokenizers of the toy vocabulary and of the two real ones."""
+    """Return both tokenizers of the toy vocabulary and of the two real ones."""
     if request.param == "toy":
         return both(toy_folder, lowercase=True)
     shared = request.getfixturevalue("shared_data") / "vocab"

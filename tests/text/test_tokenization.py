@@ -318,9 +318,9 @@ class TestFiles:
             ("normalizer is Lowercase", lambda c: c.update(normalizer={"type": "Lowercase"})),
             ("normalizer is NoneType", lambda c: c.update(normalizer=None)),
             ("is Whitespace", lambda c: c.update(pre_tokenizer={"type": "Whitespace"})),
-            ("lays out a pair", lambda c: c.update(post_processor=None)),
+            ("encodes a pair", lambda c: c.update(post_processor=None)),
             (
-                "lays out a pair",
+                "encodes a pair",
                 lambda c: c["post_processor"]["pair"][3]["Sequence"].update(type_id=0),
             ),
             ("ids of its 28996 entries", lambda c: c["model"]["vocab"].update(Paris=28996)),
@@ -349,7 +349,7 @@ class TestFiles:
 
     def test_save_where_no_folder_can_be(self, toy: Tokenizer, tmp_path: Path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(WeightsError, match="cannot be made"):
+        with pytest.raises(WeightsError, match="cannot be created"):
             toy.save(tmp_path / "file" / "folder")
 
 

@@ -69,7 +69,7 @@ THEIRS: dict[str, tuple[str, list[str]]] = {
 
 
 def their_name(name: str) -> str:
-    """Give the name that one of our parameters has after PEFT has wrapped the model."""
+    """Return the name that one of our parameters has after PEFT has wrapped the model."""
     name = re.sub(r"\.(lora_[AB])$", r".\1.default.weight", name)
     name = re.sub(r"^classifier\.", "classifier.modules_to_save.default.", name)
     return f"base_model.model.{name}"

@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Give a clock that stands still until its one entry is set."""
+    """Return a clock that stands still until its one entry is set."""
     now = [1000.0]
     monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
     return now

@@ -339,7 +339,7 @@ class TestRefusedRunsStayAsTheyWere:
     @pytest.mark.parametrize("name", ["adapter.safetensors", "log.jsonl"])
     def test_files_that_no_run_left_there(self, small: SmallRun, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_text("mine")
-        with pytest.raises(CheckpointError, match=rf"{name} is there, but no run that wrote it"):
+        with pytest.raises(CheckpointError, match=rf"{name} exists, but the folder has no record"):
             small.fit(out=tmp_path, epochs=1)
         assert self._bytes(tmp_path) == {tmp_path / name: b"mine"}
         small.fit(out=tmp_path, epochs=1, overwrite=True)
@@ -363,7 +363,7 @@ class TestRefusedRunsStayAsTheyWere:
             patched.setattr("spafit.training.loop.predict_logits", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 small.fit(model, out=tmp_path)
-        with pytest.raises(CheckpointError, match="load and adapt the model afresh"):
+        with pytest.raises(CheckpointError, match="load and adapt the model again"):
             small.fit(model, out=tmp_path)
         assert small.fit(out=tmp_path).losses == small.fit().losses
 
@@ -430,7 +430,9 @@ class TestDamage:
         for folder in (tmp_path / "checkpoints").iterdir():
             _damage(folder / "state.safetensors", "flipped")
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        with pytest.raises(CheckpointError, match=r"no checkpoint can be used: .*step-7.*step-5"):
+        with pytest.raises(
+            CheckpointError, match=r"holds a run without a usable checkpoint: .*step-7.*step-5"
+        ):
             small.fit(out=tmp_path)
         assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         small.fit(out=tmp_path, overwrite=True, epochs=1)

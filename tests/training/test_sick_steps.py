@@ -24,7 +24,7 @@ from spafit.training.step import TrainingStep
 
 
 def memory_for(most: int) -> Callable[..., torch.Tensor]:
-    """Give a loss function that runs out of memory beyond some examples at a time."""
+    """Return a loss function that runs out of memory beyond some examples at a time."""
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if len(targets) > most:
@@ -35,7 +35,7 @@ def memory_for(most: int) -> Callable[..., torch.Tensor]:
 
 
 def losses_times(factors: dict[int, float]) -> Callable[..., torch.Tensor]:
-    """Give a loss function whose n-th answer, from 1, is multiplied by a factor."""
+    """Return a loss function whose n-th answer, from 1, is multiplied by a factor."""
     calls = iter(range(1, 10_000))
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

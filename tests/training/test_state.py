@@ -51,7 +51,7 @@ def restored(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Give the path of every value inside one, of long lists the first, the last and one more."""
+    """Return the path of every value inside one, of long lists the first, the last and one more."""
     if isinstance(value, dict):
         inner: Any = value.items()
     elif isinstance(value, list):

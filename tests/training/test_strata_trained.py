@@ -27,7 +27,7 @@ FULL_ROWS = ("full", "mixed")
 
 
 def trained(row: str, dtype: torch.dtype = torch.float64) -> BertForSequenceClassification:
-    """Give a model that was adapted and trained, to do with as a test likes."""
+    """Return a model that was adapted and trained, to do with as a test likes."""
     return copy.deepcopy(_trained(row, dtype))
 
 

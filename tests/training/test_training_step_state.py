@@ -201,7 +201,7 @@ def test_which_errors_say_that_memory_is_at_its_end(name: str) -> None:
 
 
 def failing_at(call: int, error: BaseException) -> Callable[..., torch.Tensor]:
-    """Give a loss function whose n-th call raises an error."""
+    """Return a loss function whose n-th call raises an error."""
     calls = iter(range(1, 1000))
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,7 @@ def move(model: BertForSequenceClassification) -> BertForSequenceClassification:
 
 @pytest.fixture(scope="module")
 def logits(small: SmallRun) -> Callable[[torch.nn.Module], Any]:
-    """Give what any BERT makes of one batch; it must be in evaluation mode by itself."""
+    """Return what any BERT makes of one batch; it must be in evaluation mode by itself."""
     encoded = small.tokenizer.encode(small.train.texts_a, small.train.texts_b, max_length=53)
     batch = encoded.batch(range(7))
 
@@ -299,7 +299,7 @@ class TestRefusedLoads:
         tensors = load_file(adapter)
         tensors["classifier.bias"] = torch.zeros(2, dtype=torch.int32)
         save_file(tensors, adapter, metadata_of(adapter))
-        self.refuse(base, adapter, "holds classifier.bias in a type that is no float")
+        self.refuse(base, adapter, "holds classifier.bias in a type that is not floating-point")
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_values_that_are_not_finite(
@@ -348,12 +348,12 @@ class TestRefusedLoads:
         metadata.pop("spafit_adapter")
         metadata |= {} if found is None else {"spafit_adapter": found}
         save_file(load_file(adapter), adapter, metadata)
-        self.refuse(base, adapter, f"no adapter file of spafit: .* {found!r}, expected '1'")
+        self.refuse(base, adapter, f"not an adapter file of spafit: .* {found!r}, expected '1'")
 
     def test_files_that_are_no_adapters(
         self, small: SmallRun, base: BertForSequenceClassification, tmp_path: Path
     ) -> None:
-        self.refuse(base, small.folder / "model.safetensors", "is no adapter file of spafit")
+        self.refuse(base, small.folder / "model.safetensors", "is not an adapter file of spafit")
         (tmp_path / "text").write_text("hello")
         self.refuse(base, tmp_path / "text", "is truncated")
         self.refuse(base, tmp_path / "nothing", "cannot be opened")

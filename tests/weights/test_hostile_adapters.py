@@ -252,7 +252,7 @@ class TestMetadata:
         draft = Draft.of(adapter.read_bytes())
         draft.header = Pairs(pair for pair in draft.header if pair[0] != "__metadata__")
         adapter.write_bytes(draft.raw())
-        refuse("is no adapter file of spafit")
+        refuse("is not an adapter file of spafit")
 
     @pytest.mark.parametrize("value", [7, None, ["a"], Pairs([["plan", 1]]), "text", Raw("NaN")])
     def test_that_are_no_texts(self, adapter: Path, refuse: Callable[..., str], value: Any) -> None:

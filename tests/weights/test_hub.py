@@ -25,7 +25,7 @@ from spafit.weights.pretrained import load_pretrained, load_report
 
 @pytest.fixture
 def server(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """Give a fake hub, and empty caches."""
+    """Return a fake hub, and empty caches."""
     monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "spafit"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -256,7 +256,7 @@ class TestNoAnswer:
     @pytest.mark.parametrize("answer", [b"<html>", b"[]", b'{"id": "x"}', b'{"sha": "main"}'])
     def test_nonsense(self, server: FakeHub, answer: bytes) -> None:
         server.answer = answer
-        assert "the hub gave no good answer" in self.refused(server)
+        assert "the hub gave no usable answer" in self.refused(server)
 
     def test_stalled(self, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub, "TIMEOUT_S", 0.3)

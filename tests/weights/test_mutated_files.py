@@ -51,7 +51,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def peak_memory() -> int:
-    """Give the most memory that this process has had since the peak was last reset, in bytes."""
+    """Return the most memory that this process has had since the peak was last reset, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024

@@ -288,7 +288,7 @@ class TestSeveralFiles:
     def test_a_tensor_in_two_files(self, tmp_path: Path) -> None:
         self.write(tmp_path, {**self.PLACES, "c": self.PLACES["a"]})
         save_file({name: self.TENSORS[name] for name in "bc"}, tmp_path / self.PLACES["b"])
-        with pytest.raises(WeightsError, match=r"c stands in both .*1-of-2.* and .*2-of-2"):
+        with pytest.raises(WeightsError, match=r"c is in both .*1-of-2.* and .*2-of-2"):
             SafeFolder(tmp_path)
 
     def test_both_forms(self, tmp_path: Path) -> None:

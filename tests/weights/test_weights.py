@@ -57,7 +57,7 @@ def tiny(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def values(tiny: Path) -> Tensors:
-    """Give the numbers that every spelling of the checkpoint holds, under the model's names."""
+    """Return the numbers that every spelling of the checkpoint holds, under the model's names."""
     return load_file(tiny / "model.safetensors")
 
 
@@ -327,7 +327,7 @@ class TestFaults:
 
     def test_a_model_that_was_not_loaded_has_no_report(self, tiny: Path) -> None:
         model = BertForSequenceClassification(BertConfig.from_json(tiny), num_labels=2)
-        with pytest.raises(WeightsError, match="not filled by load_pretrained"):
+        with pytest.raises(WeightsError, match="not loaded by load_pretrained"):
             load_report(model)
         assert load_weights(model, tiny) == load_report(model)
 

@@ -29,7 +29,7 @@ LONG = (1, 512, 129, 3, 300, 64)
 
 
 def get(form: str, dtype: torch.dtype, head_size: int):
-    """Give a form's function, or skip where the card has none of it."""
+    """Return a form's function, or skip where the card has none of it."""
     if form == "triton":
         reason = why_no_triton(DEVICE, dtype)
         if not reason:
@@ -86,7 +86,7 @@ def masked(QKV, dH1, masks, dtype, scale, lengths, num_heads):
 
 
 def recover(function, lengths, num_heads, head_size, dropout, dtype, filler=3):
-    """Give the masks, bool (A, T, T) a sequence, and what a kept probability is multiplied by.
+    """Return the masks, bool (A, T, T) a sequence, and what a kept probability is multiplied by.
 
     With Q = K = 0 all probabilities are 1/T, and one-hot values show those of Dh keys a call.
     """

@@ -68,7 +68,7 @@ def equation(tensors: Tensors, mask: torch.Tensor | None = None, rate: float = 0
 
 
 def exact(tensors: Tensors, mask: torch.Tensor | None = None, rate: float = 0.0) -> Tensors:
-    """Give y and the gradients in float64, none of them rounded."""
+    """Return y and the gradients in float64, none of them rounded."""
     wide = {
         name: tensor.detach().double().requires_grad_(tensor.requires_grad)
         for name, tensor in tensors.items()
@@ -77,7 +77,7 @@ def exact(tensors: Tensors, mask: torch.Tensor | None = None, rate: float = 0.0)
 
 
 def drawn_mask(N: int, D: int, rate: float, seed: int = 3) -> torch.Tensor:
-    """Give the mask that the forward kernel draws after ``manual_seed(seed)``: where z is not 0."""
+    """Return the mask that the forward kernel draws after ``manual_seed(seed)``: z is not 0."""
     from spafit.kernels.gpu.triton_add_norm import add_norm_forward, draw_seed
 
     torch.manual_seed(seed)

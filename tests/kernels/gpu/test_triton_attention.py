@@ -49,7 +49,7 @@ def make(lengths=LENGTHS, filler=FILLER, num_heads=A, head_size=DH, dtype=torch.
 
 
 def run(QKV, dH1, lengths=LENGTHS, dropout=0.0, num_heads=A, longest=None):
-    """Give H1 and dQKV."""
+    """Return H1 and dQKV."""
     QKV = QKV.detach().requires_grad_()
     longest = max(lengths, default=0) if longest is None else longest
     H1 = packed_attention_triton(
@@ -60,7 +60,7 @@ def run(QKV, dH1, lengths=LENGTHS, dropout=0.0, num_heads=A, longest=None):
 
 
 def plain(QKV, dH1, dtype, lengths=LENGTHS, num_heads=A):
-    """Give H1 and dQKV of the plain form in a type."""
+    """Return H1 and dQKV of the plain form in a type."""
     QKV = QKV.detach().to(dtype, copy=True).requires_grad_()
     H1 = reference.packed_attention(QKV, lengths, num_heads)
     H1.backward(dH1.to(dtype))
@@ -87,7 +87,7 @@ def masked(QKV, dH1, mask, dtype, dropout, lengths=LENGTHS, num_heads=A):
 def recover_mask(
     lengths: Sequence[int], dropout: float, seed: int, num_heads: int = A, filler: int = FILLER
 ) -> list[torch.Tensor]:
-    """Give what the kernel keeps, bool (A, T, T) a sequence.
+    """Return what the kernel keeps, bool (A, T, T) a sequence.
 
     With Q = K = 0 all probabilities of a row are 1/T, and with one-hot values column c of H1 shows
     that of the key that has its one there. As many calls as the keys need, of the same seed.

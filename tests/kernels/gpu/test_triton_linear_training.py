@@ -92,7 +92,7 @@ class TestDropout:
     RATE = 0.3
 
     def masks(self, seed: int, n: int, width: int, count: int = 3) -> torch.Tensor:
-        """Give the masks (count, n, width) that a seed of PyTorch's draws."""
+        """Return the masks (count, n, width) that a seed of PyTorch's draws."""
         eye = torch.eye(width, device=DEVICE)
         zeros = torch.zeros(4, width, device=DEVICE)
         part = Part(zeros, zeros[:, 0], None, eye, zeros, 1.0, self.RATE)

@@ -73,7 +73,7 @@ class TestOperators:
 
 
 def scores_of(Q, K, scale):
-    """Give softmax(QKᵀ scale) of (T, A, Dh) as (A, T, T)."""
+    """Return softmax(QKᵀ scale) of (T, A, Dh) as (A, T, T)."""
     return torch.softmax(scale * torch.einsum("tah,sah->ats", Q, K), dim=-1)
 
 

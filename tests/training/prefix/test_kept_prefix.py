@@ -269,7 +269,7 @@ ORDERS = {
 
 
 def groups_of(kept: KeptPrefix) -> list[list[int]]:
-    """Give the groups that a kept prefix computes together, in their order."""
+    """Return the groups that a kept prefix computes together, in their order."""
     return list({id(group): group for group in kept._group_of.values()}.values())
 
 

@@ -65,7 +65,7 @@ def make_key(**changes: Any) -> PrefixKey:
 def states(
     rows: Iterable[int], lengths: list[int] = LENGTHS, width: int = D, writer: int = 0
 ) -> Tensor:
-    """Give the hidden states of some examples, of ordinary and of odd values, as one writer has."""
+    """Return one writer's hidden states of some examples, with ordinary and odd values."""
     pieces = [torch.empty(0, width)]
     for row in rows:
         generator = torch.Generator().manual_seed(1000 * writer + row)
