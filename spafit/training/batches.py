@@ -1,9 +1,8 @@
-"""The batches of a run, in their order, on the device before it asks for them.
+"""Make a run's batches in order, and prefetch them to the device.
 
-Examples are tokenised once, before the first step. A batch is made of the host's lists, so that all
-lengths are known there and nothing is ever asked of the device. For a GPU the next batches are made
-by a thread while the current one is computed, in pinned memory, from which the GPU fetches them
-itself.
+Examples are tokenized once, before the first step. Batches are made from lists on the host, so all
+lengths are known there without synchronizing with the device. For a GPU a thread prepares the next
+batches in pinned memory while the current one is computed.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 _AHEAD = 2
-"""Batches that are made before they are asked for."""
+"""Number of batches to prefetch."""
 
 
 class Fed(NamedTuple):
-    """What one step of the optimizer is given.
+    """The input of one optimizer step.
 
     Attributes
     ----------
     epoch : int
         From 1.
     drawn : numpy.ndarray of int64
-        The rows of its examples, in the order of the draw.
+        The rows of its examples, in the shuffled order.
     micro_batches : list of MicroBatch
-        Its examples in one or more micro-batches, on the device.
+        The examples in one or more micro-batches, on the device.
     """
 
     epoch: int
@@ -71,24 +70,23 @@ class Feed:
     targets : torch.Tensor, (n,)
         Their class numbers or scores.
     device : torch.device
-        Where the batches are wanted.
+        The device for the batches.
     batch_size, accumulation, epochs, seed : int
         As in :class:`~spafit.training.settings.TrainConfig`.
     precision : str
-        In which a kept prefix that is missing is computed.
+        The precision for computing a kept prefix that is missing.
     bucketed : bool
         Whether batches get one of a few fixed shapes, as a captured step needs.
     padded : bool
-        Whether batches are padded, with their examples in the order of the draw, as the reference
-        form takes them; otherwise, and always with a kept prefix, they are packed, in the order of
-        their lengths.
+        Whether batches are padded, with their examples in the shuffled order, for the reference
+        form; otherwise, and always with a kept prefix, they are packed and sorted by length.
 
     Attributes
     ----------
     accumulation : int
-        It may be raised at any time, by :meth:`halve`.
+        The current number of micro-batches per batch; :meth:`halve` may increase it.
     prefix : KeptPrefix or None
-        Where the hidden states after group 1 are kept; to be set before the first batch.
+        The kept hidden states after group 1; to be set before the first batch.
     """
 
     def __init__(
@@ -113,16 +111,16 @@ class Feed:
 
     @property
     def steps_an_epoch(self) -> int:
-        """Steps of the optimizer in one epoch."""
+        """Number of optimizer steps in one epoch."""
         return math.ceil(len(self.encodings) / self.batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Steps of the optimizer in all."""
+        """Number of optimizer steps in the run."""
         return self.steps_an_epoch * self.epochs
 
     def batches(self, done: int = 0) -> Generator[Fed, None, None]:
-        """Return the batches of all steps after the first ``done`` ones."""
+        """Yield the batches of all steps after the first ``done`` ones."""
         ahead = _AHEAD if self.device.type == "cuda" else 0
         for epoch, drawn, made in made_ahead(self._orders(done), self._make, ahead):
             if len(made) < self._micro_batches_of(len(drawn)):  # halved since
@@ -130,9 +128,9 @@ class Feed:
             yield Fed(epoch, drawn, [self._send(each) for each in made])
 
     def halve(self, fed: Fed) -> Fed | None:
-        """Halve the micro-batches of a batch and of all later ones.
+        """Halve the size of the micro-batches of this batch and all later ones.
 
-        None if they are single examples already.
+        Return None if they are single examples already.
         """
         if len(fed.micro_batches) == len(fed.drawn):
             return None
@@ -141,7 +139,7 @@ class Feed:
         return fed._replace(micro_batches=[self._send(each) for each in made])
 
     def _orders(self, done: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Return (epoch, row numbers) of every step after the first ``done`` ones."""
+        """Yield (epoch, row numbers) of every step after the first ``done`` ones."""
         n = len(self.encodings)
         begun, within = divmod(done, self.steps_an_epoch)
         for epoch in range(begun + 1, self.epochs + 1):
@@ -177,7 +175,7 @@ class Feed:
         return epoch, drawn, made
 
     def _send(self, made: _OnHost) -> MicroBatch:
-        """Bring a micro-batch to the device, without waiting for it, with its kept prefix."""
+        """Copy a micro-batch and its kept prefix to the device asynchronously."""
         batch = made.batch.to(self.device)
         targets = made.targets.to(self.device, non_blocking=True)
         if self.prefix is None or not isinstance(batch, PackedBatch):
@@ -189,16 +187,16 @@ class Feed:
 
 
 def made_ahead(items: Iterable[Item], make: Callable[[Item], Made], ahead: int) -> Iterator[Made]:
-    """Return ``make(item)`` of each item in order, made by a thread before it is asked for.
+    """Yield ``make(item)`` of each item in order, prefetched by a thread.
 
     Parameters
     ----------
     items : iterable
-        What to make something of; it is read by the caller's thread.
+        The items; the caller's thread iterates over them.
     make : callable
-        An error of it is raised where its result would have been given.
+        Called in the thread; its error is raised in place of its result.
     ahead : int
-        How many are made beforehand; at 0 there is no thread.
+        How many results to prefetch; 0 uses no thread.
     """
     if ahead == 0:
         yield from map(make, items)
@@ -212,5 +210,5 @@ def made_ahead(items: Iterable[Item], make: Callable[[Item], Made], ahead: int) 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:  # also where the caller stops halfway
+    finally:  # also if the caller stops early
         maker.shutdown(cancel_futures=True)

@@ -1,17 +1,18 @@
 """The training step as CUDA graphs: recorded once for each shape, then replayed by one call.
 
-At batch 16 a GPU computes a layer's operation faster than a host launches it, so that most of an
-eager step is waiting. A CUDA graph is a recorded sequence of launches; it works on the memory that
-it was recorded with. So batches get one of a few fixed shapes (:class:`spafit.layout.Bucket`), and
-each shape has tensors of its own that a batch is copied into before the replay.
+At batch size 16 a GPU computes an operation of a layer faster than the host launches it, so an
+eager step is mostly waiting. A CUDA graph is a recorded sequence of launches that always uses the
+memory it was recorded with. So batches get one of a few fixed shapes
+(:class:`spafit.layout.Bucket`), and each shape has its own input tensors, into which a batch is
+copied before the replay.
 
-Two kinds of graphs make a step: one for each shape with forward and backward, which adds to
-gradients that stay where they are, and one with the rest (unscaling, clipping, AdamW, zeroing the
-gradients). So gradient accumulation needs no graphs of its own.
+A step consists of two kinds of graphs: one for each shape with forward and backward, which adds to
+gradients at fixed addresses, and one with the rest (unscaling, clipping, AdamW, zeroing the
+gradients). So gradient accumulation needs no further graphs.
 
-The first batch of a shape is an eager step, which also warms up whatever prepares itself at its
-first use; the second is recorded and replayed. Random numbers come from PyTorch's generator in
-both: a replay advances it as the eager step would, so that the losses are the eager step's.
+The first batch of a shape is an eager step, which also serves as warm-up; the second is recorded
+and replayed. Both use PyTorch's random generator: a replay advances it as the eager step does, so
+the losses are those of the eager step.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory
 from spafit.training.step import MicroBatch, TrainingStep
 
-#: Records what a function does to the device without doing it; gives the function's result, which
-#: holds what each replay computes, and the replay.
+#: Records a function's work on the device without executing it; returns the function's result,
+#: which each replay overwrites, and the replay.
 Capture = Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, Callable[[], object]]]
 
-#: What a graph of forward and backward was recorded for: see :func:`_shape`.
+#: The key of a graph of forward and backward: see :func:`_shape`.
 Shape = tuple[object, ...]
 
 
 class _Recorded(NamedTuple):
-    """A graph of forward and backward, and the memory that it works on."""
+    """A graph of forward and backward, and its input and output tensors."""
 
     given: MicroBatch
     loss: torch.Tensor
     replay: Callable[[], object]
 
     def __call__(self, micro_batch: MicroBatch) -> torch.Tensor:
-        """Run it on another batch of the same shape."""
+        """Replay the graph on another batch of the same shape."""
         torch._foreach_copy_(_tensors(self.given), _tensors(micro_batch), non_blocking=True)
         self.replay()
         return self.loss.clone()  # the next replay writes there
@@ -54,22 +55,22 @@ class CapturedStep(TrainingStep):
     """A :class:`~spafit.training.step.TrainingStep` that is replayed from CUDA graphs.
 
     Its batches must have fixed shapes (``Encodings.packed(rows, bucketed=True)``), and its
-    optimizer a learning rate on the device (``make_optimizer(..., capturable=True)``).
+    optimizer must have the learning rate on the device (``make_optimizer(..., capturable=True)``).
 
     Parameters
     ----------
     model, optimizer, precision, max_grad_norm
         As for :class:`~spafit.training.step.TrainingStep`.
     on_failure : callable of str, optional
-        What to do where recording fails, with the reason in one line. Every step is then an eager
-        one. Without it a TrainingError is raised.
+        Called with a one-line reason if recording fails; from then on every step is eager. Without
+        it a TrainingError is raised.
     capture : callable, optional
-        Another way of recording, for tests without a GPU.
+        Records a function instead of :class:`CudaCapture`, for tests without a GPU.
 
     Attributes
     ----------
     graphs : int
-        How many shapes have been recorded.
+        The number of shapes that have been recorded.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class CapturedStep(TrainingStep):
         return recorded(micro_batch)
 
     def update(self) -> torch.Tensor:
-        """Clip the gradient, move what trains, forget the gradient; return its norm ()."""
+        """Clip the gradient, update the parameters, zero the gradient; return its norm ()."""
         if self._update is None and self._updated and self._is_captured:
             self._update = self._try(super().update)
         self._updated = True
@@ -131,15 +132,15 @@ class CapturedStep(TrainingStep):
         return norm.clone()
 
     def forget_gradients(self) -> None:
-        """Set all gradients to 0 where they are, for the graphs add to this memory."""
+        """Set all gradients to 0 in place, because the graphs add to this memory."""
         self.optimizer.zero_grad(set_to_none=False)
 
     def recover(self) -> None:
-        """Make room after a NoMemoryError: give back the graphs, which are recorded anew."""
+        """Free memory after a NoMemoryError: release the graphs, to be recorded again later."""
         self._recorded.clear()
         self._seen.clear()
         self._update, self._updated = None, False
-        # It lies in the memory of the graphs, which cannot be used again while it does.
+        # This tensor is in the graphs' memory pool, which cannot be freed while it exists.
         vars(self.optimizer).pop("found_inf", None)
         if isinstance(self._capture, CudaCapture):
             self._capture = CudaCapture(self.device)
@@ -154,21 +155,21 @@ class CapturedStep(TrainingStep):
     def _try(
         self, function: Callable[[], torch.Tensor], *, halved: bool = False
     ) -> tuple[torch.Tensor, Callable[[], object]] | None:
-        """Record a function; where that fails, say so and give None.
+        """Record a function; if that fails, report it and return None.
 
-        With ``halved`` an error that memory is at its end is raised: smaller micro-batches may fit.
+        With ``halved`` an out-of-memory error is raised instead: smaller micro-batches may fit.
         """
         scaler = self.scaler.state_dict()
         try:
             return self._capture(function)
-        except Exception as error:  # whatever refuses to be recorded, an eager step does it
-            # What was recorded before draws, and scales the loss, from a state that is no more.
+        except Exception as error:  # whatever cannot be recorded, an eager step can do
+            # Earlier graphs refer to a generator and loss scale that are no longer used.
             self._recorded.clear()
             self._update = None
-            if scaler:  # nothing of the update was done, so it begins anew
+            if scaler:  # the update was not executed, so reset the scaler
                 fresh = torch.amp.GradScaler(self.device.type)
                 fresh.load_state_dict(scaler)
-                fresh.scale(torch.zeros((), device=self.device))  # which makes what was loaded
+                fresh.scale(torch.zeros((), device=self.device))  # creates the loaded state
                 self.scaler = fresh
             if halved and is_out_of_memory(error):
                 raise
@@ -186,7 +187,7 @@ class CapturedStep(TrainingStep):
 class CudaCapture:
     """Callable: records a function's work on a GPU as a CUDA graph.
 
-    All graphs take their memory from one pool, for only one of them runs at a time.
+    All graphs share one memory pool, because only one of them runs at a time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -196,22 +197,22 @@ class CudaCapture:
     def __call__(
         self, function: Callable[[], torch.Tensor]
     ) -> tuple[torch.Tensor, Callable[[], object]]:
-        """Return the function's result, which holds what each replay computes, and the replay."""
+        """Return the function's result, which each replay overwrites, and the replay."""
         result, graph = record(function, self.device, self.pool)
         return result, graph.replay
 
 
 def why_not_captured(device: torch.device, recomputes: bool) -> str:
-    """Return why steps cannot be captured as CUDA graphs; empty where they can."""
+    """Return why steps cannot be captured as CUDA graphs; empty if they can."""
     if device.type != "cuda":
         return f"CUDA graphs need a GPU, the device is {device}"
     if recomputes:
-        return "layers computed again in backward set the generator back, which a graph cannot"
+        return "recomputed layers reset the random generator in backward, which a graph cannot"
     return ""
 
 
 def _shape(micro_batch: MicroBatch, n: int) -> Shape:
-    """Return all that a graph depends on beside values."""
+    """Return everything that a graph depends on except values."""
     batch = micro_batch.batch
     bucket = batch.layout.bucket if isinstance(batch, PackedBatch) else None
     if bucket is None:

@@ -1,4 +1,4 @@
-"""From examples to predictions and scores, by the names of the labels."""
+"""Predict examples, and score the predictions by the names of their labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spafit.training.prefix.kept import KeptPrefix
 
 
 class AbandonedError(Exception):
-    """A prediction was stopped before its end, at the caller's request."""
+    """A prediction was stopped early, at the caller's request."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Predictions:
     labels : list of str or list of float
         The name of the label with the largest logit, or the score.
     truncated : int
-        How many examples were cut to fit the maximum length.
+        How many examples were truncated to the maximum length.
     """
 
     logits: NDArray[np.float32]
@@ -52,7 +52,7 @@ def predict(
     batch_size: int = 64,
     precision: str = "auto",
 ) -> Predictions:
-    """Predict every example of a data set, with or without labels of its own.
+    """Predict every example of a data set, labelled or not.
 
     Parameters
     ----------
@@ -63,10 +63,10 @@ def predict(
     dataset : Dataset
         The examples.
     max_length : int, optional
-        Tokens after which a text is cut; None is the model's longest.
+        Tokens to which an example is truncated; None is the model's maximum.
     batch_size : int
-        Examples at a time. Examples of like length go together, which changes no result beyond
-        rounding.
+        Examples at a time. Examples of similar length are batched together, which changes results
+        only by rounding.
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
         Of matrix products (see :func:`~spafit.machine.precision.resolve_precision`).
 
@@ -81,7 +81,7 @@ def predict(
     ConfigError
         If a setting is out of range, or the tokenizer is not this model's.
     TrainingError
-        If a logit is NaN or infinite, or memory does not suffice for a single example.
+        If a logit is NaN or infinite, or there is not enough memory for a single example.
     """
     names = label_names(model, dataset)
     encodings = encode(model, tokenizer, dataset, max_length)
@@ -128,13 +128,13 @@ def evaluate(
 def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple[str, ...]:
     """Return the label names in the order of the logits; empty for a score.
 
-    A trained model carries its own; otherwise they are the task's. Names, not numbers, are what is
-    compared, because files and models number them differently.
+    A trained model has its own; otherwise they are the task's. Labels are compared by name, because
+    files and models number them differently.
 
     Raises
     ------
     DataError
-        If the names are not the task's, or the head has another number of outputs.
+        If the names are not the task's, or the head has a different number of outputs.
     """
     task = dataset.task
     names = None if model.adaptation is None else model.adaptation.labels
@@ -154,7 +154,7 @@ def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple
 
 
 def decode(logits: NDArray[np.float32], names: tuple[str, ...]) -> list[Label]:
-    """Return the name of each row's largest logit (n, C), or its score where there are no names."""
+    """Return the name of each row's largest logit (n, C), or its score if there are no names."""
     if not names:
         return [float(score) for score in logits[:, 0]]
     return [names[index] for index in logits.argmax(axis=1)]
@@ -171,15 +171,15 @@ def encode(
     Raises
     ------
     ConfigError
-        If ``max_length`` is beyond the model's positions, or the tokenizer knows more entries than
-        the model embeds.
+        If ``max_length`` exceeds the model's positions, or the tokenizer has more entries than the
+        model's embeddings.
     """
     longest = model.config.max_position_embeddings
     if max_length is not None and max_length > longest:
-        raise ConfigError(f"max_length = {max_length} is beyond the model's {longest} positions")
+        raise ConfigError(f"max_length = {max_length} exceeds the model's {longest} positions")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model embeds "
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model's embeddings have "
             f"{model.config.vocab_size}; load the tokenizer of this model"
         )
     length = longest if max_length is None else max_length
@@ -195,11 +195,12 @@ def predict_logits(
     prefix: KeptPrefix | None = None,
     abandoned: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
-    """Return the logits (n, C) of encoded examples in their order; with ``prefix``, from group 2.
+    """Return the logits (n, C) of encoded examples in their order.
 
-    The reference form (:func:`spafit.set_impl`) is given padded batches, any other packed ones.
+    With ``prefix`` only the layers after group 1 are computed. The reference form
+    (:func:`spafit.set_impl`) gets padded batches, all others packed ones.
 
-    If memory does not suffice for a batch, it and those after it are halved. ``abandoned`` is
+    If there is not enough memory for a batch, it and those after it are halved. ``abandoned`` is
     called before every batch.
 
     Raises
@@ -207,7 +208,7 @@ def predict_logits(
     AbandonedError
         If ``abandoned()`` is true.
     TrainingError
-        If memory does not suffice for a single example.
+        If there is not enough memory for a single example.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1: {batch_size!r}")
@@ -224,7 +225,7 @@ def predict_logits(
         with (
             torch.inference_mode(),
             autocast(precision, device),
-            # Triton launches on the current one.
+            # Triton launches on the current device.
             torch.cuda.device_of(model.classifier.weight),  # type: ignore[no-untyped-call]
         ):
             start = 0
@@ -248,8 +249,8 @@ def predict_logits(
                         raise
                     if len(rows) == 1:
                         raise TrainingError(
-                            f"memory does not suffice for one example at a time ({shortage(error)})"
-                            "; cut texts shorter (--max-length)"
+                            f"not enough memory for one example at a time ({shortage(error)}); "
+                            "truncate the texts more (--max-length)"
                         ) from error
                     batch_size = len(rows) // 2
                 else:

@@ -1,4 +1,4 @@
-"""What a run tells as it goes on: on the screen, and in the log of its folder."""
+"""Report a run's progress on the screen and in the log of its folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from spafit.runs.progress import Progress
 
 
 class Journal:
-    """Tells how a run goes, wherever somebody may read it.
+    """Writes notes, steps and evaluations to the screen and to the log.
 
     Parameters
     ----------
     progress : Progress
-        The screen.
+        The progress display on the screen.
     log : RunLog or None
-        Of the run folder, if there is one.
+        The log of the run folder, if there is one.
     """
 
     def __init__(self, progress: Progress, log: RunLog | None) -> None:
         self.progress, self._log = progress, log
 
     def say(self, note: str) -> None:
-        """Tell one line."""
+        """Report a one-line note."""
         self.progress.line(note)
         self._write({"note": note})
 
@@ -40,7 +40,7 @@ class Journal:
         step_s: float,
         is_skipped: bool,
     ) -> None:
-        """Tell what came of a step, which took ``step_s`` seconds."""
+        """Report a step, which took ``step_s`` seconds."""
         self.progress.step(step, epoch, loss, examples / step_s)
         self._write(
             {
@@ -57,7 +57,7 @@ class Journal:
     def evaluation(
         self, found: dict[str, Any], majority: dict[str, float], *, is_best: bool
     ) -> None:
-        """Tell the scores of an evaluation (step, epoch, metrics) beside those of the majority."""
+        """Report the scores of an evaluation (step, epoch, metrics) and those of the majority."""
         scores = ", ".join(
             f"{name} {score:.4f} (majority {majority[name]:.4f})"
             for name, score in found["metrics"].items()

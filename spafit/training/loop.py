@@ -1,8 +1,8 @@
-"""The training loop: evaluate where it is due, save where it is due, take the next step.
+"""The training loop: evaluate when it is due, save when it is due, take the next step.
 
-It begins at any step. Where a run stands is :class:`~spafit.training.state.TrainingState`, beside
-model, optimizer and random numbers; what comes next follows from it alone, so that a run that is
-resumed goes on as if nothing had been.
+It can start at any step. The state of a run is :class:`~spafit.training.state.TrainingState`, with
+model, optimizer and random generators; the next step depends on nothing else, so a resumed run
+continues as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from spafit.training.settings import TrainConfig
 from spafit.training.state import TrainingState
 from spafit.training.step import NoMemoryError, StepResult, TrainingStep
 
-# fp16 skips a few steps at its start, until the loss is scaled to fit; a run of these is no start.
+# fp16 skips a few steps at first, until its loss scale fits; so many in a row are a failure.
 _MOST_SKIPS = 25
 
 
@@ -48,13 +48,13 @@ class Scored:
     dataset : Dataset
         With labels.
     encodings : Encodings
-        The same, tokenized.
+        The tokenized examples.
     names : tuple of str
         Label names in the order of the logits; empty for a score.
     majority : dict of str to float
-        What always predicting the commonest class scores.
+        The scores of always predicting the commonest class.
     prefix : KeptPrefix, optional
-        Where their hidden states after group 1 are kept.
+        Their kept hidden states after group 1.
     """
 
     dataset: Dataset
@@ -65,7 +65,7 @@ class Scored:
 
 
 class Loop:
-    """A run from where it stands to its end.
+    """Trains a run from its current state to its end.
 
     Parameters
     ----------
@@ -74,17 +74,17 @@ class Loop:
     take_step : TrainingStep
         Takes a step of the optimizer; its model is trained.
     feed : Feed
-        What to train on.
+        The training batches.
     dev : Scored
-        What to evaluate on.
+        The examples to evaluate on.
     state : TrainingState
-        Where the run stands; it is kept up to date.
+        The state of the run; it is kept up to date.
     journal : Journal
-        Told how the run goes.
+        Reports the progress of the run.
     saver : Saver or None
-        Saves it, where it has a folder.
+        Saves the run, if it has a folder.
     stop : StopRequests
-        Says whether a stop was asked for.
+        Whether a stop was requested.
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class Loop:
         Raises
         ------
         StoppedError
-            If a stop was asked for; everything is then saved.
+            If a stop was requested; everything is then saved.
         TrainingError
-            If the run cannot go on.
+            If the run cannot continue.
         """
         state = self.state
         self._into_training()
@@ -127,7 +127,7 @@ class Loop:
         while True:
             if self._evaluation_is_due() and not self.stop():
                 self._evaluate()
-            # Asked once, for a signal may come at any moment: nothing stops that was not saved.
+            # Read once, because a signal may come at any time: the run stops only after a save.
             is_stopping = self.stop()
             is_last = state.step == self.feed.total_steps and not self._evaluation_is_due()
             if self.saver is not None and (is_stopping or is_last or self.saver.is_due(state)):
@@ -141,10 +141,10 @@ class Loop:
             self._take(next(batches))
 
     def _take(self, fed: Fed) -> None:
-        """Take the next step, and read the results that are known by then."""
+        """Take the next step, and read the results that are available."""
         state, step = self.state, self.state.step + 1
         assert self.config.learning_rate is not None
-        # A step that was skipped moves neither the optimizer nor its schedule.
+        # A skipped step advances neither the optimizer nor the learning-rate schedule.
         updates = state.updates_before(step, unknown=self.readings.behind)
         factor = learning_rate_factor(updates, self.feed.total_steps, self.config.warmup)
         learning_rate = self.config.learning_rate * factor
@@ -154,33 +154,33 @@ class Loop:
         self._read(wait=self._evaluation_is_due() or self.stop() or self._save_is_due())
 
     def _fitting_in_memory(self, fed: Fed, learning_rate: float) -> StepResult:
-        """Take a step; where memory does not suffice, with half the examples at a time."""
+        """Take a step; if memory runs out, try again with half the examples at a time."""
         before = random_states.take(self.feed.device)
         while True:
             try:
                 return self.take_step(fed.micro_batches, learning_rate)
             except NoMemoryError as error:
                 reason = str(error)
-            # Outside the handler, which holds on to what filled the memory.
+            # Outside the handler: the exception keeps the tensors that filled the memory alive.
             self.take_step.recover()
             examples = len(fed.micro_batches[0].targets)
             halved = self.feed.halve(fed)
             if halved is None:
                 raise TrainingError(
-                    f"memory does not suffice for one example at a time ({reason}); compute layers "
-                    "again in backward (--recompute 2 3), or cut texts shorter (--max-length)"
+                    f"not enough memory for one example at a time ({reason}); recompute layers in "
+                    "backward (--recompute 2 3), or truncate the texts more (--max-length)"
                 )
             fed = halved
             self.state.accumulation = self.feed.accumulation
             self.journal.say(
-                f"memory did not suffice for {examples} examples at a time ({reason}); batches are "
+                f"not enough memory for {examples} examples at a time ({reason}); batches are "
                 f"computed in {self.feed.accumulation} micro-batches from step "
-                f"{self.state.step + 1} on, with the same gradient but for the masks of dropout"
+                f"{self.state.step + 1} on, with the same gradient except for the masks of dropout"
             )
             random_states.put(before, self.feed.device)
 
     def _read(self, wait: bool = False) -> None:
-        """Read the results of steps: those that are known, or with ``wait`` all."""
+        """Read the results of steps: those available, or all with ``wait``."""
         state = self.state
         for about, loss, grad_norm in self.readings.ready(wait=wait):
             step, epoch, examples, learning_rate = about
@@ -200,13 +200,13 @@ class Loop:
             if state.skips_in_a_row == _MOST_SKIPS:
                 raise TrainingError(
                     f"the loss or the gradient of {_MOST_SKIPS} steps in a row, up to step {step} "
-                    f"(epoch {epoch}), was NaN or infinite (the last loss is {loss}), so that "
-                    "nothing was learnt from them; try a lower learning rate than "
+                    f"(epoch {epoch}), was NaN or infinite (the last loss is {loss}), so "
+                    "these steps were skipped; try a lower learning rate than "
                     f"{self.config.learning_rate:g}, or precision float32"
                 )
 
     def _evaluation_is_due(self) -> bool:
-        """Return whether the evaluation of the step that was done last is still to come."""
+        """Return whether the last step still has to be evaluated."""
         step, history = self.state.step, self.state.history
         if step == 0 or (history and history[-1]["step"] == step):
             return False
@@ -216,7 +216,7 @@ class Loop:
         return self.saver is not None and self.saver.is_due(self.state)
 
     def _evaluate(self) -> None:
-        """Score the model on dev, and keep what trains where it is the best so far."""
+        """Score the model on dev, and keep the trained values if they are the best so far."""
         state, task = self.state, self.dev.dataset.task
         try:
             logits = predict_logits(
@@ -226,12 +226,12 @@ class Loop:
                 prefix=self.dev.prefix,
                 abandoned=self.stop,
             )
-        except AbandonedError:  # it comes first when the run is resumed
+        except AbandonedError:  # a resumed run evaluates first
             return
         if not np.isfinite(logits).all():
             raise TrainingError(f"the logits on dev after step {state.step} are not finite")
         for prefix in (self.feed.prefix, self.dev.prefix):
-            while prefix is not None and prefix.cache.notes:  # of damage, or of room made
+            while prefix is not None and prefix.cache.notes:  # about damaged or removed files
                 self.journal.say(prefix.cache.notes.pop(0))
         scores = metrics.compute(task, decode(logits, self.dev.names), self.dev.dataset.labels)
         first = task.metrics[0]
@@ -251,7 +251,7 @@ class Loop:
         self._since = time.perf_counter()
 
     def _pause(self) -> None:
-        """Bring the state up to date; what was used before an interruption counts too."""
+        """Update the state's times and peak memory; those before an interruption are included."""
         self._read(wait=True)
         self.state.seconds = self._seconds_before + time.perf_counter() - self._start
         used = peak_memory_mib(self.feed.device)
@@ -260,7 +260,7 @@ class Loop:
     def _stopped(self) -> StoppedError:
         received = self.stop.received
         assert received is not None
-        saved = "nothing is saved, for the run has no folder"
+        saved = "nothing is saved, because the run has no folder"
         if self.saver is not None:
             saved = f"{self.saver.run.resuming} from there ({self.saver.run.path})"
         what = f"stopped by {received.name} after step {self.state.step}; {saved}"
@@ -268,7 +268,7 @@ class Loop:
 
 
 def values_that_train(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
-    """Copy what trains to the host."""
+    """Return a copy on the host of all parameters that the plan declares."""
     assert model.adaptation is not None
     return {
         name: model.get_parameter(name).detach().to("cpu", copy=True)

@@ -1,4 +1,4 @@
-"""The step that a run's settings ask for, and its results read without holding the device up."""
+"""Make the training step for a run's settings, and read its results without blocking the device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_step(
     config : TrainConfig
         Complete (:func:`spafit.training.settings.complete`).
     say : callable of str
-        Told in one line where steps cannot be captured after all.
+        Called with one line if steps turn out not to be capturable.
     """
     assert config.learning_rate is not None
     optimizer = make_optimizer(
@@ -58,25 +58,25 @@ def make_step(
 
 
 def compiled_forward(model: BertForSequenceClassification, backend: str = "inductor") -> Forward:
-    """Return ``model.forward_packed`` compiled by torch.compile, in one piece.
+    """Return ``model.forward_packed`` compiled by torch.compile as one graph.
 
     Parameters
     ----------
     model : BertForSequenceClassification
         Adapted, on its device.
     backend : str
-        torch.compile's.
+        The backend of torch.compile.
 
     Returns
     -------
     callable
-        It is compiled at its first call, and once more for another number of examples; numbers of
+        It is compiled at its first call, and again for another number of examples; the numbers of
         rows and tokens may change.
     """
     compiled = torch.compile(model.forward_packed, fullgraph=True, dynamic=True, backend=backend)
 
     def forward(batch: PackedBatch, prefix: torch.Tensor | None = None) -> torch.Tensor:
-        batch.layout.prepare()  # what it makes at its first use cannot be compiled
+        batch.layout.prepare()  # what it creates at its first use cannot be compiled
         logits: torch.Tensor = compiled(batch, prefix)
         return logits
 
@@ -84,17 +84,17 @@ def compiled_forward(model: BertForSequenceClassification, backend: str = "induc
 
 
 class Readings(Generic[About]):
-    """The results of steps on the host: on a GPU one step late, so that it is never waited for.
+    """Copies the results of steps to the host: on a GPU one step late, so that it never blocks.
 
     Parameters
     ----------
     device : torch.device
-        Where the steps are computed.
+        The device of the steps.
 
     Attributes
     ----------
     behind : int
-        How many of the last steps are not known yet when the next one begins.
+        How many of the last steps' results are unknown when the next step begins.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -103,7 +103,7 @@ class Readings(Generic[About]):
         self._waiting: deque[tuple[About, torch.Tensor, torch.cuda.Event | None]] = deque()
 
     def add(self, about: About, result: StepResult) -> None:
-        """Have a step's result brought to the host."""
+        """Start copying a step's result to the host."""
         numbers = torch.stack([each.detach().double() for each in result])
         event = None
         if self.behind:
@@ -113,9 +113,9 @@ class Readings(Generic[About]):
         self._waiting.append((about, numbers, event))
 
     def ready(self, wait: bool = False) -> Iterator[tuple[About, float, float]]:
-        """Return what is known about each step, its loss and its gradient norm, in order.
+        """Yield (about, loss, gradient norm) of each finished step, in order.
 
-        With ``wait`` all of them, else not those of the last step on a GPU.
+        On a GPU the last step's are included only with ``wait``.
         """
         while len(self._waiting) > (0 if wait else self.behind):
             about, numbers, event = self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""The parts of a training step that are formulas: loss, optimizer, schedule, order of the data."""
+"""Loss, optimizer, learning-rate schedule and order of the data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from spafit.errors import PlanError, listed
 
 
 def trained_parameters(model: BertForSequenceClassification) -> dict[str, torch.nn.Parameter]:
-    """Give, by name, the parameters that a run trains: what the plan declares and nobody froze.
+    """Return, by name, the parameters that a run trains: those of the plan that were not frozen.
 
-    A run saves all that the plan declares. What trained beside it would be lost, so it is refused.
-    What the user froze (``requires_grad_(False)`` after :func:`spafit.adapt`) stays as it is: it
-    has no gradient and no moments, and is saved with the rest.
+    A run saves all parameters that the plan declares. Others would be lost, so training them is
+    refused. A declared parameter that the user froze (``requires_grad_(False)`` after
+    :func:`spafit.adapt`) stays frozen: it has no gradient and no moments, and is saved too.
 
     Parameters
     ----------
@@ -28,8 +28,8 @@ def trained_parameters(model: BertForSequenceClassification) -> dict[str, torch.
     Raises
     ------
     PlanError
-        If the model was not adapted, a parameter requires a gradient that the plan does not
-        declare, or no parameter requires one.
+        If the model was not adapted, a parameter that the plan does not declare requires a
+        gradient, or none does.
     """
     adaptation = model.adaptation
     if adaptation is None:
@@ -39,13 +39,13 @@ def trained_parameters(model: BertForSequenceClassification) -> dict[str, torch.
     if undeclared:
         raise PlanError(
             f"{listed(undeclared, ', ', 3)} would train, but the plan {adaptation.plan.name} does "
-            "not declare it, so that it would not be saved; put it in the plan, or freeze it "
+            "not declare it, so it would not be saved; put it in the plan, or freeze it "
             "(requires_grad_(False))"
         )
     if not trained:
         raise PlanError(
-            f"nothing trains: all that the plan {adaptation.plan.name} declares is frozen; "
-            "unfreeze some of it (requires_grad_(True))"
+            f"nothing trains: all parameters of the plan {adaptation.plan.name} are frozen; "
+            "unfreeze some of them (requires_grad_(True))"
         )
     return trained
 
@@ -58,18 +58,18 @@ def make_optimizer(
     decay_biases: bool = False,
     capturable: bool = False,
 ) -> torch.optim.AdamW:
-    """Return AdamW over what trains, with weight decay on matrices alone unless told otherwise.
+    """Return AdamW over the trained parameters, with weight decay on matrices only by default.
 
     Parameters
     ----------
     model : BertForSequenceClassification
-        An adapted model; its :func:`trained_parameters` are moved.
+        An adapted model; its :func:`trained_parameters` are optimized.
     learning_rate, weight_decay : float
         AdamW's.
     decay_biases : bool
         Whether vectors (biases, bias deltas, LayerNorm weights) decay too.
     capturable : bool
-        Whether the learning rate lies on the device, where the graph of a captured step reads it.
+        Whether to keep the learning rate on the device, for the CUDA graph of a captured step.
     """
     trained = list(trained_parameters(model).values())
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
@@ -78,7 +78,7 @@ def make_optimizer(
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": weight_decay if decay_biases else 0.0},
     ]
-    # Fused: all tensors in one call, of which there are some hundred, most of them small.
+    # Fused: one call updates all tensors, of which there are some hundred, most of them small.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
     device = trained[0].device
     return torch.optim.AdamW(
@@ -91,7 +91,7 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of all parameters, where it lies on the device there."""
+    """Set the learning rate of all parameters, in place if it is a tensor on the device."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(learning_rate)
@@ -100,16 +100,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup: float) -> float:
-    """Rise linearly from 0 over the warm-up's share of the steps, then fall linearly to 0.
+    """Return the learning-rate schedule's factor: linear warm-up from 0, then linear decay to 0.
 
     Parameters
     ----------
     step : int
         Steps done, from 0.
     total_steps : int
-        Steps in all.
+        Total number of steps.
     warmup : float
-        The share of them that warms up.
+        The share of the steps for warm-up.
     """
     warm_steps = math.ceil(warmup * total_steps)
     if step < warm_steps:
@@ -118,12 +118,12 @@ def learning_rate_factor(step: int, total_steps: int, warmup: float) -> float:
 
 
 def loss_function(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum over the examples the cross entropy, or the squared error where C is 1.
+    """Return the cross entropy, or the squared error if C is 1, summed over the examples.
 
     Parameters
     ----------
     logits : torch.Tensor, (B, C)
-        The head's output, of any floating type; the loss is taken in float32 or wider.
+        The head's output, of any floating type; the loss is computed in float32 or wider.
     targets : torch.Tensor, (B,)
         Class numbers (int64), or scores.
     """
@@ -135,5 +135,5 @@ def loss_function(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Shuffle 0 .. n-1 as a function of (seed, epoch) alone; epochs count from 1."""
+    """Return 0 .. n-1 shuffled as a function of (seed, epoch) alone; epochs count from 1."""
     return np.random.default_rng([seed, epoch]).permutation(n)

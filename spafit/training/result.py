@@ -1,4 +1,4 @@
-"""What came of a run, and how it is shown."""
+"""The result of a run, and the text that shows it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from spafit.summary import Summary
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes
     ----------
     metrics : dict of str to float
-        Of the best evaluation on dev, by the task's first metric; of equal ones the earliest.
+        The best evaluation on dev, by the task's first metric; the earliest of equal ones.
     majority : dict of str to float
-        What always predicting the commonest class scores on dev.
+        The scores on dev of always predicting the commonest class.
     best_epoch : int
         The epoch of the best evaluation, from 1.
     best_step : int
@@ -29,19 +29,19 @@ class Result:
     losses : tuple of float
         The training loss of every step.
     trainable, percent : int, float
-        Numbers that train, and their share of the model's.
+        Number of trained values, and their percentage of the model's.
     examples_per_s : float
-        In training, evaluations not counted.
+        Training speed, without evaluations.
     peak_memory_mib : float
-        Of the GPU, or of the process.
+        Peak memory of the GPU, or of the process.
     seconds : float
-        In all.
+        Duration of the whole run.
     truncated : dict of str to int
-        Examples cut to the maximum length, of "train" and "dev".
+        Number of truncated examples of "train" and "dev".
     files : tuple of Path
-        What was written.
+        The files written.
     skipped : int
-        Steps whose loss or gradient was NaN or infinite, and from which nothing was learnt.
+        Steps that were skipped because the loss or the gradient was NaN or infinite.
     """
 
     metrics: dict[str, float]
@@ -61,7 +61,7 @@ class Result:
 
 
 def result_screen(result: Result, summary: Summary, display: str) -> str:
-    """Say what came of a run, in one screen."""
+    """Return the text of a run's result, one screen long."""
     scores = [
         f"{name} {score:.4f}   (always the commonest class: {result.majority[name]:.4f})"
         for name, score in result.metrics.items()
@@ -76,14 +76,14 @@ def result_screen(result: Result, summary: Summary, display: str) -> str:
         ("speed", f"{result.examples_per_s:.1f} examples/s in training, {result.seconds:.0f} s"),
         ("memory", f"{result.peak_memory_mib:,.0f} MiB at the peak"),
         ("truncated", cut or "nothing"),
-        *([("skipped", f"{result.skipped} steps, of no finite gradient")] * bool(result.skipped)),
+        *([("skipped", f"{result.skipped} steps, gradient not finite")] * bool(result.skipped)),
         *((("written" if n == 0 else ""), str(file)) for n, file in enumerate(result.files)),
     ]
     return "\n" + "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
 def spread_screen(results: list[Result], seeds: list[int]) -> str:
-    """Say what came of several seeds: mean and spread first, the best beside them."""
+    """Return the text of several seeds' results: mean and spread first, then the best."""
     lines = [f"\n{len(seeds)} seeds ({', '.join(map(str, seeds))})"]
     for name, majority in results[0].majority.items():
         scores = [result.metrics[name] for result in results]

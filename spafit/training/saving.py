@@ -1,4 +1,4 @@
-"""When a run is saved, and what happens if it cannot be."""
+"""Decide when to save a run, save it, and handle failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spafit.weights.adapter_files import adapter_content
 from spafit.weights.safefile import tensor_file
 
 INTERVAL_S = 600.0
-"""Seconds between checkpoints where no number of steps was given."""
+"""Seconds between checkpoints if no number of steps is given."""
 
 
 class Saver:
@@ -29,11 +29,11 @@ class Saver:
     Parameters
     ----------
     run : RunFolder
-        Where to.
+        The folder to save to.
     model : BertForSequenceClassification
-        In training.
+        The model in training.
     take_step : TrainingStep
-        Of the run.
+        The run's training step.
     save_every : int or None
         Steps between checkpoints; None is every 10 minutes.
     saved : TrainingState
@@ -61,7 +61,7 @@ class Saver:
     def is_due(self, state: TrainingState) -> bool:
         """Return whether a checkpoint is due: at an interval, or after an evaluation.
 
-        Not while steps are being skipped: the saved state is then from before them.
+        It is not due while steps are being skipped: the saved state is then from before them.
         """
         if state.skips_in_a_row:
             return False
@@ -99,14 +99,14 @@ class Saver:
             if last:
                 self.save(state, last=True)
                 return
-            self.say(f"{error}; training goes on, and saves once more at the next interval")
+            self.say(f"{error}; training goes on, and saving is tried again at the next interval")
         else:
             self._is_failing = False
             self._saved = self._tried
         self._time = time.monotonic()
 
     def save_adapter(self, state: TrainingState) -> None:
-        """Write the adapter of the best evaluation, unless it was written already.
+        """Write the adapter of the best evaluation, unless that was done already.
 
         Raises
         ------
@@ -141,7 +141,7 @@ class Saver:
         self.save_adapter(state)
 
     def _rescue(self, state: TrainingState) -> str:
-        """Save the best adapter, which is small; say what is saved."""
+        """Save the best adapter, which is small; return a text that says what is saved."""
         found = []
         with suppress(CheckpointError):  # the folder cannot be read either
             if steps := self.run.checkpoints.steps():

@@ -1,4 +1,4 @@
-"""The settings of a training run, checked where they are made."""
+"""The settings of a training run, checked when they are created."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ CACHES = ("off", "memory", "disk")
 """Where the hidden states after group 1 may be kept."""
 
 CACHE_DTYPES = ("float32", "half")
-"""In what they may be kept."""
+"""The types in which they may be kept."""
 
 FROZEN_WEIGHTS = ("auto", "float32", "half")
-"""In what frozen matrices may be stored."""
+"""The types in which frozen matrices may be stored."""
 
 STEPS = ("auto", "eager", "captured", "compiled")
 """How a training step may be launched."""
 
 
 def _by_older_names(cls: type[TrainConfig]) -> type[TrainConfig]:
-    """Let settings be given, and read, by the names that they had before."""
+    """Also accept settings, and their attributes, by their older names."""
     init = cls.__init__
 
     @functools.wraps(init)
@@ -57,76 +57,75 @@ class TrainConfig:
     Attributes
     ----------
     out : str, Path or None
-        The run folder; None writes nothing. A run that is there already is resumed where
-        its newest checkpoint stands, if it is the same run (:mod:`spafit.runs.identity`).
+        The run folder; None writes nothing. An existing run is resumed from its newest checkpoint,
+        if it is the same run (:mod:`spafit.runs.identity`).
     seed : int
-        Of dropout and of the order of the data, which is a function of (seed, epoch) alone.
+        Seed of dropout and of the order of the data, which depends on (seed, epoch) alone.
     epochs : int
         Passes over the training data.
     batch_size : int or None
         Examples per optimizer step; None is the paper's: 16, or 8 for MNLI, QNLI and QQP.
     accumulation : int
-        Micro-batches that a batch is computed in, one after the other, to save memory; the gradient
-        is the same but for dropout, whose masks are drawn for one after the other.
+        Number of micro-batches per batch, computed one after the other to save memory; the gradient
+        is the same except for dropout, whose masks are drawn per micro-batch.
     learning_rate : float or None
-        At its highest; None is the paper's: 6e-5, or 2e-5 where a plan trains pre-trained matrices.
+        The peak; None is the paper's: 6e-5, or 2e-5 if a plan trains pre-trained matrices.
     weight_decay : float
-        AdamW's, on matrices.
+        AdamW's weight decay of matrices.
     decay_biases : bool
-        Whether biases, bias deltas and LayerNorms decay too. A delta decays towards 0, that is
+        Whether biases, bias deltas and LayerNorms decay too. A delta decays towards 0, which means
         towards the pre-trained bias.
     warmup : float
         The share of all steps over which the learning rate rises linearly from 0.
     max_grad_norm : float
-        The norm that the gradient of all trained numbers together is clipped at; 0 does not clip.
+        The norm to which the gradient of all trained values together is clipped; 0 does not clip.
     max_length : int or None
-        Tokens after which an example is cut; None is the model's longest.
+        Tokens to which an example is truncated; None is the model's maximum.
     eval_every : int or None
         Steps between evaluations; None evaluates after each epoch. The last step is always
         evaluated.
     save_every : int or None
-        Steps between checkpoints; None is every 10 minutes. One is saved after each evaluation too
-        (while steps are being skipped, after the first that is not), and where the run is asked to
-        stop.
+        Steps between checkpoints; None is every 10 minutes. One is also saved after each evaluation
+        (while steps are being skipped, after the first that is not) and when the run is stopped.
     keep_checkpoints : int
-        How many of the last checkpoints are kept, at least 2; that of the best evaluation besides.
+        How many of the last checkpoints to keep, at least 2, besides that of the best evaluation.
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
-        Of matrix products; ``"auto"`` chooses by device (see
+        Precision of matrix products; ``"auto"`` chooses by device (see
         :func:`~spafit.machine.precision.resolve_precision`).
     dropout_in_group_1 : bool
-        Whether group 1, the layers below the first that trains, has dropout in training as the rest
-        has. The paper's has; without it, its hidden states are the same in every epoch. (Its older
-        name, ``frozen_dropout``, still works.)
+        Whether group 1, the layers below the first that trains, has dropout in training, like the
+        other layers. In the paper it has; without it, its hidden states are the same in every
+        epoch. (The older name, ``frozen_dropout``, still works.)
     cache_prefix : {"off", "memory", "disk"}
-        Keep the hidden states after group 1 instead of computing them in every epoch, which takes
-        ``dropout_in_group_1=False``. On disk they also serve later runs with other seeds, methods
-        and learning rates (:mod:`spafit.training.prefix.cache`).
+        Keep the hidden states after group 1 instead of computing them in every epoch; this needs
+        ``dropout_in_group_1=False``. On disk they are also used by later runs with other seeds,
+        methods and learning rates (:mod:`spafit.training.prefix.cache`).
     cache_dtype : {"float32", "half"}
-        In what they are kept.
+        The type in which they are kept.
     cache_limit_gib : float
-        The most that they may take.
+        The most memory or disk space for them.
     recompute : tuple of int
         Groups (1, 2, 3 in a SPAFIT plan) whose layers keep only their input in training and are
         computed again in backward: less memory, more time.
     frozen_weights : {"auto", "float32", "half"}
-        In what the frozen matrices of the encoder are stored during the run: "half" is the type of
-        ``precision``, which must be bf16 or fp16. The products are the same, because autocast
-        rounds to it anyway; what is saved is two bytes a weight, and the rounding at every use.
-        ``"auto"`` is half on a GPU in bf16 or fp16, else float32. After the run they are the
-        pre-trained ones again, bit for bit.
+        The type in which the frozen matrices of the encoder are stored during the run: "half" is
+        that of ``precision``, which must be bf16 or fp16. The products are the same, because
+        autocast rounds to it anyway; it saves two bytes per weight and the rounding at every use.
+        ``"auto"`` is half on a GPU in bf16 or fp16, else float32. After the run the pre-trained
+        values are restored, bit for bit.
     step : {"auto", "eager", "captured", "compiled"}
         How a step is launched. ``"captured"``: as CUDA graphs
         (:mod:`spafit.training.captured_step`), without gaps between the launches. ``"compiled"``:
-        forward and backward by torch.compile.
-        ``"auto"``: captured on a GPU where it can be, else eager. The reference form of the model
-        (:func:`spafit.set_impl`) is trained eagerly, on padded batches, as
-        :mod:`spafit.training.plain` is; captured, compiled or from a kept prefix, on packed ones.
+        forward and backward by torch.compile. ``"auto"``: captured on a GPU if possible, else
+        eager. The reference form of the model (:func:`spafit.set_impl`) is trained eagerly on
+        padded batches, as in :mod:`spafit.training.plain`; captured, compiled or from a kept
+        prefix, on packed ones.
     device : str
-        Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU where there is one.
+        Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU if there is one.
     overwrite : bool
-        Whether a run in ``out`` is replaced instead of resumed, with its checkpoints.
+        Whether to replace a run in ``out``, with its checkpoints, instead of resuming it.
     quiet : bool
-        Show no progress.
+        Whether to show no progress.
 
     Raises
     ------
@@ -208,9 +207,8 @@ class TrainConfig:
                 )
         if self.cache_prefix != "off" and self.dropout_in_group_1:
             raise ConfigError(
-                f"cache_prefix={self.cache_prefix!r} keeps what group 1 gives without dropout; "
-                "turn it off with dropout_in_group_1=False (--no-dropout-in-group-1), or leave "
-                "cache_prefix off"
+                f"cache_prefix={self.cache_prefix!r} needs group 1 without dropout; turn it off "
+                "with dropout_in_group_1=False (--no-dropout-in-group-1), or leave cache_prefix off"
             )
         if type(self.recompute) is not tuple or not all(
             type(group) is int and group >= 1 for group in self.recompute
@@ -224,27 +222,28 @@ class TrainConfig:
             raise ConfigError(f"out must be the path of a folder, or None: {self.out!r}")
         if self.batch_size is not None and self.accumulation > self.batch_size:
             raise ConfigError(
-                f"accumulation = {self.accumulation} cannot divide batches of {self.batch_size}"
+                f"accumulation = {self.accumulation} exceeds the batch size of {self.batch_size}"
             )
 
 
 def complete(
     config: TrainConfig, model: BertForSequenceClassification, train: Dataset
 ) -> TrainConfig:
-    """Replace what is None or "auto" by what it stands for."""
+    """Replace each None and "auto" by the value for this model, task and device."""
     assert model.adaptation is not None
     if model.classifier.weight.dtype not in (torch.float32, torch.float64):
         raise ConfigError(
-            f"training needs parameters in float32, the model's are {model.classifier.weight.dtype}"
-            '; load it with dtype=torch.float32, and use precision="bf16" or "fp16"'
+            "training needs parameters in float32, the model has "
+            f"{model.classifier.weight.dtype}; load it with dtype=torch.float32, and use "
+            'precision="bf16" or "fp16"'
         )
     device = resolve_device(config.device)
     is_full = any(name.endswith(".weight") for name in model.adaptation.trainable[:-2])
     precision = resolve_precision(config.precision, device)
     if config.frozen_weights == "half" and precision in ("float32", "tf32"):
         raise ConfigError(
-            'frozen_weights="half" goes with precision bf16 or fp16, which rounds the weights at '
-            "every use; this run's is " + precision
+            'frozen_weights="half" needs precision bf16 or fp16, which rounds the weights at '
+            "every use; this run has " + precision
         )
     is_half = precision in ("bf16", "fp16") and device.type == "cuda"
     frozen_weights = config.frozen_weights
@@ -256,8 +255,8 @@ def complete(
         raise PlanError(f"recompute names group {beyond[0]}, {plan.name} has {len(plan.strata)}")
     if config.cache_prefix != "off" and model.bert.frozen_depth == 0:
         raise PlanError(
-            f"{plan.name} trains the first layer or the embeddings, so no hidden state stays the "
-            "same; leave cache_prefix off"
+            f"{plan.name} trains the first layer or the embeddings, so no hidden state stays "
+            "constant; leave cache_prefix off"
         )
     return dataclasses.replace(
         config,
@@ -276,7 +275,7 @@ def _resolve_step(config: TrainConfig, device: torch.device, is_reference: bool)
     if config.step == "captured" and reason:
         raise ConfigError(f'step="captured" is not available: {reason}; use "eager", or "auto"')
     if config.step == "compiled" and config.recompute:
-        raise ConfigError('step="compiled" does not go with recompute; use step="eager"')
+        raise ConfigError('step="compiled" cannot be combined with recompute; use step="eager"')
     if config.step != "auto":
         return config.step
     return "eager" if reason or is_reference else "captured"

@@ -18,7 +18,7 @@ from spafit.runs.checkpoint import Checkpoint, TensorFile
 from spafit.training.step import TrainingStep
 from spafit.weights.adapter_files import adapter_content, name_in_files, names_in_model
 
-# What stands in state.json as it is, and of which types.
+# The fields that are stored in state.json as they are, with their types.
 _KINDS: dict[str, tuple[type, ...]] = {
     "skips": (list,),
     "history": (list,),
@@ -45,7 +45,7 @@ class TrainingState:
     skips : list of int
         Steps whose loss or gradient was not finite: optimizer and schedule did not move.
     history : list of dict
-        Every evaluation: step, epoch, metrics.
+        All evaluations: step, epoch, metrics.
     best : dict of str to torch.Tensor
         Values of all parameters that the plan declares at the best evaluation, on the host; empty
         before the first evaluation.
@@ -72,7 +72,7 @@ class TrainingState:
 
     @property
     def skips_in_a_row(self) -> int:
-        """How many of the latest steps were skipped in a row."""
+        """The number of latest steps that were skipped in a row."""
         count = 0
         while count < len(self.skips) and self.skips[-1 - count] == len(self.losses) - count:
             count += 1
@@ -90,7 +90,7 @@ class TrainingState:
         """Count the updates before a step.
 
         The outcomes of the last ``unknown`` steps are not known yet. These steps always count as
-        updates, so that the result does not depend on when it is asked for.
+        updates, so that the result does not depend on when this is called.
         """
         known = step - unknown
         return step - 1 - sum(skipped < known for skipped in self.skips)
@@ -110,13 +110,13 @@ def content(
     sick = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if sick:
         raise TrainingError(
-            f"{sick[0]} is NaN or infinite after step {state.step}, so that nothing is saved; "
+            f"{sick[0]} is NaN or infinite after step {state.step}, so nothing is saved; "
             "try a lower learning rate, or clip the gradient (max_grad_norm)"
         )
     randoms = random_states.take(take_step.device)
     losses = torch.tensor(state.losses, dtype=torch.float64)
     files: dict[str, TensorFile] = {
-        # As bits: a safetensors file of ours must not hold NaN, a loss may be NaN.
+        # As integers: a loss may be NaN, which our safetensors files must not contain.
         _STATE: ({**tensors, **randoms.tensors, "losses": losses.view(torch.int64)}, {}),
     }
     try:
@@ -142,7 +142,7 @@ def restore(
     Raises
     ------
     CheckpointError
-        If its content does not fit; model and random numbers are then unchanged.
+        If its content does not fit; model and random generators are then unchanged.
     """
     values, tensors = checkpoint.values, checkpoint.tensors(_STATE)
     current = checkpoint.tensors(_ADAPTER)
@@ -160,7 +160,7 @@ def restore(
         raise CheckpointError(
             f"{checkpoint.path} is damaged, or of another version of spafit: {error}"
         ) from None
-    # Everything is checked: an exception from here on is a bug, and is raised as it is.
+    # Everything has been checked: an exception from here on is a bug, and is not converted.
     state = TrainingState(
         step=checkpoint.step, losses=losses, **{name: values[name] for name in _KINDS}
     )
@@ -175,7 +175,7 @@ def restore(
 
 
 def _check_values(values: dict[str, Any], step: int) -> None:
-    """Refuse a ``state.json`` that no run can have written, as a CheckpointError."""
+    """Raise a CheckpointError if no run can have written this ``state.json``."""
     for name, kinds in _KINDS.items():
         if name not in values:
             raise CheckpointError(f"state.json lacks {name}")
@@ -201,23 +201,23 @@ def _check_values(values: dict[str, Any], step: int) -> None:
         raise CheckpointError(f"best_step is {values['best_step']!r:.80}, which was not evaluated")
     kernels = values.get("kernels")
     if not isinstance(kernels, list) or not all(_is_choice(entry) for entry in kernels):
-        raise CheckpointError(f"kernels is {kernels!r:.80}, no list of choices")
+        raise CheckpointError(f"kernels is {kernels!r:.80}, not a list of choices")
 
 
 def _check_evaluation(evaluation: object) -> None:
     if not isinstance(evaluation, dict) or evaluation.keys() != {"step", "epoch", "metrics"}:
-        raise CheckpointError(f"history holds {evaluation!r:.80}, no evaluation")
+        raise CheckpointError(f"history holds {evaluation!r:.80}, not an evaluation")
     epoch, scores = evaluation["epoch"], evaluation["metrics"]
     if type(epoch) is not int or epoch < 1:
         raise CheckpointError(f"history holds an evaluation of epoch {epoch!r:.80}")
     if not isinstance(scores, dict) or not scores:
         raise CheckpointError("history holds an evaluation without scores")
     if not all(isinstance(score, float) for score in scores.values()):
-        raise CheckpointError(f"history holds scores that are no numbers: {scores!r:.80}")
+        raise CheckpointError(f"history holds scores that are not numbers: {scores!r:.80}")
 
 
 def _is_choice(entry: object) -> bool:
-    """Return whether it is device, operation, shape and form."""
+    """Return whether an entry is [device, operation, shape, form]."""
     return (
         isinstance(entry, list) and len(entry) == 4 and all(isinstance(each, str) for each in entry)
     )
@@ -229,7 +229,7 @@ def _check_losses(losses: torch.Tensor | None, step: int) -> None:
 
 
 def _check_trained(found: dict[str, torch.Tensor], model: BertForSequenceClassification) -> None:
-    """Refuse other tensors than those that the plan declares, as a CheckpointError."""
+    """Raise a CheckpointError if the tensors are not those that the plan declares."""
     assert model.adaptation is not None
     wanted = {
         name_in_files(name): model.get_parameter(name).shape for name in model.adaptation.trainable

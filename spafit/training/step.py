@@ -1,11 +1,10 @@
-"""One step of the optimizer: forward, backward, loss scaling, clipping, AdamW.
+"""One training step: forward, backward, loss scaling, gradient clipping, AdamW.
 
 With g = Σ over the batch of ∂loss/∂θ, divided by the number of examples: g is clipped to a norm,
-and AdamW moves θ. A batch may come in several micro-batches, whose gradients add up to the
-same g.
+and AdamW updates θ. A batch may be split into micro-batches, whose gradients add up to the same g.
 
-Nothing in a step waits for the device: loss and gradient norm stay there, and where they are not
-finite the optimizer leaves everything as it was, by a flag on the device.
+Nothing in a step synchronizes with the device: loss and gradient norm stay there, and if they are
+not finite, a flag on the device makes the optimizer skip the update.
 :mod:`spafit.training.captured_step` records the same step as CUDA graphs.
 """
 
@@ -26,12 +25,12 @@ from spafit.text.tokenization import Batch
 from spafit.training.optimisation import loss_function, set_learning_rate, trained_parameters
 from spafit.weights.adapter_files import name_in_files
 
-# What AdamW keeps for a parameter.
+# AdamW's state for a parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class MicroBatch(NamedTuple):
-    """What one forward and backward pass is given, on the model's device."""
+    """The input of one forward and backward pass, on the model's device."""
 
     batch: PackedBatch | Batch
     """B examples, packed, or padded for the reference form of the model."""
@@ -42,35 +41,35 @@ class MicroBatch(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What came of a step, on the device."""
+    """The result of a step, on the device."""
 
     loss: torch.Tensor
     """The mean loss of the batch before the step, ()."""
     grad_norm: torch.Tensor
-    """The norm of the gradient before it was clipped, (); not finite where the step was skipped."""
+    """The norm of the gradient before clipping, (); not finite if the step was skipped."""
 
 
 class NoMemoryError(TrainingError):
-    """A batch was too large for memory; nothing was moved, and more micro-batches may fit."""
+    """A batch was too large for memory; nothing was updated, and smaller micro-batches may fit."""
 
 
-#: Gives the logits (B, C) of a packed batch, from its kept prefix where there is one.
+#: Returns the logits (B, C) of a packed batch, from its kept prefix if there is one.
 Forward = Callable[[PackedBatch, torch.Tensor | None], torch.Tensor]
 
 
 class TrainingStep:
-    """Callable: the micro-batches of a batch and a learning rate -> what came of a step.
+    """Callable: the micro-batches of a batch and a learning rate -> the step's result.
 
     Parameters
     ----------
     model : BertForSequenceClassification
         In training mode, on its device.
     optimizer : torch.optim.Optimizer
-        Of what trains (:func:`spafit.training.optimisation.make_optimizer`).
+        From :func:`spafit.training.optimisation.make_optimizer`.
     precision : {"float32", "tf32", "bf16", "fp16"}
-        Of the forward pass; fp16 scales the loss.
+        Precision of the forward pass; fp16 scales the loss.
     max_grad_norm : float
-        0 does not clip.
+        The norm to which the gradient is clipped; 0 does not clip.
     forward : callable, optional
         Another form of ``model.forward_packed``, such as a compiled one.
     """
@@ -89,9 +88,9 @@ class TrainingStep:
         self.forward: Forward = model.forward_packed if forward is None else forward
         self.trained = list(trained_parameters(model).values())
         self.max_grad_norm = max_grad_norm or math.inf
-        # 0, or NaN where the loss is not finite: what the gradient is spoilt with.
+        # 0, or NaN if the loss is not finite; added to the gradient to make it NaN too.
         self._spoil = torch.zeros((), dtype=self.trained[0].dtype, device=self.device)
-        # fp16's smallest gradients vanish unless the loss is scaled up; else this does nothing.
+        # fp16's smallest gradients underflow unless the loss is scaled; disabled otherwise.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def __call__(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
@@ -102,7 +101,7 @@ class TrainingStep:
         NoMemoryError
             If forward or backward ran out of memory.
         TrainingError
-            If the update did, whose moments are made in the first step.
+            If the update ran out of memory; the first one allocates the moments.
         """
         set_learning_rate(self.optimizer, learning_rate)
         n = sum(len(each.targets) for each in micro_batches)
@@ -120,8 +119,8 @@ class TrainingStep:
             if not is_out_of_memory(error):
                 raise
             raise TrainingError(
-                f"memory does not suffice for the optimizer's moments ({shortage(error)}), twice "
-                "what trains; use a plan that trains less"
+                f"not enough memory for the optimizer's moments ({shortage(error)}), which take "
+                "twice the trained parameters; use a plan that trains less"
             ) from error
 
     def accumulate(self, micro_batch: MicroBatch, n: int) -> torch.Tensor:
@@ -137,13 +136,13 @@ class TrainingStep:
         return loss.detach()
 
     def update(self) -> torch.Tensor:
-        """Clip the gradient, move what trains, forget the gradient; return its norm ()."""
+        """Clip the gradient, update the parameters, drop the gradient; return its norm ()."""
         if self.trained[0].grad is not None:  # an infinite loss may have a finite gradient
             self.trained[0].grad.add_(self._spoil)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         if not self.scaler.is_enabled() and self.optimizer.defaults.get("fused"):
-            # As the scaler does: the fused optimizer looks at this flag on the device.
+            # As the scaler does: the fused optimizer reads this flag on the device.
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -151,20 +150,20 @@ class TrainingStep:
         return norm
 
     def forget_gradients(self) -> None:
-        """Set all gradients to None, so that their memory serves the next forward pass."""
+        """Set all gradients to None, so that the next forward pass can use their memory."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def recover(self) -> None:
-        """Make room after a NoMemoryError: forget the gradient as far as it came."""
+        """Free memory after a NoMemoryError: drop the partial gradient."""
         self.forget_gradients()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return what the next steps depend on beside the model: tensors by name, and the rest.
+        """Return the state of a step besides the model: tensors by name, and other values.
 
-        The tensors are AdamW's, ``optimizer.KEY.PARAMETER``, parameters being named as in files
-        (:data:`spafit.weights.adapter_files.NAMES_IN_FILES`); the rest is the loss scale.
+        The tensors are AdamW's, ``optimizer.KEY.PARAMETER``, with parameters named as in files
+        (:data:`spafit.weights.adapter_files.NAMES_IN_FILES`); the other value is the loss scale.
         """
         tensors = {
             f"optimizer.{key}.{name_in_files(name)}": value
@@ -174,13 +173,13 @@ class TrainingStep:
         return tensors, {"scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` gave; before the first step only.
+        """Restore what :meth:`state` returned; only before the first step.
 
         Raises
         ------
         CheckpointError
-            If a tensor belongs to no parameter that trains, has not its shape, or is missing, or
-            the loss scale is not what :meth:`state` gives.
+            If a tensor does not match a trained parameter and its shape, or is missing, or the
+            loss scale is invalid.
         """
         trained = trained_parameters(self.model)
         parameters = {name_in_files(name): parameter for name, parameter in trained.items()}
@@ -191,8 +190,10 @@ class TrainingStep:
             shape = torch.Size() if key == "step" else getattr(parameter, "shape", None)
             is_ours = optimizer == "optimizer" and key in _MOMENTS and tensor.is_floating_point()
             if parameter is None or tensor.shape != shape or not is_ours:
-                raise CheckpointError(f"{full_name} {tuple(tensor.shape)} fits nothing that trains")
-            # The count of steps is read on the host, unless a fused or captured update reads it.
+                raise CheckpointError(
+                    f"{full_name} {tuple(tensor.shape)} matches no trained parameter"
+                )
+            # The step count is on the host, unless a fused or captured update reads it.
             on_device = tensor.dim() or self.optimizer.defaults.get("fused")
             place = parameter.device if on_device else torch.device("cpu")
             self.optimizer.state[parameter][key] = tensor.to(place, copy=True)
@@ -209,7 +210,7 @@ class TrainingStep:
             ):
                 raise CheckpointError(f"the scale of the loss is {scaler!r:.200}")
             self.scaler.load_state_dict(dict(scaler))
-            self.scaler.scale(torch.zeros((), device=self.device))  # which makes what was loaded
+            self.scaler.scale(torch.zeros((), device=self.device))  # creates the loaded state
 
     def close(self) -> None:
         """Release what the step holds on the device."""

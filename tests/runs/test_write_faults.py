@@ -195,7 +195,7 @@ class TestTraining:
             assert newest_sound(out) == 20
             assert not leftovers(out), where
             for row in read_log(out, "note"):
-                assert "training goes on, and saves once more at the next interval" in row["note"]
+                assert "training goes on, and saving is tried again at the" in row["note"]
                 # Where reading or syncing fails, there is nothing that needs room.
                 needless = ("cannot be read", "log.jsonl cannot be written")
                 is_needless = any(each in row["note"] for each in needless)

@@ -254,7 +254,7 @@ class TestFallback:
         assert why_not_captured(torch.device("cuda"), recomputes=False) == ""
         with pytest.raises(ConfigError, match='step="captured" is not available: CUDA graphs need'):
             small.fit(step="captured")
-        with pytest.raises(ConfigError, match='step="compiled" does not go with recompute'):
+        with pytest.raises(ConfigError, match='step="compiled" cannot be combined with recompute'):
             small.fit(step="compiled", recompute=(3,))
 
     def test_what_was_kept_is_given_back(self, small: SmallRun) -> None:

@@ -223,7 +223,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "match"),
         [
-            ({"max_length": 54}, "max_length = 54 is beyond the model's 53 positions"),
+            ({"max_length": 54}, "max_length = 54 exceeds the model's 53 positions"),
             ({"max_length": 7}, "max_length is 7"),
             ({"batch_size": 0}, "batch_size must be a whole number of at least 1: 0"),
             ({"batch_size": -3}, "batch_size must be a whole number of at least 1: -3"),
@@ -254,7 +254,7 @@ class TestRefusals:
             recipe, vocab={**recipe.vocab, "teapot": len(recipe.vocab)}
         )
         size = model.config.vocab_size
-        match = f"the tokenizer has {size + 1} entries, the model embeds {size}; load the tokenizer"
+        match = f"the tokenizer has {size + 1} entries, the model's embeddings have {size}; load"
         with pytest.raises(ConfigError, match=match):
             predict(model, Tokenizer(grown), small.train)
 

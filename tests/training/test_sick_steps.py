@@ -64,10 +64,10 @@ class TestOutOfMemory:
         assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-10
         notes = [row["note"] for row in read_log(tmp_path / "scarce", "note")]
         # 11 in one part, then 6 at most in two, then 3 at most in four: each size once.
-        assert [note for note in notes if "memory did not suffice" in note] == [
-            f"memory did not suffice for {examples} examples at a time (CUDA out of memory. Tried "
+        assert [note for note in notes if "not enough memory" in note] == [
+            f"not enough memory for {examples} examples at a time (CUDA out of memory. Tried "
             f"to allocate 20 GiB.); batches are computed in {parts} micro-batches from step 1 on, "
-            "with the same gradient but for the masks of dropout"
+            "with the same gradient except for the masks of dropout"
             for examples, parts in ((11, 2), (6, 4))
         ]
 
@@ -87,11 +87,11 @@ class TestOutOfMemory:
         interrupted(small, tmp_path / "parts", [3, 7], epochs=2)
         assert not differences(everything(tmp_path / "whole"), everything(tmp_path / "parts"))
         notes = [row["note"] for row in read_log(tmp_path / "parts", "note")]
-        assert sum("memory did not suffice" in note for note in notes) == 2  # 6, 3
+        assert sum("not enough memory" in note for note in notes) == 2  # 6, 3
 
     def test_not_even_for_one(self, small: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(training_step, "loss_function", memory_for(0))
-        match = r"does not suffice for one example at a time \(CUDA out of memory.*--recompute"
+        match = r"not enough memory for one example at a time \(CUDA out of memory.*--recompute"
         with pytest.raises(TrainingError, match=match):
             small.fit()
 
@@ -130,7 +130,7 @@ print(json.dumps(result.losses))
         assert found.returncode == 0, found.stderr
         assert len(json.loads(found.stdout.splitlines()[-1])) == 5
         notes = [row["note"] for row in read_log(tmp_path / "run", "note")]
-        assert any("did not suffice for 6 examples" in note for note in notes), notes
+        assert any("not enough memory for 6 examples" in note for note in notes), notes
         assert any("can't allocate memory" in note for note in notes), notes
 
 

@@ -81,9 +81,9 @@ class TestSettings:
         TrainConfig(batch_size=4, accumulation=4)
 
     def test_more_parts_than_examples(self, small: SmallRun) -> None:
-        with pytest.raises(ConfigError, match="accumulation = 5 cannot divide batches of 4"):
+        with pytest.raises(ConfigError, match="accumulation = 5 exceeds the batch size of 4"):
             TrainConfig(batch_size=4, accumulation=5)
-        with pytest.raises(ConfigError, match="accumulation = 17 cannot divide batches of 16"):
+        with pytest.raises(ConfigError, match="accumulation = 17 exceeds the batch size of 16"):
             small.fit(batch_size=None, accumulation=17)  # RTE's batches are of 16
 
     @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ class TestOnAGPU:
     @pytest.mark.parametrize(
         ("settings", "match"),
         [
-            ({"precision": "tf32", "frozen_weights": "half"}, "this run's is tf32"),
-            ({"precision": "float32", "frozen_weights": "half"}, "this run's is float32"),
-            ({"device": "cpu", "frozen_weights": "half"}, "this run's is float32"),
+            ({"precision": "tf32", "frozen_weights": "half"}, "this run has tf32"),
+            ({"precision": "float32", "frozen_weights": "half"}, "this run has float32"),
+            ({"device": "cpu", "frozen_weights": "half"}, "this run has float32"),
             ({"step": "captured", "recompute": (3,)}, "is not available: .* again in backward"),
             ({"step": "captured", "device": "cpu"}, "is not available: CUDA graphs need a GPU"),
-            ({"step": "compiled", "recompute": (3,)}, "does not go with recompute"),
+            ({"step": "compiled", "recompute": (3,)}, "cannot be combined with recompute"),
         ],
         ids=str,
     )
@@ -233,13 +233,13 @@ class TestRefusals:
     def test_parameters_in_half_precision(
         self, small: SmallRun, refuses: Any, dtype: torch.dtype
     ) -> None:
-        match = f"parameters in float32, the model's are {dtype}; load it with dtype=torch.float32"
+        match = f"parameters in float32, the model has {dtype}; load it with dtype=torch.float32"
         refuses(ConfigError, match, small.model(dtype=dtype))
 
     @pytest.mark.parametrize(
         ("changes", "match"),
         [
-            ({"max_length": 54}, "max_length = 54 is beyond the model's 53 positions"),
+            ({"max_length": 54}, "max_length = 54 exceeds the model's 53 positions"),
             ({"max_length": 2**62}, "max_length = .* is beyond"),
             ({"device": "banana"}, "the device 'banana' cannot be used"),
             ({"device": "meta"}, "the device 'meta' cannot be used"),

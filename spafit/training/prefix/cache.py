@@ -1,12 +1,12 @@
 """Hidden states after the frozen layers, computed once and kept.
 
-With group 1 (the embeddings and layers 0 to N1) frozen and in evaluation mode, what comes out of
-layer N1 for an example never changes: not with the epoch, the run, the seed, or the learning rate,
-nor with a method that leaves the same layers frozen. It is computed once, kept in memory or in a
-file, and read from then on.
+With group 1 (the embeddings and layers 0 to N1) frozen and in evaluation mode, the output of layer
+N1 for an example is constant: it does not depend on the epoch, run, seed or learning rate, nor on
+the method if it freezes the same layers. It is computed once, kept in memory or in a file, and read
+from then on.
 
-Kept states are used only with equal inputs (:class:`PrefixKey`, and the token ids and token types
-of every example) and if their checksum is right. Otherwise they are computed again.
+Kept states are used only for equal inputs (:class:`PrefixKey`, and the token ids and token types of
+every example) and with a correct checksum. Otherwise they are computed again.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from spafit.training.prefix import file as prefix_file
 from spafit.training.prefix.file import MappedFile, UnusableError
 from spafit.weights.safefile import all_finite
 
-# The key's names of types, as numpy's, always little-endian, and as torch's.
+# The numpy type (always little-endian) and the torch type for each of the key's type names.
 _DTYPES = {"float32": ("<f4", torch.float32), "half": ("<f2", torch.float16)}
 
 
 @dataclass(frozen=True)
 class PrefixKey:
-    """What a kept hidden state depends on, beside the tokens.
+    """What a kept hidden state depends on, besides the tokens.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class PrefixKey:
     precision : str
         The precision that they were computed in, such as "float32" or "bf16".
     computed_on : str
-        What else decides their rounding: device, threads, libraries.
+        What else determines their rounding: device, threads, libraries.
 
     Raises
     ------
@@ -93,20 +93,20 @@ class PrefixCache:
     key : PrefixKey
         What the states depend on.
     folder : str or Path, optional
-        Keep a file in this folder, which is made if needed; None keeps the states in memory.
+        Keep a file in this folder, which is created if needed; None keeps the states in memory.
     limit_bytes : int
-        The most bytes to use: of memory, or of all caches of the folder together. In a folder the
-        least recently used caches are removed to make room.
+        The most bytes to use: in memory, or for all caches in the folder together. The least
+        recently used caches in the folder are removed to make room.
 
     Attributes
     ----------
     path : Path or None
         The file; it exists once something was saved.
     nbytes : int
-        The bytes of memory or disk that it takes once all examples are kept.
+        The bytes of memory or disk needed for all examples.
     notes : list of str
-        What the user should be told: a file was damaged and is built again, files were removed to
-        make room, the disk failed.
+        Notes for the user: a file was damaged and is rebuilt, files were removed to make room, the
+        disk failed.
 
     Raises
     ------
@@ -125,11 +125,11 @@ class PrefixCache:
         self._shape = (self._starts[-1], key.hidden_size)
         self._folder = None if folder is None else Path(folder)
         self._limit_bytes = limit_bytes
-        # By example: where it lies, its CRC-32, and whether it has been checked here.
+        # For each example: where it is kept, its CRC-32, and whether that was checked here.
         self._held: list[_Memory | MappedFile | None] = [None] * len(lengths)
         self._checksums: list[int | None] = [None] * len(lengths)
         self._checked = bytearray(len(lengths))
-        self._aside: dict[int, NDArray[Any]] = {}  # what is held beside all this, and never saved
+        self._aside: dict[int, NDArray[Any]] = {}  # in memory only, never saved
         self._has_failed = False
         self._new: _Memory | MappedFile | None = None
         self._kept: MappedFile | None = None
@@ -154,7 +154,7 @@ class PrefixCache:
             prefix_file.prepare(self._folder)
             self._open_kept()
             if None in self._checksums:
-                self._new = self._begin()  # so that a folder that will not do is known at once
+                self._new = self._begin()  # so that an unusable folder is reported at once
 
     def __enter__(self) -> PrefixCache:
         return self
@@ -165,10 +165,10 @@ class PrefixCache:
         except SpafitError as failure:
             if error is None:
                 raise
-            self.notes.append(str(failure))  # the error that is on its way matters more
+            self.notes.append(str(failure))  # the error being raised matters more
 
     def missing(self, rows: Sequence[int]) -> list[int]:
-        """Say which of some examples have to be computed and stored.
+        """Return which of some examples have to be computed and stored.
 
         Parameters
         ----------
@@ -178,14 +178,14 @@ class PrefixCache:
         Returns
         -------
         list of int
-            Those that are not kept, or were found damaged; each once, in the order given.
+            Those that are not kept or are damaged; each once, in the order given.
         """
         return [row for row in dict.fromkeys(self._numbers(rows)) if not self._is_usable(row)]
 
     def store(self, rows: Sequence[int], hidden: Tensor, *, keep: bool = True) -> None:
-        """Keep the hidden states of some examples; what was kept of them before is replaced.
+        """Store the hidden states of some examples, replacing earlier ones.
 
-        Where the disk fails they are held in memory, and :attr:`notes` says so, once.
+        If the disk fails they are held in memory, and :attr:`notes` says so once.
 
         Parameters
         ----------
@@ -195,8 +195,8 @@ class PrefixCache:
             Their hidden states, one example after the other, (N, D), of any device and of at most
             32 bits.
         keep : bool
-            False holds them in memory until this is closed, and never saves them; what is kept
-            already stays.
+            False holds them in memory until this is closed, and never saves them; states that are
+            kept already stay.
 
         Raises
         ------
@@ -205,7 +205,7 @@ class PrefixCache:
         ConfigError
             If a value is too large for half, or a type is too wide for float32.
         DataError
-            If the shape is not that of these examples.
+            If the shape does not fit these examples.
         """
         rows = self._numbers(rows)
         shape = (self._count(rows), self._shape[1])
@@ -216,17 +216,17 @@ class PrefixCache:
             )
         if hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ConfigError(
-                f"hidden states of {hidden.dtype} would lose digits; kept are float32 and narrower"
+                f"hidden states of {hidden.dtype} would lose digits; store float32 or narrower"
             )
         values = hidden.detach().to("cpu", self._torch_dtype).contiguous()
         if not all_finite(values):
             if all_finite(hidden):
                 raise ConfigError(
-                    "a hidden state is too large for half, which ends at 65504; keep float32"
+                    "a hidden state is too large for half (65504 at most); keep float32"
                 )
             raise TrainingError(
-                "the frozen layers gave hidden states that are NaN or infinite, which are not "
-                "kept; use the weights of a healthy run, or a wider precision"
+                "the frozen layers gave NaN or infinite hidden states, which are not kept; use the "
+                "weights of a healthy run, or a wider precision"
             )
         array = values.numpy().astype(self._dtype, copy=False)
         position = 0
@@ -244,12 +244,12 @@ class PrefixCache:
         Parameters
         ----------
         rows : sequence of int
-            Numbers of examples, all kept: :meth:`missing` says none of them.
+            Numbers of examples, all of them kept: :meth:`missing` returns none.
 
         Returns
         -------
         Tensor
-            (N, D), float32, on the CPU, one example after the other, in memory of its own.
+            (N, D), float32, on the CPU, one example after the other, in new memory.
 
         Raises
         ------
@@ -271,17 +271,17 @@ class PrefixCache:
         return torch.from_numpy(native).to(torch.float32)
 
     def save(self) -> None:
-        """Write what is new to the disk, so that it outlives this process; in memory, do nothing.
+        """Save new states to the disk; does nothing for a cache in memory.
 
         Raises
         ------
         CheckpointError
-            If the file cannot be written; what was saved before is as it was.
+            If the file cannot be written; what was saved before is unchanged.
         """
         new, path = self._new, self.path
         if path is None or not isinstance(new, MappedFile) or new not in self._held:
             return
-        # A file never changes once it is in place: what the old one holds is copied over.
+        # A renamed file never changes, so the old one's states are copied to the new one.
         for row, source in enumerate(self._held):
             if source is not new and self._is_kept(row):
                 self._put(row, self._piece(row))
@@ -293,7 +293,7 @@ class PrefixCache:
         self._kept, self._new = new, None
 
     def close(self) -> None:
-        """Save (see :meth:`save`), and let go of everything; nothing can be read any more."""
+        """Save (see :meth:`save`) and release everything; nothing can be read afterwards."""
         if self._closed:
             return
         try:
@@ -322,18 +322,18 @@ class PrefixCache:
         return numbers
 
     def _count(self, rows: list[int]) -> int:
-        """Return the tokens of some examples."""
+        """Return the number of tokens of some examples."""
         return sum(self._starts[row + 1] - self._starts[row] for row in rows)
 
     def _piece(self, row: int) -> NDArray[Any]:
-        """Return the states of an example that is usable, where they lie."""
+        """Return a view of the states of a usable example."""
         source = self._held[row]
         if source is None:
             return self._aside[row]
         return source.array[self._starts[row] : self._starts[row + 1]]
 
     def _keep(self, row: int, piece: NDArray[Any]) -> bool:
-        """Write the states of an example to what is new; False where that fails, or has failed."""
+        """Write an example's states to the new file or memory; False if that (ever) failed."""
         if self._has_failed:
             return False
         try:
@@ -348,12 +348,12 @@ class PrefixCache:
         return True
 
     def _put(self, row: int, piece: NDArray[Any]) -> None:
-        """Write the states of an example to what is new."""
+        """Write an example's states to the new file or memory."""
         assert self._new is not None
-        self._held[row] = None  # should the writing fail
+        self._held[row] = None  # in case writing fails
         self._new.write(self._starts[row], piece)
         self._held[row] = self._new
-        # What went to a disk is checked when it comes back, at its first use.
+        # States on a disk are checked when they are first read.
         self._checked[row] = self._folder is None
         self._checksums[row] = None if self._folder is None else zlib.crc32(piece.data)
 
@@ -362,7 +362,7 @@ class PrefixCache:
         return self._is_kept(row) or row in self._aside
 
     def _is_kept(self, row: int) -> bool:
-        """Return whether an example is kept and, at its first use here, is what was stored."""
+        """Return whether an example is kept; its checksum is checked at its first use."""
         source = self._held[row]
         if source is None:
             return False
@@ -372,13 +372,13 @@ class PrefixCache:
             if self._checked[row]:
                 return True
         self._held[row] = None
-        note = f"{self.path}: damaged hidden states were found, and are computed anew"
+        note = f"{self.path}: damaged hidden states were found, and are computed again"
         if note not in self.notes:
             self.notes.append(note)
         return False
 
     def _open_kept(self) -> None:
-        """Take over what an earlier run kept, if it is there and fits."""
+        """Open the states that an earlier run kept, if they exist and fit."""
         assert self.path is not None
         try:
             self._kept, self._checksums = prefix_file.open_kept(
@@ -387,23 +387,23 @@ class PrefixCache:
         except FileNotFoundError:
             return
         except UnusableError as fault:
-            self.notes.append(f"{self.path} {fault}; it is built anew")
+            self.notes.append(f"{self.path} {fault}; it is rebuilt")
             return
         self._held = [None if crc is None else self._kept for crc in self._checksums]
-        with contextlib.suppress(OSError):  # the time of its last use, where we may set it
+        with contextlib.suppress(OSError):  # marks it as recently used, if we may
             os.utime(self.path)
 
     def _begin(self) -> _Memory | MappedFile:
-        """Begin what is new: the memory, or a file."""
+        """Create the new memory or file."""
         if self._folder is None:
             return _Memory(self._shape, self._dtype)
         removed = prefix_file.make_room(self._folder, self._digest, self.nbytes, self._limit_bytes)
-        self.notes.extend(f"{path} was removed, to make room" for path in removed)
+        self.notes.extend(f"{path} was removed to make room" for path in removed)
         return prefix_file.create(self._folder, self._digest, self._shape, self._dtype)
 
 
 class _Memory:
-    """What :class:`MappedFile` is, without a file."""
+    """The interface of :class:`MappedFile` in memory."""
 
     def __init__(self, shape: tuple[int, int], dtype: str) -> None:
         self.array: NDArray[Any] = np.empty(shape, dtype)
@@ -416,7 +416,7 @@ class _Memory:
 
 
 def _describe(encodings: Encodings, key: PrefixKey) -> dict[str, Any]:
-    """Say what the states belong to, as the index does; the lengths set the examples apart."""
+    """Return what the states belong to, for the index; the lengths delimit the examples."""
     digest = hashlib.sha256()
     for sequences in (encodings.input_ids, encodings.token_type_ids):
         digest.update(np.fromiter(itertools.chain.from_iterable(sequences), "<i8").tobytes())

@@ -1,13 +1,13 @@
 """Files of kept hidden states: one file for each cache, written atomically.
 
-A file holds, one after the other::
+A file contains, one after the other::
 
     data    (N, D) numbers, little-endian, example by example; zeros where an example is not kept
     index   JSON: what the states belong to, the length and the CRC-32 of each example
     tail    length of the index (8 bytes), its SHA-256 (32 bytes), b"spafitp1"
 
-It is written under a temporary name, on which its writer holds a lock, fsynced, and then renamed. A
-renamed file never changes: a process that has it open can read it even after it was replaced or
+It is written under a temporary name while its writer holds a lock on it, fsynced, and then renamed.
+A renamed file never changes: a process that has it open can read it even after it was replaced or
 removed.
 """
 
@@ -32,7 +32,7 @@ from spafit.errors import CheckpointError, ConfigError
 from spafit.files.durable import lock, write_all
 
 FORMAT = 1
-"""Stands in every index, and goes into every name: other formats are other files."""
+"""Part of every index and every file name: another format is another file."""
 
 _SUFFIX = ".prefix"
 _TAIL = struct.Struct("<Q32s8s")
@@ -44,19 +44,19 @@ _MEND = "give a folder that can be written to and has room, or keep the prefix i
 
 
 class UnusableError(ValueError):
-    """A file that is damaged, or does not hold what its name says. It is built again."""
+    """A file that is damaged or does not belong to its name. It is rebuilt."""
 
 
 class MappedFile:
-    """The data of one open file, mapped; what :meth:`write` has written shows in it.
+    """The mmapped data of one open file; it shows what :meth:`write` writes.
 
     Attributes
     ----------
     path : Path
-        Where it is, or was when it was opened.
+        Its path when it was opened or renamed.
     array : numpy.ndarray
-        The data (N, D), read-only. Touching it where the file has been cut short kills the process:
-        ask :meth:`is_whole` first.
+        The data (N, D), read-only. Reading it after the file was truncated kills the process: call
+        :meth:`is_whole` first.
     """
 
     def __init__(self, path: Path, file: BinaryIO, shape: tuple[int, int], dtype: str) -> None:
@@ -64,22 +64,22 @@ class MappedFile:
         self._file = file
         self._row_bytes = data_bytes((1, shape[1]), dtype)
         self._data_bytes = data_bytes(shape, dtype)
-        # A plain view, because slices of a memmap are slow to make; nothing can be mapped empty.
+        # A plain view, because slicing a memmap is slow; an empty file cannot be mapped.
         self.array: NDArray[Any] = np.asarray(
             np.memmap(file, dtype, "r", shape=shape) if self._data_bytes else np.empty(shape, dtype)
         )
 
     def is_whole(self) -> bool:
-        """Return whether the file is still as long as its data, as far as can be told."""
+        """Return whether the file is still at least as long as its data."""
         try:
             return os.fstat(self._file.fileno()).st_size >= self._data_bytes
         except OSError:
             return False
 
     def write(self, start: int, values: NDArray[Any]) -> None:
-        """Write values (n, D) from row ``start`` on; of a new file only.
+        """Write values (n, D) from row ``start`` on; for new files only.
 
-        Not through the mapping: a full disk is an error here, and kills the process there.
+        Writing does not use the mapping: a full disk would kill the process instead of raising.
         """
         try:
             self._write(start * self._row_bytes, values.reshape(-1).view(np.uint8).data)
@@ -98,9 +98,9 @@ class MappedFile:
         self.path = path
 
     def close(self) -> None:
-        """Close the file, which is kept."""
-        # No explicit unmapping: a view of the array that is still in use must not turn into a trap.
-        with contextlib.suppress(OSError):  # what matters was fsynced before
+        """Close the file without removing it."""
+        # No explicit munmap: reading a view of the array that is still in use would crash.
+        with contextlib.suppress(OSError):  # the data was fsynced before
             self._file.close()
 
     def discard(self) -> None:
@@ -116,50 +116,50 @@ class MappedFile:
 
 
 def kept_path(folder: Path, digest: str) -> Path:
-    """Return the place of the file of a digest."""
+    """Return the path of the file for a digest."""
     return folder / (digest + _SUFFIX)
 
 
 def data_bytes(shape: tuple[int, int], dtype: str) -> int:
-    """Return the bytes of the states themselves."""
+    """Return the size of the states in bytes."""
     return shape[0] * shape[1] * np.dtype(dtype).itemsize
 
 
 def index_bytes(about: dict[str, Any]) -> int:
-    """Return the most bytes that a file takes beside its data."""
+    """Return the most bytes that a file takes besides its data."""
     return len(encode_index(about, [2**32 - 1] * len(about["lengths"]))) + _TAIL.size
 
 
 def encode_index(about: dict[str, Any], checksums: list[int | None]) -> bytes:
-    """Write an index: what the states belong to, and the CRC-32 of each example that is kept."""
+    """Return an index: what the states belong to, and the CRC-32 of each kept example."""
     return json.dumps({**about, "crc32": checksums}, separators=(",", ":")).encode()
 
 
 def open_kept(
     path: Path, about: dict[str, Any], shape: tuple[int, int], dtype: str
 ) -> tuple[MappedFile, list[int | None]]:
-    """Open a file that was moved into place, and read its index.
+    """Open a finished file, and read its index.
 
     Parameters
     ----------
     path : Path
         The file.
     about : dict
-        What its index must say.
+        The content that its index must have.
     shape, dtype
         Of its data.
 
     Returns
     -------
     MappedFile
-        The data. Nothing of it has been checked but its size.
+        The data. Only its size has been checked.
     list of (int or None)
-        CRC-32 of each example, None where it is not kept.
+        CRC-32 of each example, None if it is not kept.
 
     Raises
     ------
     UnusableError
-        If there is a file that cannot be opened, is damaged, or belongs to something else.
+        If the file cannot be opened, is damaged, or belongs to other states.
     FileNotFoundError
         If there is no file.
     """
@@ -177,7 +177,7 @@ def open_kept(
 
 
 def create(folder: Path, digest: str, shape: tuple[int, int], dtype: str) -> MappedFile:
-    """Begin a file under a temporary name, locked, so that it can be told from a dead leftover.
+    """Create a file under a temporary name and lock it, which tells it from an abandoned one.
 
     Raises
     ------
@@ -189,8 +189,8 @@ def create(folder: Path, digest: str, shape: tuple[int, int], dtype: str) -> Map
             path = folder / f"{digest}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
             file = path.open("x+b", buffering=0)
             try:
-                lock(file.fileno(), wait=True)  # without locks nothing is swept
-                # Another process may have taken it for a leftover before it was locked.
+                lock(file.fileno(), wait=True)  # without locks nothing is removed
+                # Another process may have removed it as abandoned before it was locked.
                 if path.exists():
                     file.truncate(data_bytes(shape, dtype))
                     return MappedFile(path, file, shape, dtype)
@@ -204,12 +204,12 @@ def create(folder: Path, digest: str, shape: tuple[int, int], dtype: str) -> Map
 
 
 def prepare(folder: Path) -> None:
-    """Make a folder, and remove from it what writers left that were killed.
+    """Create a folder, and remove temporary files of killed processes from it.
 
     Raises
     ------
     CheckpointError
-        If it cannot be made.
+        If it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,8 +217,8 @@ def prepare(folder: Path) -> None:
     except OSError as error:
         raise _unwritable(folder, error) from error
     for path in leftovers:
-        # A lock ends with its process, and only then: also where process ids are used again, or
-        # belong to another container or machine.
+        # Only the end of its process releases a lock. Unlike a process id, this is reliable even
+        # if ids are reused, or belong to another container or machine.
         try:
             with path.open("r+b") as file:
                 if lock(file.fileno(), wait=False):
@@ -233,24 +233,24 @@ def make_room(folder: Path, digest: str, needed: int, limit: int) -> list[Path]:
     Parameters
     ----------
     folder : Path
-        Of files and temporary files; all count, except those of ``digest`` itself, in whose place
-        the new one comes.
+        The folder; all its files and temporary files count, except those of ``digest``, which the
+        new file replaces.
     digest : str
-        Of the new file.
+        The digest of the new file.
     needed : int
-        Its bytes.
+        The size of the new file in bytes.
     limit : int
-        The most bytes that all of them may take.
+        The most bytes for all files together.
 
     Returns
     -------
     list of Path
-        What was removed.
+        The removed files.
 
     Raises
     ------
     ConfigError
-        If it does not fit, in the limit or on the disk; nothing is removed then.
+        If it does not fit in the limit or on the disk; nothing is removed then.
     CheckpointError
         If a file cannot be removed.
     """
@@ -265,7 +265,7 @@ def make_room(folder: Path, digest: str, needed: int, limit: int) -> list[Path]:
             try:
                 about = path.stat()
             except FileNotFoundError:
-                continue  # removed at this moment by another process
+                continue  # removed meanwhile by another process
             used += about.st_size
             if is_kept:
                 kept.append((about.st_mtime_ns, about.st_size, path))
@@ -304,7 +304,7 @@ def _read_index(file: BinaryIO, about: dict[str, Any], expected_bytes: int) -> l
     file.seek(size - _TAIL.size)
     length, digest, magic = _TAIL.unpack(file.read(_TAIL.size))
     if magic != _MAGIC or expected_bytes + length + _TAIL.size != size:
-        raise UnusableError("is truncated or damaged: it does not end as it should")
+        raise UnusableError("is truncated or damaged: its tail is invalid")
     file.seek(expected_bytes)
     index = file.read(length)
     if _sha256(index) != digest:

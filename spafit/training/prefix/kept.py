@@ -1,8 +1,8 @@
-"""The hidden states after group 1 of a batch: read where they are kept, else computed and kept.
+"""The hidden states after group 1 of a batch: read from the cache, or computed and cached.
 
-What is missing is computed in groups of examples of like length. The groups depend on the data
-alone, not on the batch that asks first: rounding depends on which examples are computed together,
-and a resumed run must read the same numbers.
+Missing states are computed in groups of examples of similar length. The groups depend on the data
+alone, not on the first batch that needs them: rounding depends on which examples are computed
+together, and a resumed run must read the same numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.cache import PrefixCache, PrefixKey
 from spafit.version import __version__
 
-# What PyTorch itself keeps in every module, such as its mode.
+# The attributes that PyTorch sets in every module, such as its mode.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 _GROUP = 32
@@ -48,14 +48,14 @@ class KeptPrefix:
     encodings : Encodings
         The examples.
     cache : PrefixCache
-        Of the same examples.
+        The cache for the same examples.
     """
 
     def __init__(
         self, model: BertForSequenceClassification, encodings: Encodings, cache: PrefixCache
     ) -> None:
         self.model, self.encodings, self.cache = model, encodings, cache
-        # A thread reads the next batches' states while those of this one are stored.
+        # A thread prefetches the next batches' states while those of this one are stored.
         self._using = threading.Lock()
         order = encodings.by_length(range(len(encodings)))
         groups = [order[start : start + _GROUP] for start in range(0, len(order), _GROUP)]
@@ -67,7 +67,7 @@ class KeptPrefix:
         states = self.read(rows, batch.layout)
         if states is None:
             for row in self.cache.missing(rows):
-                if self.cache.missing([row]):  # else its group has brought it
+                if self.cache.missing([row]):  # else it was computed with its group
                     self._compute(self._group_of[row], device)
             states = self.read(rows, batch.layout)
             assert states is not None
@@ -78,7 +78,7 @@ class KeptPrefix:
     def _compute(self, rows: Sequence[int], device: torch.device, *, keep: bool = True) -> None:
         """Compute the states of some examples, and keep them.
 
-        Those of a group that had to be halved round otherwise, and so are not kept for later runs.
+        The states of a halved group are rounded differently, so they are not kept for later runs.
         """
         computed = self.encodings.packed(rows).to(device)
         try:
@@ -88,11 +88,11 @@ class KeptPrefix:
                 raise
             if len(rows) == 1:
                 raise TrainingError(
-                    f"memory does not suffice for the frozen layers of one example "
-                    f"({shortage(error)}); cut texts shorter (--max-length)"
+                    f"not enough memory for the frozen layers of one example "
+                    f"({shortage(error)}); truncate the texts more (--max-length)"
                 ) from error
             hidden = None
-        if hidden is None:  # outside the handler, which holds on to what filled the memory
+        if hidden is None:  # outside the handler, which keeps the tensors that filled the memory
             self._compute(rows[: len(rows) // 2], device, keep=False)
             self._compute(rows[len(rows) // 2 :], device, keep=False)
             return
@@ -109,10 +109,10 @@ class KeptPrefix:
 
 
 def why_not_kept(model: BertForSequenceClassification) -> str:
-    """Return why the hidden states after group 1 must not be kept; empty where they may be.
+    """Return why the hidden states after group 1 must not be kept; empty if they may be.
 
-    States that are kept are not computed again, so that a hook is not called; and what a module
-    that is not spafit's own computes may depend on anything. Such states are computed every time.
+    Kept states are not computed again, so a hook would not be called; and a module that is not
+    spafit's own may depend on anything. In these cases the states are computed every time.
     """
     for name, module in _group_1(model):
         kind = type(module)
@@ -120,7 +120,7 @@ def why_not_kept(model: BertForSequenceClassification) -> str:
         if not (ours or kind in (nn.Embedding, nn.ModuleList)):
             return f"bert.{name} is a {kind.__name__}, which is not spafit's own"
         if not can_be_bypassed(module):
-            return f"bert.{name} has a hook, or a forward of its own"
+            return f"bert.{name} has a hook or a replaced forward"
     return ""
 
 
@@ -131,7 +131,7 @@ def prefix_key(
     dtype: str,
     precision: str,
 ) -> PrefixKey:
-    """Say what the hidden states after a model's group 1 depend on, beside the tokens."""
+    """Return what the hidden states after a model's group 1 depend on, besides the tokens."""
     return PrefixKey(
         prefix_fingerprint=_fingerprint(model),
         depth=model.bert.frozen_depth,
@@ -153,9 +153,9 @@ def _group_1(model: BertForSequenceClassification) -> Iterator[tuple[str, nn.Mod
 
 
 def _fingerprint(model: BertForSequenceClassification) -> str:
-    """SHA-256 over embeddings and frozen layers as they are: kinds, settings and tensors.
+    """Return the SHA-256 of embeddings and frozen layers: types, settings and tensors.
 
-    What was attached to a layer that was frozen later counts too, with its scale.
+    It includes techniques in a layer that was frozen later, with their scale.
     """
     digest = hashlib.sha256()
     for name, module in _group_1(model):
@@ -174,7 +174,7 @@ def _fingerprint(model: BertForSequenceClassification) -> str:
 
 
 def _rounding(device: torch.device) -> str:
-    """Say what the last digits of a sum depend on, beside its numbers and their types."""
+    """Describe what rounding depends on, besides the numbers and their types."""
     parts = [f"spafit {__version__}", f"torch {torch.__version__}", device.type]
     if device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
@@ -197,32 +197,32 @@ def keep_prefixes(
     precision: str,
     say: Callable[[str], None],
 ) -> Iterator[dict[str, KeptPrefix]]:
-    """Open the caches that a run's settings ask for, and save them on the way out.
+    """Open the caches that a run's settings ask for, and save them on exit.
 
-    Once they are open, a disk that fails ends nothing: at the end that is said too.
+    Once they are open, a disk failure does not stop the run; it is reported at the end too.
 
     Parameters
     ----------
     model, tokenizer
-        What the hidden states depend on; the model is on its device.
+        The model, on its device, and its tokenizer.
     encoded : mapping of str to Encodings
         The examples, such as those of "train" and "dev".
     where : {"off", "memory", "disk"}
-        On disk they lie in the folder ``prefix`` of spafit's cache.
+        Where to keep them; on disk it is the folder ``prefix`` of spafit's cache.
     dtype : {"float32", "half"}
-        In what they are kept.
+        The type in which they are kept.
     limit_gib : float
         The most that those of one name may take.
     precision : str
-        In what they are computed, such as ``"float32"``.
+        The precision in which they are computed, such as ``"float32"``.
     say : callable of str
-        Told in one line why nothing is kept though it was asked for, and, on the way out, the notes
-        of the caches that nobody has taken.
+        Called with one line if states asked for cannot be kept, and, on exit, with the caches'
+        remaining notes.
 
     Yields
     ------
     dict of str to KeptPrefix
-        One for each name; empty where nothing is kept.
+        One for each name; empty if nothing is kept.
     """
     reason = "" if where == "off" else why_not_kept(model)
     if reason:
@@ -243,7 +243,7 @@ def keep_prefixes(
 
 
 def _close(cache: PrefixCache, say: Callable[[str], None]) -> None:
-    """Save and close a cache, and tell its notes."""
+    """Save and close a cache, and report its notes."""
     try:
         cache.close()
     except CheckpointError as error:

@@ -76,4 +76,4 @@ class TestOutOfMemory:
         found = small.fit(out=tmp_path, **settings)
         assert max(abs(a - b) for a, b in zip(found.losses, expected.losses, strict=True)) < 1e-5
         notes = [row["note"] for row in read_log(tmp_path, "note")]
-        assert sum("memory did not suffice for 6 examples" in note for note in notes) == 1
+        assert sum("not enough memory for 6 examples" in note for note in notes) == 1

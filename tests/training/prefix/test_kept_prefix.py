@@ -166,7 +166,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("method", ["full", "bitfit"])
     def test_nothing_to_keep(self, small: SmallRun, method: str) -> None:
-        with pytest.raises(PlanError, match="no hidden state stays the same"):
+        with pytest.raises(PlanError, match="no hidden state stays constant"):
             small.fit(small.model(plan(method, 4)), **KEPT)
 
     def test_more_than_the_limit(self, small: SmallRun) -> None:
@@ -384,7 +384,7 @@ class TestMemoryAtItsEnd:
     ) -> None:
         tried = room_for(0, torch.OutOfMemoryError("CUDA out of memory"))
         with (
-            pytest.raises(TrainingError, match=r"of one example \(CUDA out of memory\); cut texts"),
+            pytest.raises(TrainingError, match=r"of one example \(CUDA out of memory\); truncate"),
             keep(small.model(), encode(small)) as kept,
         ):
             ask(kept, [[3]])

@@ -402,7 +402,7 @@ class TestFiles:
 
 
 class TestDamage:
-    """Found, never used, built anew, and said once."""
+    """Found, never used, rebuilt, and reported once."""
 
     def check_damaged(self, folder: Path, at_least: int = 1) -> None:
         with open_cache(folder) as cache:
@@ -591,7 +591,7 @@ class TestRoom:
         needed = open_cache(None).nbytes + 1000
         with open_cache(tmp_path, limit=3 * needed, depth=7) as cache:
             assert [path.exists() for path in paths] == [False, True, True]
-            assert cache.notes == [f"{paths[0]} was removed, to make room"]
+            assert cache.notes == [f"{paths[0]} was removed to make room"]
             cache.store(ALL, states(ALL))
         paths.append(filled(tmp_path, depth=8))
         with open_cache(tmp_path, limit=2 * needed, depth=9):
