@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where real data and real weights lie, or why a test is skipped.
+"""Fixtures shared by all tests: the paths of real data and weights, or why a test is skipped.
 
 Tests of reliability come in two sizes: the quick sets of the default run, and with ``--torture``
 the full ones, whose outcomes are printed as a table at the end.

@@ -1,4 +1,4 @@
-"""BertConfig: real files are read, and what this encoder does not compute is refused by name."""
+"""BertConfig: real files are read, and settings that this encoder does not support are refused."""
 
 from __future__ import annotations
 

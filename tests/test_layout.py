@@ -1,4 +1,4 @@
-"""Packed batches: the same numbers as padded ones, and less work for them."""
+"""Packed batches: the same numbers as padded ones, with less work."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A forward pass changes no memory of the model, and what saves or rearranges it finds it whole.
+"""A forward pass changes no memory of the model, and tools that save or move it find all of it.
 
-Query, key and value lie side by side in memory (:mod:`spafit.kernels.stacking`); here is shown that
-nobody has to know. What needs several processes is in tests/test_shared_among_processes.py.
+Query, key and value are adjacent in memory (:mod:`spafit.kernels.stacking`); these tests show that
+other code need not know. Tests with several processes are in tests/test_shared_among_processes.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Packed batches through the whole model: the numbers of padded ones, whatever mask and plan."""
+"""Packed batches through the whole model: the numbers of padded ones, for any mask and plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each verb of the command line does: calls the package, and prints."""
+"""The commands of the command line: each calls the package and prints the results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MNLI_FAMILY = ("mnli", "mnli-mm", "ax")  # one model predicts all three
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """How a method's name becomes a plan (see :func:`spafit.plan`)."""
+    """The options that turn a method's name into a plan (see :func:`spafit.plan`)."""
 
     method: str
     r: int | None
@@ -61,7 +61,7 @@ class PlanOptions:
 
 
 def run_plan(options: PlanOptions, model: str | None, num_labels: int, save: Path | None) -> None:
-    """Draw what trains, on a model that is built without weights."""
+    """Print what trains, for a model built without weights."""
     if save is not None:
         refuse_place(save)
     config = BertConfig()  # bert-large-cased
@@ -92,7 +92,7 @@ def run_train(
     if max_bad_rows < 0:
         raise ConfigError(f"--max-bad-rows must be a whole number of at least 0: {max_bad_rows}")
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds names one twice: {' '.join(map(str, seeds))}")
+        raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
     if config.out is not None and len(seeds) > 1:
         configs = [
@@ -103,7 +103,7 @@ def run_train(
         if each.out is not None:
             refuse_place(Path(each.out), is_folder=True)
         if each.out is not None and not each.overwrite:
-            # The last one's too, before hours go into the first.
+            # Check all of them now, before hours of training.
             refuse_other_run(each.out, glue.get_task(task).name, each.seed)
     train = glue.load(task, "train", data, max_bad_rows=max_bad_rows)
     dev = glue.load(task, "dev", data, max_bad_rows=max_bad_rows)
@@ -199,7 +199,7 @@ def run_predict(
 def _predict_file(
     dataset: Dataset, labels_of: Callable[[Dataset], Sequence[Label]], output: Path | None
 ) -> None:
-    """Write a table of predictions, to a file or to standard output."""
+    """Write a table of predictions to a file or to standard output."""
     rows = [
         f"{example.index}\t{label}"
         for example, label in zip(dataset.examples, labels_of(dataset), strict=True)
@@ -219,7 +219,7 @@ def _predict_submission(
     labels_of: Callable[[Dataset], Sequence[Label]],
     submission: Path,
 ) -> None:
-    """Write the submission files of a task and of those that share its model."""
+    """Write the submission files of a task and of the tasks that use the same model."""
     names = _MNLI_FAMILY if task == "mnli" else (task,)
     for name in names:
         try:
@@ -239,13 +239,13 @@ def _predict_submission(
 
 
 def run_download(what: str, names: list[str], folder: Path | None) -> None:
-    """Fetch a model or GLUE's files once; afterwards everything works offline."""
+    """Download a model or GLUE's files once; afterwards everything works offline."""
     if what == "model":
         if folder is not None:
             raise ConfigError("--folder is for glue; models go to the hub's cache (HF_HOME)")
         for name in names:
             if Path(name).expanduser().is_dir():
-                raise ConfigError(f"{name} is a folder, which is here already; name a model")
+                raise ConfigError(f"{name} is a local folder already; name a model")
         for name in names or ["google-bert/bert-large-cased"]:
             place = local_folder(name)
             print(f"{name} at commit {pinned_revision(name)}: {place}")
@@ -266,15 +266,15 @@ def run_download(what: str, names: list[str], folder: Path | None) -> None:
 
 
 def _refuse_to_replace(output: Path, source: Path | None) -> None:
-    """Refuse to write predictions over the data that they are of."""
+    """Refuse to overwrite the data with its predictions."""
     if source is not None and source.exists() and output.exists() and output.samefile(source):
-        raise ConfigError(f"{output} is the data itself; name another place for the predictions")
+        raise ConfigError(f"{output} is the data itself; name another file for the predictions")
 
 
 def _load_run(
     run: Path, model: str | None
 ) -> tuple[BertForSequenceClassification, Tokenizer, dict[str, Any]]:
-    """Load a run's base and put its adapter on it."""
+    """Load a run's base model and its adapter."""
     record = read_record(run)
     name = model or _recorded(record, "model", "--model")
     revision = None if model else record["about"].get("revision")
@@ -287,24 +287,24 @@ def _load_run(
 
 
 def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:
-    """Move a model to where its run was; where that is not available, say so and choose."""
+    """Move a model to the run's device; if that is not available, report it and choose another."""
     try:
         device = resolve_device(settings["device"])
         resolve_precision(settings["precision"], device)
     except ConfigError as error:
         device = resolve_device("auto")
         settings["precision"] = resolve_precision("auto", device)
-        print(f"in {settings['precision']} on {device}, for {error}", file=sys.stderr)
+        print(f"using {settings['precision']} on {device}: {error}", file=sys.stderr)
     network.to(device)
 
 
 def _splits(record: dict[str, Any]) -> bool:
-    """Return whether a run's tokenizer split special tokens; older records do not say."""
+    """Return whether a run's tokenizer split special tokens; False in older records."""
     value = record["about"].get("split_special_tokens", False)
     if not isinstance(value, bool):
         raise ConfigError(
             f"the run's record is damaged: split_special_tokens is {value!r:.80}, expected true or "
-            "false; mend run.json, or train again"
+            "false; correct run.json, or train again"
         )
     return value
 
@@ -312,5 +312,5 @@ def _splits(record: dict[str, Any]) -> bool:
 def _recorded(record: dict[str, Any], key: str, option: str) -> str:
     value = record.get("about", {}).get(key)
     if not isinstance(value, str):
-        raise ConfigError(f"the run's record does not say its {key}; give {option}")
+        raise ConfigError(f"the run's record has no {key}; give {option}")
     return value

@@ -1,4 +1,4 @@
-"""Look at the machine: versions, device, the forms of the kernels, what is missing and the mend."""
+"""Examine the machine: versions, devices, available kernels, what is missing and how to fix it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; ``mend`` is empty where nothing is wrong."""
+    """One line of the report; ``mend`` says how to fix a fault, and is empty if there is none."""
 
     topic: str
     text: str
@@ -42,7 +42,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at versions, machine, devices, kernels, packages and folders, one finding at a time."""
+    """Yield findings on versions, machine, devices, kernels, packages and folders."""
     for name, version in versions().items():
         yield Finding("version", f"{name} {version}")
     here = machine()
@@ -67,7 +67,7 @@ def examine() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    """Say which form ``impl="auto"`` stands for."""
+    """Yield findings on the forms that ``impl="auto"`` chooses."""
     names = {"mkl": "PyTorch's own (MKL on x86)", "onednn": "oneDNN"}
     yield Finding(
         "kernels",
@@ -75,10 +75,10 @@ def _kernels() -> Iterator[Finding]:
         "overrides)",
     )
     yield Finding(
-        "kernels", "linear maps on the CPU: fused, LoRA merged or added by the shape's arithmetic"
+        "kernels", "linear maps on the CPU: fused, LoRA merged or added, whichever is cheaper"
     )
     yield Finding(
-        "kernels", "attention on the CPU: fused, over packed sequences in groups of like length"
+        "kernels", "attention on the CPU: fused, over packed sequences in groups of similar length"
     )
     yield Finding("kernels", "dropout and dropout_add_norm on the CPU: fused")
     if torch.cuda.is_available():
@@ -87,12 +87,12 @@ def _kernels() -> Iterator[Finding]:
     else:
         reason = why_no_triton(torch.device("cpu"))
         yield Finding("kernels", f"Triton: {reason or 'runs in its interpreter (for tests)'}")
-    kept = "kept for the next request" if keep_freed_memory() else "given back to the system"
-    yield Finding("memory", f"what a step frees is {kept}")
+    kept = "kept for the next request" if keep_freed_memory() else "returned to the system"
+    yield Finding("memory", f"memory that a step frees is {kept}")
 
 
 def kernels_on(device: torch.device) -> Iterator[Finding]:
-    """Say which forms a GPU has, in the type that it trains in, and which were found fastest."""
+    """Yield findings on a GPU's forms in its training precision, and which measured fastest."""
     half = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float16
     no_triton = why_no_triton(device, half)
     least = "this card's forms are PyTorch's own" if no_triton else ""
@@ -127,7 +127,7 @@ def kernels_on(device: torch.device) -> Iterator[Finding]:
             for form, reason in entry.get("refused", {}).items()
         }
         for reason in sorted(refused):
-            yield Finding("kernels", f"{operation} never takes {reason}")
+            yield Finding("kernels", f"{operation} does not use {reason}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -147,7 +147,7 @@ def _devices() -> Iterator[Finding]:
         device = torch.device("cuda", index)
         major, minor = torch.cuda.get_device_capability(device)
         name = f"{device}: {torch.cuda.get_device_name(device)}, sm_{major}{minor}"
-        # Code for an older minor version of the same major one runs too.
+        # Code for an older minor version of the same major version runs too.
         fits = any(
             arch.startswith(f"sm_{major}") and int(arch.rstrip("af")[len(f"sm_{major}") :]) <= minor
             for arch in compiled
@@ -164,7 +164,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _wheel_for(major: int, minor: int) -> str:
-    """Say which PyTorch has code for a card."""
+    """Return advice on which PyTorch has code for a card."""
     if (major, minor) in ((7, 0), (7, 2)):  # V100 and its relatives
         return (
             "install torch 2.14 or earlier in its build for CUDA 12.6 (cu126): the last with code "
@@ -172,11 +172,11 @@ def _wheel_for(major: int, minor: int) -> str:
         )
     if major < 7:
         return "no torch that spafit runs with has code for this card; use device cpu"
-    return f"install a newer torch, whose CUDA knows sm_{major}{minor}"
+    return f"install a newer torch, whose CUDA supports sm_{major}{minor}"
 
 
 def report() -> tuple[str, bool]:
-    """Return the report as text, and whether everything needed is there."""
+    """Return the report as text, and whether nothing needed is missing."""
     lines = []
     well = True
     for finding in examine():

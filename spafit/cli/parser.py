@@ -1,4 +1,4 @@
-"""The console command: parses, calls, prints. One clear line and exit code 2 where input is bad."""
+"""The console command ``spafit``. Bad input gives a one-line error and exit code 2."""
 
 from __future__ import annotations
 
@@ -32,33 +32,36 @@ from spafit.version import __version__
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
 
-# The settings of TrainConfig that are options of `spafit train`, by name: how a value is read, or
-# the values to choose from, and the help. Their defaults are TrainConfig's own.
+# The settings of TrainConfig that are options of `spafit train`, by name: the parser of a value, or
+# the choices, and the help text. Their defaults are TrainConfig's own.
 _SETTINGS: dict[str, tuple[Any, str]] = {
-    "out": (as_path, "run folder, in which an interrupted run goes on; without it nothing is kept"),
+    "out": (as_path, "run folder; an interrupted run is resumed there; without it nothing is kept"),
     "overwrite": (bool, "replace a run in --out"),
     "epochs": (as_whole, "passes over the data"),
-    "batch_size": (as_whole, "examples a step (default: the paper's, 16; 8 for MNLI, ...)"),
+    "batch_size": (as_whole, "examples per step (default: the paper's, 16; 8 for MNLI, ...)"),
     "accumulation": (as_whole, "micro-batches that a batch is computed in, to save memory"),
-    "learning_rate": (as_number, "at its highest (default 6e-5, or 2e-5 for full fine-tuning)"),
-    "weight_decay": (as_number, "AdamW's, of matrices"),
+    "learning_rate": (as_number, "its peak (default 6e-5, or 2e-5 for full fine-tuning)"),
+    "weight_decay": (as_number, "AdamW's weight decay of matrices"),
     "decay_biases": (bool, "let biases decay too"),
     "warmup": (as_number, "share of the steps over which the learning rate rises"),
-    "max_grad_norm": (as_number, "what the gradient is clipped to; 0: no clipping"),
-    "max_length": (as_whole, "tokens (default: the model's longest)"),
-    "eval_every": (as_whole, "steps (default: an epoch)"),
+    "max_grad_norm": (as_number, "norm to which the gradient is clipped; 0: no clipping"),
+    "max_length": (as_whole, "tokens per example (default: the model's maximum)"),
+    "eval_every": (as_whole, "steps between evaluations (default: an epoch)"),
     "save_every": (as_whole, "steps between checkpoints (default: every 10 minutes)"),
-    "keep_checkpoints": (as_whole, "how many of the last ones"),
-    "precision": (PRECISIONS, "of matrix products; auto: float32 on a CPU, half on a GPU"),
+    "keep_checkpoints": (as_whole, "how many of the last checkpoints to keep"),
+    "precision": (
+        PRECISIONS,
+        "precision of matrix products; auto: float32 on a CPU, half on a GPU",
+    ),
     "device": (str, "cpu, cuda, cuda:1"),
     "dropout_in_group_1": (bool, "dropout in group 1 as in the others (the default)"),
     "cache_prefix": (
         CACHES,
         "keep the hidden states after group 1, with --no-dropout-in-group-1",
     ),
-    "cache_dtype": (CACHE_DTYPES, "in what they are kept"),
-    "cache_limit_gib": (as_number, "the most that they may take"),
-    "recompute": (as_whole, "groups computed again in backward: less memory, more time"),
+    "cache_dtype": (CACHE_DTYPES, "the type in which they are kept"),
+    "cache_limit_gib": (as_number, "the most memory or disk space for them"),
+    "recompute": (as_whole, "groups to recompute in backward: less memory, more time"),
     "frozen_weights": (
         FROZEN_WEIGHTS,
         "how frozen matrices are stored; auto: half on a GPU in bf16 or fp16",
@@ -70,7 +73,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "quiet": (bool, "show no progress"),
 }
 
-_NO_DROPOUT = "none there, so that its hidden states can be kept"
+_NO_DROPOUT = "no dropout in group 1, so that its hidden states can be kept"
 
 _EXAMPLES = """\
 examples:
@@ -81,33 +84,33 @@ examples:
   spafit eval runs/rte
   spafit predict runs/rte --submission submissions
 
-exit codes: 0 well, 1 the run went wrong, 2 the input is at fault, 128 + n stopped by signal n
+exit codes: 0 success, 1 the run failed, 2 the input is wrong, 128 + n stopped by signal n
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    What reads the output may be gone, or a disk full that it goes to. Standard error then falls
-    silent, and so does standard output where it only reports on what is done elsewhere.
+    The reader of the output may have exited, or the disk be full. Standard error is then dropped,
+    and so is standard output if it only reports on work whose result is elsewhere.
 
     Parameters
     ----------
     arguments : sequence of str, optional
-        None takes the process's own.
+        None means the process's own.
 
     Returns
     -------
     int
-        0; 1 where training went wrong or the doctor found something; 2 where input is at fault;
-        128 + n where a run was stopped by signal n.
+        0; 1 if training failed or the doctor found a fault; 2 if the input is wrong; 128 + n if a
+        run was stopped by signal n.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # its descriptor is closed; print(file=None) would take the other one
+        if stream is None:  # its descriptor is closed; print(file=None) would use sys.stdout
             null = os.open(os.devnull, os.O_WRONLY)
             setattr(sys, name, os.fdopen(null, "w", encoding="utf-8"))
-        elif isinstance(stream, io.TextIOWrapper):  # what it has no letter for, it shows so
+        elif isinstance(stream, io.TextIOWrapper):  # for characters that its encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         with contextlib.redirect_stderr(lasting(sys.stderr)):
@@ -140,24 +143,24 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _prints_only(parsed: argparse.Namespace) -> bool:
-    """Return whether nothing is left to do once nobody reads what is printed."""
+    """Return whether the command only prints, so that it may end when its output is closed."""
     writes = any(getattr(parsed, option, None) for option in ("save", "output", "submission"))
     return parsed.verb not in ("train", "demo", "download") and not writes
 
 
 def _let_go(stream: TextIO) -> None:
-    """Lose what cannot be written: Python tries once more at its end, and would exit with 120."""
+    """Drop output that cannot be written: Python would retry at exit, and exit with 120."""
     try:
         stream.flush()
     except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # it has no descriptor, or no longer
+        with contextlib.suppress(OSError, ValueError):  # it has no descriptor any more
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
             os.close(null)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong, without the usage before it."""
+    """A parser with one-line errors, without the usage before them."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
@@ -180,7 +183,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         commands.run_eval(parsed.run, parsed.data, parsed.split, parsed.model)
     else:
         if parsed.output is not None and parsed.input is None:
-            raise ConfigError("--output goes with --input; --submission names its files itself")
+            raise ConfigError("--output needs --input; --submission names its files itself")
         commands.run_predict(
             parsed.run, parsed.input, parsed.output, parsed.submission, parsed.data, parsed.model
         )
@@ -235,16 +238,14 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    _add_demo_options(
-        verb("demo", "fine-tune a small real BERT here and now, without a network", "spafit demo")
-    )
+    _add_demo_options(verb("demo", "fine-tune a small real BERT, without a network", "spafit demo"))
     _add_drawing_options(
         verb("plan", "show what trains, layer by layer, with counts", "spafit plan SPAFIT-4-9-II")
     )
     _add_download_options(
         verb(
             "download",
-            "fetch a model or GLUE's data once, checked",
+            "download a model or GLUE's data once, and check it",
             "spafit download glue rte mrpc",
         )
     )
@@ -266,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_options(predict)
     _add_predict_options(predict)
-    verb("doctor", "show versions, device, kernels, what is missing and the mend", "spafit doctor")
+    verb("doctor", "show versions, devices, kernels, and what is missing", "spafit doctor")
     return parser
 
 
@@ -294,7 +295,7 @@ def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
         help="outputs of the head (default %(default)s, as in Table 2)",
     )
     plan.add_argument(
-        "--save", type=as_path, metavar="FILE", help="write the plan as JSON, to edit"
+        "--save", type=as_path, metavar="FILE", help="write the plan as JSON, for editing"
     )
     _add_plan_options(plan)
 
@@ -308,7 +309,7 @@ def _add_download_options(download: argparse.ArgumentParser) -> None:
         help="hub names (owner/name or owner/name@revision), or tasks",
     )
     download.add_argument(
-        "--folder", type=as_path, help="where GLUE's folders go; default: the cache"
+        "--folder", type=as_path, help="folder for GLUE's files; default: the cache"
     )
 
 
@@ -325,7 +326,7 @@ def _add_predict_options(predict: argparse.ArgumentParser) -> None:
         "--submission",
         type=as_path,
         metavar="DIR",
-        help="write GLUE's submission file of the test",
+        help="write GLUE's submission file for the test split",
     )
     predict.add_argument("--output", type=as_path, metavar="FILE", help="default: standard output")
 
@@ -370,7 +371,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--split-special-tokens",
         action="store_true",
-        help="read [SEP] and its like in a text as plain text (default: as the token, as in "
+        help="read special tokens such as [SEP] in a text as plain text (default: as tokens, as in "
         "transformers)",
     )
     _add_plan_options(train)
@@ -396,13 +397,13 @@ def _add_settings(group: argparse._ActionsContainer, *names: str) -> None:
         more: dict[str, Any] = {"dest": name, "default": default, "help": text}
         if kind is bool:
             group.add_argument(option, action="store_true", **more)
-            if default:  # of one setting alone
+            if default:  # true of one setting only
                 more |= {"action": "store_false", "help": _NO_DROPOUT}
                 group.add_argument("--no-dropout-in-group-1", **more)
                 more["help"] = argparse.SUPPRESS
                 group.add_argument("--no-frozen-dropout", **more)  # its older name
             continue
-        if default not in (None, ()):  # what these stand for is in the text
+        if default not in (None, ()):  # the text explains these defaults
             more["help"] = f"{text} (default %(default)s)"
         if name == "recompute":
             more |= {"nargs": "+", "metavar": "GROUP"}

@@ -1,16 +1,16 @@
-"""A generated task that needs no download: telling acceptable sentences from unacceptable ones.
+"""A generated task that needs no download: is a sentence acceptable or not.
 
-It is in the manner of CoLA (Warstadt et al., 2018), and its sentences come as minimal pairs, as in
-BLiMP (Warstadt et al., 2020), from the templates of ``acceptability_templates.py`` and the words of
-``acceptability_lexicon.py``. It is made so that a score on it means something:
+It is similar to CoLA (Warstadt et al., 2018). Its sentences form minimal pairs, as in BLiMP
+(Warstadt et al., 2020), from the templates of ``acceptability_templates.py`` and the words of
+``acceptability_lexicon.py``. Its scores are meaningful because:
 
-- half of the sentences are unacceptable, and each template puts the same forms and contexts into
-  both halves, equally often: neither words nor length tell them apart, only how words go together;
+- half of the sentences are unacceptable, and each template uses the same forms and contexts equally
+  often in both halves: neither words nor length distinguish them, only how words are combined;
 - train and dev share no noun, verb, adjective, name or template, so that what is learned in
-  training must hold for sentences of another make.
+  training must generalize to other sentences.
 
-The same seed gives the same sentences on every machine and every version of Python: of its random
-generator only ``random()`` is used, the one method whose numbers Python promises to keep.
+The same seed gives the same sentences on every machine and every version of Python: only
+``random()`` of its random generator is used, the one method whose numbers Python keeps stable.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Sentence:
     phenomenon : str
         What it tests, such as "agreement": a key of ``TEMPLATES``.
     template : str
-        What it was made from, such as "agreement/train/0".
+        Its template, such as "agreement/train/0".
     """
 
     text: str
@@ -70,8 +70,8 @@ class Sentence:
     template: str
 
 
-# The phenomena of which a small encoder learns something within three minutes; the others need
-# longer training, or a larger model.
+# The phenomena that a small encoder starts to learn within three minutes; the others need longer
+# training or a larger model.
 QUICK = (
     "agreement",
     "auxiliary",
@@ -91,25 +91,25 @@ def generate(
     dev_size: int = 600,
     phenomena: Sequence[str] = QUICK,
 ) -> tuple[list[Sentence], list[Sentence]]:
-    """Make the sentences of train and dev.
+    """Return the sentences of train and dev.
 
-    All are distinct, half of each part is acceptable, and the phenomena are equally frequent, to
+    All are distinct, half of each split is acceptable, and the phenomena are equally frequent to
     within four sentences.
 
     Parameters
     ----------
     seed : int
-        What the choice and the order of the sentences depend on.
+        Determines the choice and the order of the sentences.
     train_size, dev_size : int
-        How many sentences; positive multiples of 4.
+        Numbers of sentences; positive multiples of 4.
     phenomena : sequence of str
         Keys of ``TEMPLATES``; the default, :data:`QUICK`, are about half of them.
 
     Raises
     ------
     ConfigError
-        If a size is not such a number, or more than the lexicon has distinct sentences for, or
-        there is no such phenomenon.
+        If a size is not such a number, or larger than the number of distinct sentences, or there is
+        no such phenomenon.
     """
     unknown = [name for name in phenomena if name not in TEMPLATES]
     if unknown or not phenomena:
@@ -129,7 +129,7 @@ def datasets(
     dev_size: int = 600,
     phenomena: Sequence[str] = QUICK,
 ) -> tuple[glue.Dataset, glue.Dataset]:
-    """Make train and dev in the form in which :func:`spafit.glue.load` gives a GLUE task.
+    """Return train and dev as :func:`spafit.glue.load` returns those of a GLUE task.
 
     Parameters and errors are those of :func:`generate`. ``source`` names the generator, and
     ``sha256`` is that of the sentences as lines of label, TAB and text.
@@ -157,7 +157,7 @@ def datasets(
 
 
 def _generate(split: str, size: int, seed: int, phenomena: Sequence[str]) -> list[Sentence]:
-    """Visit the phenomena in turn, and of each its templates in turn, four sentences a visit."""
+    """Generate four sentences at a time from the phenomena in turn, and each one's templates."""
     if size <= 0 or size % _VISIT:
         raise ConfigError(
             f"{split}_size is {size}; it must be a positive multiple of {_VISIT}, so that half of "

@@ -1,8 +1,8 @@
-"""The words of which ``acceptability.py`` makes its sentences, and their inflected forms.
+"""The words from which ``acceptability.py`` makes its sentences, and their inflected forms.
 
-The words of train and those of dev stand side by side. The two share no noun, verb, adjective or
-name. What they do share stands in the templates: articles, pronouns, auxiliaries, prepositions and
-the like, of which English has too few to divide.
+The words of train and those of dev are listed side by side. They share no noun, verb, adjective or
+name. The words they do share are in the templates: articles, pronouns, auxiliaries, prepositions
+and others of which English has too few to divide.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OBJECT_FORMS = {"he": "him", "she": "her", "they": "them", "we": "us", "I": "me
 
 
 class Noun(str):
-    """A noun; as it stands, its singular."""
+    """A noun; the string itself is its singular."""
 
     @property
     def pl(self) -> str:
@@ -39,7 +39,7 @@ class Noun(str):
 
 
 class Verb(str):
-    """A verb; as it stands, its base form."""
+    """A verb; the string itself is its base form."""
 
     @property
     def s(self) -> str:
@@ -73,7 +73,7 @@ class Verb(str):
 
 
 class Phrase(Verb):
-    """A verb with a particle or preposition, such as "pick_up"; as it stands, the verb alone."""
+    """A verb with a particle or preposition, such as "pick_up"; the string is the verb alone."""
 
     tail: str
 
@@ -86,7 +86,7 @@ class Phrase(Verb):
 
 
 class Pronoun(str):
-    """A pronoun; as it stands, its subject form."""
+    """A pronoun; the string itself is its subject form."""
 
     @property
     def obj(self) -> str:

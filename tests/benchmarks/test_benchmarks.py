@@ -1,6 +1,6 @@
-"""The measurements measure what they say.
+"""The benchmarks measure what they claim to.
 
-Oracles: the lengths of the real data, transformers + PEFT against spafit and the other way round,
+Oracles: the lengths of the real data, transformers + PEFT against spafit and the reverse,
 and floating-point operations counted by PyTorch.
 """
 

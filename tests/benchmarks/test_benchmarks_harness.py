@@ -1,4 +1,4 @@
-"""Ratios, the order of turns, checks before timing, and memory measured in processes of their own.
+"""Ratios, the order of turns, checks before timing, and memory measured in separate processes.
 
 Oracles: numbers worked out by hand, and contenders that keep a log.
 """

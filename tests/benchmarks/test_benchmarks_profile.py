@@ -1,7 +1,7 @@
-"""Where a step's time goes: the floors of each kind of work, and what kind a kernel is of.
+"""Profiles of a step: the floor of each kind of work, and the kind of each kernel.
 
 Oracles: operations and bytes counted by hand in a small case, the floor of benchmarks.arithmetic,
-and names as the profiler gives them, real ones of a CPU and written ones of a GPU.
+and names as the profiler gives them: real ones from a CPU and invented ones for a GPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every option of every verb with absurd values: one line, exit code 2, and nothing is made.
+"""Absurd values for every option of every command: a one-line error, exit code 2, no files.
 
-The options are read off the parser itself, so that a new one without an entry in the table fails.
+The options are read from the parser itself, so that a new one without an entry in the table fails.
 """
 
 from __future__ import annotations

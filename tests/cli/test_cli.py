@@ -45,7 +45,7 @@ class TestHelp:
         code, out, err = run(capsys, "--help")
         assert (code, err) == (0, "")
         assert all(f"\n    {verb} " in out for verb in VERBS)
-        assert "exit codes: 0 well, 1 the run went wrong, 2 the input is at fault" in out
+        assert "exit codes: 0 success, 1 the run failed, 2 the input is wrong" in out
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_of_every_verb_has_an_example_that_parses(
@@ -292,7 +292,7 @@ class TestRefusals:
     ) -> None:
         arguments = ["train", "--task", "rte", "--method", "bitfit", "--model", str(small.folder)]
         arguments += ["--data", "glue", "--seeds", "1", "0", "1"]
-        assert "--seeds names one twice: 1 0 1" in self.refuse(capsys, place, arguments)
+        assert "--seeds has a duplicate: 1 0 1" in self.refuse(capsys, place, arguments)
 
     def test_a_plan_file_has_settings_of_its_own(
         self, capsys: pytest.CaptureFixture[str], place: Path
@@ -413,9 +413,9 @@ class TestDoctor:
                 "install torch 2.14 or earlier in its build for CUDA 12.6 (cu126)",
             ),
             ("Xavier", (7, 2), RECENT, "install torch 2.14 or earlier in its build for CUDA 12.6"),
-            ("NVIDIA B200", (10, 0), ["sm_80", "sm_90"], "a newer torch, whose CUDA knows sm_100"),
+            ("NVIDIA B200", (10, 0), ["sm_80", "sm_90"], "torch, whose CUDA supports sm_100"),
             ("Tesla P100", (6, 0), RECENT, "use device cpu"),
-            ("Tesla T4", (7, 5), ["sm_80", "sm_90"], "a newer torch, whose CUDA knows sm_75"),
+            ("Tesla T4", (7, 5), ["sm_80", "sm_90"], "torch, whose CUDA supports sm_75"),
             ("Tesla K80", (3, 7), RECENT, "use device cpu"),
         ],
     )
@@ -462,7 +462,7 @@ class TestDoctor:
         assert ("compute capability 8.0, cuda:0 has 7.5" in out) == (not has)
         assert ("attention on cuda:0: the fastest of triton" in out) == has
         assert "packed_attention, measured here: flash for 2 shapes, sdpa for 1 shapes" in out
-        assert "packed_attention never takes triton: RuntimeError: out of registers" in out
+        assert "packed_attention does not use triton: RuntimeError: out of registers" in out
 
     def test_what_is_missing_and_the_mend(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""Train, evaluate and predict from the command line, end to end on a small model and real forms."""
+"""Train, evaluate and predict from the command line, on a small model and real formats."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ class TestEval:
             (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "settings": settings}))
             code, out, err = call(capsys, "eval", tmp_path / "run")
             assert (code, out) == usual[:2]
-            assert err.startswith("in float32 on cpu, for ")
+            assert err.startswith("using float32 on cpu: ")
             assert len(err.splitlines()) == 1
 
     @pytest.mark.parametrize("damage", ["", "[]", '{"settings": {}}'])
@@ -348,9 +348,9 @@ class TestEval:
         shutil.copytree(run, tmp_path / "run")
         record = {**record_of(run), "about": {}}
         (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-        assert "does not say its model; give --model" in refuse(capsys, "eval", tmp_path / "run")
+        assert "has no model; give --model" in refuse(capsys, "eval", tmp_path / "run")
         with_model = ["eval", str(tmp_path / "run"), "--model", str(small.folder)]
-        assert "does not say its data; give --data" in refuse(capsys, *with_model)
+        assert "has no data; give --data" in refuse(capsys, *with_model)
         assert call(capsys, *with_model, "--data", root / "glue") == call(capsys, "eval", run)
 
     def test_mnli_is_scored_on_both_halves(
@@ -455,7 +455,7 @@ class TestPredict:
         refuse(capsys, "predict", run, *data, "--submission", tmp_path / "text.txt")
         assert (tmp_path / "text.txt").read_text() == "hello"
         both = ["--submission", tmp_path / "new", "--output", tmp_path / "out.tsv"]
-        assert "--output goes with --input" in refuse(capsys, "predict", run, *data, *both)
+        assert "--output needs --input" in refuse(capsys, "predict", run, *data, *both)
         assert not (tmp_path / "new").exists()
 
     def test_a_closed_pipe(

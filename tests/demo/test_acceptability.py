@@ -1,4 +1,4 @@
-"""The task that the project makes itself: what it promises, held against the sentences."""
+"""The generated task: its promises, checked on its sentences."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Files that are written durably, and the lock of a folder."""
+"""Writing files durably, and locking a folder."""
 
 from __future__ import annotations
 

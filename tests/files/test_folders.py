@@ -1,4 +1,4 @@
-"""How a file is replaced."""
+"""Replacing a file atomically."""
 
 from __future__ import annotations
 

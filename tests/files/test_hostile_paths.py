@@ -1,6 +1,6 @@
-"""What else may stand under the name of a weight file, and what an index may say.
+"""Other things at the path of a weight file, and hostile index files.
 
-The table of all cases stands in test_hostile_weights.py.
+The table of all cases is in test_hostile_weights.py.
 """
 
 from __future__ import annotations

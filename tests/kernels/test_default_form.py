@@ -1,4 +1,4 @@
-"""The form that users run, packed and fused, held against Hugging Face's BERT in all it computes.
+"""The default form, packed and fused, compared with Hugging Face's BERT in everything it computes.
 
 The oracle is transformers' BERT with the same weights, and the model's own reference form, which
 tests/test_equations.py holds against it equation by equation. Models, batches and tolerances are

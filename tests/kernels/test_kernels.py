@@ -1,4 +1,4 @@
-"""The operations of spafit/kernels, each form held against the equation that defines it."""
+"""The operations of spafit/kernels, each form compared with the equation that defines it."""
 
 from __future__ import annotations
 

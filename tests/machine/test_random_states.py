@@ -1,4 +1,4 @@
-"""Where the generators of random numbers stand: taken down, set again, given back."""
+"""The states of the random generators: saved, set, and restored for the caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folders of checkpoints: whole, verified, or not there at all."""
+"""The folders of checkpoints: complete and verified, or absent."""
 
 from __future__ import annotations
 

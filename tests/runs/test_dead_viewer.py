@@ -1,4 +1,4 @@
-"""What reads the output may end, or a disk fill up that it goes to: a run goes on to its end."""
+"""A run continues to its end if the reader of its output exits, or the output's disk is full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of several processes that begin a run in one folder, one has it, and the others say who."""
+"""Several processes start a run in one folder: one gets the lock, the others report its holder."""
 
 from __future__ import annotations
 

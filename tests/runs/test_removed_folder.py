@@ -1,4 +1,4 @@
-"""A log that cannot be written for a while, and a run folder that is removed under its run."""
+"""A log that cannot be written for some time, and a run folder that is removed during its run."""
 
 from __future__ import annotations
 

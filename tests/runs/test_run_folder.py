@@ -1,4 +1,4 @@
-"""The record of a run, and where it is resumed."""
+"""The record of a run, and the step at which it is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a run the run that was asked for, and what may change in it."""
+"""Whether a run is the one that was asked for, and which settings may change when it is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a run, on a disk that takes them all, some, half of one, or none."""
+"""The rows of a run's log, on a disk that accepts all, some, half of one, or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training process that is killed, at any moment, loses at most one interval."""
+"""A training process that is killed at any time loses at most one interval between checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1 end a run after the step in hand, saved; a second one at once."""
+"""SIGTERM, SIGINT and SIGUSR1 stop a run after the current step, saved; a second one at once."""
 
 from __future__ import annotations
 

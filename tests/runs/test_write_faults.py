@@ -1,7 +1,7 @@
-"""Disks that are full, broken or read-only: what was saved stays, and training goes on.
+"""Disks that are full, broken or read-only: earlier saves are unchanged, and training continues.
 
-First each operation of a save in turn is made to fail; test_write_faults_real.py has faults that
-the system itself makes.
+Here each operation of a save in turn is made to fail; test_write_faults_real.py has faults that
+the system itself produces.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Faults that the system itself makes: limits, modes, a full disk; and links and modes of files."""
+"""Faults that the system itself produces: limits, modes, a full disk; and links and file modes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the bytes of a weight or adapter file declare, read without a line of spafit's readers.
+"""Read what the bytes of a weight or adapter file declare, without spafit's readers.
 
-This is the oracle of the mutated files: json, struct and numpy, and the rules of the format written
-down a second time.
+This is the oracle for the mutated files: json, struct and numpy, and a second implementation of the
+format's rules.
 """
 
 from __future__ import annotations

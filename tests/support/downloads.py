@@ -1,4 +1,4 @@
-"""What is expected of the disk after a download, and the servers that serve it."""
+"""Checks of the disk after a download, and the servers for the downloads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A server on this machine that imitates the hub, and misbehaves when told to.
+"""A local server that imitates the hub, and misbehaves when told to.
 
-It has what is asked for: what a revision is (``/api/models/...``), and ``HEAD`` and ``GET`` of a
-file (``/owner/name/resolve/...``). It notes every request.
+It answers the requests that spafit makes: for a revision (``/api/models/...``), and ``HEAD`` and
+``GET`` of a file (``/owner/name/resolve/...``). It records every request.
 """
 
 from __future__ import annotations

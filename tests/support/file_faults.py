@@ -1,4 +1,4 @@
-"""Operations on files that are counted, and made to fail, shared by the tests of write faults."""
+"""Count file operations and make them fail; shared by the tests of write faults."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The machine that has mutated files read by every reader, and holds what comes out to the bytes.
+"""Read mutated files with every reader, and compare the results with the files' bytes.
 
-The files are made by :mod:`hostile_files`; what they declare is read by :mod:`declared_files`.
+:mod:`hostile_files` makes the files; :mod:`declared_files` reads what they declare.
 """
 
 from __future__ import annotations

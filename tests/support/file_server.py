@@ -1,4 +1,4 @@
-"""A web server on this machine that serves files, and misbehaves when told to."""
+"""A local web server that serves files, and misbehaves when told to."""
 
 import gzip
 import http.server

@@ -1,6 +1,6 @@
-"""Files of GLUE with damage: ``make_case(i)`` makes the i-th from (SEED, i) alone.
+"""Damaged GLUE files: ``make_case(i)`` makes the i-th from (SEED, i) alone.
 
-What is to become of each is said by plain_reader.py.
+plain_reader.py gives the expected result for each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the named cases of hostile weights, adapters and configurations share."""
+"""Helpers shared by the named cases of hostile weights, adapters and configurations."""
 
 from __future__ import annotations
 

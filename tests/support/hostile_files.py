@@ -1,7 +1,7 @@
-"""Files of weights that are damaged on purpose: a file is made from a seed and its number alone.
+"""Weight files that are damaged on purpose: each is made from a seed and its number alone.
 
-A real file is taken apart, and one to four mutations are done to its parts
-(:mod:`hostile_headers`), to the header's text or to the bytes.
+A real file is split into parts, and one to four mutations are applied to the parts
+(:mod:`hostile_headers`), the header's text or the bytes.
 """
 
 from __future__ import annotations

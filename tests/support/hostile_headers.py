@@ -1,7 +1,7 @@
-"""The header of a weight file in parts, and what is done to them to make it hostile.
+"""The header of a weight file in parts, and the mutations that make it hostile.
 
-Order, doubled keys and odd literals are kept. Some mutations keep the file sound, so that what is
-read is put to the test too, and not only refusals.
+Order, duplicate keys and unusual literals are kept. Some mutations keep the file valid, so that
+reading is tested too, and not only refusals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stacks of linear maps with LoRA, drawn for tests of the Triton form, and what they give."""
+"""Random stacks of linear maps with LoRA for tests of the Triton form, and their results."""
 
 from __future__ import annotations
 

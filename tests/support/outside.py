@@ -1,7 +1,7 @@
-"""A folder that may be written amid a tree that may not, and names that lead from one to the other.
+"""A writable folder in a tree that must not change, and names that lead out of the folder.
 
-Around the folder lie a secret, a folder, and links. They are compared before and after, with every
-byte.
+Beside the folder are a secret, another folder, and links. They are compared before and after, byte
+for byte.
 """
 
 from __future__ import annotations

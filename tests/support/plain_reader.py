@@ -1,7 +1,7 @@
 r"""A plain reader of GLUE's files, the oracle of test_fuzzed_data.py.
 
 It is written from the rules in the docstring of ``spafit/tasks/glue.py`` and from GLUE's own table,
-and shares no code with the package. ``expected`` gives the rows of a file, or says where it is
+and shares no code with the package. ``expected`` returns the rows of a file, or where it is
 refused.
 """
 

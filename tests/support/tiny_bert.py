@@ -1,4 +1,4 @@
-"""A tiny BERT with weights under which every term matters, plans for it, and a few steps.
+"""A tiny BERT whose weights make every term matter, plans for it, and a few steps.
 
 Shared by the tests of plans at work. All sizes are pairwise unequal, so that a swapped axis fails.
 """

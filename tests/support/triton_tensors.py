@@ -1,4 +1,4 @@
-"""What the tests of Triton's elementwise kernels share: tensors, gradients, errors, launches."""
+"""Helpers for the tests of Triton's elementwise kernels: tensors, gradients, errors, launches."""
 
 from __future__ import annotations
 

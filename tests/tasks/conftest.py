@@ -1,4 +1,4 @@
-"""What the tests of tasks share: GLUE's real files, and servers to download from."""
+"""Fixtures shared by the tests of tasks: GLUE's real files, and servers to download from."""
 
 from __future__ import annotations
 

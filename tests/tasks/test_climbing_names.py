@@ -1,4 +1,4 @@
-"""Names in zips and indices that lead out: nothing is written outside, nothing of it removed."""
+"""Names in zips and indices that lead out of the folder: nothing outside is written or removed."""
 
 from __future__ import annotations
 

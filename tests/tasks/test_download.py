@@ -1,4 +1,4 @@
-"""The download of GLUE's originals, from a server on this machine, of good and hostile files."""
+"""Downloading GLUE's original files, good and hostile ones, from a local server."""
 
 import hashlib
 import random

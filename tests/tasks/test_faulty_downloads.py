@@ -1,8 +1,8 @@
-"""Everything that a server, a network, a disk or an end of the process can do to a download.
+"""Downloads with faults of the server, the network, the disk, or a killed process.
 
-GLUE's files and the hub's go through the same faults. After each: what is kept as good has the
-right bytes, the folders hold nothing else but a ``.part``, the error is one line with the mend, and
-the next call, of a server that behaves, gets everything.
+GLUE's files and the hub's go through the same faults. After each: completed files have the right
+bytes, the folders have nothing else except a ``.part``, the error is one line that says what to do,
+and the next call, to a working server, gets everything.
 """
 
 from __future__ import annotations

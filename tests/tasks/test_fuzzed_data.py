@@ -1,4 +1,4 @@
-"""Thousands of damaged data files: each is read right, or refused with its name and line."""
+"""Thousands of damaged data files: each is read correctly, or refused with its name and line."""
 
 from __future__ import annotations
 

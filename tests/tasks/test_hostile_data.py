@@ -1,4 +1,4 @@
-"""Data files that do harm, each by its name: what is no data is refused in one line, at once."""
+"""Named cases of hostile data files: each is refused at once with a one-line error."""
 
 from __future__ import annotations
 

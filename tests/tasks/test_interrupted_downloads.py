@@ -1,4 +1,4 @@
-"""Downloads that end in the middle, and two of one file at once, in real processes."""
+"""Interrupted downloads, and two of the same file at once, in real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that nobody means well with: forged separators, odd characters, endless words."""
+"""Hostile texts: forged separators, unusual characters, extremely long words."""
 
 from __future__ import annotations
 

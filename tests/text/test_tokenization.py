@@ -1,4 +1,4 @@
-"""Text to token ids, held against transformers on real texts."""
+"""Tokenization, compared with transformers on real texts."""
 
 import json
 import warnings

@@ -1,7 +1,7 @@
-"""The captured step, with a recorder in the place of CUDA graphs that calls what it recorded.
+"""The captured step, with a recorder instead of CUDA graphs that calls what it recorded.
 
-What a CUDA graph adds to it (that nothing is computed while recording, that a replay draws anew) is
-in tests/kernels/gpu/test_gpu_step.py.
+Properties of real CUDA graphs (recording computes nothing, a replay draws new random numbers) are
+tested in tests/kernels/gpu/test_gpu_step.py.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class TestFallback:
         assert "RuntimeError: operation not permitted when stream is capturing" in said[0]
         assert "\n" not in said[0]
         assert recorder.recordings == fails_at
-        # What was recorded before is given back: it scales the loss from a scaler that is no more.
+        # Earlier graphs are released: they scale the loss by a scaler that is no longer used.
         assert step.graphs == 0
         assert not any(result() is not None for result in recorder.results)
 

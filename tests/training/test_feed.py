@@ -1,4 +1,4 @@
-"""The batches of a run, and what a thread makes ahead of them."""
+"""The batches of a run, and their prefetching by a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions and scores: by name, in the order of the data, whatever the batches."""
+"""Predictions and scores: by name, in the order of the data, for any batch size."""
 
 from __future__ import annotations
 

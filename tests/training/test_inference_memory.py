@@ -1,4 +1,4 @@
-"""Predictions where memory ends, and those that are given up."""
+"""Predictions that run out of memory, and predictions that are stopped early."""
 
 from __future__ import annotations
 

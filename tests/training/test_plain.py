@@ -1,4 +1,4 @@
-"""``fit`` against the page that defines it, :mod:`spafit.training.plain`."""
+"""``fit`` compared with its definition, :mod:`spafit.training.plain`."""
 
 from __future__ import annotations
 

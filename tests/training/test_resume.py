@@ -1,7 +1,7 @@
-"""Never lose a run: one that was stopped and resumed equals the run that was not stopped.
+"""A run that was stopped and resumed equals the run that was not stopped.
 
-The runs are of 60 steps, with dropout, two parts a batch, warm-up, evaluations that are no multiple
-of the steps between checkpoints, and kept hidden states.
+The runs have 60 steps, dropout, two micro-batches per batch, warm-up, evaluations at steps that are
+not multiples of the checkpoint interval, and kept hidden states.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Steps that cannot be taken: memory at its end, and gradients that are not finite."""
+"""Steps that fail: out of memory, and gradients that are not finite."""
 
 from __future__ import annotations
 

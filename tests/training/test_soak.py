@@ -1,7 +1,7 @@
-"""Training, evaluating, saving and going on for an hour: memory, files and threads stay the same.
+"""Training, evaluating, saving and resuming for an hour: memory, files and threads do not grow.
 
-Run as a program, this file trains for so many seconds in one process, and prints what it uses as a
-line of JSON after each round.
+Run as a program, this file trains for a number of seconds in one process, and prints what it uses
+as a line of JSON after each round.
 """
 
 from __future__ import annotations

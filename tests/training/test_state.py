@@ -1,4 +1,4 @@
-"""Reading a checkpoint: damaged content is a CheckpointError, a bug of ours is itself."""
+"""Reading a checkpoint: damage raises a CheckpointError; a bug raises its own exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of training, held against a plain loop and transformers' schedule."""
+"""The arithmetic of training, compared with a plain loop and transformers' schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run from outside: repeatable, scored when it should be, recorded, and honest when it fails."""
+"""Whole runs: repeatable, evaluated when due, recorded, with failures reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fit refuses, and what it takes where nothing is said."""
+"""Settings that fit refuses, and its defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step takes down and sets again, and what it leaves where memory ends.
+"""Saving and restoring a training step's state, and its state after running out of memory.
 
 The captured step is that of tests/support/captured.py, whose recorder stands in for CUDA graphs.
 """

@@ -1,4 +1,4 @@
-"""What trains is one truth: optimizer, checkpoints, best values, record and adapter file agree."""
+"""Trained parameters agree in optimizer, checkpoints, best values, record and adapter file.
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapter files: the same logits on a fresh base, and a refusal of everything else."""
+"""Adapter files: the same logits on a fresh base; everything else is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that a hub gives and that lead out: nothing is written outside, nothing removed."""
+"""Names from a hub that lead out of the folder: nothing outside is written or removed."""
 
 from __future__ import annotations
 

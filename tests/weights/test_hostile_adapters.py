@@ -1,6 +1,6 @@
-"""Adapters and configurations that are made to harm, and models that do not fit them.
+"""Hostile adapters and configurations, and models that do not fit them.
 
-The table of all cases stands in test_hostile_weights.py.
+The table of all cases is in test_hostile_weights.py.
 """
 
 from __future__ import annotations

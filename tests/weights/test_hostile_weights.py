@@ -1,11 +1,11 @@
-"""Weight files that are made to harm: each case by name, with what is promised about it.
+"""Hostile weight files: each case by name, and what is promised for it.
 
-The table of cases. Those without a class here stand in test_hostile_paths.py (P) and in
+The table of cases. Those without a class here are in test_hostile_paths.py (P) and in
 test_hostile_adapters.py (H), or in test_safefile.py (S) and test_adapter_files.py (A).
 
 - headers: 100 MB claimed, 100 MB written, 400,000 empty tensors, the most tensors that fit, lists
   in lists, sizes of 4000 digits, zero times too much, 65 dimensions, names that leave the line; not
-  JSON, keys that stand twice, unknown types, Git LFS, pickles and web pages (S)
+  JSON, duplicate keys, unknown types, Git LFS, pickles and web pages (S)
 - places: overlap, hole, past the end, behind the data, by every way in; each one alone (S)
 - values: NaN and infinities in every kind of tensor in F16, BF16, F32 and F64, and in float8
 - P, files: a folder, pipe, device, loop of links, no permission, shrinking, failing reads, empty

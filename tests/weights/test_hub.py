@@ -1,4 +1,4 @@
-"""From a hub name to a folder, against a server on this machine that imitates the hub."""
+"""From a hub name to a folder, with a local server that imitates the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights as the file's own pages: the same values, never written to, read where they must be."""
+"""Mmapped weights: equal values, never written to, and read where mmap cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict reading of safetensors files, and their careful writing."""
+"""Reading safetensors files strictly, and writing them atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading pre-trained weights: every spelling, every type, every fault, on tiny checkpoints."""
+"""Loading pre-trained weights: all spellings, types and faults, on tiny checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading weights of the real sizes, and real weights."""
+"""Loading weights of real sizes, and real weights."""
 
 from __future__ import annotations
 

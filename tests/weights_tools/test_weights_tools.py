@@ -1,4 +1,4 @@
-"""The command ``python -m weights_tools``, verb by verb."""
+"""The command ``python -m weights_tools``, subcommand by subcommand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The whole model in Triton's forms, on the CPU by Triton's interpreter: a step, a few steps.
 
-The kernels have tests of their own; what is held here is that the model gives them what they take.
+The kernels have tests of their own; this one tests that the model gives them the right inputs.
 """
 
 from __future__ import annotations

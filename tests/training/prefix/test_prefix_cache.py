@@ -1,4 +1,4 @@
-"""Kept hidden states: what is read is what was stored, or it is not there.
+"""Kept hidden states: reading returns what was stored, or reports it missing.
 
 The oracle throughout is the stored tensors: :func:`states` draws those of an example from its
 number alone, so that every process knows what must be read.

@@ -1,6 +1,6 @@
-"""A prefix kept on disk neither ends a run nor changes its bits.
+"""A prefix kept on disk neither stops a run nor changes its results, bit for bit.
 
-Oracle throughout: the same run with its prefix kept in memory, on a machine that nothing ails. Both
+Oracle throughout: the same run with its prefix kept in memory, on a machine without faults. Both
 compute the prefix in the same groups of examples, so that they agree bit for bit.
 """
 

@@ -1,4 +1,4 @@
-"""Which hidden states may be kept, and for whom: all that they depend on is in the key.
+"""Which hidden states may be kept and reused: everything that they depend on is in the key.
 
 Oracle: the same run without a cache.
 """
