@@ -1,1 +1,1 @@
-"""Measurements; one script a thing. Run from a checkout: ``python -m benchmarks.NAME``."""
+"""Benchmarks, one script each. Run from a checkout: ``python -m benchmarks.NAME``."""

@@ -1,16 +1,16 @@
-"""The short set: what matters most, in under 10 minutes.
+"""Run the short set: the most important benchmarks, in under 10 minutes.
 
     python -m benchmarks --out runs/bench                  on 2 CPU cores
     python -m benchmarks --device cuda --out runs/gpu      on one GPU
     python -m benchmarks --device cuda --precision fp16    on one without bf16, such as a V100
 
-On a CPU: training step, inference and loading. On a GPU: training steps of two batch sizes on three
-tasks, memory, query, key and value alone, where a step's time goes, and a part of Table 2's
-projection. Each measurement runs in a process of its own and writes its CSV, table and figure to
-the folder. The full ones, with the options that these lack, are the scripts themselves. What is
-compiled by torch.compile comes last, because compiling takes the most time.
+On a CPU: training step, inference and loading. On a GPU: training steps with two batch sizes on
+three tasks, memory, query, key and value alone, a profile of a step, and a part of Table 2's
+projection. Each benchmark runs in a separate process and writes its CSV, table and figure to the
+folder. Run the scripts themselves for the full benchmarks and all options. Those that use
+torch.compile run last, because compiling takes the most time.
 
-What fails is named at the end, and the others are made nevertheless.
+Failures do not stop the other benchmarks; they are listed at the end.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def commands_of(parsed: argparse.Namespace) -> dict[str, list[str]]:
-    """Return the module and the options of each measurement that is asked for."""
+    """Return the module and the options of each requested benchmark."""
     is_gpu = parsed.device != "cpu"
     its_set = GPU_SET if is_gpu else SHORT_SET
     unknown = [name for name in parsed.only or () if name not in its_set]

@@ -1,4 +1,4 @@
-"""The arguments that several measurements have in common."""
+"""Arguments shared by several benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add what every measurement takes."""
+    """Add the arguments of every benchmark."""
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -24,7 +24,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add what the measurements on batches of a task take, too."""
+    """Add the arguments of benchmarks on batches of a task."""
     add_run_arguments(parser, out)
     parser.add_argument("--task", choices=TASKS, default="rte")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -42,22 +42,22 @@ def add_data_arguments(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add what the measurements of a whole model on such batches take, too."""
+    """Add the arguments of benchmarks of a whole model on such batches."""
     add_data_arguments(parser, out)
     parser.add_argument("--model-shape", choices=SHAPES, default="large")
     parser.add_argument("--method", help="default: SPAFIT-4-9-II, or SPAFIT-1-3-II for minilm")
 
 
 def set_threads(parsed: argparse.Namespace) -> None:
-    """Set the number of threads that is asked for."""
+    """Set the requested number of threads."""
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
 
 
 def output_of(parsed: argparse.Namespace, device: torch.device) -> Path:
-    """Return the path of the results; on a GPU the default one has a name of its own.
+    """Return the path of the results; the default is different on a GPU.
 
-    Rows of a GPU have more columns, so that they cannot stand in one table with a CPU's.
+    Rows of a GPU have more columns, so they cannot be in the same table as a CPU's.
     """
     out: Path = parsed.out
     if device.type == "cpu" or out.parent != RESULTS:
@@ -66,13 +66,13 @@ def output_of(parsed: argparse.Namespace, device: torch.device) -> Path:
 
 
 def device_of(parsed: argparse.Namespace) -> torch.device:
-    """Set the number of threads, and return the device that is asked for."""
+    """Set the number of threads, and return the requested device."""
     set_threads(parsed)
     return resolve_device(parsed.device)
 
 
 def settings_of(parsed: argparse.Namespace, source: str) -> dict[str, str | int | float]:
-    """Return the columns, common to all measurements on batches, that say what was measured."""
+    """Return the columns that describe what was measured, common to benchmarks on batches."""
     return {
         "task": parsed.task,
         "lengths": source,
@@ -84,5 +84,5 @@ def settings_of(parsed: argparse.Namespace, source: str) -> dict[str, str | int 
 
 
 def method_of(parsed: argparse.Namespace) -> str:
-    """Return the method that is asked for, or the shape's own."""
+    """Return the requested method, or the shape's own."""
     return str(parsed.method or METHODS[parsed.model_shape])

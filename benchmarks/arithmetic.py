@@ -1,4 +1,4 @@
-"""How much arithmetic a batch needs at least, and how fast this machine multiplies matrices.
+"""The least arithmetic for a batch, and this machine's speed of matrix products.
 
 Per token and layer the linear maps (query, key, value, attention.output; intermediate, output) take
 
@@ -7,12 +7,12 @@ Per token and layer the linear maps (query, key, value, attention.output; interm
 
 and attention in a sequence of t tokens, with QKᵀ and the product with V, 2 · 2·t²·D forward and
 twice that backward (each product has two gradients). LoRA, biases, LayerNorm, GELU, dropout,
-softmax, embeddings, the head and the optimizer are not counted: what they take is what the share
-of the floor in the measured time is below 100 %.
+softmax, embeddings, the head and the optimizer are not counted: their time is included in what the
+floor's share of the measured time lacks to 100 %.
 
-A GPU's rates are measured with its own clock (CUDA events), over blocks of many calls, so that
-launching one is hidden behind the one before. Its best rate is that of large square products; what
-a card's data sheet says is higher, for under such a load no card keeps its highest clock.
+A GPU's rates are measured with CUDA events over blocks of many calls, so that launching a call
+overlaps with the one before. Its best rate is that of large square products; a card's data sheet
+gives more, because no card keeps its highest clock under such a load.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COPY_BYTES = 2**30
 
 
 def forward_flop(config: BertConfig, lengths: Sequence[int], layers: int | None = None) -> float:
-    """Return the operations of a forward through so many layers (default: all) on real tokens."""
+    """Return the operations of a forward pass through some layers (default: all) on real tokens."""
     D, F = config.hidden_size, config.intermediate_size
     layers = config.num_hidden_layers if layers is None else layers
     linears = sum(lengths) * 2.0 * (4 * D * D + 2 * D * F)
@@ -69,7 +69,7 @@ def step_flop(
 
 
 def product_shapes(config: BertConfig, tokens: int) -> list[tuple[int, int, int]]:
-    """Return (N, in, out) of a layer's products: query, key and value are one."""
+    """Return (N, in, out) of a layer's products; query, key and value are a single product."""
     D, F = config.hidden_size, config.intermediate_size
     return [(tokens, D, 3 * D), (tokens, D, D), (tokens, D, F), (tokens, F, D)]
 
@@ -153,7 +153,7 @@ def best_matmul_gflops(
 
 
 def copy_gb_per_s(device: torch.device, size_bytes: int = COPY_BYTES) -> float:
-    """Measure how many 10⁹ bytes a second a copy within the device's memory reads and writes."""
+    """Measure a copy within the device's memory: 10⁹ bytes read and written per second."""
     source = torch.ones(size_bytes // 4, device=device)
     target = torch.empty_like(source)
     seconds = _median_s(partial(target.copy_, source), device)
@@ -161,7 +161,7 @@ def copy_gb_per_s(device: torch.device, size_bytes: int = COPY_BYTES) -> float:
 
 
 def _median_s(call: Callable[[], object], device: torch.device) -> float:
-    """Time a call after some that warm up: on a GPU by its clock, many calls at a time."""
+    """Time a call after some warm-up calls; on a GPU by CUDA events, many calls at a time."""
     with torch.no_grad():
         if device.type == "cuda":
             return _gpu_median_s(call, device)

@@ -1,10 +1,10 @@
 """The baseline: transformers and PEFT doing the same work as an adapted spafit model.
 
-The same strata, the same LoRA, the same biases trained, the same head; SDPA; sequences padded to
-the longest of the batch or, as the paper's own code is likely to have done, to 128. The weights are
-copies of the spafit model's, so that logits and gradients can be compared before anything is timed.
+It has the same strata, LoRA, trained biases and head, uses SDPA, and pads sequences to the longest
+of the batch or, as the paper's own code probably did, to 128. Its weights are copies of the spafit
+model's, so that logits and gradients can be compared before anything is timed.
 
-What must be known of PEFT (seen in 0.21): a wrapped Linear moves to ``query.base_layer``;
+Facts about PEFT (as of 0.21): a wrapped Linear moves to ``query.base_layer``;
 ``modules_to_save=["classifier"]`` trains a copy of the head; it has no stratum of biases, so these
 are switched on by hand.
 """
@@ -31,7 +31,7 @@ Logits = Callable[[Sequence[int]], Tensor]
 
 
 def peft_twin(model: BertForSequenceClassification) -> nn.Module:
-    """Build what computes and trains the same as an adapted model, of transformers and PEFT.
+    """Build a model of transformers and PEFT that computes and trains the same as an adapted one.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def _lora_config(lora: dict[str, LoRALinear]) -> peft.LoraConfig:
 
 
 def plain_name(name: str) -> str:
-    """Return the name that a parameter of either model has in common: a bias delta is a bias."""
+    """Return the common name of a parameter of either model; a bias delta is named as a bias."""
     name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
     name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1", name)
     name = re.sub(r"^classifier\.modules_to_save\.default\.", "classifier.", name)
@@ -109,8 +109,8 @@ def padded_logits(
 ) -> Logits:
     """Run a twin on padded batches.
 
-    For a GPU a batch is made once, in pinned memory, as a data loader's processes would have it
-    ready; each call sends it.
+    For a GPU a batch is made once, in pinned memory, as a data loader's processes would prepare it;
+    each call copies it to the device.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""What a checkpoint costs: written, fsynced, read back and verified; and resumed.
+"""The cost of a checkpoint: writing, fsync, reading back and verifying; and of resuming.
 
     python -m benchmarks.checkpoint --repeats 7
 
-The baseline writes the same tensors with torch.save: one pickle, neither fsynced nor read
-back. Both write to a fresh folder of the same disk, in turns. ``nbytes_mib`` is what a checkpoint
-takes there, ``restore_ms`` the time to verify it and set model, optimizer and random numbers.
+The baseline writes the same tensors with torch.save: one pickle, neither fsynced nor read back.
+Both take turns writing to a new folder on the same disk. ``nbytes_mib`` is the size of a checkpoint
+there, ``restore_ms`` the time to verify it and restore model, optimizer and random generators.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def trained_one_step(shape: str, method: str) -> tuple[BertForSequenceClassification, TrainingStep]:
-    """Return a model of random weights, and a step whose optimizer has moved it once."""
+    """Return a model with random weights, and a step that has updated it once."""
     model = BertForSequenceClassification(SHAPES[shape], num_labels=2)
     adapt(model, plan(method, SHAPES[shape].num_hidden_layers))
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.01)
@@ -106,7 +106,7 @@ def trained_one_step(shape: str, method: str) -> tuple[BertForSequenceClassifica
 
 
 def take_up(folder: Path, model: BertForSequenceClassification, step: TrainingStep) -> None:
-    """Verify the newest checkpoint of a folder and restore everything."""
+    """Verify the newest checkpoint of a folder and restore its whole state."""
     newest, faults = Checkpoints(folder).newest()
     if newest is None or faults:
         raise WrongResultError(f"the checkpoint cannot be read: {faults}")
@@ -114,7 +114,7 @@ def take_up(folder: Path, model: BertForSequenceClassification, step: TrainingSt
 
 
 def check(folder: Path, model: BertForSequenceClassification, step: TrainingStep) -> None:
-    """Raise a WrongResultError if what is read back is not what was written."""
+    """Raise a WrongResultError if reading does not return what was written."""
     before = values_that_train(model), {k: v.clone() for k, v in step.state()[0].items()}
     for parameter in step.trained:
         parameter.data.zero_()

@@ -1,4 +1,4 @@
-"""The two sides of a comparison of whole models: what they are built of, and a plain training step.
+"""The two sides of a comparison of whole models: how they are built, and a plain training step.
 
 The step is that of the baseline: forward, mean cross entropy, backward, gradient norm clipped at 1,
 AdamW, gradients set to None, and in fp16 the loss scaled. spafit's own is in
@@ -109,11 +109,11 @@ class Training:
 
     @cached_property
     def targets(self) -> dict[Rows, Tensor]:
-        """The labels of each batch, which are there before it is timed."""
+        """The labels of each batch, created before timing starts."""
         return {}
 
     def step(self, rows: Rows) -> None:
-        """Train on one batch; nothing in it waits for a GPU."""
+        """Train on one batch, without synchronizing with a GPU."""
         if not self.model.training:
             self.model.train()
         loss = self._loss(self.logits(rows.numbers), rows)
@@ -125,7 +125,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def results(self, rows: Rows) -> dict[str, Tensor]:
-        """Return the logits, and the gradients by what they are of; dropout is off."""
+        """Return the logits, and the gradients by kind of parameter; dropout is off."""
         self.model.eval()
         logits = self.logits(rows.numbers)
         scale = CHECK_SCALES[self.precision]
@@ -135,7 +135,7 @@ class Training:
         return found
 
     def contender(self) -> Contender:
-        """Return its steps, to be timed."""
+        """Return a contender that runs these steps."""
         return Contender(self.name, self.step, self.results)
 
     def _loss(self, logits: Tensor, rows: Rows) -> Tensor:
@@ -145,7 +145,7 @@ class Training:
 
 
 def gradients_by_kind(model: nn.Module, scale: float = 1.0) -> dict[str, Tensor]:
-    """Return copies of all gradients, divided by a scale, those of one kind as one vector."""
+    """Return copies of all gradients divided by a scale, one vector for each kind of parameter."""
     by_kind: dict[str, list[Tensor]] = {}
     named = {plain_name(name): each for name, each in model.named_parameters()}
     for name in sorted(named):
@@ -168,7 +168,7 @@ def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, object]]:
 
 
 def in_order(logits: Tensor, order: Sequence[int], numbers: Sequence[int]) -> Tensor:
-    """Bring logits (B, C) of rows in one order into the order of ``numbers``."""
+    """Reorder the logits (B, C) of some rows into the order of ``numbers``."""
     place = {row: at for at, row in enumerate(order)}
     wanted = torch.tensor([place[row] for row in numbers])
     return logits.index_select(0, wanted.to(logits.device, non_blocking=True))
@@ -229,5 +229,5 @@ def prefix_states(
 def random_weights_key(
     model: BertForSequenceClassification, dtype: str, precision: str = "float32"
 ) -> PrefixKey:
-    """Name what the kept states of a model with random weights belong to."""
+    """Return the key for the kept states of a model with random weights."""
     return prefix_key(model, "benchmark", dtype=dtype, precision=precision)

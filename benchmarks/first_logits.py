@@ -1,9 +1,9 @@
-"""Load a folder of weights and run one row, in a process that imports only what that needs.
+"""Load a folder of weights and run one row, in a process with only the imports that this needs.
 
     python -m benchmarks.first_logits spafit FOLDER 2
 
-prints the time, imports not counted, and the logits, as a line of JSON; 2 is the number of threads.
-:mod:`benchmarks.load` starts it.
+prints the time without imports, and the logits, as a line of JSON; 2 is the number of threads.
+:mod:`benchmarks.load` runs it.
 """
 
 from __future__ import annotations

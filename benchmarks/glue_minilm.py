@@ -1,8 +1,8 @@
 """Real runs: MiniLM's weights fine-tuned by SPAFIT-1-3-II on six GLUE tasks.
 
-Every row carries its settings, seed, machine, versions and commit. The scores are those of the best
-epoch on dev, beside what always predicting the commonest class scores; the table gives mean and
-spread over the seeds first.
+Every row has its settings, seed, machine, versions and commit. The scores are those of the best
+epoch on dev, with those of always predicting the commonest class; the table gives mean and spread
+over the seeds first.
 
     python -m benchmarks.glue_minilm --data ../shared/data/glue --tasks rte wnli --seeds 0 1 2
     python -m benchmarks.glue_minilm --paths --device cuda --precision bf16 --seeds 0 1 2
@@ -50,7 +50,7 @@ PATH_COLUMNS = ("path", "step", *COLUMNS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is asked for, append its rows to the CSV, and write the table anew."""
+    """Run the requested tasks, append their rows to the CSV, and rewrite the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -7,8 +7,8 @@ the seeds differ by more than drawing anew does:
 
     difference = mean(fast) - mean(plain)      its standard error = √((sd²(fast) + sd²(plain)) / n)
 
-"within" stands where the difference is at most two standard errors. With three seeds the standard
-error is itself rough; of some seven metrics one may well lie outside by chance.
+"within" means that the difference is at most two standard errors. With three seeds the standard
+error is itself rough; of some seven metrics one may well be outside by chance.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATHS = (FAST, PLAIN)
 
 
 class Settings(NamedTuple):
-    """What a path asks of a run.
+    """The settings of a run that depend on its path.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Settings(NamedTuple):
 
 
 def settings_of_path(path: str, precision: str) -> Settings:
-    """Return what a path asks for; ``precision`` is the fast one's."""
+    """Return the settings of a path; ``precision`` is that of the fast one."""
     if path == PLAIN:
         return Settings("reference", {"step": "eager", "precision": "float32"})
     return Settings("auto", {"step": "auto", "precision": precision})
@@ -83,9 +83,9 @@ class Difference(NamedTuple):
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
-    """Write the rows of both paths, side by side and over their seeds, as Markdown.
+    """Return the rows of both paths, side by side and over their seeds, as Markdown.
 
-    A seed that only one of the paths has been run with yet is left out.
+    A seed is left out if only one of the paths has been run with it.
     """
     keys = (
         "task", "metric", "method", "learning_rate", "epochs", "train_rows", "device", "torch",

@@ -1,15 +1,15 @@
-"""How everything here is measured: checked first, then baseline and candidates side by side.
+"""Measure contenders: check their results, then time baseline and candidates side by side.
 
-A machine's speed drifts, so times taken one after the other say little about a ratio. Here
+A machine's speed drifts, so times measured one after the other give unreliable ratios. Here
 baseline and candidates take turns in one process, batch by batch, in an order that rotates; every
-round gives one ratio, and what is reported is the median of these with its spread. Before any
-timing each candidate's results are compared with the baseline's, dropout off; in half precision,
-where the baseline is off itself, both are compared with its float32 (:func:`check_by_truth`).
+round gives one ratio, and the median of these is reported with its spread. Before any timing each
+candidate's results are compared with the baseline's, dropout off; in half precision, where the
+baseline itself is inexact, both are compared with its float32 results (:func:`check_by_truth`).
 
-On a GPU a contender is waited for before and after each of its turns, and warmed up on every shape
-until it has nothing new to capture or compile (:func:`settle`).
+On a GPU the harness synchronizes before and after each turn, and warms up every shape until there
+is nothing new to capture or compile (:func:`settle`).
 
-Memory is measured elsewhere, a process each (:mod:`benchmarks.peak_memory`).
+Memory is measured in separate processes (:mod:`benchmarks.peak_memory`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _MOST_PASSES = 12
 
 @dataclass(frozen=True)
 class Rows:
-    """One batch, as all contenders are given it: they make their own tensors of it.
+    """One batch as row numbers, from which each contender makes its own tensors.
 
     Attributes
     ----------
     numbers : tuple of int
         The rows of the data.
     tokens : int
-        Their real tokens, padding not counted.
+        Their real tokens, without padding.
     """
 
     numbers: tuple[int, ...]
@@ -51,16 +51,16 @@ class Contender:
     Attributes
     ----------
     name : str
-        As it stands in the tables.
+        Its name in the tables.
     run : callable of Rows
-        The work that is timed, from row numbers to its end.
+        The timed work, from row numbers to the end.
     check : callable of Rows, to dict of str to Tensor
-        The results by which it is compared with the baseline, dropout off; it leaves no trace.
+        Returns the results to compare with the baseline's, dropout off; it has no side effects.
     tolerance : float or None
         The largest difference from the baseline, as a share of the baseline's largest magnitude;
         None takes that of :func:`compare`.
     prepared : callable, to int
-        How many graphs or compiled functions it has made so far; what makes none gives 0.
+        Returns how many graphs or compiled functions it has made so far; 0 if it makes none.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, and how far the values lie around it."""
+    """A median, and the spread of the values around it."""
 
     median: float
     low_quartile: float
@@ -92,16 +92,16 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """What the rounds of one contender came to.
+    """The times of one contender over all rounds.
 
     Attributes
     ----------
     name : str
-        The contender's.
+        The contender's name.
     ratio : Spread
-        Baseline's time / its time, of each round: how many times as fast it is.
+        The baseline's time / its time in each round: how many times as fast it is.
     times_ms : tuple of float
-        Of each round.
+        The time of each round.
     examples_per_s, tokens_per_s : float
         Over all rounds: examples, or real tokens, divided by the time they took together.
     """
@@ -241,15 +241,15 @@ def take_turns(
 
 
 def settle(contender: Contender, batches: Sequence[Rows]) -> int:
-    """Run all batches, twice or more, until a pass makes nothing new; return the passes.
+    """Run all batches at least twice until a pass makes nothing new; return the number of passes.
 
-    What is captured as a graph runs eagerly at the first sight of a shape and is recorded at the
-    second; what is compiled may be compiled again for a later shape.
+    A captured contender runs a shape eagerly the first time and records it the second; a compiled
+    one may be compiled again for a later shape.
 
     Raises
     ------
     RuntimeError
-        If something new is made for ever.
+        If this does not end.
     """
     for passes in range(1, _MOST_PASSES + 1):
         before = contender.prepared()
@@ -295,11 +295,11 @@ def check_by_truth(
     factor: float = 2.0,
     least: float = 0.01,
 ) -> None:
-    """Raise a WrongResultError if a candidate is further from the truth than rounding explains.
+    """Raise a WrongResultError if a candidate's error is larger than rounding explains.
 
-    In half precision the baseline itself is off, in some batches by much: where gradients of many
-    examples nearly cancel. So a candidate's distance from the truth, ‖found - right‖ / ‖right‖, may
-    be ``factor`` times the baseline's, or ``least``.
+    In half precision the baseline itself has errors, large ones in batches where the gradients of
+    many examples nearly cancel. So a candidate's error, ‖found - right‖ / ‖right‖, may be
+    ``factor`` times the baseline's, or ``least``.
     """
     right, plain = truth(rows), baseline.check(rows)
     for candidate in candidates:
@@ -324,7 +324,7 @@ def distance(found: Tensor, right: Tensor) -> float:
 
 
 def relative_difference(found: Tensor, right: Tensor) -> float:
-    """Return the largest difference as a share of the largest magnitude of what is right."""
+    """Return the largest difference as a share of the right values' largest magnitude."""
     right = right.detach().double().cpu()
     difference = (found.detach().double().cpu() - right).abs().max()
     return float(difference / right.abs().max().clamp(min=1e-30))
@@ -344,7 +344,7 @@ def timings(times_ms: Mapping[str, Sequence[float]], rounds: Sequence[Rows]) -> 
 
 
 def rotated(things: Sequence[Thing], number: int) -> Iterator[Thing]:
-    """Return the things in their order, starting with another one each round."""
+    """Yield the things in order, starting with a different one each round."""
     for place in range(len(things)):
         yield things[(number + place) % len(things)]
 

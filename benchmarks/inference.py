@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def predicting(
     name: str, logits: Logits, order: str, encodings: Encodings, batch_size: int
 ) -> Contender:
-    """Make a contender that predicts all rows it is given, in batches."""
+    """Return a contender that predicts all rows it is given, in batches."""
     predict = predictor(logits, order, encodings, batch_size)
 
     def check(rows: Rows) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""What kind of work a kernel of a GPU does, told by its name and by the operations around it.
+"""Classify a GPU's kernels by kind of work, from their names and the calling operations.
 
-Names alone do not say it: one library computes base products and LoRA's, and Triton's kernels are
-named as their functions. So a step is profiled as it is launched eagerly, where every kernel is
-known to the operation that launched it; a captured step replays the same kernels.
+Names alone are not enough: one library computes both base products and LoRA's, and Triton's kernels
+are named after their functions. So an eager step is profiled, where the operation that launched
+each kernel is known; a captured step replays the same kernels.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def kind_of(
 def profile_kinds(step: Callable[[], object], device: torch.device, sizes: Sizes) -> Busy:
     """Run an eager step once under the profiler, and sum its kernels' times by kind.
 
-    On a CPU, which has no kernels, the operations' own times stand for them.
+    On a CPU, which has no kernels, the operations' own times are used.
 
     Parameters
     ----------
@@ -188,12 +188,12 @@ def profile_kinds(step: Callable[[], object], device: torch.device, sizes: Sizes
 
 
 def profile_busy(step: Callable[[], object], device: torch.device) -> float:
-    """Run a step once under the profiler; return the milliseconds in which a GPU was at work."""
+    """Run a step once under the profiler; return the milliseconds for which a GPU was busy."""
     return busy_ms(_profiled(step, device, record_shapes=False))
 
 
 def busy_ms(events: Sequence[Any]) -> float:
-    """Return the milliseconds that are covered by kernels and copies on the device, each once."""
+    """Return the milliseconds covered by kernels and copies on the device, overlaps once."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in events
@@ -220,7 +220,7 @@ def _profiled(step: Callable[[], object], device: torch.device, record_shapes: b
 
 
 def _callers(event: Any) -> Iterator[str]:
-    """Return the names of an operation and of all that it was called within."""
+    """Return the names of an operation and of all its callers."""
     while event is not None:
         yield event.name
         event = event.cpu_parent

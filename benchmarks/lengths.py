@@ -1,11 +1,11 @@
-"""Batches of real lengths: of the data where it is present, and of a recorded list where it is not.
+"""Batches with real sequence lengths: of the data if present, else of a recorded list.
 
-What a batch costs depends on the lengths of its sequences, not on its words. So where GLUE's files
+The cost of a batch depends on the lengths of its sequences, not on its words. So if GLUE's files
 are missing, sequences of recorded lengths are filled with random token ids; everything after that
-is the same. The record holds, of each task, 256 rows of train drawn at random and the first rows of
-dev in the order of the file (up to 277, all of RTE's), in BERT's cased vocabulary. Of the three
-largest tasks (:data:`TRAIN_ALONE`) it holds rows of train alone, drawn from a file
-``train_subset.tsv`` that has a part of them, where there is no whole one. It is made by
+is the same. The record has, for each task, 256 random rows of train and the first rows of dev in
+the order of the file (up to 277, all of RTE's), in BERT's cased vocabulary. For the three largest
+tasks (:data:`TRAIN_ALONE`) it has rows of train only, from a file ``train_subset.tsv`` with a part
+of them if there is no whole one. It is made by
 
     python -m benchmarks.lengths --record
 """
@@ -59,7 +59,7 @@ class TaskRows:
         return self._batches(range(count), batch_size)
 
     def draw(self, batches: int, batch_size: int, seed: int) -> list[Rows]:
-        """Return batches of rows drawn at random, none twice.
+        """Return batches of random rows without repetition.
 
         Raises
         ------
@@ -92,7 +92,7 @@ def load_rows(
     vocabulary: Path = VOCABULARY,
     max_length: int = MAX_LENGTH,
 ) -> TaskRows:
-    """Encode a task's rows, or make rows of its recorded lengths where the files are missing.
+    """Encode a task's rows, or make rows of its recorded lengths if the files are missing.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def cut_to(max_length: int, length: int, first: int) -> tuple[int, int]:
 
 
 def _dataset(task: str, split: str, data: Path) -> tuple[glue.Dataset, str] | None:
-    """Read a split and say what it is: the data, or a part of them; None where there is neither."""
+    """Read a split; return it and whether it is the data or a part of them, or None."""
     if task not in TRAIN_ALONE:
         return glue.load(task, split, data), "data"
     folder = data / glue.get_task(task).folder
@@ -157,12 +157,12 @@ def _dataset(task: str, split: str, data: Path) -> tuple[glue.Dataset, str] | No
 
 
 def random_labels(count: int, num_labels: int, seed: int) -> torch.Tensor:
-    """Draw a class (count,) for each row; no timing depends on which."""
+    """Draw random classes (count,), one per row; they do not affect timing."""
     return torch.randint(num_labels, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 def _filled(lengths: Sequence[int], first_texts: Sequence[int]) -> Encodings:
-    """Return sequences of these lengths, of random words, whose first texts have these lengths."""
+    """Return sequences of random words with these total lengths and first-text lengths."""
     generator = np.random.default_rng(_SEED)
     input_ids, token_type_ids = [], []
     for length, first in zip(lengths, first_texts, strict=True):
@@ -193,7 +193,7 @@ def measured_lengths(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Record the lengths anew, or print what is recorded."""
+    """Record the lengths again, or print the recorded ones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

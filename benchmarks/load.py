@@ -1,11 +1,10 @@
-"""From a folder of weights on disk to the first logits: spafit against transformers.
+"""Time from a folder of weights on disk to the first logits: spafit against transformers.
 
     python -m benchmarks.load --repeats 5
 
-Every time in a process of its own, in turns. Two times are given: of loading and the first forward,
-once the packages are imported; and of the whole process, from its start to its end. The folder is
-made here, of random weights; it has been written and read just before, so that it lies in memory
-(the system's page cache) for both.
+Each load is timed in a separate process, in turns. Two times are given: that of loading and the
+first forward after the imports, and that of the whole process. The folder is made here, with random
+weights; it was just written and read, so it is in the system's page cache for both.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def write_weights(folder: Path, shape: str, seed: int) -> None:
 
 
 def load_apart(name: str, folder: str) -> dict[str, Any]:
-    """Load in a fresh process; return what :mod:`benchmarks.first_logits` prints."""
+    """Load in a new process; return what :mod:`benchmarks.first_logits` prints."""
     command = [sys.executable, "-m", "benchmarks.first_logits", name, folder]
     threads = str(torch.get_num_threads())
     ran = subprocess.run([*command, threads], capture_output=True, text=True)
@@ -92,7 +91,7 @@ def load_apart(name: str, folder: str) -> dict[str, Any]:
 
 
 def check_logits(found: dict[str, dict[str, Any]]) -> None:
-    """Raise a WrongResultError if the two do not give the same logits."""
+    """Raise a WrongResultError if the two logits differ."""
     theirs, ours = (torch.tensor(found[name]["logits"]) for name in (TRANSFORMERS, SPAFIT))
     difference = relative_difference(ours, theirs)
     if not difference <= _TOLERANCE:

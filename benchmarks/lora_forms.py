@@ -1,7 +1,7 @@
-"""Query, key and value with LoRA in the forms that others compute them in, and without LoRA.
+"""Query, key and value with LoRA, in the forms of other libraries, and without LoRA.
 
-All give [Q | K | V] for one input; W, b and x come in the precision that is measured, A and B in
-float32, as they are trained.
+All return [Q | K | V] for one input; W, b and x have the precision that is measured, A and B are in
+float32, as in training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALPHA_OVER_R = 2.0
 def peft_maps(
     count: int, D: int, rank: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> list[nn.Module]:
-    """Make D x D maps with PEFT's LoRA; B is not zero, under which mistakes would not show."""
+    """Return D x D maps with PEFT's LoRA; B is not zero, so that mistakes in it show."""
     maps = nn.ModuleDict({f"map{number}": nn.Linear(D, D) for number in range(count)})
     config = peft.LoraConfig(r=rank, lora_alpha=ALPHA_OVER_R * rank, target_modules=list(maps))
     maps = peft.inject_adapter_in_model(config, maps).to(device)
@@ -44,7 +44,7 @@ def as_part(module: Any) -> Part:
 
 
 def frozen_maps(parts: Sequence[Part]) -> Maps:
-    """Return the frozen maps alone, a product each."""
+    """Return the frozen maps alone, one product each."""
     return lambda x: [F.linear(x, part.weight, part.bias) for part in parts]
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by groups of operations."""
+"""Profile the time of a step by groups of operations."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ def group_of(event: Any) -> str:
 
 
 def _callers(event: Any) -> Iterator[str]:
-    """Return the names of an operation and of all that it was called within, in lower case."""
+    """Return the names of an operation and of all its callers, in lower case."""
     while event is not None:
         yield event.name.lower()
         event = event.cpu_parent
 
 
 def table(shares: list[Share]) -> str:
-    """Write the shares as a Markdown table."""
+    """Return the shares as a Markdown table."""
     lines = ["| operations | ms | % of the step | the most of it |", "|---|---|---|---|"]
     lines += [
         f"| {share.group} | {share.time_ms:.0f} | {share.percent:.1f} | {share.largest} |"

@@ -13,7 +13,7 @@ from spafit.layout import Packed
 
 @dataclass(frozen=True)
 class Pair:
-    """One batch of sequences in the order of their lengths, with the gradient of what they become.
+    """One batch of sequences sorted by length, with the gradient of their output.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
-"""The most memory that a contender takes, each in a process of its own.
+"""Measure the peak memory of each contender in a separate process.
 
-What one contender has allocated stays with its process, so they cannot take turns:
+Memory that one contender allocated stays with its process, so they cannot take turns:
 
     python -m benchmarks.peak_memory benchmarks.train_step:peak_of_steps '{"seed": 0, ...}'
 """
@@ -27,7 +27,7 @@ from spafit.machine.versions import peak_memory_mib
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Memory of one contender in a process of its own: resident, or of the GPU.
+    """Memory of one contender in a separate process: resident, or of the GPU.
 
     Attributes
     ----------
@@ -45,12 +45,12 @@ class PeakMemory:
 
     @property
     def above_weights_mib(self) -> float:
-        """What the work took on top of what was there."""
+        """The memory of the work in addition to the weights."""
         return self.peak_mib - self.after_setup_mib
 
 
 def measure_peak_memory(function: str, arguments: Mapping[str, Any]) -> PeakMemory:
-    """Measure a contender's memory in a fresh process.
+    """Measure a contender's memory in a new process.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def measure_peak_memory(function: str, arguments: Mapping[str, Any]) -> PeakMemo
 
 
 def peak_memory_here(set_up: Callable[[], Callable[[], object]]) -> PeakMemory:
-    """Set up and run the work in this process, and say what memory that took."""
+    """Set up and run the work in this process, and return the memory that it took."""
     work = set_up()
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ def peak_memory_here(set_up: Callable[[], Callable[[], object]]) -> PeakMemory:
     _return_free_memory()
     after_setup_mib = _status_mib("VmRSS") or peak_memory_mib(torch.device("cpu"))
     with contextlib.suppress(OSError):  # where it may not be, the record includes the set-up
-        # Start the kernel's record of the most resident memory anew.
+        # Reset the kernel's record of peak resident memory.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     work()
     # The kernel's record of the process; getrusage's would include the parent's at the fork.
@@ -97,7 +97,7 @@ def peak_memory_here(set_up: Callable[[], Callable[[], object]]) -> PeakMemory:
 
 
 def _status_mib(key: str) -> float | None:
-    """Read a size of this process from Linux's record; None where there is no such record."""
+    """Read a size of this process from ``/proc``; None if the system has none."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -106,7 +106,7 @@ def _status_mib(key: str) -> float | None:
 
 
 def _return_free_memory() -> None:
-    """Return freed memory back to the system, where the C library is glibc."""
+    """Return freed memory to the system, if the C library is glibc."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -1,15 +1,15 @@
-"""What it costs to keep the hidden states after group 1, and to read them, against computing them.
+"""The cost of keeping and reading the hidden states after group 1, against computing them.
 
     python -m benchmarks.prefix_cache --task rte
 
-Contenders, in turns, a round being one batch:
+The contenders take turns; a round is one batch:
 
 - computing group 1 on the packed batch, without dropout (the baseline)
-- filling: the same, and storing what came of it, in memory or in a file
+- filling: the same, and storing the result in memory or in a file
 - reading from memory, from a file in float32, and from a file in half
 
-What a file holds is checked when it is first read, so that the first of ``--repeats`` rounds of a
-batch costs more than the others. Files have just been written, and lie in the system's page cache.
+A file's states are checked when they are first read, so the first of ``--repeats`` rounds of a
+batch costs more than the others. Files were just written, so they are in the system's page cache.
 """
 
 from __future__ import annotations

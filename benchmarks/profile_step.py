@@ -1,20 +1,20 @@
-"""Where the time of a training step goes on a GPU, beside the least that each kind of work takes.
+"""Profile a training step on a GPU by kind of work, with the least time for each kind.
 
     python -m benchmarks.profile_step --device cuda --precision bf16 --task rte
     python -m benchmarks.profile_step --device cuda --precision bf16 --batch-size 128 --step eager
 
-One row a kind of work: the time of its kernels, its share in the step, its operations and bytes,
-and the floor, the larger one of
+There is one row for each kind of work: the time of its kernels, its share of the step, its
+operations and bytes, and the floor, the larger of
 
     operations / rate of large matrix products      bytes / rate of a large copy
 
 at the rates measured here (:mod:`benchmarks.roofline` has the formulas), for the real tokens of
-one batch. "gaps" is what of the step's time no kernel covers. The step is timed without the
-profiler, the median of ``--repeats``; the kernels are those of the same batch launched eagerly,
-where each is known to its operation; of a captured step "kernels, replayed" is the time in which
-the GPU was at work in a replay. Kinds that have no floor of their own (dropout, other) show 0.
+one batch. "gaps" is the part of the step's time that no kernel covers. The step is timed without
+the profiler, the median of ``--repeats``; the kernels are those of the same batch launched eagerly,
+where the operation of each is known; for a captured step "kernels, replayed" is the time for which
+the GPU was busy in a replay. Kinds without a floor of their own (dropout, other) show 0.
 
-On a CPU there are no kernels: the times are the operations' own, which is good for a test alone.
+On a CPU there are no kernels: the times are the operations' own, which is useful only for tests.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def kinds_of_step(
     training: ProductTraining, rows: Rows, trained: Trained, config: BertConfig
 ) -> Busy:
-    """Profile an eager step of the same shape as a contender's, before that one has begun."""
+    """Profile an eager step of the same shape as a contender's, before the contender starts."""
     optimizer = make_optimizer(
         training.model, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY
     )

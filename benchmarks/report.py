@@ -1,4 +1,4 @@
-"""Results as rows: a CSV that grows, a Markdown table of it, and a figure of the ratios."""
+"""Write results: rows appended to a CSV, its Markdown table, and a figure of the ratios."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _QUARTILES = ("ratio_low_quartile", "ratio_high_quartile")
 
 
 def place(device: torch.device, dtype: str) -> dict[str, str | int]:
-    """Say where and with what something is measured."""
+    """Return the machine, versions and commit of a measurement."""
     where, installed = machine(), versions()
     gpu = {} if device.type == "cpu" else {"cuda": str(torch.version.cuda), "triton": _triton()}
     return {
@@ -55,12 +55,12 @@ def _triton() -> str:
 
 
 def results(settings: Row, timings: Sequence[Timing], where: Row) -> list[Row]:
-    """Return a row for each contender: what was measured, what was seen, and where."""
+    """Return a row for each contender: settings, results, and machine."""
     return [{**settings, **timing.columns(), **where} for timing in timings]
 
 
 def commit() -> str:
-    """Name the commit that is checked out, with "-dirty" where files differ from it."""
+    """Return the checked-out commit, with "-dirty" if files differ from it."""
     command = ["git", "describe", "--always", "--dirty"]
     folder = Path(__file__).parent
     try:
@@ -71,14 +71,14 @@ def commit() -> str:
 
 
 def text(value: str | int | float) -> str:
-    """Write a value with four digits, or to a tenth where it is large."""
+    """Return a value's text with four digits, or rounded to a tenth if it is large."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Add rows to a CSV, which is made if need be; return all rows that it then holds.
+    """Append rows to a CSV, created if missing; return all its rows.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def append_rows(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV; none if there is no such file."""
+    """Return the rows of a CSV; none if there is no such file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -111,7 +111,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def markdown(rows: Sequence[Row], in_table: Sequence[str] = ()) -> str:
-    """Write rows as a table, and below it the settings and places that they were measured with.
+    """Return rows as a Markdown table, and below it their settings and machines.
 
     The columns of :data:`SETTINGS`, but for those of ``in_table``, are left out of the table, where
     a number in "setting" refers to the list below. Quartiles stay in the CSV.
@@ -161,7 +161,7 @@ def draw_ratios(rows: Sequence[Row], path: Path, title: str) -> None:
 def write_results(
     out: Path, rows: Sequence[Row], title: str, in_table: Sequence[str] = (), below: str = ""
 ) -> None:
-    """Append rows to OUT.csv, write OUT.md of all that it holds, and draw OUT.png of these.
+    """Append rows to OUT.csv, write OUT.md from all its rows, and draw OUT.png of the new ones.
 
     Parameters
     ----------

@@ -1,11 +1,11 @@
-"""The least time that each kind of work in a training step takes: operations, bytes and a floor.
+"""The least time for each kind of work in a training step: operations, bytes and a floor.
 
     floor_ms = max(operations / measured rate of products, bytes / measured rate of copies)
 
-of each kind by itself, as if every operand were read from memory once for each operation and every
-result written once, and as if what is commonly one operation were one: a linear map and its bias,
-dropout with addition and LayerNorm, attention with its softmax and dropout. Dropout draws its masks
-again in backward, so that they take no memory. N tokens, D hidden, F intermediate, e bytes of an
+for each kind by itself, if every operand is read from memory once per operation and every result
+written once, and if common fusions are one operation: a linear map and its bias, dropout with
+addition and LayerNorm, attention with its softmax and dropout. Dropout draws its masks again in
+backward, so that they take no memory. N tokens, D hidden, F intermediate, e bytes of an
 activation or a frozen weight; trained values, their gradients and moments have 4 bytes.
 
 ====================  =====================================  =====================================
@@ -51,7 +51,7 @@ _TRAINED_BYTES = 4
 
 @dataclass(frozen=True)
 class Floor:
-    """The least that a kind of work takes.
+    """The least time for a kind of work.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Trained:
-    """What trains in a model, as far as the work of a step depends on it.
+    """Properties of what trains in a model that determine the work of a step.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Trained:
 
     @classmethod
     def of(cls, model: BertForSequenceClassification) -> Trained:
-        """Look a model over."""
+        """Return those of a model."""
         lora = tuple(
             (each.weight.shape[1], each.weight.shape[0], len(each.lora_A))
             for each in model.bert.encoder.modules()

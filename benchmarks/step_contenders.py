@@ -1,9 +1,9 @@
 """The contenders of a training step: transformers + PEFT, and spafit's own step in all its forms.
 
-What is timed of spafit is the product's step (:func:`spafit.training.make_step.make_step`), with
-its frozen matrices stored as a run stores them. On a GPU both sides' batches lie ready in pinned
-memory, as those of :class:`spafit.training.batches.Feed` or of a data loader do, with their kept
-hidden states; sending them is part of the step.
+For spafit the package's own step is timed (:func:`spafit.training.make_step.make_step`), with its
+frozen matrices stored as in a run. On a GPU both sides' batches are prepared in pinned memory, as
+by :class:`spafit.training.batches.Feed` or a data loader, with their kept hidden states; copying
+them to the device is part of the step.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PADDING_MULTIPLE = 64
 
 
 class Form(NamedTuple):
-    """How a contender takes its steps.
+    """How a contender launches its steps.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ BASELINE = "peft"
 
 
 class _OnHost(NamedTuple):
-    """A batch before it is sent."""
+    """A batch before it is copied to the device."""
 
     order: list[int]
     batch: PackedBatch
@@ -111,7 +111,7 @@ class _OnHost(NamedTuple):
     prefix: Tensor | None
 
     def pinned(self) -> _OnHost:
-        """Return it in memory that a GPU reads by itself."""
+        """Return the batch in pinned memory."""
         prefix = None if self.prefix is None else self.prefix.pin_memory()
         return _OnHost(self.order, self.batch.pinned(), self.targets.pin_memory(), prefix)
 
@@ -215,7 +215,7 @@ class ProductTraining:
         return found
 
     def restart(self) -> None:
-        """Begin anew, after another step has had the model: a captured one's gradients are gone."""
+        """Restart after another step used the model, which discards a captured one's gradients."""
         self.take_step.close()
         self.model.zero_grad(set_to_none=True)
         self.take_step = self._make()
@@ -250,7 +250,7 @@ class CompiledTraining(Training):
 
 
 def _refuse(note: str) -> None:
-    """Raise where the product would go on with eager steps: they are not what is to be timed."""
+    """Raise an error where a run would continue with eager steps, which must not be timed here."""
     raise RuntimeError(note)
 
 
@@ -282,7 +282,7 @@ def product_model(
     frozen_weights: str = "auto",
     impl: str = "auto",
 ) -> BertForSequenceClassification:
-    """Build spafit's model on its device, with frozen matrices stored as a run stores them.
+    """Build spafit's model on its device, with frozen matrices stored as in a run.
 
     Arguments as for :func:`make_trainings`.
     """

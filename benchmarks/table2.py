@@ -1,19 +1,19 @@
-"""How long all runs of the paper's Table 2 would take: projected from measured steps.
+"""Project the time of all runs of the paper's Table 2 from measured steps.
 
     python -m benchmarks.table2 --device cuda --precision bf16
     python -m benchmarks.table2 --device cuda --precision bf16 --tasks rte cola --rounds 3
     python -m benchmarks.table2 --device cuda --precision bf16 --contender peft
 
-Of each of the ten methods and nine tasks ``--batches`` batches of the task's lengths are drawn, in
-the paper's batch size (16; 8 for MNLI, QNLI and QQP), and each is trained on ``--rounds`` times
-after a warm-up of every shape. What is projected from them is
+For each of the ten methods and nine tasks, ``--batches`` batches with the task's lengths are drawn
+in the paper's batch size (16; 8 for MNLI, QNLI and QQP), and each is trained on ``--rounds`` times
+after a warm-up of every shape. From them it projects
 
     hours = epochs · ceil(rows of train / batch size) · mean time of a step / 3,600,000 ms
 
 with the rows of the whole task (spafit.tasks.table). It is a projection, not a measurement: no run
-was made, and evaluation, tokenizing, loading, and capturing or compiling the shapes that the sample
-lacks are not in it. ``low_hours`` and ``high_hours`` are two standard errors of the sample's mean
-below and above: how far the drawing of the batches leaves it open.
+was made, and it does not include evaluation, tokenizing, loading, and capturing or compiling the
+shapes that the sample lacks. ``low_hours`` and ``high_hours`` are two standard errors of the
+sample's mean below and above: the uncertainty from the choice of batches.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def measured(
     data: Mapping[str, TaskRows],
     device: torch.device,
 ) -> Iterator[tuple[str, tuple[list[float], int]]]:
-    """Return of each task the time of a step on each of the drawn batches, and the batch size.
+    """Return, for each task, the time of a step on each drawn batch, and the batch size.
 
     spafit's model is built once for all tasks of a method.
     """
@@ -150,13 +150,13 @@ def measured(
 
 
 def by_batch(times_ms: Sequence[float], batches: Sequence[Rows]) -> list[float]:
-    """Return the mean time of each batch; the rounds go through all batches again and again."""
+    """Return the mean time of each batch; each round goes through all batches."""
     means = np.reshape(times_ms, (-1, len(batches))).mean(axis=0)
     return [float(mean) for mean in means]
 
 
 def train_rows(task: str) -> int:
-    """Return the rows of a whole task's train."""
+    """Return the number of rows of a task's whole train split."""
     train = get_task(task).train
     assert train is not None
     return train.rows

@@ -6,8 +6,8 @@
 MiniLM by SPAFIT-1-3-II. From texts to the scores of the last epoch: tokenizing, every step, and an
 evaluation on dev after each epoch. The loop trains on the same batches in the same order, padded to
 their longest, and evaluates in batches of 64 sorted by length. Building the models is not timed.
-Dropout draws differently on the two sides, so that their scores are alike, not equal; they stand in
-the rows. With one run each a ratio has no spread: ``--repeats`` gives it one.
+The two sides draw different dropout masks, so their scores are similar, not equal; the rows include
+them. With one run each a ratio has no spread: use ``--repeats`` to get one.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     python -m benchmarks.train_step --device cuda --precision bf16 --task mnli --max-length 128 \
         --contenders peft captured --memory
 
-Contenders, in turns, batch by batch, from row numbers to updated weights (``--contenders``):
+The contenders (``--contenders``) take turns, batch by batch, from row numbers to updated weights:
 
 - peft: transformers + PEFT, padded to the longest of the batch (the baseline)
 - peft-128: the same, padded to 128
@@ -21,10 +21,9 @@ Contenders, in turns, batch by batch, from row numbers to updated weights (``--c
 
 On a CPU the default is peft and eager; on a GPU all but peft-128, peft-compiled-static and kept.
 There every contender first runs all batches until it has nothing new to capture or compile, and a
-round is ``--calls`` steps on one batch, the GPU being waited for before the first and after the
-last.
+round is ``--calls`` steps on one batch, with a synchronization before the first and after the last.
 
-Beside the times it gives the floor: the least arithmetic of the step on real tokens,
+With the times it gives the floor: the least arithmetic of the step on real tokens,
 
     floor_gflop = forward of all L layers + backward, to their inputs, of the layers from the first
                   trainable one on; per token and layer 2·(4·D² + 2·D·F) each way, and attention's
@@ -36,8 +35,8 @@ at the rates of ``torch.mm`` and of oneDNN at the model's own shapes, measured b
 timing; of each the higher is taken. On a GPU, instead, at the rate of ``torch.mm`` at the model's
 own shapes, and at the card's best rate (``share_of_card``), that of large square products in the
 same precision. With the prefix kept, the forward of its layers is not counted.
-The last layer is counted whole, though only the rows of [CLS] are needed of it, and spafit computes
-no others: some 4 % of the floor of 24 layers.
+The last layer is counted whole, although only its [CLS] rows are needed, and spafit computes only
+these: some 4 % of the floor of 24 layers.
 """
 
 from __future__ import annotations
@@ -196,7 +195,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def names_of(parsed: argparse.Namespace, device: torch.device) -> list[str]:
-    """Return the contenders that are asked for, in the order of the tables."""
+    """Return the requested contenders, in the order of the tables."""
     default = ON_A_GPU if device.type == "cuda" else (BASELINE, "eager")
     wanted = {BASELINE, *(parsed.contenders or default)}
     wanted |= {"peft-128"} if parsed.padded_128 else set()
@@ -214,7 +213,7 @@ def truth_of(
 
 
 def first_trainable_of(model: nn.Module) -> int:
-    """Return the first layer of either side's model that trains; 0 if the embeddings do."""
+    """Return the first layer that trains in either side's model; 0 if the embeddings do."""
     names = [plain_name(name) for name, each in model.named_parameters() if each.requires_grad]
     if any(".embeddings." in name for name in names):
         return 0
@@ -223,13 +222,13 @@ def first_trainable_of(model: nn.Module) -> int:
 
 
 def stored(form: Form, parsed: argparse.Namespace) -> str:
-    """Return in what a contender on a GPU stores its frozen matrices."""
+    """Return the type in which a contender on a GPU stores its frozen matrices."""
     is_half = parsed.dtype != "float32" and parsed.frozen_weights != "float32"
     return str(parsed.dtype) if form.step and is_half else "float32"
 
 
 def launched(form: Form, parsed: argparse.Namespace) -> str:
-    """Say how a contender's operations are launched."""
+    """Return how a contender's operations are launched."""
     is_other = form.compiled and parsed.compile_mode != "default"
     return f"{form.launched}, {parsed.compile_mode}" if is_other else form.launched
 
@@ -253,7 +252,7 @@ def peak_of_steps(
     threads: int,
     seed: int,
 ) -> Callable[[], None]:
-    """Set up one contender, and return the steps on all batches as the work to be measured."""
+    """Set up one contender, and return a function that runs its steps on all batches."""
     torch.set_num_threads(threads)
     rows = load_rows(task, "train", Path(data), Path(vocab), max_length)
     drawn = rows.draw(batches, batch_size, seed)
@@ -287,7 +286,7 @@ def peak_of_steps(
 
 
 def memory_columns(parsed: argparse.Namespace, name: str, device: torch.device) -> dict[str, Any]:
-    """Measure the peak of one contender in its own process, where that is asked for."""
+    """Measure the peak memory of one contender in its own process, if requested."""
     columns = ["after_setup_mib", "peak_memory_mib", "above_weights_mib", "peak_memory_ratio"]
     if device.type == "cuda":
         columns += ["reserved_mib", "whole_memory_ratio"]
@@ -342,7 +341,7 @@ def floor_flop(
 def floor_columns(
     flop: float, timing: Timing, rates: Sequence[MatmulRate], best: tuple[float, int]
 ) -> dict[str, Any]:
-    """Return the floor, and its share in the time of all rounds at each rate.
+    """Return the floor, and its share of the time of all rounds at each rate.
 
     Parameters
     ----------
@@ -376,7 +375,7 @@ def floor_columns(
 def print_profiles(
     trainings: Sequence[Training | ProductTraining], rows: Rows, device: torch.device
 ) -> None:
-    """Print where the time of one step of each contender goes."""
+    """Print a profile of one step of each contender."""
     for training in trainings:
         print(f"\n{training.name}: one step, {rows.tokens} tokens\n")
         shares = operations.profile_step(partial(training.step, rows), device)

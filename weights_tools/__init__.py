@@ -1,4 +1,4 @@
-"""Tools around files of weights: ``python -m weights_tools VERB``; see ``--help``."""
+"""Tools for weight files: ``python -m weights_tools VERB``; see ``--help``."""
 
 from weights_tools.tiny import make_tiny
 

@@ -224,6 +224,6 @@ class TestNoRoomForMoments:
             raise error
 
         monkeypatch.setattr(TrainingStep, "update", failing)
-        match = rf"the optimizer's moments \({reason}\), twice what trains"
+        match = rf"the optimizer's moments \({reason}\), which take twice the trained"
         with pytest.raises(TrainingError, match=match):
             small.fit(out=tmp_path)

@@ -1,4 +1,4 @@
-"""Trained parameters agree in optimizer, checkpoints, best values, record and adapter file.
+"""Trained parameters agree in optimizer, checkpoints, best values, record and adapter file."""
 
 from __future__ import annotations
 
