@@ -475,7 +475,7 @@ class TestCompiled:
             function: Callable[..., torch.Tensor], **how: object
         ) -> Callable[..., torch.Tensor]:
             def compiled(batch: PackedBatch, prefix: torch.Tensor | None) -> torch.Tensor:
-                assert {"groups", "whole", "spans", "first_rows"} <= vars(batch.layout).keys()
+                assert {"bundles", "whole", "spans", "first_rows"} <= vars(batch.layout).keys()
                 return function(batch, prefix)
 
             asked.append(how)
