@@ -77,7 +77,7 @@ class Training:
     Attributes
     ----------
     name : str
-        As it stands in the tables.
+        Its name in the tables.
     model : nn.Module
         It is in training mode while a step is timed, and in evaluation mode while it is checked.
     logits : callable

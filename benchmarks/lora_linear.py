@@ -199,7 +199,7 @@ class Side:
     Attributes
     ----------
     name : str
-        As it stands in the tables.
+        Its name in the tables.
     form : callable
         The maps.
     problems : dict of Rows to Problem

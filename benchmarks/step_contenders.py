@@ -53,9 +53,9 @@ class Form(NamedTuple):
     Attributes
     ----------
     name : str
-        As it stands in the tables.
+        Its name in the tables.
     launched : str
-        What is said of it there.
+        Its description there.
     step : str
         Of spafit's settings; empty for the baseline.
     kept : bool

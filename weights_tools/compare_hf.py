@@ -30,7 +30,7 @@ examples:
 
 @dataclass(frozen=True)
 class Row:
-    """How far one hidden state is from Hugging Face's.
+    """The difference between one hidden state and Hugging Face's.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ def compare(
         found = ours.bert(*arguments, output_hidden_states=True)
         expected = theirs(*arguments, output_hidden_states=True)
 
-    real = batch.attention_mask.bool()  # (B, T); what stands at padding has no meaning
+    real = batch.attention_mask.bool()  # (B, T); values at padding have no meaning
     rows = []
     for number, (a, b) in enumerate(
         zip(found.hidden_states, expected.hidden_states, strict=True), start=-1

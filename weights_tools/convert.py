@@ -1,8 +1,8 @@
 """Convert a ``pytorch_model.bin`` into a safetensors file (``convert``).
 
-The only place that loads a pickle. ``torch.load`` has had holes even with ``weights_only=True``
-(CVE-2025-32434 before torch 2.6, CVE-2026-24747 before 2.10), so it is done once, on request, and
-never by a training run.
+Only this module loads a pickle. ``torch.load`` had vulnerabilities even with ``weights_only=True``
+(CVE-2025-32434 before torch 2.6, CVE-2026-24747 before 2.10), so a pickle is loaded once, on
+request, and never by a training run.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def convert(source: Path, target: Path) -> int:
     source : Path
         A file that ``torch.save`` wrote: a flat dictionary of names to tensors.
     target : Path
-        The safetensors file; there in full or not at all.
+        The safetensors file; it is written atomically.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def convert(source: Path, target: Path) -> int:
     """
     tensors = _load(source)
     for name, tensor in tensors.items():
-        # The reader refuses it later; better not to write it.
+        # The reader would refuse the file later, so do not write it.
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(f"{source}: {name} holds NaN or infinite values; do not use it")
     save_tensors(target, tensors, {"format": "pt"})
@@ -111,11 +111,11 @@ def _load(source: Path) -> dict[str, torch.Tensor]:
     if not source.is_file():
         raise WeightsError(f"{source} does not exist; give the .bin file or its folder")
     try:
-        # Only the newer, zipped form can be mapped; BERT's own files are older.
+        # Only the newer, zipped format can be mmapped; BERT's own files are older.
         loaded = torch.load(
             source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source)
         )
-    except Exception as error:  # bytes that are no pickle can raise anything
+    except Exception as error:  # an invalid pickle can raise anything
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(f"{source} cannot be read as a file of weights: {reason}") from error
     if not isinstance(loaded, dict) or not loaded:

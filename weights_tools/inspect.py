@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(tensors: Iterable[TensorInfo]) -> str:
-    """Lay out tensors, with totals by type and by what loading does to them.
+    """Return a table of tensors, with totals by type and by what loading does to them.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ STYLES = {
     "old": "with the prefix bert., LayerNorm gamma and beta, and the heads cls.*",
     "bare": "without prefix, LayerNorm weight and bias, and position_ids",
 }
-"""The spellings in which real checkpoints come."""
+"""The naming styles of real checkpoints."""
 
 WORDS = "the a cat dog child children student teacher sees see likes like sleeps sleep old quickly"
 
@@ -89,8 +89,8 @@ def make_tiny(
 ) -> Path:
     """Write a small random BERT that spafit and transformers both load.
 
-    Every parameter, LayerNorms and biases too, is far from its usual start, so that a swapped or
-    forgotten one shows. A seed gives the same values in every style.
+    Every parameter, including LayerNorms and biases, is far from its usual initial value, so that a
+    swapped or missing one is noticed. A seed gives the same values in every style.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def make_tiny(
     save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     labels = {"num_labels": num_labels} if num_labels else {}
     entries = {"architectures": ["BertModel"], **labels, **config.to_json_dict()}
-    # Last, so that an interrupted folder is no model.
+    # Last, so that an incomplete folder is not a valid model.
     with replacing(folder / "config.json", WeightsError) as temporary:
         temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     return folder
@@ -181,7 +181,7 @@ def _draw(config: BertConfig, num_labels: int | None, seed: int) -> dict[str, to
 def _respell(
     tensors: dict[str, torch.Tensor], style: str, config: BertConfig
 ) -> dict[str, torch.Tensor]:
-    """Rename and add what the style has."""
+    """Rename the tensors as in a style, and add its further ones."""
     D, V, P = config.hidden_size, config.vocab_size, config.max_position_embeddings
     if style == "old":
         older = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
