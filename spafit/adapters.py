@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, overload
@@ -58,11 +59,14 @@ class BiasDelta(nn.Module):
     def __new__(cls) -> Bias: ...  # type: ignore[misc]
 
     @overload
-    def __new__(cls, bias: torch.Tensor) -> BiasDelta: ...
+    def __new__(cls, bias: torch.Tensor, *more: Any, **named: Any) -> BiasDelta: ...
 
-    def __new__(cls, bias: torch.Tensor | None = None) -> Any:
-        """Return the module for a bias; without a bias, the technique."""
-        return Bias() if bias is None else super().__new__(cls)
+    def __new__(cls, bias: torch.Tensor | None = None, *more: Any, **named: Any) -> Any:
+        """Return the module for a bias; without a bias, the technique.
+
+        A subclass, such as that of a parametrized δ, is always a module; it may take more.
+        """
+        return Bias() if cls is BiasDelta and bias is None else super().__new__(cls)
 
     def __init__(self, bias: torch.Tensor) -> None:
         super().__init__()
@@ -681,6 +685,7 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
         If one cannot be attached to such a module, or two cannot be attached to the same one.
     """
     names = [technique.name for technique in techniques]
+    trains = [name for technique in techniques for name in technique.trains]
     if len(set(names)) < len(names):
         raise PlanError(f"{' and '.join(names)} are the same technique twice")
     for technique in techniques:
@@ -689,6 +694,15 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
             raise PlanError(f"{technique.short} needs a {needs}, found a {kind.__name__}")
         if not all(technique.stands_beside(each) for each in techniques if each is not technique):
             raise PlanError(f"{' and '.join(names)} cannot stand together")
+        try:
+            hash(technique)
+        except TypeError as error:
+            raise PlanError(
+                f"a setting of {technique.name} can be changed ({error}); let it be a tuple"
+            ) from None
+    twice = [name for name, count in Counter(trains).items() if count > 1]
+    if twice:
+        raise PlanError(f"{' and '.join(names)} train the same {listed(twice, ' and ')}")
     ordered = tuple(sorted(techniques, key=lambda each: (each.order, each.name)))
     _try_out(issubclass(kind, Linear), ordered)
     return ordered

@@ -324,7 +324,12 @@ def _technique_from_json(given: Any) -> Technique:
     missing = [each.name for each in fields if _must_be_given(each) and each.name not in settings]
     if missing:
         raise PlanError(f"the technique {name} lacks its setting {listed(missing, ' and ')}")
-    return technique(**settings)
+    return technique(**{key: _as_tuple(value) for key, value in settings.items()})
+
+
+def _as_tuple(value: Any) -> Any:
+    """Give a setting as it was before JSON made a list of a tuple."""
+    return tuple(_as_tuple(each) for each in value) if isinstance(value, list) else value
 
 
 def _must_be_given(setting: dataclasses.Field[Any]) -> bool:
@@ -400,7 +405,7 @@ class Adaptation:
     switched_off: list[Adaptable] = field(default_factory=list, repr=False)
 
     def require_enabled(self) -> None:
-        """Refuse to save or merge a model while its adapters are disabled.
+        """Refuse to save, load, train or merge a model while its adapters are disabled.
 
         Raises
         ------

@@ -164,8 +164,9 @@ def _adaptation(model: BertForSequenceClassification) -> Adaptation:
     return model.adaptation
 
 
-# Held while a block is entered or left, not inside it.
-_DISABLING = threading.Lock()
+# Held while a block is entered or left, not inside it. Reentrant, because the garbage collector may
+# run then in the same thread, and end the block of a generator that nobody finished.
+_DISABLING = threading.RLock()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from spafit.adapters import (
     TECHNIQUES,
@@ -258,6 +259,31 @@ class TestBiasDelta:
         assert type(twin.bias_delta) is BiasDelta
         assert torch.equal(delta_of(twin), delta_of(lora))
         assert delta_of(twin) is not delta_of(lora)
+
+    def test_a_parametrized_one_is_copied(self) -> None:
+        class Doubled(nn.Module):
+            def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+                return 2 * tensor
+
+        delta = BiasDelta(torch.ones(3))
+        nn.init.ones_(delta.delta)
+        register_parametrization(delta, "delta", Doubled())
+        assert torch.equal(copy.deepcopy(delta)(torch.ones(3)), torch.full((3,), 3.0))
+
+    def test_a_subclass_may_take_more(self) -> None:
+        class Scaled(BiasDelta):
+            def __init__(self, bias: torch.Tensor, scale: float, *, sign: float) -> None:
+                super().__init__(bias)
+                self.scale = scale * sign
+
+            def forward(self, b: torch.Tensor) -> torch.Tensor:
+                return b + self.scale * self.delta
+
+        scaled = Scaled(torch.ones(3), 4.0, sign=-1.0)
+        nn.init.ones_(scaled.delta)
+        assert torch.equal(copy.deepcopy(scaled)(torch.ones(3)), torch.full((3,), -3.0))
+        with pytest.raises(TypeError, match="missing 1 required"):
+            Scaled(torch.ones(3))  # type: ignore[call-arg]
 
     def test_a_state_dict_with_its_older_name_is_taken(self) -> None:
         """Before it was a module, δ stood under ``bias_delta`` itself."""

@@ -10,14 +10,19 @@ import copy
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.tiny_bert import HEAD, ROWS, logits, some_steps, tiny_bert
 
+from spafit import strata
 from spafit.adapters import Adaptable
 from spafit.bert import BertForSequenceClassification
+from spafit.errors import PlanError
 from spafit.strata import adapt, adapters_disabled
+from spafit.weights.adapter_files import load_adapter, save_adapter
 
 ROW_NAMES = ("spafit ii", "spafit direct")
 
@@ -92,6 +97,51 @@ def test_in_generators(model: BertForSequenceClassification, base: torch.Tensor)
     one.close()
     assert torch.equal(next(two), base)
     two.close()
+    assert picture(model) == before
+
+
+def test_ended_by_the_garbage_collector_while_another_begins(
+    trained_once: BertForSequenceClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that nobody finished ends its block wherever the collector happens to run."""
+    model, other = copy.deepcopy(trained_once), copy.deepcopy(trained_once)
+    before = picture(other)
+
+    def shown() -> Iterator[None]:
+        with adapters_disabled(other):
+            yield
+
+    unfinished = [shown()]
+    next(unfinished[0])
+    switch_off = strata._switch_off
+
+    def collecting(*arguments: Any) -> None:
+        unfinished.clear()
+        switch_off(*arguments)
+
+    def begin() -> None:
+        with adapters_disabled(model):
+            pass
+
+    monkeypatch.setattr(strata, "_switch_off", collecting)
+    thread = threading.Thread(target=begin, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert picture(other) == before
+
+
+def test_an_adapter_is_not_loaded_inside(
+    model: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    """Its head would be written over at the end of the block."""
+    save_adapter(model, tmp_path / "adapter.safetensors")
+    before = picture(model)
+    with (
+        adapters_disabled(model),
+        pytest.raises(PlanError, match="disabled here; leave the with block first"),
+    ):
+        load_adapter(model, tmp_path / "adapter.safetensors")
     assert picture(model) == before
 
 

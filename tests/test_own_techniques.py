@@ -21,6 +21,7 @@ from spafit.adapters import TECHNIQUES, Adaptable, LayerNorm, Linear, Technique
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError
 from spafit.plans import Plan, Stratum
+from spafit.training import plain
 
 
 class GainedLayerNorm(LayerNorm):
@@ -106,10 +107,39 @@ class Unmerged(IA3):
     leaves: ClassVar[type[ScaledLinear]] = ScaledLinear
 
 
+class OnceScaledLinear(Linear):
+    """y = s (x Wᵀ + b) with one number s for all places."""
+
+    def __init__(self, linear: Linear) -> None:
+        nn.Module.__init__(self)
+        self.take_over(linear)
+        self.s = nn.Parameter(self.weight.new_ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y * self.s if self.adapters_on else y
+
+
+@dataclass(frozen=True)
+class OneScale(Technique):
+    """Train a single number; where it is meant for is a setting of several values."""
+
+    places: tuple[int, ...] = ()
+
+    name: ClassVar[str] = "one-scale"
+    short: ClassVar[str] = "s"
+    trains: ClassVar[tuple[str, ...]] = ("s",)
+    attaches_to = (Linear,)
+
+    def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
+        assert isinstance(module, Linear)
+        return OnceScaledLinear(module)
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     before = dict(TECHNIQUES)
-    for technique in (Gain, IA3, Unmerged):
+    for technique in (Gain, IA3, Unmerged, OneScale):
         assert spafit.register(technique) is technique
     yield
     TECHNIQUES.clear()
@@ -209,6 +239,30 @@ def test_trained_saved_and_loaded_on_a_fresh_base(small: SmallRun, tmp_path: Pat
     assert torch.equal(logits(fresh, small), logits(model, small))
 
 
+def test_a_single_number_trains(small: SmallRun) -> None:
+    """In ``fit`` as in its definition, bit for bit in the reference form."""
+    plan = make_plan(4, OneScale())
+    ours, theirs = small.model(plan), small.model(plan)
+    for model in (ours, theirs):
+        spafit.set_impl(model, "reference")
+    small.fit(ours, epochs=1)
+    plain.fit(theirs, small.tokenizer, small.train, small.dev, small.settings(epochs=1))
+    for number in (2, 3):
+        name = f"bert.encoder.layer.{number}.attention.self.value.s"
+        assert ours.get_parameter(name).item() != 1.0
+        assert torch.equal(ours.get_parameter(name), theirs.get_parameter(name))
+
+
+def test_a_setting_of_several_values(small: SmallRun) -> None:
+    """A tuple is a list in JSON, and a tuple again in the plan that is read."""
+    made = make_plan(4, OneScale(places=(3, 1)))
+    again = Plan.from_json(made.to_json())
+    assert again == made
+    assert again.strata[1].train["layer.attention.self.value"] == (OneScale((3, 1)),)
+    with pytest.raises(PlanError, match=r"one-scale can be changed.*let it be a tuple"):
+        make_plan(4, OneScale(places=[3, 1]))  # type: ignore[arg-type]
+
+
 def test_an_adapter_needs_its_technique_registered(small: SmallRun, tmp_path: Path) -> None:
     model = base(small)
     spafit.adapt(model, make_plan(4))
@@ -299,8 +353,17 @@ class TestRefused:
             Stratum("own", 0, 1, {"query": [Late(), spafit.LoRA()]})
 
     def test_two_that_add_the_same_name(self) -> None:
-        with pytest.raises(PlanError, match=r"unmerged cannot be attached.*: scale would be lost"):
+        with pytest.raises(PlanError, match="ia3 and unmerged train the same scale"):
             Stratum("own", 0, 1, {"query": [IA3(), Unmerged()]})
+
+    def test_two_that_train_the_same_tensor(self) -> None:
+        @spafit.register
+        @dataclass(frozen=True)
+        class Again(spafit.DirectBias):
+            name: ClassVar[str] = "again"
+
+        with pytest.raises(PlanError, match="again and bias-direct train the same bias"):
+            Stratum("own", 0, 1, {"query": [Again(), spafit.DirectBias()]})
 
     def test_names_clash(self) -> None:
         with pytest.raises(PlanError, match="there is a technique ia3 already, IA3"):

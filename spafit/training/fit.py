@@ -93,8 +93,8 @@ def fit(
     Raises
     ------
     PlanError
-        If the model was not adapted, or was made under ``torch.inference_mode``; if nothing trains,
-        or something trains that the plan does not declare.
+        If the model was not adapted, its adapters are disabled at the moment, or it was made under
+        ``torch.inference_mode``; if nothing trains, or something that the plan does not declare.
     DataError
         If the data have no labels, belong to different tasks, or do not fit the head.
     TrainingError

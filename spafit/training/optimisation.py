@@ -28,12 +28,13 @@ def trained_parameters(model: BertForSequenceClassification) -> dict[str, torch.
     Raises
     ------
     PlanError
-        If the model was not adapted, a parameter that the plan does not declare requires a
-        gradient, or none does.
+        If the model was not adapted, its adapters are disabled at the moment, a parameter requires
+        a gradient that the plan does not declare, or no parameter requires one.
     """
     adaptation = model.adaptation
     if adaptation is None:
         raise PlanError("the model was not adapted; call spafit.adapt(model, plan) first")
+    adaptation.require_enabled()
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     undeclared = [name for name in trained if name not in set(adaptation.trainable)]
     if undeclared:
@@ -67,13 +68,13 @@ def make_optimizer(
     learning_rate, weight_decay : float
         AdamW's.
     decay_biases : bool
-        Whether vectors (biases, bias deltas, LayerNorm weights) decay too.
+        Whether vectors (biases, bias deltas, LayerNorm weights) and single numbers decay too.
     capturable : bool
         Whether to keep the learning rate on the device, for the CUDA graph of a captured step.
     """
     trained = list(trained_parameters(model).values())
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for parameter in trained if parameter.dim() == 1]
+    vectors = [parameter for parameter in trained if parameter.dim() <= 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": weight_decay if decay_biases else 0.0},

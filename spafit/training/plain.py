@@ -74,7 +74,7 @@ def fit(
     # AdamW over all that trains, with weight decay on matrices; on vectors only if asked for.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = [p for p in trained.values() if p.dim() > 1]
-    vectors = [p for p in trained.values() if p.dim() == 1]
+    vectors = [p for p in trained.values() if p.dim() <= 1]
     decay, of_vectors = config.weight_decay, config.weight_decay if config.decay_biases else 0.0
     groups: list[Any] = [{"params": matrices}, {"params": vectors, "weight_decay": of_vectors}]
     optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=decay, fused=True)

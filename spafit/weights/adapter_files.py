@@ -173,8 +173,10 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
         If the file is not a valid adapter, belongs to another base (the message gives both
         fingerprints), or a name or shape does not fit; the model is then unchanged.
     PlanError
-        If the model was adapted by another plan.
+        If the model was adapted by another plan, or its adapters are disabled at the moment.
     """
+    if model.adaptation is not None:
+        model.adaptation.require_enabled()  # else the head is lost when the block ends
     with SafeFile(path) as file:
         header = _header(file)
         if model.adaptation is not None and model.adaptation.plan != header.plan:

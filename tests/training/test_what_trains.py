@@ -13,6 +13,7 @@ from support.small_runs import SmallRun, trained
 
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.errors import CheckpointError, PlanError
+from spafit.strata import adapters_disabled
 from spafit.training.optimisation import make_optimizer, trained_parameters
 from spafit.weights.adapter_files import load_adapter, name_in_files
 from spafit.weights.pretrained import load_pretrained
@@ -59,6 +60,14 @@ class TestTrainedParameters:
         model.requires_grad_(False)
         with pytest.raises(PlanError, match=r"nothing trains.*requires_grad_"):
             small.fit(model)
+
+    def test_a_model_whose_adapters_are_disabled_is_refused(self, small: SmallRun) -> None:
+        """Nothing added would train, and the head that did would be written over afterwards."""
+        model = small.model()
+        before = trained(model)
+        with adapters_disabled(model), pytest.raises(PlanError, match="leave the with block first"):
+            small.fit(model)
+        assert all(torch.equal(each, before[name]) for name, each in trained(model).items())
 
     def test_a_model_that_was_not_adapted_is_refused(self, small: SmallRun) -> None:
         with pytest.raises(PlanError, match="not adapted"):

@@ -121,6 +121,9 @@ def why_not_kept(model: BertForSequenceClassification) -> str:
             return f"bert.{name} is a {kind.__name__}, which is not spafit's own"
         if not can_be_bypassed(module):
             return f"bert.{name} has a hook or a replaced forward"
+        for key in vars(module):
+            if callable(getattr(kind, key, None)):
+                return f"bert.{name} has a {key} of its own"
     return ""
 
 

@@ -151,6 +151,12 @@ def own_forward(model: Model) -> None:
     pooled.forward = lambda *inputs: 1.5 * before(*inputs)
 
 
+def own_method(model: Model) -> None:
+    dense = model.bert.encoder.layer[0].output.dense
+    before = dense.part
+    dense.part = lambda: before()._replace(bias=1.5 * dense.bias + 0.5)
+
+
 def own_module(model: Model) -> None:
     layer = model.bert.encoder.layer[0]
     layer.output.dropout = Doubled()
@@ -177,6 +183,7 @@ WATCHED = {
     "a hook on a table": hook(lambda model: model.bert.embeddings.word_embeddings),
     "a hook before a linear map": pre_hook,
     "a forward of its own": own_forward,
+    "another method of its own": own_method,
     "a module of the user's": own_module,
     "a class of the user's": own_class,
     "a parametrization": parametrized,
