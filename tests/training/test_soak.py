@@ -77,6 +77,7 @@ def soak(weights: Path, folder: Path, seconds: float) -> None:
 class TestSoak:
     """Oracle: what the system says of the process."""
 
+    @pytest.mark.full
     def test_nothing_grows(
         self, small: SmallRun, tmp_path: Path, sized: Sized, promise: Promise
     ) -> None:
