@@ -303,14 +303,20 @@ def _names_as_built(config: BertConfig) -> tuple[str, ...]:
         return tuple(name for name, _ in BertForSequenceClassification(config).named_parameters())
 
 
-def _added_by_plan(model: BertForSequenceClassification) -> set[str]:
-    """Return the parameters that techniques added to a model; a technique trains all it adds."""
-    declared = () if model.adaptation is None else model.adaptation.trainable
-    return set(declared) - set(pretrained_names(model))
+def _added(model: BertForSequenceClassification) -> set[str]:
+    """Return the parameters that were added to a model, by its plan or by hand.
+
+    A technique trains all it adds, and a module names what it added (:attr:`Adaptable.merges`).
+    """
+    names = set() if model.adaptation is None else set(model.adaptation.trainable)
+    for owner, module in model.named_modules():
+        if isinstance(module, Adaptable):
+            names.update(f"{owner}.{name}" for name in module.merges)
+    return names - set(pretrained_names(model))
 
 
 def _count_pretrained(model: BertForSequenceClassification) -> int:
-    added = _added_by_plan(model)
+    added = _added(model)
     return sum(each.numel() for name, each in model.named_parameters() if name not in added)
 
 
@@ -337,7 +343,7 @@ def fingerprint(model: BertForSequenceClassification) -> str:
         If the model is on the meta device, where it has no values.
     """
     digest = hashlib.sha256()
-    added = _added_by_plan(model)
+    added = _added(model)
     for name, parameter in sorted(model.bert.named_parameters()):
         if f"bert.{name}" in added:
             continue

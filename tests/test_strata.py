@@ -33,6 +33,7 @@ from support.tiny_bert import (
     tiny_bert,
 )
 
+import spafit
 from spafit.adapters import LoRA
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError
@@ -299,3 +300,13 @@ class TestSummary:
 
 if __name__ == "__main__":
     print(drawings(), end="")
+
+
+def test_what_is_attached_by_hand_is_no_part_of_the_base() -> None:
+    """Oracle: the fingerprint from before; a LoRALinear with δ is put in without a plan."""
+    model = tiny_bert()
+    before = spafit.fingerprint(model)
+    attention = model.bert.encoder.layer[1].attention.self
+    attention.query = spafit.LoRALinear(attention.query, r=2, alpha=3.0)
+    spafit.BiasDelta().attach(attention.query, None)
+    assert spafit.fingerprint(model) == before
