@@ -145,12 +145,17 @@ class Trainer:
 
     def wait(self, seconds: float = 60.0) -> int:
         """Return the exit code, below 0 that of a signal."""
-        self.until(lambda: False, seconds)
+        self.until(lambda: False, seconds, pause=0.005)
         assert self.code is not None
         return self.code
 
-    def until(self, happened: Callable[[], bool], seconds: float = 60.0) -> bool:
-        """Wait until something happened, or the process ended; gives whether it happened."""
+    def until(
+        self, happened: Callable[[], bool], seconds: float = 60.0, pause: float = 0.0005
+    ) -> bool:
+        """Wait until something happened, or the process ended; gives whether it happened.
+
+        ``pause`` is the number of seconds between two looks.
+        """
         end = time.monotonic() + seconds
         while not happened():
             if self.ended():
@@ -158,7 +163,7 @@ class Trainer:
             if time.monotonic() > end:
                 self.kill()
                 raise AssertionError(f"still running after {seconds} s: {self.said()}")
-            time.sleep(0.0005)
+            time.sleep(pause)
         return True
 
     def said(self) -> str:
@@ -301,19 +306,20 @@ def _marking(value: dict[str, Any]) -> Callable[..., None]:
 def _kill_at(value: dict[str, Any]) -> None:
     """Die before the n-th operation of the k-th save that changes a file or folder.
 
-    What it was is written to the file ``name``, or "none" where the save had fewer of them.
+    The operations until then, with that one, are written to the file ``names``, a line each; all
+    those of the save where it has fewer than n, and the process ends.
     """
     from spafit.training.saving import Saver
 
     changes: list[str] = []
-    report = os.open(value["name"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    report = os.open(value["names"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     write = os.write
 
     def die(_: int, name: str, arguments: tuple[Any, ...]) -> None:
         if makes_or_writes(name, arguments):
             changes.append(name)
             if len(changes) == value["operation"]:
-                write(report, name.encode())
+                write(report, "\n".join(changes).encode())
                 os.kill(os.getpid(), signal.SIGKILL)
 
     operations = FileOperations(die, active=False)
@@ -326,7 +332,7 @@ def _kill_at(value: dict[str, Any]) -> None:
             return
         with operations.only_inside():
             save(self, state)
-        write(report, b"none")
+        write(report, "\n".join(changes).encode())
         os._exit(0)  # what comes after is no part of it
 
     Saver._save = saving  # type: ignore[method-assign]
