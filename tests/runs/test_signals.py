@@ -77,7 +77,7 @@ class TestRandomMoments:
         sized: Sized,
         promise: Promise,
     ) -> None:
-        seed, trials = 22, sized(6, 50)
+        seed, trials = 22, sized(3, 50)
         draw = random.Random(seed)
         stopped = runs = 0
         out = tmp_path / "run-0"
@@ -111,8 +111,20 @@ class TestRandomMoments:
 class TestMoments:
     """Oracle: as above. The trainer is made slow where the signal is to come."""
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-    @pytest.mark.parametrize("moment", ["slow_start", "slow_steps", "slow_evaluations"])
+    @pytest.mark.parametrize(
+        ("moment", "number"),
+        [
+            ("slow_start", signal.SIGTERM),
+            pytest.param("slow_start", signal.SIGINT, marks=pytest.mark.full),
+            pytest.param("slow_start", signal.SIGUSR1, marks=pytest.mark.full),
+            ("slow_steps", signal.SIGTERM),
+            ("slow_steps", signal.SIGINT),
+            ("slow_steps", signal.SIGUSR1),
+            pytest.param("slow_evaluations", signal.SIGTERM, marks=pytest.mark.full),
+            pytest.param("slow_evaluations", signal.SIGINT, marks=pytest.mark.full),
+            ("slow_evaluations", signal.SIGUSR1),
+        ],
+    )
     def test_anywhere(
         self,
         zygote: Zygote,
@@ -135,7 +147,14 @@ class TestMoments:
         finish(zygote, root, out, uninterrupted)
         promise("signals before, in and after steps, in saves", 1, "exit code 128 + n, resumed")
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    @pytest.mark.parametrize(
+        "number",
+        [
+            pytest.param(signal.SIGTERM, marks=pytest.mark.full),
+            signal.SIGINT,
+            pytest.param(signal.SIGUSR1, marks=pytest.mark.full),
+        ],
+    )
     def test_during_a_save(
         self,
         zygote: Zygote,
@@ -158,8 +177,8 @@ class TestMoments:
     @pytest.mark.parametrize(
         ("first", "second"),
         [
-            (signal.SIGTERM, signal.SIGTERM),
-            (signal.SIGINT, signal.SIGINT),
+            pytest.param(signal.SIGTERM, signal.SIGTERM, marks=pytest.mark.full),
+            pytest.param(signal.SIGINT, signal.SIGINT, marks=pytest.mark.full),
             (signal.SIGUSR1, signal.SIGTERM),
             (signal.SIGTERM, signal.SIGINT),
         ],
