@@ -118,20 +118,22 @@ def run_python(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_import_is_light() -> None:
-    """No oracle and nothing optional is loaded by ``import spafit``."""
-    loaded = run_python("import sys, spafit; print(' '.join(sys.modules))").split()
-    for package in ("transformers", "peft", "matplotlib", "triton", "pyarrow", "sklearn", "scipy"):
-        assert package not in loaded
+def test_import_is_light_and_costs_at_most_300_ms_beyond_torch() -> None:
+    """No oracle and nothing optional is loaded by ``import spafit``.
 
-
-def test_import_costs_at_most_300_ms_beyond_torch() -> None:
-    """Of the processor's time: the best of three fresh processes, for other work only ever adds."""
+    The milliseconds are of the processor's time, at best of three fresh processes: other work only
+    ever adds to them.
+    """
     code = (
-        "import time, torch; start = time.process_time(); import spafit; "
-        "print(time.process_time() - start)"
+        "import sys, time, torch; start = time.process_time(); import spafit; "
+        "print(time.process_time() - start, *sys.modules)"
     )
-    times = [float(run_python(code)) for _ in range(3)]
+    times = []
+    while len(times) < 3 and min(times, default=1.0) > 0.3:
+        seconds, *loaded = run_python(code).split()
+        times.append(float(seconds))
+        for package in "transformers peft matplotlib triton pyarrow sklearn scipy".split():
+            assert package not in loaded
     assert min(times) <= 0.3, times
 
 

@@ -71,11 +71,8 @@ class TestShared:
 class TestDistributed:
     """Oracle: one process that takes both shares of every batch."""
 
-    def test_distributed_data_parallel(self) -> None:
-        run_here("train_in_parallel")
-
-    def test_fully_sharded(self) -> None:
-        run_here("train_in_shards")
+    def test_data_parallel_and_fully_sharded(self) -> None:
+        run_here("train_in_parallel_and_in_shards")
 
 
 def run_here(name: str) -> None:
@@ -157,19 +154,15 @@ def assert_as_one_process(rank: int, losses: list[float], values: dict[str, torc
         torch.testing.assert_close(values[name], value.detach(), rtol=0, atol=1e-10, msg=name)
 
 
-def train_in_parallel() -> None:
-    def work(rank: int) -> None:
+def train_in_parallel_and_in_shards() -> None:
+    def in_parallel(rank: int) -> None:
         model = adapted()
         parallel = DistributedDataParallel(model)
         losses = steps(parallel, [IDS[rank]])
         values = {name: value.detach() for name, value in trained(model).items()}
         assert_as_one_process(rank, losses, values)
 
-    in_every_rank(work)
-
-
-def train_in_shards() -> None:
-    def work(rank: int) -> None:
+    def in_shards(rank: int) -> None:
         model = adapted()
         mesh = init_device_mesh("cpu", (WORLD,))
         for layer in model.bert.encoder.layer:
@@ -179,4 +172,8 @@ def train_in_shards() -> None:
         values = {name: value.full_tensor().detach() for name, value in trained(model).items()}
         assert_as_one_process(rank, losses, values)
 
-    in_every_rank(work)
+    def both(rank: int) -> None:
+        in_parallel(rank)
+        in_shards(rank)
+
+    in_every_rank(both)

@@ -58,7 +58,13 @@ def adapted(method: str) -> BertForSequenceClassification:
 class TestLengths:
     """Oracle: the real data, where it is present."""
 
-    @pytest.mark.parametrize("task", lengths.TASKS)
+    @pytest.mark.parametrize(
+        "task",
+        [
+            pytest.param(task, marks=pytest.mark.full if task in ("sst-2", "qqp", "qnli") else ())
+            for task in lengths.TASKS
+        ],
+    )
     def test_the_record_is_of_the_data(self, task: str, shared_data: Path) -> None:
         recorded = json.loads(lengths.RECORD.read_text(encoding="utf-8"))
         found = lengths.measured_lengths(

@@ -101,7 +101,7 @@ class TestGlue:
             (case.originals / "RTE.zip.part").write_bytes(BODY[:1000])
         case.server.faults = [fault]
         try:
-            case.fetch(BODY, timeout_s=0.3)
+            case.fetch(BODY, timeout_s=0.2)
             found = "mended"
         except DownloadError as error:
             found = "refused"

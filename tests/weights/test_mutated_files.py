@@ -75,7 +75,7 @@ class TestEveryFile:
     @pytest.mark.parametrize(
         "chunk",
         [
-            pytest.param(chunk, marks=pytest.mark.full if chunk >= CHUNKS // 2 else ())
+            pytest.param(chunk, marks=pytest.mark.full if chunk >= CHUNKS // 4 else ())
             for chunk in range(CHUNKS)
         ],
     )
