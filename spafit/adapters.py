@@ -427,7 +427,7 @@ class Technique:
     order: ClassVar[int] = 0
 
     @property
-    def drawn(self) -> str:
+    def caption(self) -> str:
         """The technique and its size, as the summary prints it."""
         return self.short
 
@@ -436,7 +436,7 @@ class Technique:
         """Whether a pre-trained tensor of the module is itself trained."""
         return not {"weight", "bias"}.isdisjoint(self.trains)
 
-    def stands_beside(self, other: Technique) -> bool:
+    def combines_with(self, other: Technique) -> bool:
         """Return whether ``other``, of another class, may be attached to the same module.
 
         Both techniques must agree.
@@ -470,7 +470,8 @@ _T = TypeVar("_T", bound=type[Technique])
 def register(technique: _T) -> _T:
     """Register a technique under its name, so that plans, plan files and adapter files may use it.
 
-    It can be used as a decorator.
+    It can be used as a decorator. A class that is defined again in the same place, as when a cell
+    of a notebook runs twice, replaces the former one.
 
     Parameters
     ----------
@@ -496,10 +497,11 @@ def register(technique: _T) -> _T:
         value = getattr(technique, attribute, None)
         if not isinstance(value, str) or not value or not value.isprintable():
             raise PlanError(f"{technique.__name__}.{attribute} must be text, found {value!r:.200}")
-    if technique.name in TECHNIQUES:
+    known = TECHNIQUES.get(technique.name, technique)
+    if (known.__module__, known.__qualname__) != (technique.__module__, technique.__qualname__):
         raise PlanError(
-            f"there is a technique {technique.name} already, "
-            f"{TECHNIQUES[technique.name].__qualname__}; give {technique.__name__} another name"
+            f"there is a technique {technique.name} already, {known.__qualname__}; "
+            f"give {technique.__name__} another name"
         )
     TECHNIQUES[technique.name] = technique
     return technique
@@ -520,7 +522,7 @@ class Bias(Technique):
     def __repr__(self) -> str:
         return "BiasDelta()"
 
-    def stands_beside(self, other: Technique) -> bool:
+    def combines_with(self, other: Technique) -> bool:
         """Return False for a technique that trains the bias directly."""
         return "bias" not in other.trains
 
@@ -594,7 +596,7 @@ class LoRA(Technique):
         object.__setattr__(self, "dropout", float(self.dropout))
 
     @property
-    def drawn(self) -> str:
+    def caption(self) -> str:
         """``"LoRA r=64"``."""
         return f"{self.short} r={self.r}"
 
@@ -616,7 +618,7 @@ class Full(Technique):
     short: ClassVar[str] = "full"
     trains: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
-    def stands_beside(self, other: Technique) -> bool:
+    def combines_with(self, other: Technique) -> bool:
         """Return False: a fully trained module takes no other technique."""
         return False
 
@@ -655,16 +657,19 @@ def attach_all(
         absent = set(technique.trains) - left.keys()
         if lost:
             raise PlanError(
-                f"{technique.name} cannot be attached to what stands there: "
-                f"{listed(lost, ' and ')} would be lost"
+                f"{technique.name} cannot be attached to this {kind.__name__}: the module that its "
+                f"attach returns has lost {listed(lost, ' and ')}"
             )
         if unsaid:
             raise PlanError(
-                f"{technique.name} adds {listed(sorted(unsaid))}, which it does not say that it "
-                "trains, so that it would not be saved"
+                f"{technique.name} adds {listed(sorted(unsaid))}, which its trains does not name; "
+                "name it there, so that it is trained and saved"
             )
         if absent:
-            raise PlanError(f"{technique.name} trains {listed(sorted(absent))}, which is not there")
+            raise PlanError(
+                f"{technique.name} trains {listed(sorted(absent))}, but the module that its attach "
+                "returns has no such parameter"
+            )
         before = left
     return module
 
@@ -692,8 +697,8 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
         if not issubclass(kind, technique.attaches_to):
             needs = " or a ".join(each.__name__ for each in technique.attaches_to)
             raise PlanError(f"{technique.short} needs a {needs}, found a {kind.__name__}")
-        if not all(technique.stands_beside(each) for each in techniques if each is not technique):
-            raise PlanError(f"{' and '.join(names)} cannot stand together")
+        if not all(technique.combines_with(each) for each in techniques if each is not technique):
+            raise PlanError(f"{' and '.join(names)} cannot be attached to the same module")
         try:
             hash(technique)
         except TypeError as error:

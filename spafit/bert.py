@@ -407,7 +407,7 @@ class BertModel(nn.Module):
         X, _ = self.encoder(self.embeddings(*tokens), layout, first_only=self.packed)
         return back.per_sequence(self._pool(X if self.packed else layout.first(X)))
 
-    def pooled_of(self, batch: PackedBatch, prefix: torch.Tensor | None = None) -> torch.Tensor:
+    def pooled_packed(self, batch: PackedBatch, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """Return the pooled output (B, D) of a packed batch, in its order.
 
         Parameters
@@ -537,7 +537,7 @@ class BertForSequenceClassification(nn.Module):
         prefix : torch.Tensor, (N, D), optional
             Hidden states after group 1 (:meth:`BertModel.prefix`), from which to continue.
         """
-        pooled = self.bert.pooled_of(batch, prefix)  # (B, D)
+        pooled = self.bert.pooled_packed(batch, prefix)  # (B, D)
         logits: torch.Tensor = self.classifier(self.dropout(pooled))
         return logits
 

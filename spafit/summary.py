@@ -140,7 +140,7 @@ def _in_words(stratum: Stratum, sublayer: str) -> str:
     by_words: dict[str, list[str]] = {}
     for module in modules:
         techniques = stratum.train.get(module, ())
-        words = " + ".join(technique.drawn for technique in techniques)
+        words = " + ".join(technique.caption for technique in techniques)
         by_words.setdefault(words, []).append(module.removeprefix(prefix))
     if list(by_words) == [""]:
         return "frozen"

@@ -91,7 +91,7 @@ class IA3(Technique):
     attaches_to = (Linear,)
     leaves: ClassVar[type[ScaledLinear]] = MergingScaledLinear
 
-    def stands_beside(self, other: Technique) -> bool:
+    def combines_with(self, other: Technique) -> bool:
         return not isinstance(other, spafit.LoRA)
 
     def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
@@ -319,8 +319,14 @@ class TestRefused:
         [
             ({"query": [Gain()]}, "gain needs a LayerNorm, found a Linear"),
             ({"layer.output.LayerNorm": [IA3()]}, r"needs a Linear, found a LayerNorm"),
-            ({"query": [IA3(), spafit.LoRA()]}, "ia3 and lora cannot stand together"),
-            ({"query": [spafit.Full(), IA3()]}, "full and ia3 cannot stand together"),
+            (
+                {"query": [IA3(), spafit.LoRA()]},
+                "ia3 and lora cannot be attached to the same module",
+            ),
+            (
+                {"query": [spafit.Full(), IA3()]},
+                "full and ia3 cannot be attached to the same module",
+            ),
         ],
     )
     def test_on_one_module(self, train: dict[str, list[Technique]], reason: str) -> None:
@@ -334,8 +340,18 @@ class TestRefused:
             name: ClassVar[str] = "silent"
             trains: ClassVar[tuple[str, ...]] = ()
 
-        with pytest.raises(PlanError, match=r"silent adds scale, which it does not say"):
+        with pytest.raises(PlanError, match="silent adds scale, which its trains does not name"):
             Stratum("own", 0, 1, {"query": [Silent()]})
+
+    def test_what_is_said_to_train_and_not_added(self) -> None:
+        @spafit.register
+        @dataclass(frozen=True)
+        class Absent(IA3):
+            name: ClassVar[str] = "absent"
+            trains: ClassVar[tuple[str, ...]] = ("scale", "shift")
+
+        with pytest.raises(PlanError, match=r"absent trains shift, but the module .* no such par"):
+            Stratum("own", 0, 1, {"query": [Absent()]})
 
     def test_what_would_drop_another(self) -> None:
         @spafit.register
@@ -344,11 +360,11 @@ class TestRefused:
             name: ClassVar[str] = "late"
             order: ClassVar[int] = 2
 
-            def stands_beside(self, other: Technique) -> bool:
+            def combines_with(self, other: Technique) -> bool:
                 return True
 
         with pytest.raises(
-            PlanError, match=r"late cannot be attached.*lora_A and lora_B would be lost"
+            PlanError, match=r"late cannot be attached.* has lost lora_A and lora_B"
         ):
             Stratum("own", 0, 1, {"query": [Late(), spafit.LoRA()]})
 
@@ -368,6 +384,24 @@ class TestRefused:
     def test_names_clash(self) -> None:
         with pytest.raises(PlanError, match="there is a technique ia3 already, IA3"):
             spafit.register(dataclasses.make_dataclass("Other", [], bases=(IA3,), frozen=True))
+
+    def test_defined_again_in_the_same_place(self) -> None:
+        """As by a cell of a notebook that runs twice: plans use the newer one."""
+
+        def cell() -> type[Technique]:
+            @spafit.register
+            @dataclass(frozen=True)
+            class Cell(Gain):
+                name: ClassVar[str] = "cell"
+
+            return Cell
+
+        cell()
+        again = cell()
+        plan = Plan("own", 1, [Stratum("own", 0, 0, {"layer.output.LayerNorm": [again()]})])
+        read = Plan.from_json(plan.to_json())
+        ((technique,),) = read.strata[0].train.values()
+        assert type(technique) is again
 
     @pytest.mark.parametrize("thing", [int, "lora", Gain()], ids=str)
     def test_what_is_no_technique(self, thing: object) -> None:

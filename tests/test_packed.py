@@ -339,7 +339,9 @@ class TestPrefix:
             p.requires_grad for p in model.bert.embeddings.parameters()
         ):
             return  # what trains is below; a kept prefix would cut it off
-        assert torch.equal(model.bert.pooled_of(batch, prefix=prefix), model.bert.pooled_of(batch))
+        assert torch.equal(
+            model.bert.pooled_packed(batch, prefix=prefix), model.bert.pooled_packed(batch)
+        )
         ours = results(model.forward_packed(batch, prefix), model)
         assert_same(ours, results(model.forward_packed(batch), model))
 
@@ -547,7 +549,9 @@ class TestDropout:
             torch.manual_seed(4)
             with torch.no_grad():
                 drawn = [
-                    model.bert.pooled_of(packed) if impl == "auto" else model.bert.pooled(*padded)
+                    model.bert.pooled_packed(packed)
+                    if impl == "auto"
+                    else model.bert.pooled(*padded)
                     for _ in range(batches)
                 ]
             hidden = torch.cat(drawn).double()
@@ -565,7 +569,7 @@ class TestDropout:
     def test_copies_of_a_sequence_draw_for_themselves(self) -> None:
         model = tiny_bert(torch.float32, config=DROPPING).train()
         with torch.no_grad():
-            pooled = model.bert.pooled_of(make_encodings([5]).packed([0] * 9))
+            pooled = model.bert.pooled_packed(make_encodings([5]).packed([0] * 9))
         distances = torch.cdist(pooled, pooled) + torch.eye(9)
         assert distances.min() > 1e-3
 
