@@ -10,7 +10,7 @@ code. Here a launcher is called with CPU tensors while launching is replaced by 
         assert kernel.spilled_bytes == 0 and kernel.shared_bytes < 227 * 1024
 
 It must run in a process in which ``TRITON_INTERPRET`` is not set; :func:`in_fresh_process` starts
-one and calls a function of a test module in it.
+one and calls a function of test modules in it.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -148,14 +148,15 @@ def _assembler() -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas")
 
 
-def in_fresh_process(module: str, function: str) -> str:
-    """Call ``function()`` of a test module in a process without the interpreter; give its output.
+def in_fresh_process(folder: Path, modules: Sequence[str], function: str) -> None:
+    """Call ``function()`` of each test module in a process without the interpreter.
 
     Raises an AssertionError with what the process said where it failed.
     """
     compiled = {key: value for key, value in environment().items() if key != "TRITON_INTERPRET"}
-    folder = str(Path(sys.modules[module].__file__ or "").parent)
-    code = f"import sys; sys.path.insert(0, {folder!r}); import {module}; {module}.{function}()"
+    code = f"import sys; sys.path.insert(0, {str(folder)!r})"
+    for module in modules:
+        code += f"\nprint({module!r})\nimport {module}\n{module}.{function}()"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
@@ -165,4 +166,3 @@ def in_fresh_process(module: str, function: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
-from support.triton_compiler import compiling_for, in_fresh_process
+from support.triton_compiler import compiling_for
 from torch.utils.checkpoint import checkpoint
 
 from spafit.errors import ConfigError
@@ -17,12 +17,12 @@ from spafit.kernels.gpu import triton_attention
 from spafit.kernels.gpu.triton_attention import LEVELS, packed_attention_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LENGTHS = (5, 19, 1, 42)
+LENGTHS = (5, 1, 35)
 A, DH, FILLER = 2, 20, 3
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
 SMALL = [(16, 32, 4, 1)] * 5
-"""Tiles of which the longest sequence takes several, in rows and in keys."""
+"""Tiles of which the longest sequence takes three in rows and two in keys."""
 SMALL_TILES = {"forward": SMALL, "query": SMALL, "key": SMALL, "all_keys": [(16, 16, 4, 1)] * 5}
 
 
@@ -31,6 +31,13 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Take the kernels' own tiles, which may hold a sequence; or small ones, and so dQ apart."""
     if request.param == "small tiles":
         monkeypatch.setattr(triton_attention, "_TILES", SMALL_TILES)
+
+
+def in_one_size(size: str) -> pytest.MarkDecorator:
+    """Take tiles of one size only, where the other shows no more but by chance."""
+    other = {"own tiles": "small tiles", "small tiles": "own tiles"}[size]
+    sizes = [size, pytest.param(other, marks=pytest.mark.full)]
+    return pytest.mark.parametrize("tiles", sizes, indirect=True)
 
 
 def boundaries_of(lengths: Sequence[int]) -> torch.Tensor:
@@ -184,17 +191,20 @@ class TestWithoutDropout:
         H1, dQKV = run(QKV, dH1, lengths=())
         assert H1.shape == (0, A * DH) and dQKV.shape == (0, 3 * A * DH)
 
+    @in_one_size("own tiles")
     def test_empty_sequences_change_nothing(self):
         QKV, dH1 = make()
         with_empty = (0, *LENGTHS[:2], 0, 0, *LENGTHS[2:], 0)
         for found, right in zip(run(QKV, dH1, with_empty), run(QKV, dH1), strict=True):
             torch.testing.assert_close(found, right, rtol=0, atol=1e-5)
 
+    @in_one_size("small tiles")
     def test_longest_may_be_more_than_any_has(self):
         QKV, dH1 = make()
         for found, right in zip(run(QKV, dH1, longest=70), run(QKV, dH1), strict=True):
             torch.testing.assert_close(found, right, rtol=0, atol=1e-5)
 
+    @in_one_size("small tiles")
     def test_repeats_bit_for_bit(self):
         QKV, dH1 = make(dtype=torch.bfloat16)
         for found, right in zip(run(QKV, dH1), run(QKV, dH1), strict=True):
@@ -220,7 +230,7 @@ class TestShapes:
         ],
     )
     def test_sizes_of_a_head(self, head_size, dtype):
-        lengths = (9, 1, 67)
+        lengths = (1, 67)
         QKV, dH1 = make(lengths, 2, 2, head_size, dtype)
         assert_errs_at_most_twice(
             run(QKV, dH1, lengths, num_heads=2),
@@ -255,7 +265,17 @@ class TestMemoryLayout:
     """Oracle: the same numbers, contiguous."""
 
     @pytest.mark.usefixtures("tiles")
-    @pytest.mark.parametrize("layout", ["rows apart", "transposed"])
+    @pytest.mark.parametrize(
+        ("tiles", "layout"),
+        [
+            # Each kernel is told how far rows lie apart; what is transposed is copied before.
+            ("small tiles", "rows apart"),
+            ("own tiles", "transposed"),
+            pytest.param("own tiles", "rows apart", marks=pytest.mark.full),
+            pytest.param("small tiles", "transposed", marks=pytest.mark.full),
+        ],
+        indirect=["tiles"],
+    )
     def test_of_the_input(self, layout):
         QKV, dH1 = make()
         if layout == "transposed":
@@ -268,7 +288,16 @@ class TestMemoryLayout:
 
     @pytest.mark.usefixtures("tiles")
     @pytest.mark.parametrize(
-        "layout", [pytest.param("rows apart", marks=pytest.mark.full), "transposed", "expanded"]
+        ("tiles", "layout"),
+        [
+            ("small tiles", "rows apart"),
+            ("own tiles", "expanded"),
+            ("own tiles", "transposed"),
+            pytest.param("own tiles", "rows apart", marks=pytest.mark.full),
+            pytest.param("small tiles", "expanded", marks=pytest.mark.full),
+            pytest.param("small tiles", "transposed", marks=pytest.mark.full),
+        ],
+        indirect=["tiles"],
     )
     def test_of_the_gradient(self, layout):
         QKV, dH1 = make()
@@ -335,26 +364,28 @@ class TestWithDropout:
         assert set(H1.unique().tolist()) <= {0.0, scale / 64}
 
     def test_the_generator_decides(self):
-        QKV, dH1 = make()
+        lengths = (5, 35)
+        QKV, dH1 = make(lengths, num_heads=1)
 
         def with_seed(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
             torch.manual_seed(seed)
-            return run(QKV, dH1, dropout=self.RATE)
+            return run(QKV, dH1, lengths, self.RATE, num_heads=1)
 
         first, again, other = with_seed(5), with_seed(5), with_seed(6)
         assert all(map(torch.equal, first, again))
         assert not torch.equal(first[0], other[0])
-        assert not torch.equal(first[0], run(QKV, dH1, dropout=self.RATE)[0])
+        assert not torch.equal(first[0], run(QKV, dH1, lengths, self.RATE, num_heads=1)[0])
 
     def test_checkpointing_draws_the_same_again(self):
-        QKV, dH1 = make()
+        lengths = (5, 2)
+        QKV, dH1 = make(lengths)
         torch.manual_seed(7)
-        right = run(QKV, dH1, dropout=self.RATE)
+        right = run(QKV, dH1, lengths, self.RATE)
         QKV.requires_grad_()
         torch.manual_seed(7)
         H1 = checkpoint(
             packed_attention_triton,
-            *(QKV, boundaries_of(LENGTHS), sum(LENGTHS), max(LENGTHS), A, self.RATE),
+            *(QKV, boundaries_of(lengths), sum(lengths), max(lengths), A, self.RATE),
             use_reentrant=False,
         )
         H1.backward(dH1)
@@ -401,16 +432,33 @@ class TestAutograd:
             torch.autograd.grad(H1.sum(), QKV, create_graph=True)
 
 
-def compile_the_usual() -> None:
-    compile_all((torch.bfloat16,), (0.1,))
+# A card's capability, a type, the longest sequence and rates of dropout. In bfloat16 with dropout
+# the kernels take most registers.
+CARDS, LONGEST, RATES = (80, 90), (64, 128, 512), (0.1,)
+COMPILED = [
+    (90, torch.bfloat16, 64, RATES),
+    (80, torch.bfloat16, 128, RATES),
+    (90, torch.bfloat16, 512, RATES),
+    (80, torch.float32, 512, (0.0,)),
+]
 
 
-def compile_all(
-    dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16, torch.float32),
-    rates: Sequence[float] = (0.0, 0.1),
-) -> None:
-    """Compile the kernels of BERT-large for both cards; hold and print what each takes."""
-    for capability, dtype, longest in itertools.product((80, 90), dtypes, (64, 128, 512)):
+def compile_some() -> None:
+    compile_them(COMPILED)
+
+
+def compile_all() -> None:
+    compile_them(itertools.product(CARDS, [torch.bfloat16], LONGEST, [RATES]))
+
+
+def compile_every_type() -> None:
+    compile_them(itertools.product(CARDS, [torch.float32, *HALF_TYPES], LONGEST, [(0.0, *RATES)]))
+
+
+def compile_them(cases: Iterable[tuple[int, torch.dtype, int, Sequence[float]]]) -> None:
+    """Compile the kernels of BERT-large: no register spilled, at most 99 KiB of shared memory."""
+    names = set()
+    for capability, dtype, longest, rates in cases:
         QKV = torch.zeros(2 * longest, 3 * 1024, dtype=dtype, requires_grad=True)
         boundaries = torch.tensor([0, longest, 2 * longest], dtype=torch.int32)
         with compiling_for(capability) as kernels:
@@ -422,19 +470,5 @@ def compile_all(
             print(case, kernel.registers, kernel.spilled_bytes, kernel.shared_bytes)
             assert kernel.spilled_bytes == 0, case
             assert kernel.shared_bytes <= 99 * 1024, case
-
-
-class TestCompiled:
-    """Oracle: the machine code for sm_80 and sm_90: no register spilled, 99 KiB of shared memory.
-
-    In bfloat16 with dropout, which takes most registers; the others are slow.
-    """
-
-    @pytest.mark.parametrize(
-        "function",
-        ["compile_the_usual", pytest.param("compile_all", marks=pytest.mark.slow)],
-    )
-    def test_every_kernel(self, function):
-        lines = in_fresh_process("test_triton_attention", function).splitlines()
-        names = {line.split()[0] for line in lines}
-        assert names == {"_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel"}
+        names |= {kernel.name for kernel in kernels}
+    assert names == {"_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel"}

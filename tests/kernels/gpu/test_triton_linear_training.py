@@ -24,7 +24,8 @@ from support.linear_maps import (
 from torch.utils.checkpoint import checkpoint
 
 from spafit.kernels import Part, products, stacked_linear
-from spafit.kernels.gpu import triton_linear
+from spafit.kernels.gpu import triton_linear, triton_low_rank
+from spafit.kernels.gpu.triton_common import draw_seed
 
 
 class TestOnlyWhatIsAskedFor:
@@ -97,10 +98,9 @@ class TestDropout:
         zeros = torch.zeros(4, width, device=DEVICE)
         part = Part(zeros, zeros[:, 0], None, eye, zeros, 1.0, self.RATE)
         torch.manual_seed(seed)
-        _, kept = triton_linear.forward(
-            torch.ones(n, width, device=DEVICE), [part] * count, False, True
-        )
-        U = kept.U.view(n, count, width).transpose(0, 1)
+        x = torch.ones(n, width, device=DEVICE)
+        U = triton_low_rank.make_U(x, [part] * count, draw_seed(x.device))
+        U = U.view(n, count, width).transpose(0, 1)
         scale = 1 / (1 - self.RATE)
         assert bool(((U == 0) | ((U - scale).abs() < 1e-6)).all())
         return U > 0
@@ -111,9 +111,10 @@ class TestDropout:
         ids=str,
     )
     def test_outputs_and_gradients(self, dtype: torch.dtype) -> None:
-        masks = self.masks(5, N, IN)
+        count = 2 if dtype == torch.float32 else 3
+        masks = self.masks(5, N, IN, count)
         x = draw(N, IN, seed=1, dtype=dtype).requires_grad_()
-        parts = make_parts([9] * 3, dtype, dropout=self.RATE)
+        parts = make_parts([9] * count, dtype, dropout=self.RATE)
         torch.manual_seed(5)
         ours = results(x, parts)
         exact = with_masks(x.detach().double().requires_grad_(), in_float64(parts), masks)
@@ -130,7 +131,7 @@ class TestDropout:
 
     def test_rate_and_independence(self) -> None:
         """Five standard deviations of the mean of as many draws."""
-        n, width = 200, 60
+        n, width = 128, 60
         masks = self.masks(6, n, width).double()
         centred = (masks - (1 - self.RATE)) / (self.RATE * (1 - self.RATE)) ** 0.5
         bound = 5 / (n * width) ** 0.5
@@ -140,12 +141,12 @@ class TestDropout:
             assert abs(float((mask[:, 1:] * mask[:, :-1]).mean())) < bound
         for i, j in ((0, 1), (0, 2), (1, 2)):
             assert abs(float((centred[i] * centred[j]).mean())) < bound
-        other = self.masks(7, n, width).double()
+        other = self.masks(7, n, width, 1).double()
         again = (other - (1 - self.RATE)) / (self.RATE * (1 - self.RATE)) ** 0.5
-        assert abs(float((centred * again).mean())) < bound
+        assert abs(float((centred[0] * again).mean())) < bound
 
     def test_a_generators_state_gives_its_bits(self) -> None:
-        x = draw(N, IN, seed=1).requires_grad_()
+        x = draw(5, IN, seed=1).requires_grad_()
         parts = make_parts([5] * 2, dropout=self.RATE)
         found = []
         for seed in (1, 1, 2):
@@ -157,7 +158,7 @@ class TestDropout:
     def test_checkpointing_repeats_the_draw(self) -> None:
         found = []
         for recompute in (False, True):
-            x = draw(N, IN, seed=1).requires_grad_()
+            x = draw(5, IN, seed=1).requires_grad_()
             parts = make_parts([5] * 2, dropout=self.RATE)
 
             def apply(x: torch.Tensor, parts: list[Part] = parts) -> torch.Tensor:
@@ -176,9 +177,11 @@ class TestBits:
     """Oracle: the operation itself, called again."""
 
     def test_a_run_repeats_and_recording_changes_nothing(self) -> None:
-        x = draw(N, IN, seed=1, dtype=torch.bfloat16).requires_grad_()
-        for gelu, parts in ((True, make_parts([6], torch.bfloat16)), (False, make_parts([6] * 2))):
-            x = draw(N, IN, seed=1, dtype=parts[0].weight.dtype).requires_grad_()
+        for n, gelu, parts in (
+            (N, True, make_parts([6], torch.bfloat16)),
+            (5, False, make_parts([6] * 2)),
+        ):
+            x = draw(n, IN, seed=1, dtype=parts[0].weight.dtype).requires_grad_()
             first, second = results(x, parts, gelu=gelu), results(x, parts, gelu=gelu)
             assert all(torch.equal(first[name], second[name]) for name in first)
             with torch.no_grad():
