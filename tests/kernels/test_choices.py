@@ -339,8 +339,14 @@ def test_what_warms_up_is_not_timed() -> None:
 class TestOperations:
     """Oracle: two forms of each operation that agree, one in numpy by an interpreter, thus slower.
 
-    On a GPU the same functions choose; here they are given what only a GPU would give them.
+    On a GPU the same functions choose; here they are given what only a GPU would give them. They
+    are far apart, so that a few rounds tell which is faster.
     """
+
+    @pytest.fixture(autouse=True)
+    def few_rounds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(choices, "_WARM_UP", 1)
+        monkeypatch.setattr(choices, "_ROUNDS", 3)
 
     def refused(self, place: Path, operation: str) -> dict[str, str]:
         [entry] = json.loads(place.read_text())[choices.device_name(CPU)][operation].values()
