@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tensors import assert_near
 from support.tiny_bert import CONFIG, C, tiny_bert
 from torch import nn
 
@@ -45,12 +46,6 @@ def gradients(output: torch.Tensor, model: nn.Module) -> dict[str, torch.Tensor]
     return dict(zip(named, found, strict=True))
 
 
-def assert_near(ours: torch.Tensor, expected: torch.Tensor, what: str = "") -> None:
-    scale = max(1.0, float(expected.detach().abs().max()))
-    worst = float((ours.detach() - expected.detach()).abs().max())
-    assert worst <= TOLERANCE[expected.dtype] * scale, (what, worst, scale)
-
-
 def hold_against_padded(
     model: BertForSequenceClassification, lengths: list[int], seed: int = 0
 ) -> None:
@@ -65,9 +60,9 @@ def hold_against_padded(
         model(*encodings.batch(rows)),
         model.forward_packed(encodings.packed(rows)),
     ):
-        assert_near(logits, plain, "logits")
+        assert_near(logits, plain, TOLERANCE, "logits")
         for name, gradient in gradients(logits, model).items():
-            assert_near(gradient, expected[name], name)
+            assert_near(gradient, expected[name], TOLERANCE, name)
 
 
 class TestSameNumbers:
@@ -108,7 +103,7 @@ class TestSameNumbers:
         mask[1, :3] = 0
         ours = model(ids, mask)
         set_impl(model, "reference")
-        assert_near(ours, model(ids, mask))
+        assert_near(ours, model(ids, mask), TOLERANCE)
 
 
 class TestGrouping:

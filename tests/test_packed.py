@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.tensors import assert_near, kept_for_backward
 from support.tiny_bert import CONFIG, ROWS, C, D, L, names, short, tiny_bert
 from torch import nn
 
@@ -72,16 +73,6 @@ def gradients(output: torch.Tensor, model: nn.Module, pull: torch.Tensor | None 
     return dict(zip(named, found, strict=True))
 
 
-def assert_near(
-    ours: torch.Tensor, expected: torch.Tensor, what: str = "", scale: float = 1.0
-) -> None:
-    assert ours.shape == expected.shape, what
-    assert ours.dtype == expected.dtype, what
-    scale = max(scale, float(expected.detach().abs().max()))
-    worst = float((ours.detach() - expected.detach()).abs().max())
-    assert worst <= TOLERANCE[expected.dtype] * scale, (what, worst, scale)
-
-
 def assert_same(ours: Results, expected: Results) -> None:
     """Hold each against the largest of all: a key's gradient is a small difference of large ones.
 
@@ -90,7 +81,7 @@ def assert_same(ours: Results, expected: Results) -> None:
     assert ours.keys() == expected.keys()
     scale = max(float(tensor.detach().abs().max()) for tensor in expected.values())
     for name, tensor in expected.items():
-        assert_near(ours[name], tensor, name, scale)
+        assert_near(ours[name], tensor, TOLERANCE, name, scale)
 
 
 def results(logits: torch.Tensor, model: nn.Module) -> Results:
@@ -217,7 +208,7 @@ class TestEncodings:
         for start in range(0, count, 8):
             rows = order[start : start + 8]
             plain = model(*encodings.batch(rows))
-            assert_near(logits[rows], plain)
+            assert_near(logits[rows], plain, TOLERANCE)
             for name, gradient in gradients(plain, model, pull[rows]).items():
                 total[name] = total[name] + gradient if name in total else gradient
         assert_same(ours, total)
@@ -372,7 +363,7 @@ class TestPrefix:
         model, batch = adapted(HEAD_ALONE), make_encodings(LENGTHS).packed(range(8))
         assert model.bert.frozen_depth == L
         prefix = model.bert.prefix(batch)
-        assert_near(model.forward_packed(batch, prefix), model.forward_packed(batch))
+        assert_near(model.forward_packed(batch, prefix), model.forward_packed(batch), TOLERANCE)
 
     @pytest.mark.parametrize(
         ("trained", "depth"),
@@ -459,18 +450,9 @@ class TestRecomputed:
         batch = make_encodings(LENGTHS).packed(range(8))
         torch.manual_seed(2)
         prefix = model.bert.prefix(batch) if kept_prefix else None
-        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
         model.bert.encoder.recomputed = layers
         torch.manual_seed(1)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with kept_for_backward(model.parameters()) as sizes:
             logits = model.forward_packed(batch, prefix)
         return results(logits, model), sum(sizes.values())
 
@@ -528,7 +510,7 @@ class TestSetImpl:
         plain = model(*batch)
         set_impl(model, "auto")
         assert torch.equal(model(*batch), before)
-        assert_near(before, plain)
+        assert_near(before, plain, TOLERANCE)
 
     def test_the_reference_can_be_differentiated_twice_and_the_fused_form_says_so(self) -> None:
         model, batch = adapted(ROWS["spafit ii"][0]), make_encodings(LENGTHS).batch(range(8))

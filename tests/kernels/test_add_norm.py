@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tensors import assert_near, kept_for_backward
 from torch.utils.checkpoint import checkpoint
 
 from spafit.errors import ConfigError
@@ -79,14 +80,6 @@ def backwards(y: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Found:
         tensor.grad = None
     (y * draw(*y.shape, seed=9).to(y.dtype)).sum().backward()
     return {name: tensor.grad for name, tensor in tensors.items()}
-
-
-def assert_near(ours: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
-    assert ours.shape == expected.shape, what
-    if expected.numel():
-        scale = max(1.0, float(expected.detach().abs().max()))
-        worst = float((ours.detach() - expected.detach()).abs().max())
-        assert worst <= tolerance * scale, (what, worst, scale)
 
 
 class TestIsTheEquation:
@@ -164,16 +157,7 @@ class TestMemory:
 
     @staticmethod
     def kept(tensors: dict[str, torch.Tensor], rate: float, impl: str) -> int:
-        own = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with kept_for_backward(tensors.values()) as sizes:
             fused(tensors, rate, impl)
         return sum(sizes.values())
 

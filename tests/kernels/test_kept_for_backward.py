@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.tensors import kept_for_backward
 
 from spafit.adapters import BiasDelta, Full, LoRA, Technique
 from spafit.bert import BertForSequenceClassification, Layer
@@ -68,19 +69,10 @@ def make_layer(train: dict[str, list[Technique]]) -> Layer:
 def kept_bytes(layer: Layer, X: torch.Tensor) -> int:
     """Run forward, and count what is kept."""
     layer(X, Packed(LENGTHS))  # lays the weights together, which moves them
-    known = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage().data_ptr()
-        if storage not in known:
-            kept[storage] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_for_backward(layer.parameters()) as sizes:
         H7 = layer(X, Packed(LENGTHS))
     assert H7.grad_fn is not None
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+    return sum(sizes.values())
 
 
 @pytest.mark.parametrize("kind", ROWS)

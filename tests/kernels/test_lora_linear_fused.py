@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tensors import assert_near, kept_for_backward
 from torch import library as torch_library
 from torch.utils.checkpoint import checkpoint
 
@@ -117,14 +118,6 @@ def backwards(y: torch.Tensor, sources: dict[str, torch.Tensor]) -> dict[str, to
     for tensor in sources.values():
         tensor.grad = None
     return found
-
-
-def assert_near(ours: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
-    assert ours.shape == expected.shape, what
-    if expected.numel():
-        scale = max(1.0, float(expected.detach().abs().max()))
-        worst = float((ours.detach() - expected.detach()).abs().max())
-        assert worst <= tolerance * scale, (what, worst, scale)
 
 
 class Orders:
@@ -343,17 +336,8 @@ class TestKept:
 
     @staticmethod
     def kept(x: torch.Tensor, parts: list[Part], gelu: bool = False) -> int:
-        own = {tensor.untyped_storage().data_ptr() for tensor in sources_of(x, parts).values()}
-        own -= {x.untyped_storage().data_ptr()}
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        own = [tensor for tensor in sources_of(x, parts).values() if tensor is not x]
+        with kept_for_backward(own) as sizes:
             stacked_linear(x, parts, gelu=gelu)
         return sum(sizes.values())
 

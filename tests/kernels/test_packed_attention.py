@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tensors import kept_for_backward
 from torch.utils.checkpoint import checkpoint
 
 from spafit.errors import ConfigError
@@ -306,14 +307,7 @@ class TestKept:
         bundles = make_bundles(lengths, [2, 1], CPU)
         kept = {}
         for impl in ("fused", "reference"):
-            sizes: dict[int, int] = {}
-
-            def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
-                storage = tensor.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with kept_for_backward() as sizes:
                 packed_attention(QKV, bundles, A, rate, impl)
             kept[impl] = sum(sizes.values())
         assert kept["fused"] == 4 * (41 * 3 * D + A * (2 * 16**2 + 9**2))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from support.tensors import assert_near
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -93,20 +94,11 @@ def both(
     return results
 
 
-def assert_near(ours: torch.Tensor, expected: torch.Tensor, what: str = "") -> None:
-    assert ours.shape == expected.shape, what
-    assert ours.dtype == expected.dtype, what
-    if expected.numel():
-        scale = max(1.0, float(expected.detach().abs().max()))
-        worst = float((ours.detach() - expected.detach()).abs().max())
-        assert worst <= TOLERANCE[expected.dtype] * scale, (what, worst, scale)
-
-
 def assert_same(pair: list[tuple[torch.Tensor, dict[str, torch.Tensor]]]) -> None:
     (ours, my_gradients), (expected, true_gradients) = pair
-    assert_near(ours, expected, "output")
+    assert_near(ours, expected, TOLERANCE, "output")
     for name, gradient in true_gradients.items():
-        assert_near(my_gradients[name], gradient, name)
+        assert_near(my_gradients[name], gradient, TOLERANCE, name)
 
 
 class TestIsTheEquation:
@@ -125,7 +117,7 @@ class TestIsTheEquation:
             y = stacked_linear(x, parts, impl=impl)
             pull = torch.ones(1, 1, dtype=y.dtype).expand_as(y)  # strides 0
             results.append(torch.autograd.grad(y, x, pull)[0])
-        assert_near(*results)
+        assert_near(*results, TOLERANCE)
 
     def test_auto_is_fused_and_others_are_refused(self) -> None:
         x, parts = make_x(), make_parts("one")
@@ -174,7 +166,7 @@ class TestOnlyWhatIsAskedFor:
         for name, tensor in {"x": x, **tensors_of(parts)}.items():
             assert (mine[name] is None) == (tensor.grad is None), name
             if tensor.grad is not None:
-                assert_near(mine[name], tensor.grad, name)
+                assert_near(mine[name], tensor.grad, TOLERANCE, name)
 
     def test_backward_twice(self) -> None:
         x, parts = make_x(), make_parts("all three")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.small_runs import files_below
 
 from spafit.errors import CheckpointError, StoppedError
 from spafit.machine import versions as machine_module
@@ -48,11 +49,6 @@ def interrupt(folder: Path, *steps: int) -> Path:
             run.log.write({"step": step + 1})
         raise KeyboardInterrupt
     return folder
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def status(folder: Path) -> str:

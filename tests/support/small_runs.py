@@ -148,6 +148,12 @@ def read_log(folder: Path, key: str) -> list[dict[str, Any]]:
     return [row for row in rows if key in row]
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder, by their names from there."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def loss_failing_from(call: int, value: float = math.nan) -> Callable[..., torch.Tensor]:
     """Return a loss function whose answers from the n-th on are NaN or infinite."""
     calls = iter(range(1, 1000))

@@ -19,6 +19,7 @@ from support.small_runs import (
     N_DEV,
     N,
     SmallRun,
+    files_below,
     loss_failing_from,
     make_dataset,
     read_log,
@@ -42,12 +43,6 @@ def header_and_data(path: Path) -> tuple[dict[str, Any], bytes]:
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    """Read all files of a folder, by their names from there."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 class TestRepeatable:

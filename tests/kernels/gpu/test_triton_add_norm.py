@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.tensors import kept_for_backward
 from support.triton_compiler import compiling_for
 from support.triton_tensors import (
     DEVICE,
@@ -347,16 +348,7 @@ class TestOnlyWhatIsAskedFor:
     @pytest.mark.parametrize("rate", [0.0, 0.1])
     def test_keeps_z_two_numbers_a_token_and_the_seed(self, rate: float) -> None:
         tensors = make(3, 7)
-        own = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with kept_for_backward(tensors.values()) as sizes:
             y = run(tensors, rate)
         assert y.shape == (3, 7, 20)
         assert sum(sizes.values()) == 21 * (4 * 20 + 8) + (8 if rate else 0)

@@ -1,0 +1,46 @@
+"""What many tests hold of tensors: that they are near, and how many bytes are kept for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+
+def assert_near(
+    ours: torch.Tensor,
+    expected: torch.Tensor,
+    tolerance: float | Mapping[torch.dtype, float],
+    what: str = "",
+    scale: float = 1.0,
+) -> None:
+    """Require the same shape, and no difference above ``tolerance`` times the largest value.
+
+    The largest value counts as ``scale`` at least. A tolerance for each type requires the same
+    type too.
+    """
+    assert ours.shape == expected.shape, what
+    if not isinstance(tolerance, float):
+        assert ours.dtype == expected.dtype, what
+        tolerance = tolerance[expected.dtype]
+    if expected.numel():
+        scale = max(scale, float(expected.detach().abs().max()))
+        worst = float((ours.detach() - expected.detach()).abs().max())
+        assert worst <= tolerance * scale, (what, worst, scale)
+
+
+@contextmanager
+def kept_for_backward(own: Iterable[torch.Tensor] = ()) -> Iterator[dict[int, int]]:
+    """Collect the bytes of each storage that is kept for backward, except for those of ``own``."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in own}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes
