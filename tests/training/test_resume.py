@@ -1,13 +1,14 @@
 """A run that was stopped and resumed equals the run that was not stopped.
 
-The runs have 60 steps, dropout, two micro-batches per batch, warm-up, evaluations at steps that are
-not multiples of the checkpoint interval, and kept hidden states.
+The runs have 20 steps, 60 with ``--torture``, dropout, two micro-batches per batch, warm-up,
+evaluations at steps that are not multiples of the checkpoint interval, and kept hidden states.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -34,8 +35,9 @@ from spafit.tasks.glue import Dataset
 from spafit.training.batches import Feed
 
 STEPS = 60
-FULL = {
-    "epochs": STEPS // STEPS_AN_EPOCH,
+# After the first step, an epoch, an evaluation, a checkpoint, none of these, and before the last.
+POINTS = (1, 5, 7, 8, 13, 19)
+SETTINGS = {
     "accumulation": 2,
     "warmup": 0.1,
     "eval_every": 7,
@@ -46,40 +48,72 @@ FULL = {
 
 
 @pytest.fixture(scope="module")
-def whole(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+def full(sized: Callable[[int, int], int]) -> dict[str, Any]:
+    """Return the settings of the runs that are resumed at many steps."""
+    return {**SETTINGS, "epochs": sized(POINTS[-1] + 1, STEPS) // STEPS_AN_EPOCH}
+
+
+@pytest.fixture(scope="module")
+def whole(
+    small: SmallRun, tmp_path_factory: pytest.TempPathFactory, full: dict[str, Any]
+) -> tuple[Any, Any, Any]:
     """Train without an interruption."""
     out = tmp_path_factory.mktemp("whole") / "run"
     model = small.model()
-    return small.fit(model, out=out, **FULL), trained(model), everything(out)
+    return small.fit(model, out=out, **full), trained(model), everything(out)
+
+
+@pytest.fixture(scope="module")
+def stopped_once(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train, stopped after step 7 of 10; the folder, which tests only copy."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with stopped_after(7), pytest.raises(StoppedError):
+        small.fit(out=out, epochs=2)
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """Return a folder of the test's own with a run that was stopped after step 7 of 10."""
+    return shutil.copytree(stopped_once, tmp_path / "stopped")
 
 
 class TestBitForBit:
     """Oracle: the same run, uninterrupted: weights, optimizer, losses, log, random numbers."""
 
-    @pytest.mark.parametrize("first", range(1, STEPS + 1, 10))
+    @pytest.mark.parametrize("part", range(len(POINTS)))
     def test_resumed_at_every_step(
         self,
         small: SmallRun,
+        full: dict[str, Any],
         whole: tuple[Any, Any, Any],
         tmp_path: Path,
-        first: int,
+        part: int,
         sized: Callable[[int, int], int],
         promise: Callable[[str, int, str], None],
     ) -> None:
-        """After every step with ``--torture``; else after every fifth one."""
-        steps = range(first, first + 10, sized(5, 1))
+        """After every step with ``--torture``; else after those of ``POINTS``."""
+        every = range(part + 1, STEPS + 1, len(POINTS))
+        steps = list(every) if sized(0, 1) else [POINTS[part]]
         for step in steps:
-            result, model = interrupted(small, tmp_path / str(step), [step], **FULL)
+            result, model = interrupted(small, tmp_path / str(step), [step], **full)
             assert not differences(whole[2], everything(tmp_path / str(step))), step
             assert not differences(whole[1], trained(model)), step
             assert (result.losses, result.history) == (whole[0].losses, whole[0].history), step
         promise("resume points of a tiny run, bit for bit", len(steps), "all equal")
 
-    @pytest.mark.parametrize("stops", [[12], [11, 14], [11, 12, 13, 14, 15]], ids=len)
+    @pytest.mark.parametrize(
+        "stops", [pytest.param([11, 14], marks=pytest.mark.full), [11, 12, 13, 14, 15]], ids=len
+    )
     def test_several_times_within_an_epoch(
-        self, small: SmallRun, whole: tuple[Any, Any, Any], tmp_path: Path, stops: list[int]
+        self,
+        small: SmallRun,
+        full: dict[str, Any],
+        whole: tuple[Any, Any, Any],
+        tmp_path: Path,
+        stops: list[int],
     ) -> None:
-        interrupted(small, tmp_path, stops, **FULL)
+        interrupted(small, tmp_path, stops, **full)
         assert not differences(whole[2], everything(tmp_path))
 
     @pytest.mark.parametrize("method", METHODS)
@@ -112,7 +146,7 @@ class TestBitForBit:
     def test_kept_on_disk_too(
         self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settings = {**FULL, "cache_prefix": "disk", "epochs": 3}
+        settings = {**SETTINGS, "cache_prefix": "disk", "epochs": 3}
         for name, stops in (("whole", []), ("parts", [1, 4, 11])):
             monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / f"cache of {name}"))
             interrupted(small, tmp_path / name, stops, **settings)
@@ -264,9 +298,9 @@ class TestWhatMayChange:
         ],
     )
     def test_another_setting_is_refused(
-        self, small: SmallRun, tmp_path: Path, changes: dict[str, Any], named: str
+        self, small: SmallRun, stopped: Path, changes: dict[str, Any], named: str
     ) -> None:
-        self._refused(small, tmp_path, named, **changes)
+        self._refused(small, stopped, named, **changes)
 
     @pytest.mark.parametrize(
         ("method", "named"),
@@ -277,32 +311,31 @@ class TestWhatMayChange:
         ids=["method", "rank"],
     )
     def test_another_plan_is_refused(
-        self, small: SmallRun, tmp_path: Path, method: Any, named: str
+        self, small: SmallRun, stopped: Path, method: Any, named: str
     ) -> None:
-        self._refused(small, tmp_path, named, model=small.model(method))
+        self._refused(small, stopped, named, model=small.model(method))
 
-    def test_another_task_is_refused(self, small: SmallRun, tmp_path: Path) -> None:
+    def test_another_task_is_refused(self, small: SmallRun, stopped: Path) -> None:
         data = (make_dataset("mrpc", N), make_dataset("mrpc", 7))
-        self._refused(small, tmp_path, r"task is 'rte', asked for is 'mrpc'", data=data)
+        self._refused(small, stopped, r"task is 'rte', asked for is 'mrpc'", data=data)
 
-    def test_another_base_is_refused(self, small: SmallRun, tmp_path: Path) -> None:
+    def test_another_base_is_refused(self, small: SmallRun, stopped: Path) -> None:
         model = small.model()
         with torch.no_grad():
             model.bert.pooler.dense.bias[0] += 1.0
-        self._refused(small, tmp_path, r"base_fingerprint is '", model=model)
+        self._refused(small, stopped, r"base_fingerprint is '", model=model)
 
-    def test_other_data_are_refused(self, small: SmallRun, tmp_path: Path) -> None:
+    def test_other_data_are_refused(self, small: SmallRun, stopped: Path, tmp_path: Path) -> None:
         def other(dataset: Dataset) -> Dataset:
             return dataclasses.replace(dataset, sha256="f" * 64)
 
+        copied = shutil.copytree(stopped, tmp_path / "copied")
         data = (other(small.train), small.dev)
-        self._refused(small, tmp_path / "1", r"data\.train\.sha256 is '0+1'", data=data)
+        self._refused(small, stopped, r"data\.train\.sha256 is '0+1'", data=data)
         data = (small.train, other(small.dev))
-        self._refused(small, tmp_path / "2", r"data\.dev\.sha256 is '0+2'", data=data)
+        self._refused(small, copied, r"data\.dev\.sha256 is '0+2'", data=data)
 
     def _refused(self, small: SmallRun, out: Path, named: str, **changes: Any) -> None:
-        with stopped_after(7), pytest.raises(StoppedError):
-            small.fit(out=out, epochs=2)
         before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         with pytest.raises(CheckpointError, match=rf"holds another run: .*{named}.*--overwrite"):
             small.fit(changes.pop("model", None), out=out, **{"epochs": 2, **changes})
@@ -391,6 +424,26 @@ class TestWords:
         assert json.loads((step / "state.json").read_text())["accumulation"] == 1
 
 
+EVERY_THIRD = {"epochs": 2, "save_every": 3}
+
+
+@pytest.fixture(scope="module")
+def left(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what a run of 10 steps leaves that nothing happened to."""
+    out = tmp_path_factory.mktemp("left") / "run"
+    small.fit(out=out, **EVERY_THIRD)
+    return everything(out)
+
+
+@pytest.fixture(scope="module")
+def stopped_late(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train, stopped after step 9 of 10; the folder, which tests only copy."""
+    out = tmp_path_factory.mktemp("stopped late") / "run"
+    with stopped_after(9), pytest.raises(StoppedError):
+        small.fit(out=out, **EVERY_THIRD)
+    return out
+
+
 class TestDamage:
     """Oracle: the uninterrupted run; never load a lie."""
 
@@ -399,41 +452,37 @@ class TestDamage:
     @pytest.mark.parametrize("name", FILES)
     @pytest.mark.parametrize("how", ["flipped", "cut", "removed", "doubled"])
     def test_an_older_checkpoint_is_taken(
-        self, small: SmallRun, tmp_path: Path, name: str, how: str
+        self,
+        small: SmallRun,
+        left: dict[str, Any],
+        stopped_late: Path,
+        tmp_path: Path,
+        name: str,
+        how: str,
     ) -> None:
-        settings = {"epochs": 2, "save_every": 3}
-        small.fit(out=tmp_path / "whole", **settings)
-        out = tmp_path / "parts"
-        with stopped_after(9), pytest.raises(StoppedError):
-            small.fit(out=out, **settings)
+        out = shutil.copytree(stopped_late, tmp_path / "parts")
         _damage(out / "checkpoints" / "step-9" / name, how)
-        small.fit(out=out, **settings)
+        small.fit(out=out, **EVERY_THIRD)
         notes = [row["note"] for row in read_log(out, "note")]
         wrong = f"step-9/{name}" if name != "manifest.json" else "step-9/"  # what it says of others
         assert any(wrong in note for note in notes), notes
         assert any("resumed after step 6" in note for note in notes), notes
-        assert not differences(everything(tmp_path / "whole"), everything(out))
+        assert not differences(left, everything(out))
 
-    def test_rows_that_the_log_has_lost_are_spoken_of(
-        self, small: SmallRun, tmp_path: Path
-    ) -> None:
-        with stopped_after(7), pytest.raises(StoppedError):
-            small.fit(out=tmp_path)
-        (tmp_path / "log.jsonl").write_bytes(b"")
-        small.fit(out=tmp_path)
-        notes = [row["note"] for row in read_log(tmp_path, "note")]
+    def test_rows_that_the_log_has_lost_are_spoken_of(self, small: SmallRun, stopped: Path) -> None:
+        (stopped / "log.jsonl").write_bytes(b"")
+        small.fit(out=stopped, epochs=2)
+        notes = [row["note"] for row in read_log(stopped, "note")]
         assert any("has lost" in note and "bytes of earlier rows" in note for note in notes), notes
 
-    def test_where_none_is_sound_nothing_is_touched(self, small: SmallRun, tmp_path: Path) -> None:
-        with stopped_after(7), pytest.raises(StoppedError):
-            small.fit(out=tmp_path)
-        for folder in (tmp_path / "checkpoints").iterdir():
+    def test_where_none_is_sound_nothing_is_touched(self, small: SmallRun, stopped: Path) -> None:
+        for folder in (stopped / "checkpoints").iterdir():
             _damage(folder / "state.safetensors", "flipped")
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
         with pytest.raises(CheckpointError, match=r"without a usable checkpoint: .*step-7.*step-5"):
-            small.fit(out=tmp_path)
-        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        small.fit(out=tmp_path, overwrite=True, epochs=1)
+            small.fit(out=stopped, epochs=2)
+        assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+        small.fit(out=stopped, overwrite=True, epochs=1)
 
     def test_a_finished_run_without_checkpoints_is_kept(
         self, small: SmallRun, tmp_path: Path
@@ -465,13 +514,11 @@ class TestDamage:
         ],
     )
     def test_a_checkpoint_that_lies_with_a_good_manifest(
-        self, small: SmallRun, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+        self, small: SmallRun, stopped: Path, change: Callable[[dict[str, Any]], object]
     ) -> None:
         import hashlib
 
-        with stopped_after(7), pytest.raises(StoppedError):
-            small.fit(out=tmp_path)
-        folder = tmp_path / "checkpoints" / "step-7"
+        folder = stopped / "checkpoints" / "step-7"
         values = json.loads((folder / "state.json").read_text())
         change(values)
         text = json.dumps(values).encode()
@@ -482,10 +529,10 @@ class TestDamage:
             "sha256": hashlib.sha256(text).hexdigest(),
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        record = (tmp_path / "run.json").read_bytes()
+        record = (stopped / "run.json").read_bytes()
         with pytest.raises(CheckpointError, match=r"damaged"):
-            small.fit(out=tmp_path)
-        assert (tmp_path / "run.json").read_bytes() == record
+            small.fit(out=stopped, epochs=2)
+        assert (stopped / "run.json").read_bytes() == record
 
 
 def _damage(path: Path, how: str) -> None:
