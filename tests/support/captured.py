@@ -50,16 +50,23 @@ class Recorder:
         return result, replay
 
 
-def make_feed(small: SmallRun, *, bucketed: bool = True, accumulation: int = 1) -> Feed:
+def make_feed(
+    small: SmallRun,
+    *,
+    bucketed: bool = True,
+    accumulation: int = 1,
+    epochs: int = 4,
+    batch_size: int = 6,
+) -> Feed:
     encodings = small.tokenizer.encode(small.train.texts_a, small.train.texts_b, max_length=53)
     targets = torch.arange(len(encodings)) % 2
     return Feed(
         encodings,
         targets,
         CPU,
-        batch_size=6,
+        batch_size=batch_size,
         accumulation=accumulation,
-        epochs=4,
+        epochs=epochs,
         seed=5,
         bucketed=bucketed,
     )

@@ -7,23 +7,26 @@ tested in tests/kernels/gpu/test_gpu_step.py.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from support.captured import Recorder, captured, eager, make_feed
-from support.small_runs import SmallRun, trained
+from support.small_runs import METHODS, SmallRun, trained
 
 import spafit.training.captured_step
 import spafit.training.settings
 from spafit.errors import ConfigError, TrainingError
 from spafit.layout import Bucket, Packed, PackedBatch
+from spafit.plans import Plan
 from spafit.training.batches import Feed
 from spafit.training.captured_step import CapturedStep, why_not_captured
 from spafit.training.make_step import Readings, compiled_forward, make_step
 from spafit.training.optimisation import make_optimizer
 from spafit.training.step import StepResult, TrainingStep
+from weights_tools.tiny import make_tiny
 
 CPU = torch.device("cpu")
 
@@ -52,20 +55,18 @@ class TestIsTheEagerStep:
     ) -> None:
         ours, theirs, recorder = small.model(method), small.model(method), Recorder()
         step = captured(ours, recorder)
-        results = run(step, make_feed(small, accumulation=accumulation))
-        expected = run(eager(theirs), make_feed(small, accumulation=accumulation))
+        feed = {"accumulation": accumulation, "epochs": 2}
+        results = run(step, make_feed(small, **feed))
+        expected = run(eager(theirs), make_feed(small, **feed))
         assert results == expected
         first, second = trained(ours), trained(theirs)
         assert all(torch.equal(first[name], second[name]) for name in first)
         # Not all of it was eager: every shape beyond its first batch, and every second update.
-        steps, parts = (
-            len(results),
-            sum(len(fed.micro_batches) for fed in make_feed(small, accumulation=4).batches()),
-        )
-        parts = steps if accumulation == 1 else parts
+        steps = len(results)
+        parts = sum(len(fed.micro_batches) for fed in make_feed(small, **feed).batches())
         shapes = {
             (len(part.targets), part.batch.layout.bucket, len(fed.drawn))
-            for fed in make_feed(small, accumulation=accumulation).batches()
+            for fed in make_feed(small, **feed).batches()
             for part in fed.micro_batches
         }
         assert step.graphs <= len(shapes)
@@ -85,8 +86,8 @@ class TestIsTheEagerStep:
             step.model.bert.freeze_dropout()
             torch.manual_seed(1)
             losses = []
-            for _ in range(3):
-                for fed in make_feed(small).batches():
+            for _ in range(2):
+                for fed in make_feed(small, epochs=1).batches():
                     parts = [
                         part._replace(prefix=step.model.bert.prefix(part.batch))
                         for part in fed.micro_batches
@@ -119,8 +120,8 @@ class TestIsTheEagerStep:
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
     def test_in_half_and_clipped_elsewhere(self, small: SmallRun, precision: str) -> None:
         settings = {"precision": precision, "max_grad_norm": 0.25}
-        results = run(captured(small.model(), Recorder(), **settings), make_feed(small))
-        assert results == run(eager(small.model(), **settings), make_feed(small))
+        results = run(captured(small.model(), Recorder(), **settings), make_feed(small, epochs=2))
+        assert results == run(eager(small.model(), **settings), make_feed(small, epochs=2))
 
     def test_every_kind_of_batch_has_a_graph_of_its_own(self, small: SmallRun) -> None:
         """Longer sequences at the same rows, and prefixes of either type; in turns."""
@@ -170,7 +171,7 @@ class TestIsTheEagerStep:
         gradients = [parameter.grad for parameter in step.trained]
         assert all(gradient is not None and not gradient.any() for gradient in gradients)
         rates = [group["lr"] for group in step.optimizer.param_groups]
-        run(step, make_feed(small))
+        run(step, make_feed(small, epochs=2))
         after = [parameter.grad for parameter in step.trained]
         assert all(ours is theirs for ours, theirs in zip(gradients, after, strict=True))
         found = [group["lr"] for group in step.optimizer.param_groups]
@@ -184,7 +185,7 @@ class TestEagerStep:
         ours, theirs = (
             eager(small.model(dropout=False), precision) for precision in ("fp16", "float32")
         )
-        found, expected = run(ours, make_feed(small)), run(theirs, make_feed(small))
+        found, expected = (run(step, make_feed(small, epochs=2)) for step in (ours, theirs))
         assert ours.scaler.get_scale() == 2.0**16
         assert max(abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)) < 1e-2
         assert max(abs(a[1] / b[1] - 1) for a, b in zip(found, expected, strict=True)) < 5e-2
@@ -230,7 +231,8 @@ class TestFallback:
         said: list[str] = []
         recorder = Recorder(fails_at)
         step = captured(small.model(), recorder, said.append)
-        assert run(step, make_feed(small)) == run(eager(small.model()), make_feed(small))
+        feeds = [make_feed(small, epochs=2) for _ in range(2)]
+        assert run(step, feeds[0]) == run(eager(small.model()), feeds[1])
         assert len(said) == 1
         assert "RuntimeError: operation not permitted when stream is capturing" in said[0]
         assert "\n" not in said[0]
@@ -260,7 +262,7 @@ class TestFallback:
     def test_what_was_kept_is_given_back(self, small: SmallRun) -> None:
         model, recorder = small.model(), Recorder()
         step = captured(model, recorder)
-        run(step, make_feed(small))
+        run(step, make_feed(small, epochs=2))
         assert step.graphs > 0
         step.close()
         assert step.graphs == 0
@@ -447,20 +449,40 @@ def test_results_are_read_in_order() -> None:
     assert list(readings.ready(wait=True)) == []
 
 
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallRun, Plan]:
+    """Return a model of two layers, and groups 2 and 3 of the plan of four for them."""
+    groups = METHODS["spafit"].strata[1:]
+    strata = [
+        dataclasses.replace(group, first=layer, last=layer) for layer, group in enumerate(groups)
+    ]
+    folder = make_tiny(tmp_path_factory.mktemp("two layers") / "tiny", num_hidden_layers=2)
+    return SmallRun(folder), Plan("groups 2 and 3", 2, strata)
+
+
 class TestCompiled:
     """Oracle: the eager step on the same batches; dropout off, for a compiler draws in its own way.
 
-    ``fullgraph`` makes any break of the graph an error. The backend that generates no code is taken
-    here, because that takes a quarter of a minute already.
+    ``fullgraph`` makes any break of the graph an error. The backend that runs the graph as it is
+    takes a second for each layer and shape: one layer of each group that trains, by default. The
+    one that derives a graph of the gradients too takes three.
     """
 
-    def test_whole_and_the_same(self, small: SmallRun) -> None:
-        ours, theirs = (small.model(dropout=False) for _ in range(2))
+    def test_whole_and_the_same(self, two_layers: tuple[SmallRun, Plan]) -> None:
+        self._same(*two_layers, batch_size=9, backend="eager")
+
+    @pytest.mark.full
+    def test_with_gradients_of_four_layers(self, small: SmallRun) -> None:
+        self._same(small, METHODS["spafit"], batch_size=6, backend="aot_eager")
+
+    def _same(self, small: SmallRun, plan: Plan, batch_size: int, backend: str) -> None:
+        ours, theirs = (small.model(plan, dropout=False) for _ in range(2))
         optimizer = make_optimizer(ours, learning_rate=1e-2, weight_decay=0.01)
-        forward = compiled_forward(ours, backend="aot_eager")
+        forward = compiled_forward(ours, backend=backend)
         compiled = TrainingStep(ours, optimizer, forward=forward)
-        feed = [fed for fed in make_feed(small).batches() if len(fed.drawn) == 6]
-        assert len({fed.micro_batches[0].batch.layout.bucket for fed in feed}) > 1
+        batches = make_feed(small, batch_size=batch_size).batches()
+        feed = [fed for fed in batches if len(fed.drawn) == batch_size]
+        assert len({fed.micro_batches[0].batch.layout.bucket for fed in feed[:8]}) > 1
         for step, model in ((compiled, ours), (eager(theirs), theirs)):
             model.train()
             losses = [float(step(fed.micro_batches, 2.0**-8).loss) for fed in feed[:8]]

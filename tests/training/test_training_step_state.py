@@ -6,9 +6,10 @@ The captured step is that of tests/support/captured.py, whose recorder stands in
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -27,6 +28,13 @@ from spafit.training.step import NoMemoryError, TrainingStep
 from spafit.weights.adapter_files import name_in_files
 
 KINDS = ["eager", "captured"]
+
+
+def quick(every: Iterable[tuple[Any, ...]], *chosen: tuple[Any, ...]) -> list[Any]:
+    """Return all cases of a sweep; those that were not chosen are of the full set."""
+    cases = list(every)
+    assert set(chosen) <= set(cases)
+    return [pytest.param(*case, marks=() if case in chosen else pytest.mark.full) for case in cases]
 
 
 def make(kind: str, model: BertForSequenceClassification, precision: str) -> TrainingStep:
@@ -66,13 +74,25 @@ class TestStateAndRestore:
     Dropout is on, and the generator's state is handed over, as a run does.
     """
 
-    @pytest.mark.parametrize("method", ["spafit", "full"])
-    @pytest.mark.parametrize("precision", ["float32", "fp16"])
-    @pytest.mark.parametrize(("before", "after"), [(a, b) for a in KINDS for b in KINDS])
+    @pytest.mark.parametrize(
+        ("before", "after", "precision", "method"),
+        quick(
+            itertools.product(KINDS, KINDS, ["float32", "fp16"], ["spafit", "full"]),
+            ("eager", "eager", "float32", "full"),
+            ("eager", "eager", "fp16", "spafit"),
+            ("eager", "captured", "fp16", "full"),
+            ("captured", "eager", "fp16", "spafit"),
+            ("captured", "captured", "float32", "spafit"),
+            ("captured", "captured", "fp16", "full"),
+        ),
+    )
     def test_goes_on_bit_for_bit(
         self, small: SmallRun, before: str, after: str, precision: str, method: str
     ) -> None:
-        """Also by a step of the other kind: a run may be taken up on another machine."""
+        """Also by a step of the other kind: a run may be taken up on another machine.
+
+        By default every two of the four choices in every combination, somewhere.
+        """
         steps = list(make_feed(small, accumulation=2).batches())[:13]
         ours, theirs = small.model(method), small.model(method)
         first = make(before, ours, precision)
@@ -98,7 +118,7 @@ class TestStateAndRestore:
     @pytest.mark.parametrize("kind", KINDS)
     def test_without_it_the_rest_differs(self, small: SmallRun, kind: str) -> None:
         """Otherwise the test above would see nothing."""
-        steps = list(make_feed(small).batches())
+        steps = list(make_feed(small, epochs=2).batches())
         models = [small.model(dropout=False) for _ in range(2)]
         first, second = (make(kind, model, "float32") for model in models)
         take(first, steps[:7])
@@ -218,9 +238,22 @@ class TestMemoryAtItsEnd:
     The error comes from the loss of the third part of four, so that gradients of two are there.
     """
 
-    @pytest.mark.parametrize(("done", "end"), [(0, "host"), (1, "python"), (8, "gpu")])
-    @pytest.mark.parametrize("precision", ["float32", "fp16"])
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("kind", "precision", "done", "end"),
+        quick(
+            (
+                (kind, precision, done, end)
+                for kind, precision in itertools.product(KINDS, ["float32", "fp16"])
+                for done, end in ((0, "host"), (1, "python"), (8, "gpu"))
+            ),
+            ("eager", "float32", 0, "host"),
+            ("eager", "fp16", 1, "python"),
+            ("eager", "float32", 8, "gpu"),
+            ("captured", "fp16", 0, "host"),
+            ("captured", "float32", 1, "python"),
+            ("captured", "fp16", 8, "gpu"),
+        ),
+    )
     def test_as_if_the_step_had_not_begun(
         self,
         small: SmallRun,
@@ -231,7 +264,7 @@ class TestMemoryAtItsEnd:
         end: str,
     ) -> None:
         """The first step of a captured one is eager; in the ninth the parts are replays."""
-        steps = list(make_feed(small, accumulation=4).batches())[: done + 7]
+        steps = list(make_feed(small, accumulation=4).batches())[: done + 6]
         ours, theirs = (make(kind, small.model(), precision) for _ in range(2))
         for step in (ours, theirs):
             torch.manual_seed(0)
@@ -267,9 +300,16 @@ class TestMemoryAtItsEnd:
         if isinstance(ours, CapturedStep):
             assert ours.graphs > 0  # it is captured again
 
-    @pytest.mark.parametrize("done", [0, 8])
-    @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("name", OTHERS)
+    @pytest.mark.parametrize(
+        ("name", "kind", "done"),
+        quick(
+            itertools.product(OTHERS, KINDS, (0, 8)),
+            ("RuntimeError", "eager", 0),
+            ("RuntimeError", "captured", 8),
+            ("ValueError", "captured", 0),
+            ("KeyboardInterrupt", "eager", 8),
+        ),
+    )
     def test_other_errors_pass_through(
         self,
         small: SmallRun,
