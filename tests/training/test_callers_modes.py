@@ -6,6 +6,7 @@ Oracle: the same run outside of it, bit for bit.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -28,20 +29,33 @@ def bits(result: Result) -> tuple[object, ...]:
     return result.losses, result.history, result.best_step
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["computed", "kept"])
+def outside(
+    request: pytest.FixtureRequest, small: SmallRun
+) -> tuple[dict[str, Any], Result, dict[str, torch.Tensor]]:
+    """Train outside of all modes, with hidden states kept or not: settings, result and values."""
+    kept = request.param
+    settings = {"dropout_in_group_1": not kept, "cache_prefix": "memory" if kept else "off"}
+    model = small.model()
+    return settings, small.fit(model, epochs=2, **settings), trained(model)
+
+
 class TestFit:
     @pytest.mark.parametrize("name", MODES)
-    @pytest.mark.parametrize("kept", [False, True])
-    def test_computes_as_it_does_outside(self, small: SmallRun, name: str, kept: bool) -> None:
-        settings = {"dropout_in_group_1": not kept, "cache_prefix": "memory" if kept else "off"}
-        outside, inside = small.model(), small.model()
-        expected = small.fit(outside, epochs=2, **settings)
+    def test_computes_as_it_does_outside(
+        self,
+        small: SmallRun,
+        outside: tuple[dict[str, Any], Result, dict[str, torch.Tensor]],
+        name: str,
+    ) -> None:
+        settings, expected, values = outside
+        inside = small.model()
         with mode(name):
             found = small.fit(inside, epochs=2, **settings)
             assert torch.is_grad_enabled() == (name == "autocast")
             assert torch.is_inference_mode_enabled() == (name == "inference_mode")
             assert torch.is_autocast_enabled("cpu") == (name == "autocast")
         assert bits(found) == bits(expected)
-        values = trained(outside)
         assert all(torch.equal(value, values[key]) for key, value in trained(inside).items())
 
     def test_the_precision_asked_for_inside_another_autocast(self, small: SmallRun) -> None:

@@ -51,9 +51,9 @@ class TestOutOfMemory:
         self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         models = [small.model(dtype=torch.float64, dropout=False) for _ in range(2)]
-        plenty = small.fit(models[0], batch_size=11, epochs=3, out=tmp_path / "plenty")
+        plenty = small.fit(models[0], batch_size=11, epochs=2, out=tmp_path / "plenty")
         monkeypatch.setattr(training_step, "loss_function", memory_for(3))
-        scarce = small.fit(models[1], batch_size=11, epochs=3, out=tmp_path / "scarce")
+        scarce = small.fit(models[1], batch_size=11, epochs=2, out=tmp_path / "scarce")
         assert np.abs(np.subtract(plenty.losses, scarce.losses)).max() < 1e-10
         norms = [
             [row["grad_norm"] for row in read_log(tmp_path / name, "grad_norm")]

@@ -43,7 +43,7 @@ from spafit.training.settings import TrainConfig
 from spafit.weights.adapter_files import read_adapter_header
 from spafit.weights.pretrained import load_pretrained
 
-EPOCHS = 4
+EPOCHS = 3
 MATRICES = (
     *("query.weight", "key.weight", "value.weight", "dense.weight", "classifier.weight"),
     *("lora_A", "lora_B", "embeddings.weight"),
@@ -126,8 +126,17 @@ class TestAgainstAPlainLoop:
     drawn too many.
     """
 
-    @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize(("decay_biases", "max_norm"), [(False, 1.0), (True, 0.0)])
+    @pytest.mark.parametrize(
+        ("decay_biases", "max_norm", "method"),
+        [
+            (False, 1.0, "spafit"),
+            (True, 0.0, "spafit"),
+            (True, 0.0, "spafit-direct"),
+            (False, 1.0, "full"),
+            pytest.param(False, 1.0, "spafit-direct", marks=pytest.mark.full),
+            pytest.param(True, 0.0, "full", marks=pytest.mark.full),
+        ],
+    )
     def test_losses_norms_and_final_values(
         self, small: SmallRun, tmp_path: Path, method: str, decay_biases: bool, max_norm: float
     ) -> None:
@@ -149,7 +158,7 @@ class TestAgainstAPlainLoop:
             warmup_steps=3,
             max_norm=max_norm or None,
         )
-        assert len(result.losses) == 20
+        assert len(result.losses) == 15
         assert np.abs(np.subtract(result.losses, losses)).max() < 1e-11
         logged = [row["grad_norm"] for row in read_log(tmp_path, "loss")]
         assert np.abs(np.subtract(logged, norms)).max() < 1e-10
@@ -199,11 +208,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
 class TestAccumulation:
     """Oracle: the same run in one part. Float64, dropout off: rounding alone may differ."""
 
-    @pytest.mark.parametrize("accumulation", [2, 3, 7])
+    @pytest.mark.parametrize("accumulation", [pytest.param(2, marks=pytest.mark.full), 3, 7])
     def test_parts_make_the_same_steps(self, small: SmallRun, accumulation: int) -> None:
         models = [small.model(dtype=torch.float64, dropout=False) for _ in range(2)]
         whole, parts = (
-            small.fit(model, accumulation=each, batch_size=7, epochs=3)
+            small.fit(model, accumulation=each, batch_size=7, epochs=2)
             for model, each in zip(models, (1, accumulation), strict=True)
         )
         assert np.abs(np.subtract(whole.losses, parts.losses)).max() < 1e-12
@@ -404,16 +413,16 @@ class TestBfloat16:
 class TestRealWeights:
     """Oracle: ln 2 at the start, for the head is new; far below it after a few passes."""
 
-    def test_minilm_learns_64_rows_of_rte_by_heart(
+    def test_minilm_learns_32_rows_of_rte_by_heart(
         self, minilm_folder: Path, shared_data: Path
     ) -> None:
         rte = glue.load("rte", "train", shared_data / "glue")
-        train: Dataset = dataclasses.replace(rte, examples=rte.examples[:64])
+        train: Dataset = dataclasses.replace(rte, examples=rte.examples[:32])
         model = load_pretrained(minilm_folder, num_labels=2)
         adapt(model, "SPAFIT-1-3-II")
         config = TrainConfig(
             epochs=4,
-            batch_size=16,
+            batch_size=8,
             learning_rate=3e-3,
             max_length=24,
             eval_every=1000,

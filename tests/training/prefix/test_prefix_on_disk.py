@@ -60,9 +60,11 @@ def assert_same(ours: tuple[Result, torch.Tensor], theirs: tuple[Result, torch.T
     assert torch.equal(ours[1], theirs[1])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def in_memory(small: SmallRun) -> tuple[Result, torch.Tensor]:
-    return bits(small, cache_prefix="memory", **RUN)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kept_prefix, "_GROUP", 7)
+        return bits(small, cache_prefix="memory", **RUN)
 
 
 class FailingDisk:
@@ -121,12 +123,19 @@ FAULTS = [
     ("all", "EROFS", 0),
     ("all", "EROFS", 12),
 ]
+QUICK = [
+    *(("write", "ENOSPC", 0), ("write", "EDQUOT", 3), ("write", "EIO", 20)),
+    *(("fsync", "EIO", 0), ("replace", "ENOSPC", 0), ("all", "EROFS", 12)),
+]
 
 
 class TestADiskThatFails:
     """Oracle: the run in memory; after it, a run on the mended disk."""
 
-    @pytest.mark.parametrize(("step", "code", "after"), FAULTS)
+    @pytest.mark.parametrize(
+        ("step", "code", "after"),
+        [pytest.param(*each, marks=() if each in QUICK else pytest.mark.full) for each in FAULTS],
+    )
     def test_ends_no_run(
         self,
         small: SmallRun,
@@ -294,13 +303,14 @@ class TestBits:
         self, small: SmallRun, computed: list[int], folder: Path
     ) -> None:
         before = torch.get_num_threads()
-        small.fit(**DISK)
+        disk = {**DISK, "epochs": 1}
+        small.fit(**disk)
         try:
             torch.set_num_threads(before + 1)
             computed.clear()
-            ours = bits(small, **DISK)
+            ours = bits(small, **disk)
             assert sum(computed) == N + N_DEV
-            assert_same(ours, bits(small, cache_prefix="memory", **RUN))
+            assert_same(ours, bits(small, **{**disk, "cache_prefix": "memory"}))
         finally:
             torch.set_num_threads(before)
         assert len(list(folder.iterdir())) == 4
