@@ -6,7 +6,6 @@ the full ones, whose outcomes are printed as a table at the end.
 
 import importlib.util
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -81,12 +80,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Place":
 
 
 @pytest.fixture(scope="session")
-def root(small: "SmallRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with model and data, for processes that train; tests only read it."""
     from support.small_runs import write_glue
 
+    from weights_tools.tiny import make_tiny
+
     root = tmp_path_factory.mktemp("root")
-    shutil.copytree(small.folder, root / "tiny")
+    make_tiny(root / "tiny", num_hidden_layers=3)  # one a group
     write_glue(root / "glue")
     return root
 

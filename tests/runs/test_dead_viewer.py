@@ -131,6 +131,7 @@ class TestTrain:
         assert "ignored" not in ended.stderr
         promise("viewers that were gone", 1, "run finished, exit code 0")
 
+    @pytest.mark.full
     def test_both(self, root: Path, tmp_path: Path, promise: Promise) -> None:
         ended = spafit(
             arguments(root, tmp_path / "out", "--epochs", "1"),
@@ -169,6 +170,7 @@ class TestWhatOnlyPrints:
             "spafit: [Errno 28] No space left on device\n",
         )
 
+    @pytest.mark.full
     def test_what_is_written_beside_it(self, tmp_path: Path) -> None:
         file = tmp_path / "plan.json"
         ended = spafit(["plan", "SPAFIT-4-9-II", "--save", str(file)], {"stdout": "pipe"})
