@@ -348,7 +348,8 @@ def _merges(rows: torch.Tensor, parts: Sequence[Part], additive_of_a_token: int)
     if rows.dtype in _HALF or parts[0].dropout or not ranks(parts):
         return False
     merging = width_in(parts) * (_elements_of_B(parts) + _WRITING * sum(outs(parts)))
-    return merging < len(rows) * additive_of_a_token
+    # Not len(rows), an int that torch.compile would compile anew for.
+    return merging < rows.shape[0] * additive_of_a_token
 
 
 def _elements_of_B(parts: Sequence[Part]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -57,21 +57,23 @@ def make_step(
     )
 
 
-def compiled_forward(model: BertForSequenceClassification, backend: str = "inductor") -> Forward:
+def compiled_forward(
+    model: BertForSequenceClassification, backend: str | Callable[..., Any] = "inductor"
+) -> Forward:
     """Return ``model.forward_packed`` compiled by torch.compile as one graph.
 
     Parameters
     ----------
     model : BertForSequenceClassification
         Adapted, on its device.
-    backend : str
+    backend : str or callable
         The backend of torch.compile.
 
     Returns
     -------
     callable
-        It is compiled at its first call, and again for another number of examples; the numbers of
-        rows and tokens may change.
+        It is compiled at its first call, and again for another number of examples, or where another
+        order of products takes less; otherwise the numbers of rows and tokens may change.
     """
     compiled = torch.compile(model.forward_packed, fullgraph=True, dynamic=True, backend=backend)
 
