@@ -17,7 +17,7 @@ demo: .venv/ready
 	.venv/bin/spafit demo $(ARGS)
 
 test: .venv-test/ready
-	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 torture: .venv-test/ready
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal --torture \
