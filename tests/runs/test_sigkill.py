@@ -140,7 +140,7 @@ class TestRandomKills:
         assert trainer.wait() == 0, trainer.said()
         victim.check(trainer.pid)
         victim.check_finished(uninterrupted)
-        assert in_saves > trials / 10
+        assert in_saves >= trials / 20
         promise(
             "SIGKILL at random moments",
             killed,

@@ -182,7 +182,7 @@ class TestTraining:
     def test_a_save_that_fails_costs_nothing_but_itself(
         self, small: SmallRun, tmp_path: Path, clean: dict[str, Any], sized: Sized, promise: Promise
     ) -> None:
-        trials = sized(5, 150)
+        trials = sized(3, 150)
         for trial, (n, kind) in enumerate(moments(clean, trials, seed=23)):
             out = tmp_path / f"run-{trial}"
             failing = Failing(kind, n, lasting=False)
@@ -207,7 +207,7 @@ class TestTraining:
         self, small: SmallRun, tmp_path: Path, clean: dict[str, Any], sized: Sized, promise: Promise
     ) -> None:
         """And once there is room again, the same command goes on from what is saved."""
-        trials = sized(5, 150)
+        trials = sized(3, 150)
         for trial, (n, kind) in enumerate(moments(clean, trials, seed=24)):
             out = tmp_path / f"run-{trial}"
             failing = Failing(kind, n, lasting=True)

@@ -122,7 +122,7 @@ class TestAgainstTransformers:
         transformers = pytest.importorskip("transformers")
         folder = shared_data / "vocab" / "bert-base-uncased"
         oracle = transformers.BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True)
-        rows = real_rows(shared_data, task, sized(250, 1000))
+        rows = real_rows(shared_data, task, sized(120, 1000))
         # MiniLM's tokenizer.json brings padding to 128 and truncation at 128.
         ours = [load_tokenizer(folder), load_tokenizer(minilm_folder)]
         self.check(ours, oracle, rows, (40,))
