@@ -348,7 +348,7 @@ def _merges(rows: torch.Tensor, parts: Sequence[Part], additive_of_a_token: int)
     if rows.dtype in _HALF or parts[0].dropout or not ranks(parts):
         return False
     merging = width_in(parts) * (_elements_of_B(parts) + _WRITING * sum(outs(parts)))
-    # Not len(rows), an int that torch.compile would compile anew for.
+    # Not len(rows): torch.compile would compile again for each value of that int.
     return merging < rows.shape[0] * additive_of_a_token
 
 
