@@ -88,7 +88,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from weights_tools.tiny import make_tiny
 
     root = tmp_path_factory.mktemp("root")
-    make_tiny(root / "tiny", num_hidden_layers=3)  # one a group
+    make_tiny(root / "tiny", num_hidden_layers=3)  # one in each group
     write_glue(root / "glue")
     return root
 
@@ -164,7 +164,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Have the garbage collector pass over all that is imported by now, a tenth of the time."""
+    """Freeze what has been imported: scanning it again and again takes a tenth of the time."""
     gc.collect()
     gc.freeze()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.sweeps import quick
 from support.tiny_bert import CONFIG, C, L, R, tiny_bert
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,16 +56,13 @@ def adapted(method: str) -> BertForSequenceClassification:
     return model
 
 
+LARGE = {"sst-2", "qqp", "qnli"}
+
+
 class TestLengths:
     """Oracle: the real data, where it is present."""
 
-    @pytest.mark.parametrize(
-        "task",
-        [
-            pytest.param(task, marks=pytest.mark.full if task in ("sst-2", "qqp", "qnli") else ())
-            for task in lengths.TASKS
-        ],
-    )
+    @pytest.mark.parametrize("task", quick(lengths.TASKS, {*lengths.TASKS} - LARGE))
     def test_the_record_is_of_the_data(self, task: str, shared_data: Path) -> None:
         recorded = json.loads(lengths.RECORD.read_text(encoding="utf-8"))
         found = lengths.measured_lengths(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.interruptions import differences, everything
+from support.sweeps import quick
 from support.tortured_runs import (
     INTERVAL,
     Trainer,
@@ -29,6 +31,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cann
 
 Sized = Callable[[int, int], int]
 Promise = Callable[[str, int, str], None]
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
 
 def check_stopped(trainer: Trainer, out: Path, number: signal.Signals) -> None:
@@ -113,17 +117,14 @@ class TestMoments:
 
     @pytest.mark.parametrize(
         ("moment", "number"),
-        [
-            ("slow_start", signal.SIGTERM),
-            pytest.param("slow_start", signal.SIGINT, marks=pytest.mark.full),
-            pytest.param("slow_start", signal.SIGUSR1, marks=pytest.mark.full),
-            ("slow_steps", signal.SIGTERM),
-            ("slow_steps", signal.SIGINT),
-            ("slow_steps", signal.SIGUSR1),
-            pytest.param("slow_evaluations", signal.SIGTERM, marks=pytest.mark.full),
-            pytest.param("slow_evaluations", signal.SIGINT, marks=pytest.mark.full),
-            ("slow_evaluations", signal.SIGUSR1),
-        ],
+        quick(
+            itertools.product(["slow_start", "slow_steps", "slow_evaluations"], SIGNALS),
+            [
+                ("slow_start", signal.SIGTERM),
+                *itertools.product(["slow_steps"], SIGNALS),
+                ("slow_evaluations", signal.SIGUSR1),
+            ],
+        ),
     )
     def test_anywhere(
         self,
@@ -147,14 +148,7 @@ class TestMoments:
         finish(zygote, root, out, uninterrupted)
         promise("signals before, in and after steps, in saves", 1, "exit code 128 + n, resumed")
 
-    @pytest.mark.parametrize(
-        "number",
-        [
-            pytest.param(signal.SIGTERM, marks=pytest.mark.full),
-            signal.SIGINT,
-            pytest.param(signal.SIGUSR1, marks=pytest.mark.full),
-        ],
-    )
+    @pytest.mark.parametrize("number", quick(SIGNALS, [signal.SIGINT]))
     def test_during_a_save(
         self,
         zygote: Zygote,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.fuzzed_tsv import Case, make_case
 from support.plain_reader import FIELDS, FORMS, LABELS, Expected
+from support.sweeps import quick
 
 from spafit import glue
 from spafit.errors import DataError
@@ -62,13 +63,7 @@ def differing(root: Path, numbers: range) -> Iterator[tuple[Case, str]]:
 class TestFuzz:
     """Oracle: plain_reader.expected, a reader of its own, in both directions."""
 
-    @pytest.mark.parametrize(
-        "chunk",
-        [
-            pytest.param(chunk, marks=pytest.mark.full if chunk >= CHUNKS // 2 else ())
-            for chunk in range(CHUNKS)
-        ],
-    )
+    @pytest.mark.parametrize("chunk", quick(range(CHUNKS), range(CHUNKS // 2)))
     def test_every_file_is_read_right_or_refused_at_its_line(
         self,
         tmp_path: Path,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.small_runs import METHODS, N_DEV, N, SmallRun, make_dataset, trained
+from support.sweeps import quick
 
 from spafit import set_impl
 from spafit.errors import ConfigError
@@ -41,8 +42,11 @@ OF_OTHERS = {
 """By default; the first is run with all settings."""
 
 
-def _by_default(run: tuple[str, str], settings: str) -> bool:
-    return run == RUNS[0] or settings in OF_OTHERS[run]
+SWEEP = [(*run, name) for name in SETTINGS for run in RUNS]
+
+
+def _by_default(task: str, method: str, settings: str) -> bool:
+    return (task, method) == RUNS[0] or settings in OF_OTHERS[task, method]
 
 
 def data(small: SmallRun, task: str) -> tuple[Dataset, Dataset]:
@@ -56,11 +60,7 @@ class TestReferenceForm:
 
     @pytest.mark.parametrize(
         ("task", "method", "settings"),
-        [
-            pytest.param(*run, name, marks=() if _by_default(run, name) else pytest.mark.full)
-            for name in SETTINGS
-            for run in RUNS
-        ],
+        quick(SWEEP, [case for case in SWEEP if _by_default(*case)]),
     )
     def test_losses_scores_and_final_weights(
         self, small: SmallRun, task: str, method: str, settings: str

@@ -9,13 +9,14 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from support.captured import Recorder, captured, eager, make_feed
 from support.small_runs import SmallRun, trained
+from support.sweeps import quick
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError
@@ -28,13 +29,6 @@ from spafit.training.step import NoMemoryError, TrainingStep
 from spafit.weights.adapter_files import name_in_files
 
 KINDS = ["eager", "captured"]
-
-
-def quick(every: Iterable[tuple[Any, ...]], *chosen: tuple[Any, ...]) -> list[Any]:
-    """Return all cases of a sweep; those that were not chosen are of the full set."""
-    cases = list(every)
-    assert set(chosen) <= set(cases)
-    return [pytest.param(*case, marks=() if case in chosen else pytest.mark.full) for case in cases]
 
 
 def make(kind: str, model: BertForSequenceClassification, precision: str) -> TrainingStep:
@@ -78,12 +72,14 @@ class TestStateAndRestore:
         ("before", "after", "precision", "method"),
         quick(
             itertools.product(KINDS, KINDS, ["float32", "fp16"], ["spafit", "full"]),
-            ("eager", "eager", "float32", "full"),
-            ("eager", "eager", "fp16", "spafit"),
-            ("eager", "captured", "fp16", "full"),
-            ("captured", "eager", "fp16", "spafit"),
-            ("captured", "captured", "float32", "spafit"),
-            ("captured", "captured", "fp16", "full"),
+            [
+                ("eager", "eager", "float32", "full"),
+                ("eager", "eager", "fp16", "spafit"),
+                ("eager", "captured", "fp16", "full"),
+                ("captured", "eager", "fp16", "spafit"),
+                ("captured", "captured", "float32", "spafit"),
+                ("captured", "captured", "fp16", "full"),
+            ],
         ),
     )
     def test_goes_on_bit_for_bit(
@@ -246,12 +242,14 @@ class TestMemoryAtItsEnd:
                 for kind, precision in itertools.product(KINDS, ["float32", "fp16"])
                 for done, end in ((0, "host"), (1, "python"), (8, "gpu"))
             ),
-            ("eager", "float32", 0, "host"),
-            ("eager", "fp16", 1, "python"),
-            ("eager", "float32", 8, "gpu"),
-            ("captured", "fp16", 0, "host"),
-            ("captured", "float32", 1, "python"),
-            ("captured", "fp16", 8, "gpu"),
+            [
+                ("eager", "float32", 0, "host"),
+                ("eager", "fp16", 1, "python"),
+                ("eager", "float32", 8, "gpu"),
+                ("captured", "fp16", 0, "host"),
+                ("captured", "float32", 1, "python"),
+                ("captured", "fp16", 8, "gpu"),
+            ],
         ),
     )
     def test_as_if_the_step_had_not_begun(
@@ -304,10 +302,12 @@ class TestMemoryAtItsEnd:
         ("name", "kind", "done"),
         quick(
             itertools.product(OTHERS, KINDS, (0, 8)),
-            ("RuntimeError", "eager", 0),
-            ("RuntimeError", "captured", 8),
-            ("ValueError", "captured", 0),
-            ("KeyboardInterrupt", "eager", 8),
+            [
+                ("RuntimeError", "eager", 0),
+                ("RuntimeError", "captured", 8),
+                ("ValueError", "captured", 0),
+                ("KeyboardInterrupt", "eager", 8),
+            ],
         ),
     )
     def test_other_errors_pass_through(

@@ -20,6 +20,7 @@ from support.declared_files import HEAD, Declared, FaultError, Tensor, base_shap
 from support.file_machine import SEED, Machine, WrongError
 from support.hostile_files import make_case
 from support.hostile_headers import Draft, Pairs, dump, parse
+from support.sweeps import quick
 
 from spafit import plans
 from spafit.weights import adapter_files, safefile
@@ -72,13 +73,7 @@ class TestEveryFile:
     with the model untouched.
     """
 
-    @pytest.mark.parametrize(
-        "chunk",
-        [
-            pytest.param(chunk, marks=pytest.mark.full if chunk >= CHUNKS // 4 else ())
-            for chunk in range(CHUNKS)
-        ],
-    )
+    @pytest.mark.parametrize("chunk", quick(range(CHUNKS), range(CHUNKS // 4)))
     def test_is_refused_or_read_as_declared(
         self, machine: Machine, sized: Sized, promise: Promise, chunk: int
     ) -> None:

@@ -1,6 +1,6 @@
 """Every Triton kernel compiled for GPUs that are not here, at the sizes of BERT-large.
 
-What is compiled, and what is held of it, stands in the module of each kernel's tests.
+Each kernel's own test module says what is compiled, and what must hold of the result.
 """
 
 from __future__ import annotations

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.sweeps import quick
 from support.triton_compiler import compiling_for
 from support.triton_tensors import (
     DEVICE,
@@ -115,12 +118,12 @@ class TestIsTheEquation:
     @pytest.mark.usefixtures("programs")
     @pytest.mark.parametrize(
         ("programs", "delta", "parameters", "dtype"),
-        [
-            pytest.param(*case, marks=() if case in PAIRS else pytest.mark.full)
-            for case in itertools.product(
+        quick(
+            itertools.product(
                 [2048, 3], [True, False], ["low", "float32"], [torch.bfloat16, torch.float16]
-            )
-        ],
+            ),
+            PAIRS,
+        ),
         indirect=["programs"],
         ids=str,
     )
@@ -262,10 +265,10 @@ COMPILED = [
 ]
 
 
-def compile_some() -> None:
+def compile_some(cases: Iterable[tuple[Any, ...]] = COMPILED) -> None:
     """Compile every kernel that is launched at the size of BERT-large."""
     columns = 4096
-    for capability, dtype, N in COMPILED:
+    for capability, dtype, N in cases:
         with compiling_for(capability) as kernels:
             bias, delta = torch.zeros(2, columns)
             for trained in (bias.requires_grad_(), bias.detach()):
@@ -283,5 +286,4 @@ def compile_some() -> None:
 
 def compile_all() -> None:
     """Compile all of it for both cards."""
-    COMPILED[:] = [(card, *sizes) for card in (80, 90) for _, *sizes in COMPILED]
-    compile_some()
+    compile_some([(card, *sizes) for card in (80, 90) for _, *sizes in COMPILED])

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from support.small_runs import N_DEV, N, SmallRun, read_log, trained
+from support.sweeps import quick
 
 from spafit.bert import BertModel
 from spafit.errors import CheckpointError
@@ -134,7 +135,7 @@ class TestADiskThatFails:
 
     @pytest.mark.parametrize(
         ("step", "code", "after"),
-        [pytest.param(*each, marks=() if each in QUICK else pytest.mark.full) for each in FAULTS],
+        quick(FAULTS, QUICK),
     )
     def test_ends_no_run(
         self,
