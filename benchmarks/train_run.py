@@ -34,7 +34,7 @@ from benchmarks.report import place, write_results
 from spafit.bert import BertForSequenceClassification
 from spafit.demo.minilm import minilm_folder
 from spafit.strata import adapt
-from spafit.tasks import glue, metrics
+from spafit.tasks import glue, scoring
 from spafit.tasks.glue import Dataset
 from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
 from spafit.training.fit import fit
@@ -198,7 +198,7 @@ def fit_peft(
             for start in range(0, len(dev), _DEV_BATCH):
                 rows = order[start : start + _DEV_BATCH]
                 found[rows] = dev_logits(rows).numpy()
-        scores = metrics.compute(dev.task, decode(found, names), dev.labels)
+        scores = scoring.compute(dev.task, decode(found, names), dev.labels)
     return scores
 
 

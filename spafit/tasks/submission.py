@@ -12,7 +12,8 @@ from pathlib import Path
 from spafit.errors import DataError
 from spafit.files.replacing import replacing
 from spafit.tasks.glue import Dataset
-from spafit.tasks.table import SCORE_RANGE, TASKS, Label, Task, get_task
+from spafit.tasks.table import SCORE_RANGE, TASKS, GlueTask, get_task
+from spafit.tasks.task import Label, Task
 
 HEADER = "index\tprediction"
 
@@ -63,7 +64,7 @@ def write_submission(
     return path
 
 
-def _check_dataset(task: Task, dataset: Dataset) -> None:
+def _check_dataset(task: GlueTask, dataset: Dataset) -> None:
     if dataset.task.name != task.name or dataset.split != "test":
         raise DataError(
             f"{task.submission} needs the test split of {task.display}, found the "
@@ -76,7 +77,7 @@ def _check_dataset(task: Task, dataset: Dataset) -> None:
         )
 
 
-def _value(task: Task, index: int, prediction: Label) -> str:
+def _value(task: GlueTask, index: int, prediction: Label) -> str:
     """Return one prediction as it is written in the task's submission file."""
     if not task.is_regression:
         if prediction not in task.labels:
@@ -133,7 +134,7 @@ def zip_submission(folder: str | Path) -> Path:
     return path
 
 
-def _check_form(task: Task, path: Path, data: bytes) -> None:
+def _check_form(task: GlueTask, path: Path, data: bytes) -> None:
     lines = data.decode("utf-8", errors="replace").split("\n")
     rows = lines[1:-1]
     if lines[0] != HEADER or lines[-1] != "" or len(rows) != task.test.rows:
@@ -150,7 +151,7 @@ def _check_form(task: Task, path: Path, data: bytes) -> None:
             )
 
 
-def _is_value(task: Task, value: str) -> bool:
+def _is_value(task: GlueTask, value: str) -> bool:
     if not task.is_regression:
         return value in task.spelling
     low, high = SCORE_RANGE

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from spafit.errors import DataError
-
-Label = str | float
-"""A label: its name for classification, a score for regression."""
+from spafit.tasks.task import Task
 
 SCORE_RANGE = (0.0, 5.0)
-"""The smallest and the largest score of a regression task (STS-B is the only one)."""
+"""The smallest and the largest score of GLUE's one regression task, STS-B."""
 
 
 @dataclass(frozen=True)
@@ -35,45 +33,19 @@ class Split:
     """Name of the split in the hub's copy of GLUE (``nyu-mll/glue``)."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """One GLUE task: the format of its files, its metrics and its submission file."""
+@dataclass(frozen=True, kw_only=True)
+class GlueTask(Task):
+    """One GLUE task: also the format of its files and of its submission file."""
 
-    name: str
-    """Name in lower case: "rte"."""
-    display: str
-    """Name as the field writes it: "RTE"."""
     folder: str
     """Folder of the original files below GLUE's root."""
-    fields: tuple[str, ...]
-    """Names of the text fields in JSONL and parquet files: one, or two for a pair."""
-    labels: tuple[str, ...]
-    """Label names in order; the position is the class index. Empty for regression."""
     spelling: tuple[str, ...]
-    """How the TSV files and the submission file write each label, in the same order."""
-    metrics: tuple[str, ...]
-    """Names of the metrics; the best epoch is chosen by the first."""
+    """How the TSV files and the submission file write each label, in the order of the labels."""
     submission: str
     """Name of the submission file."""
     train: Split | None
     dev: Split | None
     test: Split
-    paper_batch_size: int = 16
-
-    @property
-    def is_regression(self) -> bool:
-        """Return whether the label is a score."""
-        return not self.labels
-
-    @property
-    def num_labels(self) -> int:
-        """C, the number of outputs of the classifier: 1 for regression."""
-        return len(self.labels) or 1
-
-    @property
-    def pair(self) -> bool:
-        """Return whether an example has two texts."""
-        return len(self.fields) == 2
 
     @property
     def hub_folder(self) -> str:
@@ -114,69 +86,79 @@ _MNLI_DEV = (*_MNLI, *_columns("label1|label2|label3|label4|label5|gold_label"))
 _NLI = ("entailment", "neutral", "contradiction")
 
 # fmt: off
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (
-    Task("cola", "CoLA", "CoLA", ("sentence",),
-         ("unacceptable", "acceptable"), ("0", "1"), ("matthews",), "CoLA.tsv",
-         Split("train.tsv", 8551, _COLA, 3, None, 1, has_header=False, hub_name="train"),
-         Split("dev.tsv", 1043, _COLA, 3, None, 1, has_header=False, hub_name="validation"),
-         Split("test.tsv", 1063, ("index", "sentence"), 1, hub_name="test")),
-    Task("sst-2", "SST-2", "SST-2", ("sentence",),
-         ("negative", "positive"), ("0", "1"), ("accuracy",), "SST-2.tsv",
-         Split("train.tsv", 67349, ("sentence", "label"), 0, None, 1, hub_name="train"),
-         Split("dev.tsv", 872, ("sentence", "label"), 0, None, 1, hub_name="validation"),
-         Split("test.tsv", 1821, ("index", "sentence"), 1, hub_name="test")),
-    Task("mrpc", "MRPC", "MRPC", ("sentence1", "sentence2"),
-         ("not_equivalent", "equivalent"), ("0", "1"), ("f1", "accuracy"), "MRPC.tsv",
-         Split("train.tsv", 3668, _MRPC, 3, 4, 0, hub_name="train"),
-         Split("dev.tsv", 408, _MRPC, 3, 4, 0, hub_name="validation"),
-         Split("test.tsv", 1725, ("index", *_MRPC[1:]), 3, 4, hub_name="test")),
-    Task("sts-b", "STS-B", "STS-B", ("sentence1", "sentence2"),
-         (), (), ("pearson", "spearman"), "STS-B.tsv",
-         Split("train.tsv", 5749, (*_STSB, "score"), 7, 8, 9, hub_name="train"),
-         Split("dev.tsv", 1500, (*_STSB, "score"), 7, 8, 9, hub_name="validation"),
-         Split("test.tsv", 1379, _STSB, 7, 8, hub_name="test")),
-    Task("qqp", "QQP", "QQP", ("question1", "question2"),
-         ("not_duplicate", "duplicate"), ("0", "1"), ("accuracy", "f1"), "QQP.tsv",
-         Split("train.tsv", 363846, _QQP, 3, 4, 5, hub_name="train"),
-         Split("dev.tsv", 40430, _QQP, 3, 4, 5, hub_name="validation"),
-         Split("test.tsv", 390965, _columns("id|question1|question2"), 1, 2, hub_name="test"),
-         paper_batch_size=8),
-    Task("mnli", "MNLI-m", "MNLI", ("premise", "hypothesis"),
-         _NLI, _NLI, ("accuracy",), "MNLI-m.tsv",
-         Split("train.tsv", 392702, _MNLI_TRAIN, 8, 9, 11, hub_name="train"),
-         Split("dev_matched.tsv", 9815, _MNLI_DEV, 8, 9, 15, hub_name="validation_matched"),
-         Split("test_matched.tsv", 9796, _MNLI, 8, 9, hub_name="test_matched"),
-         paper_batch_size=8),
-    Task("mnli-mm", "MNLI-mm", "MNLI", ("premise", "hypothesis"),
-         _NLI, _NLI, ("accuracy",), "MNLI-mm.tsv",
-         None,  # the model of MNLI-m is evaluated on it
-         Split("dev_mismatched.tsv", 9832, _MNLI_DEV, 8, 9, 15, hub_name="validation_mismatched"),
-         Split("test_mismatched.tsv", 9847, _MNLI, 8, 9, hub_name="test_mismatched"),
-         paper_batch_size=8),
-    Task("qnli", "QNLI", "QNLI", ("question", "sentence"),
-         ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",),
-         "QNLI.tsv",
-         Split("train.tsv", 104743, _columns("index|question|sentence|label"), 1, 2, 3,
-               hub_name="train"),
-         Split("dev.tsv", 5463, _columns("index|question|sentence|label"), 1, 2, 3,
-               hub_name="validation"),
-         Split("test.tsv", 5463, _columns("index|question|sentence"), 1, 2, hub_name="test"),
-         paper_batch_size=8),
-    Task("rte", "RTE", "RTE", ("sentence1", "sentence2"),
-         ("entailment", "not_entailment"), ("entailment", "not_entailment"), ("accuracy",),
-         "RTE.tsv",
-         Split("train.tsv", 2490, (*_PAIR, "label"), 1, 2, 3, hub_name="train"),
-         Split("dev.tsv", 277, (*_PAIR, "label"), 1, 2, 3, hub_name="validation"),
-         Split("test.tsv", 3000, _PAIR, 1, 2, hub_name="test")),
-    Task("wnli", "WNLI", "WNLI", ("sentence1", "sentence2"),
-         ("not_entailment", "entailment"), ("0", "1"), ("accuracy",), "WNLI.tsv",
-         Split("train.tsv", 635, (*_PAIR, "label"), 1, 2, 3, hub_name="train"),
-         Split("dev.tsv", 71, (*_PAIR, "label"), 1, 2, 3, hub_name="validation"),
-         Split("test.tsv", 146, _PAIR, 1, 2, hub_name="test")),
-    Task("ax", "AX", "AX", ("premise", "hypothesis"),
-         _NLI, _NLI, ("matthews",), "AX.tsv",
-         None, None,  # the diagnostic set: predicted by the model of MNLI-m, labels not public
-         Split("AX.tsv", 1104, _PAIR, 1, 2, hub_name="test")),
+TASKS: Mapping[str, GlueTask] = MappingProxyType({task.name: task for task in (
+    GlueTask("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",),
+             display="CoLA", folder="CoLA", spelling=("0", "1"),
+             submission="CoLA.tsv",
+             train=Split("train.tsv", 8551, _COLA, 3, None, 1, has_header=False, hub_name="train"),
+             dev=Split("dev.tsv", 1043, _COLA, 3, None, 1, has_header=False, hub_name="validation"),
+             test=Split("test.tsv", 1063, ("index", "sentence"), 1, hub_name="test")),
+    GlueTask("sst-2", ("sentence",), ("negative", "positive"), ("accuracy",),
+             display="SST-2", folder="SST-2", spelling=("0", "1"),
+             submission="SST-2.tsv",
+             train=Split("train.tsv", 67349, ("sentence", "label"), 0, None, 1, hub_name="train"),
+             dev=Split("dev.tsv", 872, ("sentence", "label"), 0, None, 1, hub_name="validation"),
+             test=Split("test.tsv", 1821, ("index", "sentence"), 1, hub_name="test")),
+    GlueTask("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"),
+             ("f1", "accuracy"),
+             display="MRPC", folder="MRPC", spelling=("0", "1"),
+             submission="MRPC.tsv",
+             train=Split("train.tsv", 3668, _MRPC, 3, 4, 0, hub_name="train"),
+             dev=Split("dev.tsv", 408, _MRPC, 3, 4, 0, hub_name="validation"),
+             test=Split("test.tsv", 1725, ("index", *_MRPC[1:]), 3, 4, hub_name="test")),
+    GlueTask("sts-b", ("sentence1", "sentence2"), (), ("pearson", "spearman"),
+             display="STS-B", folder="STS-B", spelling=(),
+             submission="STS-B.tsv",
+             train=Split("train.tsv", 5749, (*_STSB, "score"), 7, 8, 9, hub_name="train"),
+             dev=Split("dev.tsv", 1500, (*_STSB, "score"), 7, 8, 9, hub_name="validation"),
+             test=Split("test.tsv", 1379, _STSB, 7, 8, hub_name="test")),
+    GlueTask("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"),
+             display="QQP", folder="QQP", spelling=("0", "1"),
+             submission="QQP.tsv", paper_batch_size=8,
+             train=Split("train.tsv", 363846, _QQP, 3, 4, 5, hub_name="train"),
+             dev=Split("dev.tsv", 40430, _QQP, 3, 4, 5, hub_name="validation"),
+             test=Split("test.tsv", 390965, _columns("id|question1|question2"), 1, 2,
+                        hub_name="test")),
+    GlueTask("mnli", ("premise", "hypothesis"), _NLI, ("accuracy",),
+             display="MNLI-m", folder="MNLI", spelling=_NLI,
+             submission="MNLI-m.tsv", paper_batch_size=8,
+             train=Split("train.tsv", 392702, _MNLI_TRAIN, 8, 9, 11, hub_name="train"),
+             dev=Split("dev_matched.tsv", 9815, _MNLI_DEV, 8, 9, 15, hub_name="validation_matched"),
+             test=Split("test_matched.tsv", 9796, _MNLI, 8, 9, hub_name="test_matched")),
+    GlueTask("mnli-mm", ("premise", "hypothesis"), _NLI, ("accuracy",),
+             display="MNLI-mm", folder="MNLI", spelling=_NLI,
+             submission="MNLI-mm.tsv", paper_batch_size=8,
+             train=None,  # the model of MNLI-m is evaluated on it
+             dev=Split("dev_mismatched.tsv", 9832, _MNLI_DEV, 8, 9, 15,
+                       hub_name="validation_mismatched"),
+             test=Split("test_mismatched.tsv", 9847, _MNLI, 8, 9,
+                        hub_name="test_mismatched")),
+    GlueTask("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",),
+             display="QNLI", folder="QNLI", spelling=("entailment", "not_entailment"),
+             submission="QNLI.tsv", paper_batch_size=8,
+             train=Split("train.tsv", 104743, _columns("index|question|sentence|label"), 1, 2, 3,
+                        hub_name="train"),
+             dev=Split("dev.tsv", 5463, _columns("index|question|sentence|label"), 1, 2, 3,
+                        hub_name="validation"),
+             test=Split("test.tsv", 5463, _columns("index|question|sentence"), 1, 2,
+                        hub_name="test")),
+    GlueTask("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("accuracy",),
+             display="RTE", folder="RTE", spelling=("entailment", "not_entailment"),
+             submission="RTE.tsv",
+             train=Split("train.tsv", 2490, (*_PAIR, "label"), 1, 2, 3, hub_name="train"),
+             dev=Split("dev.tsv", 277, (*_PAIR, "label"), 1, 2, 3, hub_name="validation"),
+             test=Split("test.tsv", 3000, _PAIR, 1, 2, hub_name="test")),
+    GlueTask("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment"), ("accuracy",),
+             display="WNLI", folder="WNLI", spelling=("0", "1"),
+             submission="WNLI.tsv",
+             train=Split("train.tsv", 635, (*_PAIR, "label"), 1, 2, 3, hub_name="train"),
+             dev=Split("dev.tsv", 71, (*_PAIR, "label"), 1, 2, 3, hub_name="validation"),
+             test=Split("test.tsv", 146, _PAIR, 1, 2, hub_name="test")),
+    GlueTask("ax", ("premise", "hypothesis"), _NLI, ("matthews",),
+             display="AX", folder="AX", spelling=_NLI,
+             submission="AX.tsv",
+             train=None, dev=None,  # predicted by the model of MNLI-m; its labels are not public
+             test=Split("AX.tsv", 1104, _PAIR, 1, 2, hub_name="test")),
 )})
 # fmt: on
 """The nine tasks, MNLI's mismatched half and the diagnostic set AX, by name."""
@@ -185,7 +167,7 @@ _ALIASES = {"sst2": "sst-2", "stsb": "sts-b", "mnli-m": "mnli", "mnli-matched": 
             "mnli-mismatched": "mnli-mm"}  # fmt: skip
 
 
-def get_task(name: str | Task) -> Task:
+def get_task(name: str | Task) -> GlueTask:
     """Return the task called ``name``, in any case; "sst2", "stsb" and "mnli-m" are known too.
 
     Raises
@@ -193,8 +175,13 @@ def get_task(name: str | Task) -> Task:
     DataError
         If there is no such task; the message lists those that there are.
     """
-    if isinstance(name, Task):
+    if isinstance(name, GlueTask):
         return name
+    if isinstance(name, Task):
+        raise DataError(
+            f"{name.display} is a task of your own, which has no files of GLUE's form; read its "
+            "files with spafit.dataset"
+        )
     key = name.lower().replace("_", "-") if isinstance(name, str) else ""
     task = TASKS.get(_ALIASES.get(key, key))
     if task is None:

@@ -15,6 +15,7 @@ from support.sweeps import quick
 
 from spafit import glue
 from spafit.errors import DataError
+from spafit.tasks import reading
 from spafit.tasks.glue import TASKS
 
 CHUNKS = 4
@@ -139,7 +140,7 @@ def _stripped(task: glue.Task, text: str) -> glue.Label:
     return LABEL(task, text.strip())
 
 
-def _lenient(task: glue.Task, form: glue.Split, line: str) -> glue.Fields:
+def _lenient(task: glue.Task, form: glue.Split, line: str) -> reading.Fields:
     fields = line.split("\t")
     return ROW(task, form, "\t".join(fields[: len(form.columns)]))
 
@@ -153,7 +154,7 @@ def _unchecked_form(
     return form, lines
 
 
-LINES, LABEL, ROW = glue._lines, glue._label_from_text, glue._from_line
+LINES, LABEL, ROW = reading.lines, glue._label_from_text, glue._from_line
 
 
 class TestTheTester:
@@ -162,15 +163,15 @@ class TestTheTester:
     @pytest.mark.parametrize(
         ("function", "instead"),
         [
-            ("_lines", _text_mode),
-            ("_lines", _split_lines),
-            ("_lines", _from_zero),
+            ("lines", _text_mode),
+            ("lines", _split_lines),
+            ("lines", _from_zero),
             ("_label_from_text", _any_float),
             ("_label_from_text", _stripped),
             ("_from_line", _lenient),
             ("no_duplicates", dict),
             ("_SCORE", glue.re.compile(r"[\d.]+")),
-            ("_shown", repr),
+            ("shown", repr),
             ("_tsv_form", _unchecked_form),
             ("_checked_score", lambda _, score: float(score)),
         ],
@@ -179,7 +180,9 @@ class TestTheTester:
     def test_a_wrong_reader_is_found(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, instead: object
     ) -> None:
-        monkeypatch.setattr(glue, function, instead)
+        for module in (glue, reading):
+            if hasattr(module, function):
+                monkeypatch.setattr(module, function, instead)
         found = next(differing(tmp_path, range(3_000)), None)
         assert found is not None
         monkeypatch.undo()

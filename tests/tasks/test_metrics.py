@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spafit.errors import DataError
 from spafit.tasks import metrics
 from spafit.tasks.glue import TASKS, load
-from spafit.tasks.metrics import compute, majority
+from spafit.tasks.scoring import compute, majority
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 scipy_stats = pytest.importorskip("scipy.stats")
