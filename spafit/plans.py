@@ -386,6 +386,8 @@ class Adaptation:
         The name of the task, once trained or loaded.
     labels : tuple of str or None
         The label names in the order of the logits, once trained or loaded; empty for a score.
+    definition : dict or None
+        The definition of the task, once trained or loaded, if it is not one of GLUE's.
     disabled : int
         The number of ``adapters_disabled`` blocks that the model is in.
     set_aside : dict of str to torch.Tensor
@@ -400,6 +402,7 @@ class Adaptation:
     base_fingerprint: str | None = None
     task: str | None = None
     labels: tuple[str, ...] | None = None
+    definition: dict[str, Any] | None = None
     disabled: int = 0
     set_aside: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     switched_off: list[Adaptable] = field(default_factory=list, repr=False)

@@ -19,11 +19,11 @@ from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.runs.record import ADAPTER, read_record, refuse_other_run
 from spafit.strata import adapt
-from spafit.tasks import glue, metrics
+from spafit.tasks import glue, scoring
 from spafit.tasks.download import download_glue, glue_cache
 from spafit.tasks.glue import Dataset
 from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
-from spafit.tasks.table import Label
+from spafit.tasks.task import Label
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.fit import fit
 from spafit.training.inference import evaluate, predict
@@ -155,7 +155,7 @@ def run_eval(run: Path, data: Path | None, split: str, model: str | None) -> Non
             max_length=record["settings"]["max_length"],
             precision=record["settings"]["precision"],
         )
-        majority = metrics.majority(dataset.task, dataset.labels)
+        majority = scoring.majority(dataset.task, dataset.labels)
         for metric, score in scores.items():
             print(
                 f"{dataset.task.display} {split} ({len(dataset)} examples): {metric} {score:.4f}"
@@ -229,7 +229,7 @@ def _predict_submission(
                 raise
             print(f"{name} left out: {error}", file=sys.stderr)
             continue
-        _refuse_to_replace(submission / dataset.task.submission, Path(dataset.source))
+        _refuse_to_replace(submission / glue.get_task(name).submission, Path(dataset.source))
         path = write_submission(submission, name, labels_of(dataset), dataset=dataset)
         print(f"written: {path} ({len(dataset)} predictions)")
     print(f"written: {zip_submission(submission)}")

@@ -14,7 +14,7 @@ from spafit.errors import CheckpointError
 
 FREE = frozenset(
     "out epochs accumulation eval_every save_every keep_checkpoints cache_prefix cache_limit_gib "
-    "recompute frozen_weights step device overwrite quiet".split()
+    "recompute frozen_weights step device early_stopping overwrite quiet".split()
 )
 """Settings that may differ when a run is resumed; only steps still to be done depend on them."""
 
@@ -22,9 +22,12 @@ RENAMED = {"frozen_dropout": "dropout_in_group_1"}
 """Settings by the names that older records, and older callers, have for them."""
 
 _FIXED = (
-    *("task", "labels", "method", "plan", "base_fingerprint", "base_config"),
+    *("task", "definition", "labels", "loss", "method", "plan", "base_fingerprint", "base_config"),
     *("tokenizer_fingerprint", "data", "frozen_by_user"),
 )
+
+_ADDED = {"label_smoothing": 0.0}
+"""Settings that older records lack, with the value that they had."""
 
 _MOST_NAMED = 4
 
@@ -47,6 +50,8 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
     if not isinstance(old, dict):
         raise CheckpointError(f"{folder} holds a run whose record is damaged")
     try:
+        if "definition" not in old:  # an older record of a task of one's own has only its labels
+            new = {key: value for key, value in new.items() if key != "definition"}
         before, now = _identity(old), _identity(new)
         _free(old)  # read later, by changes()
     except RecursionError:
@@ -91,7 +96,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     for key in _FIXED:
         _flatten(key, record.get(key), found)
     settings = record.get("settings")
-    for key, value in (settings if isinstance(settings, dict) else {}).items():
+    for key, value in ({**_ADDED, **settings} if isinstance(settings, dict) else {}).items():
         if key not in FREE:
             _flatten(RENAMED.get(str(key), str(key)), value, found)
     # The same data may be at another path.

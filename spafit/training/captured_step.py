@@ -27,7 +27,7 @@ from spafit.errors import TrainingError
 from spafit.kernels.gpu.cuda_graphs import record
 from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory
-from spafit.training.step import MicroBatch, TrainingStep
+from spafit.training.step import Loss, MicroBatch, TrainingStep
 
 #: Records a function's work on the device without executing it; returns the function's result,
 #: which each replay overwrites, and the replay.
@@ -59,7 +59,7 @@ class CapturedStep(TrainingStep):
 
     Parameters
     ----------
-    model, optimizer, precision, max_grad_norm
+    model, optimizer, precision, max_grad_norm, loss
         As for :class:`~spafit.training.step.TrainingStep`.
     on_failure : callable of str, optional
         Called with a one-line reason if recording fails; from then on every step is eager. Without
@@ -80,10 +80,13 @@ class CapturedStep(TrainingStep):
         *,
         precision: str = "float32",
         max_grad_norm: float = 1.0,
+        loss: Loss | None = None,
         on_failure: Callable[[str], object] | None = None,
         capture: Capture | None = None,
     ) -> None:
-        super().__init__(model, optimizer, precision=precision, max_grad_norm=max_grad_norm)
+        super().__init__(
+            model, optimizer, precision=precision, max_grad_norm=max_grad_norm, loss=loss
+        )
         self._capture = CudaCapture(self.device) if capture is None else capture
         self._on_failure = on_failure
         self._is_captured = True

@@ -13,6 +13,7 @@ LayerNorms.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -33,21 +34,22 @@ from spafit.runs.folder import RunFolder
 from spafit.runs.progress import Progress
 from spafit.runs.stopping import StopRequests
 from spafit.strata import fingerprint, frozen_stored_in, layers_of_group, summarise
-from spafit.tasks import metrics
-from spafit.tasks.glue import Dataset
+from spafit.tasks import scoring
+from spafit.tasks.table import GlueTask
+from spafit.tasks.task import Dataset, Task
 from spafit.text.tokenization import Tokenizer
 from spafit.training.batches import Feed
 from spafit.training.inference import encode, label_names
 from spafit.training.journal import Journal
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step
-from spafit.training.optimisation import trained_parameters
+from spafit.training.optimisation import loss_function, trained_parameters
 from spafit.training.prefix.kept import keep_prefixes
 from spafit.training.result import Result
 from spafit.training.saving import Saver
-from spafit.training.settings import TrainConfig, complete
+from spafit.training.settings import TrainConfig, class_weights, complete
 from spafit.training.state import TrainingState, restore
-from spafit.training.step import TrainingStep
+from spafit.training.step import Loss, TrainingStep
 from spafit.weights.safefile import tensor_file
 
 
@@ -59,6 +61,7 @@ def fit(
     dev: Dataset,
     config: TrainConfig | None = None,
     *,
+    loss: Loss | None = None,
     about: dict[str, Any] | None = None,
 ) -> Result:
     """Fine-tune the parameters that a plan declares, keep the best on dev, and return the result.
@@ -83,6 +86,10 @@ def fit(
         Labelled examples of one task.
     config : TrainConfig, optional
         The settings; the default is the paper's.
+    loss : callable, optional
+        Your own loss: takes the logits (B, C), in float32 or wider, and the targets (B,), which are
+        class numbers in the order of ``model.adaptation.labels``, or scores on the task's scale;
+        returns the loss of each example, (B,). The mean over a batch is minimised.
     about : dict, optional
         Additional entries for the run's record, such as the name of the model.
 
@@ -107,11 +114,15 @@ def fit(
         another run.
     """
     config = TrainConfig() if config is None else config
+    dev = dataclasses.replace(dev, task=dev.task.with_metric(config.metric))
     names = _check(model, train, dev)
     config = complete(config, model, train)
+    summed_loss = _summed_loss(loss, config, names)
     feed, scored = _encode(model, tokenizer, train, dev, config, names)
     truncated = _truncated(feed, scored)
     record = _record(model, tokenizer, train, dev, config, truncated, names, about or {})
+    if loss is not None:
+        record["loss"] = f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__name__)}"
     with ExitStack() as opened:
         # Caught until run.json is written; without a folder there is nothing that could be saved.
         stop = StopRequests() if config.out is None else opened.enter_context(StopRequests())
@@ -120,6 +131,7 @@ def fit(
             opened.push(run)  # it is begun when nothing can be refused any more
         assert model.adaptation is not None
         model.adaptation.task, model.adaptation.labels = train.task.name, names
+        model.adaptation.definition = _definition(train.task)
         opened.enter_context(_set_up(model, config))
         progress = opened.enter_context(Progress(feed.total_steps, quiet=config.quiet))
         journal = Journal(progress, None if run is None else run.log)
@@ -137,7 +149,7 @@ def fit(
         )
         feed.prefix = prefixes.get("train")
         scored = dataclasses.replace(scored, prefix=prefixes.get("dev"))
-        take_step = make_step(model, config, journal.say)
+        take_step = make_step(model, config, journal.say, summed_loss)
         opened.callback(take_step.close)
         state, saver = _begin(run, take_step, feed, config, journal)
         progress.begin(state.step)
@@ -192,7 +204,8 @@ def _encode(
         padded=config.step == "eager" and not model.bert.packed,
     )
     encodings = encode(model, tokenizer, dev, config.max_length)
-    return feed, Scored(dev, encodings, names, metrics.majority(dev.task, dev.labels))
+    majority = scoring.majority(dev.task, dev.labels)
+    return feed, Scored(dev, encodings, names, train.task.scale, majority)
 
 
 def _open_folder(
@@ -258,7 +271,7 @@ def _begin(
     if run.checkpoint is not None:
         state = restore(run.checkpoint, take_step.model, take_step)
         feed.accumulation = max(config.accumulation, state.accumulation)
-        is_done = state.step == feed.total_steps
+        is_done = state.step == feed.total_steps or state.gives_up(config.early_stopping)
         what = "finished already" if is_done else "resumed"
         journal.say(f"{run.path}: {what} after step {state.step}")
     run.begin()
@@ -290,7 +303,7 @@ def _result(
         losses=tuple(state.losses),
         trainable=summary.trainable,
         percent=summary.percent,
-        examples_per_s=len(feed.encodings) * feed.epochs / state.training_s,
+        examples_per_s=len(feed.encodings) * state.step / feed.steps_an_epoch / state.training_s,
         peak_memory_mib=state.peak_memory_mib,
         seconds=state.seconds,
         truncated=_truncated(feed, scored),
@@ -335,6 +348,7 @@ def _record(
     frozen = [name for name in adaptation.trainable if name not in trained]
     return {
         "task": train.task.name,
+        **({} if (definition := _definition(train.task)) is None else {"definition": definition}),
         "method": adaptation.plan.name,
         "about": about,
         "settings": _jsonable(config),
@@ -352,6 +366,40 @@ def _record(
     }
 
 
+def _definition(task: Task) -> dict[str, Any] | None:
+    """Return the definition of a task of the user's own; GLUE's are known by their names."""
+    return None if isinstance(task, GlueTask) else task.to_json_dict()
+
+
+def _summed_loss(own: Loss | None, config: TrainConfig, names: tuple[str, ...]) -> Loss | None:
+    """Return the loss of a run, summed over the examples; None is the plain one."""
+    weights = class_weights(config, names)
+    if own is None:
+        if weights is None and not config.label_smoothing:
+            return None
+        if weights is not None:
+            weights = weights.to(config.device)
+        return functools.partial(
+            loss_function, class_weights=weights, label_smoothing=config.label_smoothing
+        )
+    if weights is not None or config.label_smoothing:
+        raise ConfigError("a loss of your own has its own class weights and label smoothing")
+
+    def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        each = own(logits, targets)
+        if not isinstance(each, torch.Tensor) or each.shape != targets.shape:
+            found = tuple(each.shape) if isinstance(each, torch.Tensor) else type(each).__name__
+            raise ConfigError(
+                f"the loss must return one value for each example, {tuple(targets.shape)}, found "
+                f'{found}; a loss of torch does so with reduction="none"'
+            )
+        return each.sum()
+
+    return summed
+
+
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for piece in tensor_file(tensors, {}):
@@ -362,7 +410,9 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
 def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
     """Return class numbers (n,) in the order of ``names``, or regression scores (n,)."""
     if not names:
-        return torch.tensor(dataset.labels, dtype=torch.float32)
+        center, spread = dataset.task.scale
+        scores = [(float(label or 0.0) - center) / spread for label in dataset.labels]
+        return torch.tensor(scores, dtype=torch.float32)
     return torch.tensor([names.index(str(label)) for label in dataset.labels])
 
 

@@ -13,9 +13,8 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.machine.precision import autocast, resolve_precision
-from spafit.tasks import metrics
-from spafit.tasks.glue import Dataset
-from spafit.tasks.table import Label
+from spafit.tasks import scoring
+from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.kept import KeptPrefix
 
@@ -36,11 +35,19 @@ class Predictions:
         The name of the label with the largest logit, or the score.
     truncated : int
         How many examples were truncated to the maximum length.
+    names : tuple of str
+        The names of the labels in the order of the logits; empty for scores.
     """
 
     logits: NDArray[np.float32]
     labels: Sequence[Label]
     truncated: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """The probability of each label, (n, C): the softmax of the logits, in float64."""
+        return softmax(self.logits)
 
 
 def predict(
@@ -92,8 +99,8 @@ def predict(
             f"the logits of {sick} of {len(dataset)} examples of {dataset.source} are not finite; "
             "try precision float32"
         )
-    labels = decode(logits, names)
-    return Predictions(logits, labels, encodings.truncated)
+    labels = decode(logits, names, scale_of(model, dataset.task))
+    return Predictions(logits, labels, encodings.truncated, names)
 
 
 def evaluate(
@@ -122,7 +129,8 @@ def evaluate(
         batch_size=batch_size,
         precision=precision,
     )
-    return metrics.compute(dataset.task, predictions.labels, dataset.labels)
+    probabilities = probabilities_of(predictions.logits, predictions.names, dataset.task)
+    return scoring.compute(dataset.task, predictions.labels, dataset.labels, probabilities)
 
 
 def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple[str, ...]:
@@ -153,11 +161,37 @@ def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple
     return names
 
 
-def decode(logits: NDArray[np.float32], names: tuple[str, ...]) -> list[Label]:
+def scale_of(model: BertForSequenceClassification, task: Task) -> tuple[float, float]:
+    """Return the scale of the scores that a model was trained on (see :class:`Task`)."""
+    definition = None if model.adaptation is None else model.adaptation.definition
+    return task.scale if definition is None else Task.from_json_dict(definition).scale
+
+
+def decode(
+    logits: NDArray[np.float32],
+    names: tuple[str, ...],
+    scale: tuple[float, float] = (0.0, 1.0),
+) -> list[Label]:
     """Return the name of each row's largest logit (n, C), or its score if there are no names."""
     if not names:
-        return [float(score) for score in logits[:, 0]]
+        center, spread = scale
+        return [center + spread * float(score) for score in logits[:, 0]]
     return [names[index] for index in logits.argmax(axis=1)]
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the softmax of each row (n, C), in float64."""
+    exps = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(exps / exps.sum(axis=1, keepdims=True))
+
+
+def probabilities_of(
+    logits: NDArray[np.float32], names: tuple[str, ...], task: Task
+) -> NDArray[np.float64] | None:
+    """Return the probabilities (n, C) in the order of the task's labels; None for scores."""
+    if not names:
+        return None
+    return softmax(logits)[:, [names.index(name) for name in task.labels]]
 
 
 def encode(

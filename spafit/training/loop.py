@@ -21,11 +21,12 @@ from spafit.errors import StoppedError, TrainingError
 from spafit.machine import random_states
 from spafit.machine.versions import peak_memory_mib
 from spafit.runs.stopping import StopRequests
-from spafit.tasks import metrics
-from spafit.tasks.glue import Dataset
+from spafit.tasks import scoring
+from spafit.tasks.metrics import is_better
+from spafit.tasks.task import Dataset
 from spafit.text.tokenization import Encodings
 from spafit.training.batches import Fed, Feed
-from spafit.training.inference import AbandonedError, decode, predict_logits
+from spafit.training.inference import AbandonedError, decode, predict_logits, probabilities_of
 from spafit.training.journal import Journal
 from spafit.training.make_step import Readings
 from spafit.training.optimisation import learning_rate_factor
@@ -51,6 +52,8 @@ class Scored:
         The tokenized examples.
     names : tuple of str
         Label names in the order of the logits; empty for a score.
+    scale : tuple of (float, float)
+        The scale of scores that the model is trained on.
     majority : dict of str to float
         The scores of always predicting the commonest class.
     prefix : KeptPrefix, optional
@@ -60,6 +63,7 @@ class Scored:
     dataset: Dataset
     encodings: Encodings
     names: tuple[str, ...]
+    scale: tuple[float, float]
     majority: dict[str, float]
     prefix: KeptPrefix | None = None
 
@@ -129,7 +133,8 @@ class Loop:
                 self._evaluate()
             # Read once, because a signal may come at any time: the run stops only after a save.
             is_stopping = self.stop()
-            is_last = state.step == self.feed.total_steps and not self._evaluation_is_due()
+            is_over = state.step == self.feed.total_steps or self._gives_up()
+            is_last = is_over and not self._evaluation_is_due()
             if self.saver is not None and (is_stopping or is_last or self.saver.is_due(state)):
                 self._pause()
                 self.saver.save(state, last=is_last or is_stopping)
@@ -212,6 +217,9 @@ class Loop:
             return False
         return step % self.eval_every == 0 or step == self.feed.total_steps
 
+    def _gives_up(self) -> bool:
+        return self.state.gives_up(self.config.early_stopping)
+
     def _save_is_due(self) -> bool:
         return self.saver is not None and self.saver.is_due(self.state)
 
@@ -233,9 +241,14 @@ class Loop:
         for prefix in (self.feed.prefix, self.dev.prefix):
             while prefix is not None and prefix.cache.notes:  # about damaged or removed files
                 self.journal.say(prefix.cache.notes.pop(0))
-        scores = metrics.compute(task, decode(logits, self.dev.names), self.dev.dataset.labels)
+        predicted = decode(logits, self.dev.names, self.dev.scale)
+        probabilities = probabilities_of(logits, self.dev.names, task)
+        scores = scoring.compute(task, predicted, self.dev.dataset.labels, probabilities)
         first = task.metrics[0]
-        is_best = all(scores[first] > earlier["metrics"][first] for earlier in state.history)
+        is_best = all(
+            is_better(first, scores[first], than=earlier["metrics"][first])
+            for earlier in state.history
+        )
         epoch = math.ceil(state.step / self.feed.steps_an_epoch)
         state.history.append({"step": state.step, "epoch": epoch, "metrics": scores})
         self.journal.evaluation(state.history[-1], self.dev.majority, is_best=is_best)

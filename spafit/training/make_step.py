@@ -13,13 +13,16 @@ from spafit.layout import PackedBatch
 from spafit.training.captured_step import CapturedStep
 from spafit.training.optimisation import make_optimizer
 from spafit.training.settings import TrainConfig
-from spafit.training.step import Forward, StepResult, TrainingStep
+from spafit.training.step import Forward, Loss, StepResult, TrainingStep
 
 About = TypeVar("About")
 
 
 def make_step(
-    model: BertForSequenceClassification, config: TrainConfig, say: Callable[[str], object]
+    model: BertForSequenceClassification,
+    config: TrainConfig,
+    say: Callable[[str], object],
+    loss: Loss | None = None,
 ) -> TrainingStep:
     """Make the training step of a run.
 
@@ -31,6 +34,8 @@ def make_step(
         Complete (:func:`spafit.training.settings.complete`).
     say : callable of str
         Called with one line if steps turn out not to be capturable.
+    loss : callable, optional
+        Another loss than :func:`~spafit.training.optimisation.loss_function`.
     """
     assert config.learning_rate is not None
     optimizer = make_optimizer(
@@ -46,6 +51,7 @@ def make_step(
             optimizer,
             precision=config.precision,
             max_grad_norm=config.max_grad_norm,
+            loss=loss,
             on_failure=say,
         )
     return TrainingStep(
@@ -54,6 +60,7 @@ def make_step(
         precision=config.precision,
         max_grad_norm=config.max_grad_norm,
         forward=compiled_forward(model) if config.step == "compiled" else None,
+        loss=loss,
     )
 
 

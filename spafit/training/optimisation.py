@@ -118,8 +118,16 @@ def learning_rate_factor(step: int, total_steps: int, warmup: float) -> float:
     return (total_steps - step) / max(1, total_steps - warm_steps)
 
 
-def loss_function(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def loss_function(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
     """Return the cross entropy, or the squared error if C is 1, summed over the examples.
+
+    With w the weights of the classes, ε the smoothing and p = softmax(logits), an example of class
+    y has the loss -(1 - ε) w_y log p_y - (ε / C) Σ_c w_c log p_c.
 
     Parameters
     ----------
@@ -127,12 +135,20 @@ def loss_function(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         The head's output, of any floating type; the loss is computed in float32 or wider.
     targets : torch.Tensor, (B,)
         Class numbers (int64), or scores.
+    class_weights : torch.Tensor, optional, (C,)
+        w; 1 by default.
+    label_smoothing : float
+        ε.
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if targets.is_floating_point():
         return F.mse_loss(logits[:, 0], targets.to(logits.dtype), reduction="sum")
-    return F.cross_entropy(logits, targets, reduction="sum")
+    if class_weights is not None:
+        class_weights = class_weights.to(logits)
+    return F.cross_entropy(
+        logits, targets, class_weights, reduction="sum", label_smoothing=label_smoothing
+    )
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:

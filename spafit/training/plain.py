@@ -7,8 +7,8 @@ scores and weights, on a CPU bit for bit. Its fast forms give them to rounding i
 dropout; with dropout they draw other masks, because packed batches have no padding to draw for.
 
 What :func:`spafit.fit` adds is not here: run folder and checkpoints, micro-batches, other
-precisions, steps skipped because their gradient is not finite, hidden states kept from one epoch to
-the next, CUDA graphs.
+precisions, early stopping, steps skipped because their gradient is not finite, hidden states kept
+from one epoch to the next, CUDA graphs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError
-from spafit.tasks import metrics
-from spafit.tasks.glue import Dataset
+from spafit.tasks import scoring
+from spafit.tasks.metrics import is_better
+from spafit.tasks.task import Dataset
 from spafit.text.tokenization import Tokenizer
-from spafit.training.settings import TrainConfig, complete
+from spafit.training.settings import TrainConfig, class_weights, complete
 
 
 def fit(
@@ -65,11 +66,15 @@ def fit(
     assert config.batch_size and config.learning_rate and config.max_length
     if config.precision != "float32":
         raise ConfigError(f"this page knows no precision but float32, found {config.precision}")
-    device, task, names = torch.device(config.device), train.task, train.task.labels
+    device, task = torch.device(config.device), train.task.with_metric(config.metric)
+    names, (center, spread) = task.labels, task.scale
     model.to(device)
     ids = tokenizer.encode(train.texts_a, train.texts_b, max_length=config.max_length)
     dev_ids = tokenizer.encode(dev.texts_a, dev.texts_b, max_length=config.max_length)
-    targets = torch.tensor([names.index(str(y)) if names else float(y or 0) for y in train.labels])
+    weights, smoothing = class_weights(config, names), config.label_smoothing
+    targets = torch.tensor(
+        [names.index(str(y)) if names else (float(y or 0) - center) / spread for y in train.labels]
+    )
 
     # AdamW over all that trains, with weight decay on matrices; on vectors only if asked for.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -96,7 +101,11 @@ def fit(
             model.bert.freeze_dropout()
         logits = model(*ids.batch(rows).to(device))  # (B, C)
         y = targets[rows].to(device)  # (B,)
-        loss = F.cross_entropy(logits, y) if names else F.mse_loss(logits[:, 0], y.to(logits))
+        if names:
+            loss = F.cross_entropy(logits, y, weights, reduction="sum", label_smoothing=smoothing)
+        else:
+            loss = F.mse_loss(logits[:, 0], y.to(logits), reduction="sum")
+        loss = loss / len(rows)
         losses.append(loss.item())
 
         # Backward: the gradient, its norm over all parameters clipped.
@@ -122,9 +131,11 @@ def fit(
         for rows in (order[first : first + 64] for first in range(0, len(dev), 64)):
             with torch.no_grad():
                 outputs[rows] = model(*dev_ids.batch(rows).to(device)).float().cpu()
-        answers = [names[k] for k in outputs.argmax(1)] if names else outputs[:, 0].tolist()
-        scores = metrics.compute(task, answers, dev.labels)
-        if all(scores[task.metrics[0]] > old["metrics"][task.metrics[0]] for old in history):
+        sizes = (center + spread * outputs[:, 0].double()).tolist()
+        answers = [names[k] for k in outputs.argmax(1)] if names else sizes
+        scores = scoring.compute(task, answers, dev.labels, outputs.double().softmax(1).numpy())
+        first = task.metrics[0]
+        if all(is_better(first, scores[first], old["metrics"][first]) for old in history):
             best = {name: p.detach().clone() for name, p in trained.items()}
         history.append({"step": step + 1, "epoch": epoch, "metrics": scores})
     for name, value in best.items():

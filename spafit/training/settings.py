@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, PlanError
 from spafit.machine.precision import PRECISIONS, resolve_device, resolve_precision
 from spafit.runs.identity import RENAMED
-from spafit.tasks.glue import Dataset
+from spafit.tasks.task import Dataset
 from spafit.training.captured_step import why_not_captured
 
 CACHES = ("off", "memory", "disk")
@@ -79,6 +82,17 @@ class TrainConfig:
         The share of all steps over which the learning rate rises linearly from 0.
     max_grad_norm : float
         The norm to which the gradient of all trained values together is clipped; 0 does not clip.
+    metric : str or None
+        The metric by which the best epoch is chosen; None is the first of the task's.
+    class_weights : {"balanced"}, mapping of str to float, or None
+        The weight of each label's examples in the loss; None weights all alike. ``"balanced"`` is
+        n / (C n_c) for the n_c of the n training examples that have label c: all labels then have
+        the same share, and the weights of all examples add up to n.
+    label_smoothing : float
+        The share of each example's loss that is spread over all labels.
+    early_stopping : int or None
+        After how many evaluations without a better score the run ends; None: it does not. The
+        learning rate falls as if it went on.
     max_length : int or None
         Tokens to which an example is truncated; None is the model's maximum.
     eval_every : int or None
@@ -143,6 +157,10 @@ class TrainConfig:
     decay_biases: bool = False
     warmup: float = 0.0
     max_grad_norm: float = 1.0
+    metric: str | None = None
+    class_weights: str | Mapping[str, float] | None = None
+    label_smoothing: float = 0.0
+    early_stopping: int | None = None
     max_length: int | None = None
     eval_every: int | None = None
     save_every: int | None = None
@@ -166,12 +184,13 @@ class TrainConfig:
             ("batch_size", 1),
             ("accumulation", 1),
             ("max_length", 8),
+            ("early_stopping", 1),
             ("eval_every", 1),
             ("save_every", 1),
             ("keep_checkpoints", 2),
         ):
             value = getattr(self, name)
-            if value is None and name in ("batch_size", "max_length", "eval_every", "save_every"):
+            if value is None and getattr(TrainConfig, name, 0) is None:
                 continue
             if type(value) is not int or not least <= value < 2**63:
                 raise ConfigError(f"{name} must be a whole number of at least {least}: {value!r}")
@@ -180,6 +199,7 @@ class TrainConfig:
             ("weight_decay", 0.0, 1.0),
             ("warmup", 0.0, 1.0),
             ("max_grad_norm", 0.0, sys.float_info.max),
+            ("label_smoothing", 0.0, 1.0),
             ("cache_limit_gib", 0.0, 1e6),
         ):
             value = getattr(self, name)
@@ -210,6 +230,17 @@ class TrainConfig:
                 f"cache_prefix={self.cache_prefix!r} needs group 1 without dropout; turn it off "
                 "with dropout_in_group_1=False (--no-dropout-in-group-1), or leave cache_prefix off"
             )
+        weights = self.class_weights
+        if weights not in (None, "balanced") and not (
+            isinstance(weights, Mapping)
+            and all(isinstance(name, str) and _is_weight(each) for name, each in weights.items())
+        ):
+            raise ConfigError(
+                'class_weights must be "balanced", or a number from 0 for each label: '
+                f"{weights!r:.200}"
+            )
+        if not isinstance(self.metric, (str, type(None))):
+            raise ConfigError(f"metric must be the name of one: {self.metric!r:.80}")
         if type(self.recompute) is not tuple or not all(
             type(group) is int and group >= 1 for group in self.recompute
         ):
@@ -224,6 +255,10 @@ class TrainConfig:
             raise ConfigError(
                 f"accumulation = {self.accumulation} exceeds the batch size of {self.batch_size}"
             )
+
+
+def _is_weight(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value < math.inf
 
 
 def complete(
@@ -260,6 +295,7 @@ def complete(
         )
     return dataclasses.replace(
         config,
+        class_weights=_resolve_weights(config, train),
         batch_size=config.batch_size or train.task.paper_batch_size,
         learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),
         max_length=config.max_length or model.config.max_position_embeddings,
@@ -268,6 +304,37 @@ def complete(
         frozen_weights=frozen_weights,
         step=_resolve_step(config, device, is_reference=not model.bert.packed),
     )
+
+
+def class_weights(config: TrainConfig, names: tuple[str, ...]) -> torch.Tensor | None:
+    """Return the weights (C,) of the labels in the loss, in the order of ``names``, if any."""
+    if not isinstance(config.class_weights, Mapping):
+        return None
+    return torch.tensor([float(config.class_weights[name]) for name in names])
+
+
+def _resolve_weights(config: TrainConfig, train: Dataset) -> dict[str, float] | None:
+    """Return the weight of each label in the loss, and refuse weights that do not fit the task."""
+    weights, labels = config.class_weights, train.task.labels
+    if not labels and (weights is not None or config.label_smoothing):
+        raise ConfigError(
+            "class_weights (--class-weights) and label_smoothing (--label-smoothing) are for "
+            f"labels; {train.task.display} has scores"
+        )
+    if weights is None:
+        return None
+    if isinstance(weights, str):  # "balanced"
+        counts = Counter(train.labels)
+        # A label without examples has no loss that could be weighted.
+        return {name: len(train) / (len(labels) * max(1, counts[name])) for name in labels}
+    differing = sorted(set(labels) ^ set(weights))
+    if differing:
+        what = "is missing" if differing[0] in labels else "is none of them"
+        raise ConfigError(
+            f"class_weights needs each label of {train.task.display} once ({', '.join(labels)}); "
+            f"{differing[0]!r:.80} {what}"
+        )
+    return {name: float(weights[name]) for name in labels}
 
 
 def _resolve_step(config: TrainConfig, device: torch.device, is_reference: bool) -> str:

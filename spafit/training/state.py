@@ -70,6 +70,13 @@ class TrainingState:
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
 
+    def gives_up(self, evaluations: int | None) -> bool:
+        """Return whether so many evaluations in a row have not been better than the best."""
+        if evaluations is None or self.best_step is None:
+            return False
+        since = [each for each in self.history if each["step"] > self.best_step]
+        return len(since) >= evaluations
+
     @property
     def skips_in_a_row(self) -> int:
         """The number of latest steps that were skipped in a row."""

@@ -56,6 +56,9 @@ class NoMemoryError(TrainingError):
 #: Returns the logits (B, C) of a packed batch, from its kept prefix if there is one.
 Forward = Callable[[PackedBatch, torch.Tensor | None], torch.Tensor]
 
+#: Returns the loss () of logits (B, C) and targets (B,), summed over the examples.
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 class TrainingStep:
     """Callable: the micro-batches of a batch and a learning rate -> the step's result.
@@ -72,6 +75,8 @@ class TrainingStep:
         The norm to which the gradient is clipped; 0 does not clip.
     forward : callable, optional
         Another form of ``model.forward_packed``, such as a compiled one.
+    loss : callable, optional
+        Another loss than :func:`~spafit.training.optimisation.loss_function`.
     """
 
     def __init__(
@@ -82,7 +87,9 @@ class TrainingStep:
         precision: str = "float32",
         max_grad_norm: float = 1.0,
         forward: Forward | None = None,
+        loss: Loss | None = None,
     ) -> None:
+        self.loss = loss
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.device = model.classifier.weight.device
         self.forward: Forward = model.forward_packed if forward is None else forward
@@ -131,7 +138,7 @@ class TrainingStep:
                     logits = self.forward(micro_batch.batch, micro_batch.prefix)
                 else:
                     logits = self.model(*micro_batch.batch)
-            loss = loss_function(logits, micro_batch.targets) / n
+            loss = (self.loss or loss_function)(logits, micro_batch.targets) / n
             torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach()
 

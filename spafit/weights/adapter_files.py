@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,6 +66,8 @@ class AdapterHeader:
         The task's name.
     labels : tuple of str or None
         Label names in the order of the logits; empty for a score; None where they are not known.
+    definition : dict or None
+        The definition of the task, if it is not one of GLUE's.
     shapes : mapping of str to tuple of int
         The shape of each tensor.
     """
@@ -73,6 +76,7 @@ class AdapterHeader:
     base_fingerprint: str
     task: str | None
     labels: tuple[str, ...] | None
+    definition: dict[str, Any] | None
     shapes: Mapping[str, tuple[int, ...]]
 
     @property
@@ -137,6 +141,8 @@ def adapter_content(
         "task": json.dumps(adaptation.task),
         "labels": json.dumps(adaptation.labels),
     }
+    if adaptation.definition is not None:
+        metadata["definition"] = json.dumps(adaptation.definition)
     return tensors, metadata
 
 
@@ -207,6 +213,7 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
             model.get_parameter(name).copy_(tensor)
     model.adaptation.task = header.task
     model.adaptation.labels = header.labels
+    model.adaptation.definition = header.definition
     return model.adaptation
 
 
@@ -269,19 +276,22 @@ def _header(file: SafeFile) -> AdapterHeader:
     try:
         task = json.loads(metadata["task"])
         labels = json.loads(metadata["labels"])
+        definition = json.loads(metadata.get("definition", "null"))
         plan = Plan.from_json(metadata["plan"], source=f"the plan in {file.path}")
         base_fingerprint = metadata["base_fingerprint"]
     except (ValueError, RecursionError) as error:
         reason = one_line(str(error), 600 + len(str(file.path)))
         raise WeightsError(f"the header of {file.path} is damaged: {reason}") from None
-    if not (task is None or _is_name(task)) or not _are_labels(
-        labels, shapes["classifier.weight"][0]
+    if (
+        not (task is None or _is_name(task))
+        or not _are_labels(labels, shapes["classifier.weight"][0])
+        or not isinstance(definition, dict | None)
     ):
         raise WeightsError(
             f"the header of {file.path} is damaged: task {task!r:.200}, labels {labels!r:.200}"
         )
     return AdapterHeader(
-        plan, base_fingerprint, task, None if labels is None else tuple(labels), shapes
+        plan, base_fingerprint, task, None if labels is None else tuple(labels), definition, shapes
     )
 
 

@@ -88,6 +88,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("settings.max_length", 20, "max_length is None, asked for is 20"),
     ("settings.precision", "bf16", "precision is 'auto', asked for is 'bf16'"),
     ("settings.dropout_in_group_1", False, "dropout_in_group_1 is True, asked for is False"),
+    ("settings.metric", "f1", "metric is None, asked for is 'f1'"),
+    ("settings.class_weights", "balanced", "class_weights is None, asked for is 'balanced'"),
+    ("settings.label_smoothing", 0.1, r"label_smoothing is 0\.0, asked for is 0\.1"),
     ("settings.cache_dtype", "half", "cache_dtype is 'float32', asked for is 'half'"),
 ]
 ALLOWED: list[tuple[str, Any]] = [
@@ -97,6 +100,7 @@ ALLOWED: list[tuple[str, Any]] = [
     ("settings.eval_every", 7),
     ("settings.save_every", 4),
     ("settings.keep_checkpoints", 3),
+    ("settings.early_stopping", 2),
     ("settings.cache_prefix", "disk"),
     ("settings.cache_limit_gib", 1.5),
     ("settings.recompute", (2,)),
@@ -158,6 +162,22 @@ class TestRequireSameRun:
             require_same_run(FOLDER, lacking, record())
         with pytest.raises(CheckpointError, match=rf"{key} is .*, asked for is None"):
             require_same_run(FOLDER, record(), lacking)
+
+    def test_a_setting_that_came_later(self) -> None:
+        """Oracle: the value that every run had before the setting came."""
+        lacking = record()
+        del lacking["settings"]["label_smoothing"]
+        require_same_run(FOLDER, lacking, record())
+        with pytest.raises(CheckpointError, match=r"label_smoothing is 0\.0, asked for is 0\.1"):
+            require_same_run(FOLDER, lacking, changed("settings.label_smoothing", 0.1))
+
+    def test_the_definition_of_a_task(self) -> None:
+        """Records of before definitions were written have the labels alone."""
+        ours = {**record(), "definition": {"name": "tickets", "scale": [0.0, 1.0]}}
+        require_same_run(FOLDER, record(), ours)
+        require_same_run(FOLDER, as_written(ours), ours)
+        with pytest.raises(CheckpointError, match=r"definition\.scale\.1 is 1\.0, asked for is 2"):
+            require_same_run(FOLDER, ours, changed("definition.scale.1", 2.0, ours))
 
     def test_a_free_setting_that_one_of_them_lacks(self) -> None:
         lacking = record()

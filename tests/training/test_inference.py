@@ -15,7 +15,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.kernels.forms import precision
 from spafit.machine.precision import autocast, resolve_device, resolve_precision, tf32_products
-from spafit.tasks import metrics
+from spafit.tasks import scoring
 from spafit.text.tokenization import Tokenizer
 from spafit.text.vocabulary import Recipe
 from spafit.training.inference import evaluate, label_names, predict
@@ -123,7 +123,7 @@ class TestEvaluate:
         model = undecided(small, data)
         predicted = predict(model, small.tokenizer, data).labels
         scores = evaluate(model, small.tokenizer, data)
-        assert scores == metrics.compute(task, predicted, data.labels)
+        assert scores == scoring.compute(task, predicted, data.labels)
         assert tuple(scores) == data.task.metrics
 
     def test_data_without_labels_are_predicted_but_not_scored(

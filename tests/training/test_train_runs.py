@@ -142,9 +142,9 @@ class TestEvaluations:
             return {"f1": f1, "accuracy": 1 - f1}
 
         monkeypatch.setattr(
-            spafit.training.fit.metrics, "majority", lambda *_: {"f1": 0, "accuracy": 0}
+            spafit.training.fit.scoring, "majority", lambda *_: {"f1": 0, "accuracy": 0}
         )
-        monkeypatch.setattr(spafit.training.fit.metrics, "compute", compute)
+        monkeypatch.setattr(spafit.training.fit.scoring, "compute", compute)
         data = (make_dataset("mrpc", N), make_dataset("mrpc", N_DEV, "dev", seed=5))
         result = small.fit(model, data=data, out=tmp_path)
         assert (result.best_epoch, result.best_step) == (best, 5 * best)

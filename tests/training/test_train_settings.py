@@ -25,10 +25,13 @@ NO_NUMBERS = ["3", [1], {}, object(), 1j, True]
 NO_FINITE = [math.nan, math.inf, -math.inf, -1e308, 10**400]
 WHOLE = (
     *("seed", "epochs", "batch_size", "accumulation", "max_length", "eval_every", "save_every"),
-    "keep_checkpoints",
+    *("keep_checkpoints", "early_stopping"),
 )
-REAL = ("learning_rate", "weight_decay", "warmup", "max_grad_norm")
-MAY_BE_NONE = ("out", "batch_size", "learning_rate", "max_length", "eval_every", "save_every")
+REAL = ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "label_smoothing")
+MAY_BE_NONE = (
+    *("out", "batch_size", "learning_rate", "max_length", "eval_every", "save_every"),
+    *("metric", "class_weights", "early_stopping"),
+)
 
 ABSURD: list[tuple[str, Any]] = [
     *((n, v) for n in WHOLE for v in [*NO_NUMBERS, *NO_FINITE, -1, 1.5, 1e308, 2**63, np.int64(9)]),
@@ -47,6 +50,9 @@ ABSURD: list[tuple[str, Any]] = [
         for v in [16, True, "", "bf16", "graph", ["auto"]]
     ),
     *(("out", v) for v in [0, 1.0, -1, math.nan, 1e308, ["runs"], b"runs", True]),
+    *(("metric", v) for v in [0, True, ["f1"]]),
+    *(("class_weights", v) for v in ["even", 1, [1.0, 2.0], {"a": -1}, {"a": math.nan}]),
+    *(("class_weights", v) for v in [{"a": True}, {"a": "1"}, {1: 1.0}]),
     *((f.name, None) for f in dataclasses.fields(TrainConfig) if f.name not in MAY_BE_NONE),
 ]
 
