@@ -21,6 +21,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
 )
 """The files a tokenizer is read from; those that the repository has are fetched."""
 
