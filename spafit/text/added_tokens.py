@@ -8,6 +8,7 @@ A tokenizer.json lists them itself. Beside a vocab.txt they are in ``added_token
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]",
 CONFIG_FILE = "tokenizer_config.json"
 _MAP_FILE = "special_tokens_map.json"
 _ADDED_FILE = "added_tokens.json"
+_BERT_NAMES = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
+_NAMES = ("bos_token", "eos_token", *_BERT_NAMES)
 _FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -122,48 +125,59 @@ def read_listed(folder: Path, config: dict[str, Any]) -> list[Listed]:
     named: dict[str, Listed] = {}
     extra: list[Listed] = []
     for path, entries in ((folder / CONFIG_FILE, config), (folder / _MAP_FILE, special_map)):
-        more = entries.get("extra_special_tokens") or entries.get("additional_special_tokens") or []
-        if not isinstance(more, (list, dict)):
-            raise ConfigError(f"{path}: {more!r:.80} is no list of special tokens; correct it")
+        further = _further(path, entries)
         by_name = {
             key: value
             for key, value in entries.items()
             if key.endswith("_token") and isinstance(value, (str, dict))
         }
-        by_name |= more if isinstance(more, dict) else {}
+        by_name |= further if isinstance(further, dict) else {}
         # The older file does not repeat that its tokens are special.
         say = {"special": True} if path.name == _MAP_FILE else {}
         named |= {key: Listed(path, _token(path, raw, say)) for key, raw in by_name.items()}
-        if isinstance(more, list) and not extra:
-            extra = [Listed(path, _token(path, raw, say)) for raw in more]
+        if isinstance(further, list) and not extra:
+            extra = [Listed(path, _token(path, raw, say)) for raw in further]
     _require_berts(named)
-    names = {each.token.content for each in named.values()}
-    in_config = {each.token.content for each in extra if each.path.name == CONFIG_FILE}
-    numbered = (
-        _in_added_file(folder, names | in_config) if is_older else _in_decoder(folder, config)
-    )
-
-    first = ("bos_token", "eos_token")
+    if is_older:
+        # As transformers has it, which compares with what tokenizer_config.json spells out.
+        special = {named[key].token.content for key in _NAMES if key in named}
+        special |= {raw for raw in _further(folder, config) if isinstance(raw, str)}
+        numbered = _in_added_file(folder, special)
+    else:
+        numbered = _in_decoder(folder, config)
     found: dict[str, Listed] = {}
     for each in (
         *sorted(numbered, key=lambda each: each.id or 0),
-        *(named[key] for key in sorted(named, key=lambda key: key not in first)),
+        *(named[key] for key in sorted(named, key=lambda key: key not in _NAMES[:2])),
         *extra,
     ):
         if each.token.content:  # an empty one matches nothing
             found.setdefault(each.token.content, each)
-    for content in names & found.keys():
-        found[content].token.special = True
+    for each in named.values():
+        if each.token.content:
+            found[each.token.content].token.special = True
     return list(found.values())
+
+
+def _further(path: Path, entries: dict[str, Any]) -> list[Any] | dict[str, Any]:
+    """Return the further special tokens of a file, which may have names."""
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        further = entries.get(key)
+        if isinstance(further, (list, dict)) and further:
+            return further
+        if further:
+            raise ConfigError(f"{path}: {key} is {further!r:.80}, no list of tokens; correct it")
+    return []
 
 
 def _in_added_file(folder: Path, special: set[str]) -> list[Listed]:
     """Read added_tokens.json, which gives ids alone: what is special is said elsewhere."""
     path = folder / _ADDED_FILE
-    return [
-        Listed(path, _token(path, content, {"special": content in special}), _id(path, number))
-        for content, number in read_object(path).items()
-    ]
+    listed = []
+    for content, number in read_object(path).items():
+        say = {"special": content in special, "normalized": content not in special}
+        listed.append(Listed(path, _token(path, content, say), _id(path, number)))
+    return listed
 
 
 def _in_decoder(folder: Path, config: dict[str, Any]) -> list[Listed]:
@@ -171,13 +185,12 @@ def _in_decoder(folder: Path, config: dict[str, Any]) -> list[Listed]:
     path, decoder = folder / CONFIG_FILE, config["added_tokens_decoder"]
     if not isinstance(decoder, dict) or not all(isinstance(raw, dict) for raw in decoder.values()):
         raise ConfigError(f"{path}: added_tokens_decoder is no object of tokens; correct it")
-    return [
-        Listed(path, _token(path, raw, {}), _id(path, int(key) if key.isdecimal() else key))
-        for key, raw in decoder.items()
-    ]
+    return [Listed(path, _token(path, raw, {}), _id(path, key)) for key, raw in decoder.items()]
 
 
 def _id(path: Path, number: object) -> int:
+    if isinstance(number, str) and re.fullmatch("[0-9]{1,18}", number):
+        return int(number)
     if type(number) is not int or number < 0:
         raise ConfigError(f"{path}: {number!r:.80} is no id of a token; correct it")
     return number
@@ -197,10 +210,9 @@ def _token(path: Path, raw: object, say: dict[str, bool]) -> tokenizers.AddedTok
 
 def _require_berts(named: dict[str, Listed]) -> None:
     """Refuse other special tokens than BERT's, which a text could not be framed with."""
-    for expected in SPECIAL_TOKENS:
-        key = f"{expected.strip('[]').lower()}_token"
-        if key in named and named[key].token.content != expected:
+    for name, expected in _BERT_NAMES.items():
+        if name in named and named[name].token.content != expected:
             raise ConfigError(
-                f"{named[key].path}: {key} is {named[key].token.content!r:.80}, that of a BERT "
+                f"{named[name].path}: {name} is {named[name].token.content!r:.80}, that of a BERT "
                 f"tokenizer is {expected}; give the files of a BERT model"
             )

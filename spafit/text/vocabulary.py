@@ -42,7 +42,6 @@ PREFIX = "##"
 
 _NORMALIZER_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
-
 # BERT's own, and copies of it under other names; the last two stand for any tokenizer.json.
 _BERT_CLASSES = frozenset(
     """
@@ -247,9 +246,8 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
         _warn_of_case(path, recipe, is_guess)
     if recipe.holes:
         warnings.warn(
-            f"{path}: {recipe.holes} of the ids from 0 to {recipe.size - 1} have no entry, because "
-            "an entry is repeated (its last line counts) or left out; their rows of the embeddings "
-            "stay unused",
+            f"{path}: {recipe.holes} of the ids up to {recipe.size - 1} belong to no entry: one is "
+            "repeated (its last line counts) or left out; its row of the embeddings stays unused",
             stacklevel=3,
         )
     return recipe
@@ -431,17 +429,24 @@ def _complete(
     tokenizers library.
     """
     added = {token.content: token for token in own}
+    ids = {*vocab.values(), *(token.id for token in own)}
+    has_holes = len(ids) <= max(ids, default=-1)
     special = [
-        Listed(Path(), tokenizers.AddedToken(token, special=True)) for token in SPECIAL_TOKENS
+        tokenizers.AddedToken(each, special=True) for each in SPECIAL_TOKENS if each in vocab
     ]
-    for each in (*listed, *(each for each in special if each.token.content in vocab)):
+    for each in (*listed, *(Listed(Path(), token) for token in special if token.content in vocab)):
         content = each.token.content
         if content not in added:
-            following = max((len(vocab), *(token.id + 1 for token in added.values())))
-            added[content] = AddedToken.of(each.token, vocab.get(content, following))
+            if content not in vocab and has_holes:
+                raise ConfigError(
+                    f"some ids have no entry, so the id of {content!r:.80}, which "
+                    f"{each.path.name} adds, is in doubt; add it to the vocabulary"
+                )
+            added[content] = AddedToken.of(each.token, vocab.get(content, len(ids)))
+            ids.add(added[content].id)
         if each.id not in (None, added[content].id):
             raise ConfigError(
-                f"its vocabulary and the order of the added tokens give {content!r:.80} the id "
+                f"its entries and the tokens added before give {content!r:.80} the id "
                 f"{added[content].id}, but {each.path.name} beside it says {each.id}; correct one "
                 "of the files"
             )
