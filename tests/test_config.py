@@ -121,8 +121,10 @@ class TestReading:
 
     def test_unknown_key_that_is_unset_is_let_pass(self) -> None:
         falsy: list[object] = [None, False, 0, "", [], {}]
-        for unset in falsy:
-            BertConfig.from_dict({**TINY, "a_feature_of_tomorrow": unset})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for unset in falsy:
+                BertConfig.from_dict({**TINY, "a_feature_of_tomorrow": unset, "rope": unset})
 
     def test_what_holds_nothing_is_let_pass(self) -> None:
         unset: dict[str, object] = {
@@ -138,7 +140,7 @@ class TestReading:
         """Keys of published files: how they were trained, how to generate, what comes after."""
         keys = (
             "_num_labels num_return_sequences total_flos mlm_probability eos_token_ids "
-            "num_beam_groups typical_p model_name wandb_project glue_task property adam_epsilon"
+            "num_beam_groups typical_p model_name wandb_project glue_task contact adam_epsilon"
         )
         entries = {**TINY, **dict.fromkeys(keys.split(), 5)}
         path = tmp_path / "config.json"
@@ -197,7 +199,7 @@ class TestRefusals:
         "key",
         """
         auto_map quantization_config adapters use_attention_bias attn_type rotary_dim rope_theta
-        num_relative_positions pos_att_type norm_first layerNormEps hidden_activation act_fn
+        num_relative_positions pos_att_type norm_first LayerNormEps hidden_activation act_fn
         use_swiglu glu_type ffn_type d_model embedding_size num_hidden_groups head_dim moe_top
         sliding_window stochastic_depth drop_path lora_r load_in_8bit pre_prefix emb_pooler
         """.split(),

@@ -148,7 +148,7 @@ def read_listed(folder: Path, config: dict[str, Any]) -> list[Listed]:
     found: dict[str, Listed] = {}
     for each in (
         *sorted(numbered, key=lambda each: each.id or 0),
-        *(named[key] for key in sorted(named, key=lambda key: key not in _NAMES[:2])),
+        *(named[key] for key in dict.fromkeys((*_NAMES, *named)) if key in named),
         *extra,
     ):
         if each.token.content:  # an empty one matches nothing

@@ -55,6 +55,10 @@ FILES: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any], dict[str
     "with names": (
         (), {"extra_special_tokens": {"user_token": "@USER"}, "image_token": "<url>"}, {}, {}),
     "begin and end": ((), {}, {"eos_token": "[SEP]", "bos_token": marker("<url>")}, {}),
+    "begin and end before the others": (
+        (), {"image_token": "@USER"}, {"eos_token": "<url>", "bos_token": "[E1]"}, {}),
+    "decoder, with a name": (
+        (), {"added_tokens_decoder": DECODER, "image_token": "@USER"}, {}, {}),
     "mask that takes the space": ((), {}, {"mask_token": marker("[MASK]", lstrip=True)}, {}),
 }  # fmt: skip
 
@@ -108,6 +112,8 @@ class TestByHand:
         ours = load_tokenizer(write(tmp_path, (*PIECES, "[E1]"), {}, special_map, {}))
         ids = ours.encode(TEXTS[:2], max_length=40).input_ids
         assert [row.count(SIZE) for row in ids] == [1, 1]
+        split = load_tokenizer(tmp_path, split_special_tokens=True)
+        assert SIZE not in split.encode(TEXTS[:1], max_length=40).input_ids[0], "it is special"
         assert ours.encode(["@USER"], max_length=9).input_ids == [[2, SIZE + 1, 3]]
 
     def test_they_complete_a_tokenizer_json(self, tmp_path: Path) -> None:
