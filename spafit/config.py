@@ -49,6 +49,9 @@ _TOUCHES = re.compile(
     re.IGNORECASE,
 )
 
+# A longer name, or one that cannot be printed, is not a writer's, and says nothing to go by.
+_LONGEST_NAME = 100
+
 # Far above any BERT; a larger size is a mistake that would only exhaust memory.
 _LARGEST_SIZE = 2**24
 MOST_LAYERS = 1024
@@ -224,7 +227,11 @@ class BertConfig:
             for key, value in entries.items()
             if key not in fields | _IRRELEVANT | _COMPUTED.keys() and _says_something(key, value)
         )
-        touching = [key for key in unknown if _TOUCHES.search(key)]
+        touching = [
+            key
+            for key in unknown
+            if len(key) > _LONGEST_NAME or not key.isprintable() or _TOUCHES.search(key)
+        ]
         if touching:
             raise ConfigError(
                 f"{source} sets {listed(touching, ', ')}, which spafit does not know and which may "

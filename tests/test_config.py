@@ -208,6 +208,12 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=f"sets {key}, which spafit does not know"):
             BertConfig.from_dict({**TINY, key: "x", "total_flos": 1})
 
+    @pytest.mark.parametrize("key", ["x" * 101, "a\nb", "\ud800"])
+    def test_a_name_that_says_nothing(self, key: str) -> None:
+        with pytest.raises(ConfigError, match=r"sets .*, which spafit does not") as caught:
+            BertConfig.from_dict({**TINY, key: 1})
+        assert str(caught.value).isprintable()
+
     @pytest.mark.parametrize("value", [{"3": [0]}, {"0": ["full_attention"]}, [[[7]]]])
     def test_a_value_inside_others(self, value: object) -> None:
         with pytest.raises(ConfigError, match="pruned_heads"):

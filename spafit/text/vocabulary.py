@@ -289,7 +289,8 @@ def splits_special_tokens(folder: Path) -> bool:
 def _require_bert_class(folder: Path, config: dict[str, Any]) -> None:
     """Refuse the files of another tokenizer than BERT's, whichever file names it.
 
-    Older files have the class in config.json; where both have one, tokenizer_config.json counts.
+    Older files have the class in config.json; where both have one, tokenizer_config.json counts. A
+    tokenizer with code of its own (``auto_map``) has a class of its own too.
     """
     files = {
         folder / CONFIG_FILE: config,
@@ -310,11 +311,6 @@ def _require_bert_class(folder: Path, config: dict[str, Any]) -> None:
                     f"{path}: {key} is {entries[key]!r:.80}, BERT's tokenizer is {expected!r}; "
                     "give a model with BERT's tokenizer"
                 )
-    if config.get("auto_map"):
-        raise ConfigError(
-            f"{folder / CONFIG_FILE}: auto_map names code of its own, which spafit does not run; "
-            "give a model with BERT's tokenizer"
-        )
 
 
 def _from_vocabulary(

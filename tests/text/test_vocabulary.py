@@ -90,12 +90,6 @@ class TestClass:
             load_tokenizer(tmp_path)
         load_tokenizer(write(tmp_path, UNCASED, **{file: {key: berts}}))
 
-    def test_code_of_its_own(self, tmp_path: Path) -> None:
-        auto_map = {"AutoTokenizer": ["tokenization.MyTokenizer", None]}
-        write(tmp_path, UNCASED, tokenizer_config={"auto_map": auto_map})
-        with pytest.raises(ConfigError, match=r"tokenizer_config\.json: auto_map names code"):
-            load_tokenizer(tmp_path)
-
 
 class TestCaseOfALoneVocabulary:
     """Oracle: what the vocabularies are, by their making."""
