@@ -9,7 +9,9 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import stat
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +19,38 @@ from typing import Any, BinaryIO, TypeGuard
 
 from spafit.errors import ConfigError, listed, one_line
 
-# Keys of a real config.json that change nothing in the encoder or its head. They are known, so they
-# are ignored; a key that is neither known nor unset is refused, because it may change the numbers.
+# Keys of a real config.json that change nothing in the encoder or its head, as the writers of such
+# files use them. They are known, so they are ignored without a word.
 _IRRELEVANT = frozenset(
     """
-    _name_or_path architectures attn_implementation _attn_implementation auto_map bos_token_id
+    _name_or_path architectures attn_implementation _attn_implementation
+    _attn_implementation_autoset _attn_implementation_internal bos_token_id
     chunk_size_feed_forward decoder_start_token_id directionality do_sample dtype
     early_stopping eos_token_id finetuning_task gradient_checkpointing id2label label2id
-    is_encoder_decoder length_penalty max_length min_length num_beams num_labels
+    is_encoder_decoder length_penalty max_grad_norm max_length min_length num_beams num_labels
     output_attentions output_hidden_states output_past pooler_fc_size pooler_num_attention_heads
     pooler_num_fc_layers pooler_size_per_head pooler_type prefix problem_type
-    repetition_penalty return_dict return_dict_in_generate sep_token_id task_specific_params
-    temperature tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version use_cache
+    repetition_penalty return_dict return_dict_in_generate
+    sbert_ce_default_activation_function sentence_transformers sep_token_id
+    task_specific_params temperature tie_word_embeddings tokenizer_class top_k top_p torch_dtype
+    torchscript transformers_version use_cache use_flash_attention use_flash_attention_2
+    use_flash_attn use_memory_efficient_attention
     """.split()
 )
+
+# What a key's name speaks of if a BERT encoder could honour it. The last line holds short words,
+# which are not looked for inside longer ones: property is no rope.
+_TOUCHES = re.compile(
+    "activation|adapter|alibi|attention|attn|auto_?map|causal|compress|depth|dropout|embed|expert"
+    r"|feed_?forward|gated|gelu|glu(?!e)|head|hidden|intermediate|kernel|layer|norm|pool|position"
+    r"|prefix|projection|prompt|prun|quanti|relative|residual|rotary|shar(e|ing)|silu|spars|swish"
+    r"|window|\dbit|(?<![a-z])(act|att|bias|d_ff|d_model|dim|drop|emb|ffn|ln|lora|mlp|moe|peft|pos"
+    r"|proj|qkv|relu|rms|rope)(?![a-z])",
+    re.IGNORECASE,
+)
+
+# A longer name, or one that cannot be printed, is not a writer's, and says nothing to go by.
+_LONGEST_NAME = 100
 
 # Far above any BERT; a larger size is a mistake that would only exhaust memory.
 _LARGEST_SIZE = 2**24
@@ -157,6 +176,11 @@ class BertConfig:
     def from_json(cls, path: str | Path) -> BertConfig:
         """Read a ``config.json``.
 
+        A key that is not known, and says something, is refused if its name speaks of anything that
+        a BERT encoder could honour: attention, positions, norms, activations, layers, heads,
+        dropout, adapters, quantisation, code of its own and the like. Any other is reported in one
+        warning and ignored.
+
         Parameters
         ----------
         path : str or Path
@@ -169,9 +193,8 @@ class BertConfig:
         Raises
         ------
         ConfigError
-            If the file is missing or not JSON, lacks a size, asks for something that this encoder
-            does not compute (another activation, relative positions, cross-attention ...), or sets
-            a key that is not known.
+            If the file is missing or not JSON, lacks a size, or asks for something that this
+            encoder does not compute (another activation, relative positions, cross-attention ...).
         """
         path = Path(path)
         if path.is_dir():
@@ -202,12 +225,24 @@ class BertConfig:
         unknown = sorted(
             key
             for key, value in entries.items()
-            if key not in fields | _IRRELEVANT | _COMPUTED.keys() and value
+            if key not in fields | _IRRELEVANT | _COMPUTED.keys() and _says_something(key, value)
         )
-        if unknown:
+        touching = [
+            key
+            for key in unknown
+            if len(key) > _LONGEST_NAME or not key.isprintable() or _TOUCHES.search(key)
+        ]
+        if touching:
             raise ConfigError(
-                f"{source} sets {listed(unknown, ', ')}, which spafit does not know and which may "
-                "change the model; remove what changes nothing from a copy of the file"
+                f"{source} sets {listed(touching, ', ')}, which spafit does not know and which may "
+                "change the model; if it changes nothing, give a folder with the model's files and "
+                "leave it out of the config.json there"
+            )
+        if unknown:
+            warnings.warn(
+                f"{source} sets {listed(unknown, ', ')}, which spafit does not know; ignored, as "
+                "no part of a BERT encoder has such a name",
+                stacklevel=2,
             )
         needed = (
             "vocab_size",
@@ -233,6 +268,24 @@ class BertConfig:
             "position_embedding_type": "absolute",
             **dataclasses.asdict(self),
         }
+
+
+def _says_something(key: str, value: object) -> bool:
+    """Return whether a key is set to anything, or to a list or object that holds anything.
+
+    ``{"adapters": {}}`` holds nothing, the heads pruned by ``{"3": [0]}`` are something, and to
+    attend to the full sequence in every layer is BERT's own way.
+    """
+    inside = [value or None]
+    while inside:
+        each = inside.pop()
+        if isinstance(each, (dict, list)):
+            inside += each.values() if isinstance(each, dict) else each
+        elif each is None or each is False or each == "":
+            continue
+        elif (key, each) != ("layer_types", "full_attention"):
+            return True
+    return False
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

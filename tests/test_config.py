@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ class TestTransformers:
             chunk_size_feed_forward=7,
             output_hidden_states=True,
         )
-        assert BertConfig.from_dict(theirs.to_dict()).hidden_size == theirs.hidden_size
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert BertConfig.from_dict(theirs.to_dict()).hidden_size == theirs.hidden_size
         theirs.save_pretrained(tmp_path)
         ours = BertConfig.from_json(tmp_path)
         for name, value in vars(ours).items():
@@ -118,8 +121,49 @@ class TestReading:
 
     def test_unknown_key_that_is_unset_is_let_pass(self) -> None:
         falsy: list[object] = [None, False, 0, "", [], {}]
-        for unset in falsy:
-            BertConfig.from_dict({**TINY, "a_feature_of_tomorrow": unset})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for unset in falsy:
+                BertConfig.from_dict({**TINY, "a_feature_of_tomorrow": unset, "rope": unset})
+
+    def test_what_holds_nothing_is_let_pass(self) -> None:
+        unset: dict[str, object] = {
+            "adapters": {"adapters": {}, "config_map": {"text_task": None}, "fusion": [""]},
+            "pruned_heads": {"3": []},
+            "layer_types": ["full_attention"] * 6,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert BertConfig.from_dict({**TINY, **unset}) == BertConfig.from_dict(TINY)
+
+    def test_what_touches_nothing_is_ignored_with_one_note(self, tmp_path: Path) -> None:
+        """Keys of published files: how they were trained, how to generate, what comes after."""
+        keys = (
+            "_num_labels num_return_sequences total_flos mlm_probability eos_token_ids "
+            "num_beam_groups typical_p model_name wandb_project glue_task contact adam_epsilon"
+        )
+        entries = {**TINY, **dict.fromkeys(keys.split(), 5)}
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(entries))
+        with pytest.warns(UserWarning, match="_num_labels, adam_epsilon, .* and 6 more") as caught:
+            config = BertConfig.from_json(path)
+        assert len(caught) == 1
+        assert str(caught[0].message).startswith(f"{path} sets _num")
+        assert config == BertConfig.from_dict(TINY)
+
+    @pytest.mark.parametrize(
+        "key",
+        """
+        sbert_ce_default_activation_function sentence_transformers _attn_implementation_autoset
+        use_flash_attn gradient_checkpointing architectures id2label _name_or_path max_grad_norm
+        attn_implementation
+        """.split(),
+    )
+    def test_known_keys_that_change_nothing(self, key: str) -> None:
+        """Even those whose names speak of activations or attention."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            BertConfig.from_dict({**TINY, key: {"a": "torch.nn.modules.linear.Identity"}})
 
     def test_frozen(self) -> None:
         with pytest.raises(AttributeError):
@@ -150,6 +194,32 @@ class TestRefusals:
     def test_pruned_heads(self) -> None:
         with pytest.raises(ConfigError, match="pruned_heads"):
             BertConfig.from_dict({**TINY, "pruned_heads": {"0": [1]}})
+
+    @pytest.mark.parametrize(
+        "key",
+        """
+        auto_map quantization_config adapters use_attention_bias attn_type rotary_dim rope_theta
+        num_relative_positions pos_att_type norm_first LayerNormEps hidden_activation act_fn
+        use_swiglu glu_type ffn_type d_model embedding_size num_hidden_groups head_dim moe_top
+        sliding_window stochastic_depth drop_path lora_r load_in_8bit pre_prefix emb_pooler
+        """.split(),
+    )
+    def test_a_name_that_a_bert_could_honour(self, key: str) -> None:
+        with pytest.raises(ConfigError, match=f"sets {key}, which spafit does not know"):
+            BertConfig.from_dict({**TINY, key: "x", "total_flos": 1})
+
+    @pytest.mark.parametrize("key", ["x" * 101, "a\nb", "\ud800"])
+    def test_a_name_that_says_nothing(self, key: str) -> None:
+        with pytest.raises(ConfigError, match=r"sets .*, which spafit does not") as caught:
+            BertConfig.from_dict({**TINY, key: 1})
+        assert str(caught.value).isprintable()
+
+    @pytest.mark.parametrize("value", [{"3": [0]}, {"0": ["full_attention"]}, [[[7]]]])
+    def test_a_value_inside_others(self, value: object) -> None:
+        with pytest.raises(ConfigError, match="pruned_heads"):
+            BertConfig.from_dict({**TINY, "pruned_heads": value})
+        with pytest.raises(ConfigError, match="layer_types"):
+            BertConfig.from_dict({**TINY, "layer_types": ["full_attention", "sliding_attention"]})
 
     def test_a_key_twice(self, tmp_path: Path) -> None:
         path = tmp_path / "config.json"

@@ -87,6 +87,7 @@ def run_train(
     config: TrainConfig,
     max_bad_rows: int,
     split_special_tokens: bool = False,
+    lowercase: bool | None = None,
 ) -> None:
     """Fine-tune for one seed or several, and print one screen for each."""
     if max_bad_rows < 0:
@@ -111,7 +112,10 @@ def run_train(
         if dataset.bad_rows:
             print(f"{dataset.source}: {dataset.bad_rows} malformed rows left out", file=sys.stderr)
     tokenizer = load_tokenizer(
-        model, revision=revision, split_special_tokens=split_special_tokens or None
+        model,
+        revision=revision,
+        lowercase=lowercase,
+        split_special_tokens=split_special_tokens or None,
     )
     results: list[Result] = []
     for seed, seeded in zip(seeds, configs, strict=True):
@@ -128,6 +132,7 @@ def run_train(
             "commit": pinned_revision(model, revision),
             "data": str(data.resolve()),
             "split_special_tokens": tokenizer.split_special_tokens,
+            "lowercase": lowercase,
         }
         results.append(fit(network, tokenizer, train, dev, seeded, about=about))
         print(result_screen(results[-1], summary, train.task.display))
@@ -282,7 +287,12 @@ def _load_run(
     network = load_pretrained(name, num_labels=header.num_labels, revision=revision)
     load_adapter(network, run / ADAPTER)
     _place(network, record["settings"])
-    tokenizer = load_tokenizer(name, revision=revision, split_special_tokens=_splits(record))
+    tokenizer = load_tokenizer(
+        name,
+        revision=revision,
+        lowercase=_flag(record, "lowercase", None),
+        split_special_tokens=_flag(record, "split_special_tokens", False),
+    )
     return network, tokenizer, record
 
 
@@ -298,13 +308,13 @@ def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> 
     network.to(device)
 
 
-def _splits(record: dict[str, Any]) -> bool:
-    """Return whether a run's tokenizer split special tokens; False in older records."""
-    value = record["about"].get("split_special_tokens", False)
-    if not isinstance(value, bool):
+def _flag(record: dict[str, Any], key: str, default: bool | None) -> bool | None:
+    """Return what a run's record says of its tokenizer, or the default of older records."""
+    value = record["about"].get(key, default)
+    if value is not default and not isinstance(value, bool):
         raise ConfigError(
-            f"the run's record is damaged: split_special_tokens is {value!r:.80}, expected true or "
-            "false; correct run.json, or train again"
+            f"the run's record is damaged: {key} is {value!r:.80}, expected true or false; correct "
+            "run.json, or train again"
         )
     return value
 

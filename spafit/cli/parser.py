@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -113,11 +114,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif isinstance(stream, io.TextIOWrapper):  # for characters that its encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        with contextlib.redirect_stderr(lasting(sys.stderr)):
+        with contextlib.redirect_stderr(lasting(sys.stderr)), warnings.catch_warnings():
+            warnings.showwarning = _print_note
             return _run(_parser().parse_args(arguments))
     finally:
         _let_go(sys.stdout)
         _let_go(sys.stderr)
+
+
+def _print_note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line, without the place in the source that it comes from."""
+    print(f"spafit: note: {one_line(str(message))}", file=sys.stderr)
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -202,6 +216,7 @@ def _train(parsed: argparse.Namespace) -> None:
         TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings),
         parsed.max_bad_rows,
         parsed.split_special_tokens,
+        parsed.lowercase,
     )
 
 
@@ -373,6 +388,11 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read special tokens such as [SEP] in a text as plain text (default: as tokens, as in "
         "transformers)",
+    )
+    train.add_argument(
+        "--lowercase",
+        action=argparse.BooleanOptionalAction,
+        help="lower-case the texts, or not (default: as the tokenizer's files say)",
     )
     _add_plan_options(train)
     group = train.add_argument_group("training; the defaults are the paper's")

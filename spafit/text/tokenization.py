@@ -21,15 +21,8 @@ import torch
 from spafit.errors import ConfigError, DataError, WeightsError
 from spafit.files.replacing import replacing
 from spafit.layout import Bucket, Packed, PackedBatch
-from spafit.text.vocabulary import (
-    CLS,
-    PAD,
-    SEP,
-    SPECIAL_TOKENS,
-    Recipe,
-    read_recipe,
-    splits_special_tokens,
-)
+from spafit.text.added_tokens import CLS, PAD, SEP, SPECIAL_TOKENS
+from spafit.text.vocabulary import Recipe, read_recipe, splits_special_tokens
 from spafit.weights.hub import local_folder
 from spafit.weights.pins import TOKENIZER_FILES
 
@@ -192,8 +185,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids; the word embeddings need a row for each."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        """The largest id and 1, which is the number of rows that the word embeddings need."""
+        return self.recipe.size
 
     @property
     def fingerprint(self) -> str:

@@ -1,7 +1,8 @@
 """Read the files of a BERT tokenizer: its word pieces, and how it normalises a text.
 
-``tokenizer.json`` has both, ``vocab.txt`` (one word piece per line) only the pieces, and
-``tokenizer_config.json`` beside either may have the rest. All of them are read into a ``Recipe``.
+``tokenizer.json`` has both, ``vocab.txt`` (one word piece per line) only the pieces, and the files
+beside either may have the rest (:mod:`spafit.text.added_tokens` reads the added tokens). All of
+them are read into a ``Recipe``.
 
 Whether to lower-case the text depends on the vocabulary and has no default: a cased vocabulary
 accepts lower-cased text without an error, but gives the wrong ids.
@@ -24,27 +25,38 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from spafit.errors import ConfigError
-
-PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""BERT's special tokens."""
+from spafit.text.added_tokens import (
+    CLS,
+    CONFIG_FILE,
+    SEP,
+    SPECIAL_TOKENS,
+    UNK,
+    AddedToken,
+    Listed,
+    read_listed,
+    read_object,
+)
 
 PREFIX = "##"
 """The prefix of a word piece that continues a word."""
 
 _NORMALIZER_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
+# BERT's own, and copies of it under other names; the last two stand for any tokenizer.json.
+_BERT_CLASSES = frozenset(
+    """
+    BertTokenizer BertTokenizerLegacy ConvBertTokenizer DPRContextEncoderTokenizer
+    DPRQuestionEncoderTokenizer DistilBertTokenizer ElectraTokenizer LayoutLMTokenizer
+    LxmertTokenizer MobileBertTokenizer RetriBertTokenizer SqueezeBertTokenizer
+    PreTrainedTokenizer TokenizersBackend
+    """.split()
+)
 
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that is matched in the raw text; fields as in a tokenizer.json."""
+# How a Japanese tokenizer may split words and pieces; the value that is BERT's way.
+_SPLITTING = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece"}
 
-    id: int
-    content: str
-    single_word: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    normalized: bool = False
-    special: bool = True
+_CASED_SHARE = 0.1
+"""A vocabulary is cased from this share of entries with capitals on; bert-large-cased has 0.31."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Recipe:
     Attributes
     ----------
     vocab : dict of str to int
-        The word pieces and their ids.
+        The word pieces and their ids; an id without an entry is an unused row of the embeddings.
     added : tuple of AddedToken
         Tokens matched in the text before any other processing, in the order of their ids; they
         include the special ones.
@@ -72,7 +84,8 @@ class Recipe:
     Raises
     ------
     ConfigError
-        If a special token of BERT is missing, or the ids are not 0, 1, 2 ..., each once.
+        If a special token of BERT is missing, two entries have the same id, or
+        ``max_word_chars`` is below 1.
     """
 
     vocab: dict[str, int]
@@ -90,20 +103,51 @@ class Recipe:
                 f"the vocabulary of {len(self.vocab)} entries lacks {', '.join(missing)}; "
                 f"a BERT vocabulary has all of {', '.join(SPECIAL_TOKENS)}: give the files of one"
             )
-        ids = {token.content: token.id for token in self.added} | self.vocab
-        if sorted(ids.values()) != list(range(len(ids))):
+        if self.max_word_chars < 1:
             raise ConfigError(
-                f"the ids of its {len(ids)} entries are not 0 to {len(ids) - 1}, each once; "
-                "fetch the file again"
+                f"max_input_chars_per_word is {self.max_word_chars}, so that every word would be "
+                f"{UNK}; BERT's is 100"
             )
+        first: dict[int, str] = {}
+        for content, number in self._ids.items():
+            if first.setdefault(number, content) != content:
+                raise ConfigError(
+                    f"{first[number]!r:.80} and {content!r:.80} have the same id, {number}; each "
+                    "entry and each added token needs its own"
+                )
+
+    @property
+    def _ids(self) -> dict[str, int]:
+        return {token.content: token.id for token in self.added} | self.vocab
+
+    @property
+    def size(self) -> int:
+        """Number of rows that the word embeddings need: the largest id and 1."""
+        return max(self._ids.values()) + 1
+
+    @property
+    def holes(self) -> int:
+        """Number of ids below the largest that no entry has."""
+        return self.size - len(self._ids)
 
     @property
     def is_cased(self) -> bool:
-        """Return whether some entries of the vocabulary cannot occur in lower-cased text."""
-        return any(
-            piece != piece.lower() and not (piece.startswith("[") and piece.endswith("]"))
-            for piece in self.vocab
-        )
+        """Return whether a tenth or more of the entries that are words have capitals.
+
+        See :meth:`capitals`.
+        """
+        with_capitals, words = self.capitals()
+        return with_capitals >= _CASED_SHARE * max(1, words)
+
+    def capitals(self) -> tuple[int, int]:
+        """Count the entries with an upper-case letter, and those with a letter that has a case.
+
+        Only words and pieces of words are counted: an entry with a bracket or another sign within
+        it, such as [unused1], is never found in a text by splitting it into words.
+        """
+        words = [piece.removeprefix(PREFIX) for piece in self.vocab]
+        words = [word for word in words if word.isalnum() and word.lower() != word.upper()]
+        return sum(word != word.lower() for word in words), len(words)
 
     @property
     def fingerprint(self) -> str:
@@ -157,7 +201,11 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
 
     Whether to lower-case is taken from the first of these that is given: the argument;
     tokenizer.json; ``do_lower_case`` in tokenizer_config.json; and, for vocab.txt alone, the
-    vocabulary itself: it is cased if any entry except the bracketed ones has an upper-case letter.
+    vocabulary itself. It is cased if at least a tenth of its words and pieces of words have an
+    upper-case letter: bert-large-cased has 31 of 100, and an uncased vocabulary none, except for a
+    few placeholders such as USER.
+
+    An id is the number of the line in vocab.txt; of a repeated entry the last line counts.
 
     Parameters
     ----------
@@ -169,7 +217,9 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
     Warns
     -----
     UserWarning
-        If the files ask for lower-casing although the vocabulary is cased.
+        If the files ask for lower-casing although the vocabulary is cased; if the vocabulary alone
+        decides, and fewer than a fifth of its words have capitals, but not none; if some ids have
+        no entry.
 
     Raises
     ------
@@ -177,28 +227,51 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
         If the files are missing, cannot be read, contradict each other, or are not those of a BERT
         tokenizer.
     """
-    config_path = folder / "tokenizer_config.json"
-    config = _read_config(config_path) if config_path.is_file() else {}
+    config = read_object(folder / CONFIG_FILE)
+    _require_bert_class(folder, config)
+    settings = _flags(folder, config, _NORMALIZER_KEYS)
     path = folder / "tokenizer.json"
     if not path.is_file():
         path = folder / "vocab.txt"
     if not path.is_file():
         raise ConfigError(f"{folder} has neither tokenizer.json nor vocab.txt; add one of them")
+    listed = read_listed(folder, config)
+    read = _from_tokenizer_json if path.suffix == ".json" else _from_vocabulary
     try:
-        if path.suffix == ".json":
-            recipe = _from_tokenizer_json(path, config, lowercase)
-        else:
-            recipe = _from_vocabulary(path, config, lowercase)
+        recipe = read(path, settings, listed, lowercase)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    if lowercase is None and recipe.lowercase and recipe.is_cased:
+    if lowercase is None:
+        is_guess = path.suffix == ".txt" and "do_lower_case" not in settings
+        _warn_of_case(path, recipe, is_guess)
+    if recipe.holes:
         warnings.warn(
-            f"{folder} asks for lower-casing, but its vocabulary is cased: the entries with "
-            "upper-case letters are never used. If that is a mistake, load with lowercase=False, "
-            "or set do_lower_case to false",
+            f"{path}: {recipe.holes} of the ids up to {recipe.size - 1} belong to no entry: one is "
+            "repeated (its last line counts) or left out; its row of the embeddings stays unused",
             stacklevel=3,
         )
     return recipe
+
+
+def _warn_of_case(path: Path, recipe: Recipe, is_guess: bool) -> None:
+    """Warn if capitals are never used by a cased vocabulary, or if the case is in doubt."""
+    with_capitals, words = recipe.capitals()
+    if is_guess and 0 < with_capitals < 2 * _CASED_SHARE * words:
+        taken, other = ("uncased", "False") if recipe.lowercase else ("cased", "True")
+        option = "--no-lowercase" if recipe.lowercase else "--lowercase"
+        warnings.warn(
+            f"{path} is taken as {taken}, because {with_capitals} of its {words} words and pieces "
+            f"of words have capitals and no file sets do_lower_case. If that is a mistake, load "
+            f"with lowercase={other} ({option} on the command line)",
+            stacklevel=4,
+        )
+    elif recipe.lowercase and recipe.is_cased:
+        warnings.warn(
+            f"{path.parent} asks for lower-casing, but its vocabulary is cased: the entries with "
+            "upper-case letters are never used. If that is a mistake, load with lowercase=False "
+            "(--no-lowercase on the command line), or set do_lower_case to false",
+            stacklevel=4,
+        )
 
 
 def splits_special_tokens(folder: Path) -> bool:
@@ -209,39 +282,70 @@ def splits_special_tokens(folder: Path) -> bool:
     ConfigError
         If the file cannot be read, or its value is neither true nor false.
     """
-    path = folder / "tokenizer_config.json"
-    return path.is_file() and _read_config(path, ("split_special_tokens",)).get(
-        "split_special_tokens", False
-    )
+    key = "split_special_tokens"
+    return _flags(folder, read_object(folder / CONFIG_FILE), (key,)).get(key, False)
 
 
-def _from_vocabulary(path: Path, config: dict[str, bool], lowercase: bool | None) -> Recipe:
+def _require_bert_class(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse the files of another tokenizer than BERT's, whichever file names it.
+
+    Older files have the class in config.json; where both have one, tokenizer_config.json counts. A
+    tokenizer with code of its own (``auto_map``) has a class of its own too.
+    """
+    files = {
+        folder / CONFIG_FILE: config,
+        folder / "config.json": read_object(folder / "config.json"),
+    }
+    named = [(path, entries) for path, entries in files.items() if entries.get("tokenizer_class")]
+    for path, entries in named[:1]:
+        name = entries["tokenizer_class"]
+        if not isinstance(name, str) or name.removesuffix("Fast") not in _BERT_CLASSES:
+            raise ConfigError(
+                f"{path}: tokenizer_class is {name!r:.80}, which splits texts in another way than "
+                "BertTokenizer, the only one that spafit has; give a model with BERT's tokenizer"
+            )
+    for path, entries in files.items():
+        for key, expected in _SPLITTING.items():
+            if entries.get(key) not in (None, expected):
+                raise ConfigError(
+                    f"{path}: {key} is {entries[key]!r:.80}, BERT's tokenizer is {expected!r}; "
+                    "give a model with BERT's tokenizer"
+                )
+
+
+def _from_vocabulary(
+    path: Path, settings: dict[str, bool], listed: list[Listed], lowercase: bool | None
+) -> Recipe:
     vocab = _read_vocabulary(path)
     if lowercase is None:
-        lowercase = config.get("do_lower_case")
+        lowercase = settings.get("do_lower_case")
     recipe = Recipe(
         vocab,
-        _with_special_tokens(vocab, ()),
+        _complete(vocab, (), listed),
         lowercase=bool(lowercase),
         strip_accents=False,
-        split_chinese=config.get("tokenize_chinese_chars", True),
+        split_chinese=settings.get("tokenize_chinese_chars", True),
     )
     if lowercase is None:
         lowercase = not recipe.is_cased
     # BERT's own rule: lower-casing also strips accents.
-    strip_accents = config.get("strip_accents", lowercase)
+    strip_accents = settings.get("strip_accents", lowercase)
     return replace(recipe, lowercase=lowercase, strip_accents=strip_accents)
 
 
-def _from_tokenizer_json(path: Path, config: dict[str, bool], lowercase: bool | None) -> Recipe:
+def _from_tokenizer_json(
+    path: Path, settings: dict[str, bool], listed: list[Listed], lowercase: bool | None
+) -> Recipe:
     try:
         own = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
+        _require_word_limit(path)
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
     own.no_truncation()
     own.no_padding()
     model, normalizer = own.model, own.normalizer
     if not isinstance(model, WordPiece):
+        _require_word_limit(path)
         raise ConfigError(_foreign("model", model, WordPiece))
     if not isinstance(normalizer, BertNormalizer):
         raise ConfigError(_foreign("normalizer", normalizer, BertNormalizer))
@@ -256,32 +360,26 @@ def _from_tokenizer_json(path: Path, config: dict[str, bool], lowercase: bool | 
         "strip_accents": normalizer.strip_accents,
         "tokenize_chinese_chars": normalizer.handle_chinese_chars,
     }
-    for key, value in config.items() if lowercase is None else ():
+    for key, value in settings.items() if lowercase is None else ():
         found = says["do_lower_case"] if says[key] is None else says[key]
         if value != found:
             raise ConfigError(
                 f"it has {key} {found}, but tokenizer_config.json beside it says {value}; "
-                "correct one of them, or load with lowercase=True or lowercase=False"
+                "correct one of them, or load with lowercase=True or lowercase=False (--lowercase "
+                "or --no-lowercase on the command line)"
             )
     if lowercase is None:
         lowercase = normalizer.lowercase
     vocab = own.get_vocab(with_added_tokens=False)
     recipe = Recipe(
         vocab,
-        _with_special_tokens(
+        _complete(
             vocab,
             tuple(
-                AddedToken(
-                    number,
-                    token.content,
-                    token.single_word,
-                    token.lstrip,
-                    token.rstrip,
-                    token.normalized,
-                    token.special,
-                )
+                AddedToken.of(token, number)
                 for number, token in own.get_added_tokens_decoder().items()
             ),
+            listed,
         ),
         lowercase,
         strip_accents=lowercase if normalizer.strip_accents is None else normalizer.strip_accents,
@@ -305,50 +403,72 @@ def _foreign(part: str, found: object, expected: type) -> str:
     )
 
 
-def _with_special_tokens(
-    vocab: dict[str, int], listed: tuple[AddedToken, ...]
+def _require_word_limit(path: Path) -> None:
+    """Name a max_input_chars_per_word that is why the library cannot read a tokenizer.json."""
+    try:
+        limit = json.loads(path.read_bytes())["model"]["max_input_chars_per_word"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return
+    if type(limit) is not int or not 1 <= limit < 2**63:
+        raise ConfigError(
+            f"max_input_chars_per_word is {limit!r:.80}, expected a whole number from 1 on; "
+            "BERT's is 100"
+        )
+
+
+def _complete(
+    vocab: dict[str, int], own: tuple[AddedToken, ...], listed: list[Listed]
 ) -> tuple[AddedToken, ...]:
-    """Add BERT's special tokens that are in the vocabulary but not listed as added tokens."""
-    contents = {token.content for token in listed}
-    lacking = (
-        AddedToken(vocab[token], token)
-        for token in SPECIAL_TOKENS
-        if token in vocab and token not in contents
-    )
-    return tuple(sorted((*listed, *lacking), key=lambda token: token.id))
+    """Add the tokens of other files, and BERT's special ones, to those of a tokenizer.json.
+
+    A token that the vocabulary has keeps its id, and another one gets the next, as in the
+    tokenizers library.
+    """
+    added = {token.content: token for token in own}
+    ids = {*vocab.values(), *(token.id for token in own)}
+    has_holes = len(ids) <= max(ids, default=-1)
+    special = [
+        tokenizers.AddedToken(each, special=True) for each in SPECIAL_TOKENS if each in vocab
+    ]
+    for each in (*listed, *(Listed(Path(), token) for token in special if token.content in vocab)):
+        content = each.token.content
+        if content not in added:
+            if content not in vocab and has_holes:
+                raise ConfigError(
+                    f"some ids have no entry, so the id of {content!r:.80}, which "
+                    f"{each.path.name} adds, is in doubt; add it to the vocabulary"
+                )
+            added[content] = AddedToken.of(each.token, vocab.get(content, len(ids)))
+            ids.add(added[content].id)
+        if each.id not in (None, added[content].id):
+            raise ConfigError(
+                f"its entries and the tokens added before give {content!r:.80} the id "
+                f"{added[content].id}, but {each.path.name} beside it says {each.id}; correct one "
+                "of the files"
+            )
+    return tuple(sorted(added.values(), key=lambda token: token.id))
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
-    """Read a vocab.txt; an entry's id is its line number, from 0."""
+    """Read a vocab.txt; an entry's id is its line number, from 0, or that of its last line."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
     # Not splitlines(): U+2028 and similar characters are entries of large vocabularies.
     lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
-    vocab: dict[str, int] = {}
-    for number, piece in enumerate(lines):
-        if vocab.setdefault(piece, number) != number:
-            raise ConfigError(
-                f"line {number + 1} repeats the entry {piece!r} of line {vocab[piece] + 1}, so "
-                "its id is ambiguous; fetch the file again"
-            )
-    return vocab
+    return {piece: number for number, piece in enumerate(lines)}
 
 
-def _read_config(path: Path, keys: tuple[str, ...] = _NORMALIZER_KEYS) -> dict[str, bool]:
-    """Read some settings of a tokenizer_config.json; those that it does not set are left out."""
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; fetch it again") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is not a JSON object; fetch it again")
+def _flags(folder: Path, config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, bool]:
+    """Return some settings of a tokenizer_config.json; those that it does not set are left out."""
     settings = {}
     for key in keys:
-        value = content.get(key)
+        value = config.get(key)
         if isinstance(value, bool):
             settings[key] = value
         elif value is not None:  # null means not set
-            raise ConfigError(f"{path}: {key} is {value!r:.80}; expected true, false or null")
+            raise ConfigError(
+                f"{folder / CONFIG_FILE}: {key} is {value!r:.80}; expected true, false or null"
+            )
     return settings

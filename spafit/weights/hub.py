@@ -87,16 +87,16 @@ def local_folder(
     key = f"{repository}@{revision}"
     wanted = frozenset(files)
     pin = None if refresh else read_pins().get(key)
-    if pin is not None:
-        cached = cached_folder(repository, pin, _choose(pin, wanted))
-        if cached is not None:
-            return cached
-    # With a pin: a file of its commit was deleted or was not needed before.
+    cached = None if pin is None else cached_folder(repository, pin, _choose(pin, wanted))
+    if cached is not None and pin is not None and wanted <= {*pin.asked}:
+        return cached
+    # With a pin: a file of its commit was deleted, or was not needed or not looked for before.
     asked = revision if pin is None else pin.commit
     try:
         listed = _ask_hub(repository, asked, endpoint)
     except Exception as error:  # the HTTP library behind it differs from version to version
-        cached = None if refresh or is_refusal(error) else found_in_cache(repository, asked, wanted)
+        if cached is None and not refresh and not is_refusal(error):
+            cached = found_in_cache(repository, asked, wanted)
         if cached is not None:
             return cached
         raise WeightsError(

@@ -21,6 +21,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
 )
 """The files a tokenizer is read from; those that the repository has are fetched."""
 
@@ -62,10 +64,13 @@ class Pin:
         The 40 hexadecimal digits of the commit.
     files : dict of str to PinnedFile
         The files of that commit that spafit may read.
+    asked : tuple of str
+        The names that were looked for; an older record does not say whether there are others.
     """
 
     commit: str
     files: dict[str, PinnedFile]
+    asked: tuple[str, ...] = MODEL_FILES
 
 
 def may_be_read(name: str) -> bool:
@@ -101,7 +106,8 @@ def _pin_from_json(entry: dict[str, Any]) -> Pin:
     }
     if not COMMIT.fullmatch(entry["commit"]) or not all(map(may_be_read, files)):
         raise ValueError("an entry is not a commit with plain file names")
-    return Pin(entry["commit"], files)
+    older = tuple(name for name in MODEL_FILES if name != "added_tokens.json")
+    return Pin(entry["commit"], files, tuple(map(str, entry.get("asked", older))))
 
 
 def write_pin(key: str, pin: Pin) -> None:

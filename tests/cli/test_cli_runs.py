@@ -284,6 +284,85 @@ class TestTrain:
         assert err.endswith("train.tsv: 1 malformed rows left out\n")
 
 
+class TestLowercase:
+    """Oracle: the tokenizers that load with the argument of the same name; and what is printed."""
+
+    @pytest.fixture
+    def folder(self, small: SmallRun, tmp_path: Path) -> Path:
+        """Make a model whose tokenizer's files contradict each other, with keys of its trainer."""
+        folder = tmp_path / "model"
+        shutil.copytree(small.folder, folder)
+        assert not json.loads((folder / "tokenizer.json").read_text())["normalizer"]["lowercase"]
+        for name, changes in (
+            ("tokenizer_config.json", {"do_lower_case": True}),
+            ("config.json", {"total_flos": 5, "mlm_probability": 0.1}),
+        ):
+            content = json.loads((folder / name).read_text()) | changes
+            (folder / name).write_text(json.dumps(content))
+        return folder
+
+    @staticmethod
+    def arguments(small: SmallRun, root: Path, folder: Path, *more: str) -> list[str]:
+        brief = ("--epochs", "1", "--model", str(folder), "--quiet")
+        return train_arguments(small, root, *brief, *more)
+
+    def test_the_mend_of_the_message(
+        self, capsys: Capture, small: SmallRun, root: Path, folder: Path
+    ) -> None:
+        assert main(self.arguments(small, root, folder)) == 2
+        error = capsys.readouterr().err
+        assert "(--lowercase or --no-lowercase on the command line)" in error
+        assert error.count("\n") == 1
+
+    @pytest.mark.parametrize("choice", [True, False])
+    def test_recorded_and_used_again(
+        self,
+        capsys: Capture,
+        monkeypatch: pytest.MonkeyPatch,
+        small: SmallRun,
+        root: Path,
+        folder: Path,
+        tmp_path: Path,
+        choice: bool,
+    ) -> None:
+        option = "--lowercase" if choice else "--no-lowercase"
+        more = ("--out", str(tmp_path), option, "--seeds", "0", "1")
+        assert main(self.arguments(small, root, folder, *more)) == 0
+        note = (
+            f"spafit: note: {folder / 'config.json'} sets mlm_probability, total_flos, which "
+            "spafit does not know; ignored, as no part of a BERT encoder has such a name\n"
+        )
+        assert capsys.readouterr().err == note, "once for both seeds"
+        record = record_of(tmp_path / "seed-1")
+        assert record["about"]["lowercase"] is choice
+        expected = spafit.load_tokenizer(folder, lowercase=choice)
+        assert record["tokenizer_fingerprint"] == expected.fingerprint
+        used: list[str] = []
+        encode = spafit.text.tokenization.Tokenizer.encode
+
+        def noting(tokenizer: Any, *texts: Any, **settings: Any) -> Any:
+            used.append(tokenizer.fingerprint)
+            return encode(tokenizer, *texts, **settings)
+
+        monkeypatch.setattr(spafit.text.tokenization.Tokenizer, "encode", noting)
+        rows = root / "glue" / "RTE" / "dev.tsv"
+        for command in ("eval",), ("predict", "--input", str(rows)):
+            assert main([command[0], str(tmp_path / "seed-1"), *command[1:]]) == 0
+            assert capsys.readouterr().err == note
+        assert set(used) == {expected.fingerprint}
+
+    def test_left_to_the_files(self, run: Path) -> None:
+        assert record_of(run)["about"]["lowercase"] is None
+
+    def test_a_damaged_record(self, capsys: Capture, run: Path, tmp_path: Path) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        record = record_of(run)
+        record["about"]["lowercase"] = "yes"
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        assert main(["eval", str(tmp_path / "run")]) == 2
+        assert "lowercase is 'yes', expected true or false" in capsys.readouterr().err
+
+
 class TestEval:
     """Oracle: the score that the run itself recorded."""
 

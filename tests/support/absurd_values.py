@@ -108,6 +108,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--overwrite": FLAG,
         "--max-bad-rows": Option((*NO_WHOLE[:-2], "-1"), {"0": "none, the default"}),
         "--split-special-tokens": FLAG,
+        "--lowercase": FLAG,
         "--seeds": SEED,
         "--epochs": Option((*NO_WHOLE, "0", "-1")),
         "--batch-size": Option((*NO_WHOLE, "0", "-1"), {"1": "small, but a batch"}),

@@ -125,6 +125,7 @@ class TestFirstAndLaterCalls:
         folder = local_folder(NAME, files=TOKENIZER_FILES, endpoint=server.endpoint)
         assert not (folder / "model.safetensors").exists()
         assert (folder / "vocab.txt").exists()
+        assert (folder / "config.json").exists(), "it may name the tokenizer's class"
         server.revisions["main"] = SECOND
         whole = local_folder(NAME, endpoint=server.endpoint)
         assert whole == folder, "the weights come from the commit of the tokenizer"
@@ -340,6 +341,27 @@ class TestPins:
         with pytest.raises(WeightsError, match=r"pins\.json.*delete it"):
             local_folder(NAME, endpoint=server.endpoint)
         assert server.requests == []
+
+    @pytest.mark.parametrize("answer", [200, 404, 500])
+    def test_a_pin_of_before_a_file_was_asked_for(
+        self, server: FakeHub, tmp_path: Path, answer: int
+    ) -> None:
+        """It does not say if the commit has the file; without the hub, what is there serves."""
+        folder = local_folder(NAME, endpoint=server.endpoint)
+        path = tmp_path / "spafit" / "pins.json"
+        pins = json.loads(path.read_text())
+        del pins[f"{NAME}@main"]["asked"]
+        path.write_text(json.dumps(pins))
+        server.files[FIRST]["added_tokens.json"] = b"{}"
+        server.revisions["main"] = SECOND
+        server.status, server.error_code = answer, "RepoNotFound" if answer == 404 else ""
+        server.requests.clear()
+        assert local_folder(NAME, endpoint=server.endpoint) == folder
+        assert (folder / "added_tokens.json").exists() == (answer == 200)
+        assert server.requests[0] == f"GET /api/models/{NAME}/revision/{FIRST}"
+        server.requests.clear()
+        local_folder(NAME, files=TOKENIZER_FILES, endpoint=server.endpoint)
+        assert len(server.requests) == (answer != 200)
 
     def test_pins_of_several_models_stand_together(self, server: FakeHub, tmp_path: Path) -> None:
         local_folder(NAME, endpoint=server.endpoint)

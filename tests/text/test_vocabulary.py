@@ -1,0 +1,197 @@
+"""Which tokenizer's files are read, as cased or uncased, and vocabularies with holes."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spafit.errors import ConfigError
+from spafit.text.tokenization import load_tokenizer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LOWER = tuple("the server user code of a dog is at home and no one sees it by day".split())
+ALPHABET = tuple("abcdefghijklmnopqrstuvwxyz")
+UNCASED = (*SPECIAL, "[unused1]", *dict.fromkeys((*LOWER, *ALPHABET, "##s", "##e", "!", "0")))
+CASED = (*UNCASED, "The", "Dog", "I", "Paris", "##A", *"ABCDEFGHJ")
+
+
+def write(folder: Path, entries: tuple[str, ...], **files: Any) -> Path:
+    """Write a vocab.txt and JSON files beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join((*entries, "")), encoding="utf-8")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+class TestClass:
+    """Oracle: the names that BERT's files and those of other tokenizers have."""
+
+    @pytest.mark.parametrize("file", ["tokenizer_config", "config"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "BertJapaneseTokenizer",
+            "BertweetTokenizer",
+            "RobertaTokenizerFast",
+            "MyTokenizer",
+            ["a"],
+        ],
+    )
+    def test_others_are_refused_by_name(self, tmp_path: Path, file: str, name: object) -> None:
+        write(tmp_path, UNCASED, tokenizer_config={"do_lower_case": True})
+        write(tmp_path, UNCASED, **{file: {"tokenizer_class": name}})
+        with pytest.raises(ConfigError) as caught:
+            load_tokenizer(tmp_path)
+        assert f"{file}.json: tokenizer_class is {name!r}" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "PreTrainedTokenizerFast",
+         "TokenizersBackend", None],
+    )  # fmt: skip
+    def test_berts_are_read(self, tmp_path: Path, name: str | None) -> None:
+        folder = write(tmp_path / "a", UNCASED, tokenizer_config={"tokenizer_class": name})
+        assert load_tokenizer(folder).vocab_size == len(UNCASED)
+        folder = write(tmp_path / "b", UNCASED, config={"tokenizer_class": name})
+        tokenizer = load_tokenizer(folder)
+        tokenizer.save(tmp_path / "c")
+        for content in (folder / "config.json", folder / "tokenizer_config.json"):
+            if content.is_file():
+                (tmp_path / "c" / content.name).write_bytes(content.read_bytes())
+        assert load_tokenizer(tmp_path / "c").fingerprint == tokenizer.fingerprint
+
+    def test_the_tokenizers_own_file_counts_first(self, tmp_path: Path) -> None:
+        write(
+            tmp_path,
+            UNCASED,
+            tokenizer_config={"tokenizer_class": "BertTokenizer"},
+            config={"tokenizer_class": "BertJapaneseTokenizer"},
+        )
+        load_tokenizer(tmp_path)
+
+    @pytest.mark.parametrize("file", ["tokenizer_config", "config"])
+    @pytest.mark.parametrize(
+        ("key", "value", "berts"),
+        [
+            ("word_tokenizer_type", "mecab", "basic"),
+            ("subword_tokenizer_type", "character", "wordpiece"),
+        ],
+    )
+    def test_other_ways_to_split(
+        self, tmp_path: Path, file: str, key: str, value: str, berts: str
+    ) -> None:
+        write(tmp_path, UNCASED, **{file: {key: value}})
+        with pytest.raises(ConfigError, match=rf"{file}\.json: {key} is '{value}'"):
+            load_tokenizer(tmp_path)
+        load_tokenizer(write(tmp_path, UNCASED, **{file: {key: berts}}))
+
+
+class TestCaseOfALoneVocabulary:
+    """Oracle: what the vocabularies are, by their making."""
+
+    def notes(self, folder: Path) -> tuple[bool, list[str]]:
+        """Return whether the text is lower-cased, and what was said."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            lowercase = load_tokenizer(folder).recipe.lowercase
+        return lowercase, [str(warning.message) for warning in caught]
+
+    def test_clear(self, tmp_path: Path) -> None:
+        assert self.notes(write(tmp_path, UNCASED)) == (True, [])
+        assert self.notes(write(tmp_path, CASED)) == (False, [])
+        kmers = (*SPECIAL, "AAA", "AAC", "ACG", "[Unused]")
+        assert self.notes(write(tmp_path, kmers)) == (False, [])
+
+    def test_placeholders_in_capitals(self, tmp_path: Path) -> None:
+        entries = (*UNCASED, "USER", "##ER", "U", "<URL>", "[E1]", "@X")
+        words = sum(entry.removeprefix("##").isalpha() for entry in entries)
+        lowercase, [note] = self.notes(write(tmp_path, entries))
+        assert lowercase
+        assert f"taken as uncased, because 3 of its {words} words" in note
+        assert "lowercase=False (--no-lowercase on the command line)" in note
+        ids = load_tokenizer(tmp_path, lowercase=True).encode(["The Server"], max_length=9)
+        assert ids.input_ids == [[2, entries.index("the"), entries.index("server"), 3]]
+
+    def test_few_capitals_are_taken_as_cased_with_a_note(self, tmp_path: Path) -> None:
+        lowercase, [note] = self.notes(write(tmp_path, (*UNCASED, *"ABCDEF")))
+        assert not lowercase
+        assert "taken as cased, because 6 of its " in note
+        assert "lowercase=True (--lowercase on the command line)" in note
+
+    def test_what_the_files_say_is_no_guess(self, tmp_path: Path) -> None:
+        for value in (True, False):
+            config = {"do_lower_case": value}
+            folder = write(tmp_path, (*UNCASED, "USER"), tokenizer_config=config)
+            assert self.notes(folder) == (value, [])
+
+    def test_real_vocabularies(self, shared_data: Path, tmp_path: Path) -> None:
+        for name, lowercase in (("bert-base-uncased", True), ("bert-cased", False)):
+            content = (shared_data / "vocab" / name / "vocab.txt").read_bytes()
+            (tmp_path / "vocab.txt").write_bytes(content)
+            assert self.notes(tmp_path) == (lowercase, [])
+
+
+class TestHoles:
+    """Oracle: the numbers of the lines, and AutoTokenizer on the same files."""
+
+    @pytest.mark.parametrize(
+        ("entries", "holes"),
+        [
+            ((*SPECIAL, "the", "dog", "the", "##s"), 1),
+            ((*SPECIAL, "the", "", "dog", "##s"), 0),
+            ((*SPECIAL, "", "the", "", "the", "dog", "##s"), 2),
+            ((*SPECIAL[:4], "[SEP]", "[MASK]", "the", "dog", "##s"), 1),
+        ],
+    )
+    def test_repeated_and_blank_entries(
+        self, tmp_path: Path, entries: tuple[str, ...], holes: int
+    ) -> None:
+        transformers = pytest.importorskip("transformers")
+        folder = write(tmp_path / "v", entries, tokenizer_config={"do_lower_case": True})
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours = load_tokenizer(folder)
+        assert ours.vocab_size == len(entries)
+        text, last = "The dogs the", {entry: number for number, entry in enumerate(entries)}
+        ids = [last[entry] for entry in ("[CLS]", "the", "dog", "##s", "the", "[SEP]")]
+        assert ours.encode([text], max_length=9).input_ids == [ids] == [theirs(text)["input_ids"]]
+        notes = [str(warning.message) for warning in caught]
+        assert len(notes) == bool(holes)
+        assert all(f"{holes} of the ids up to {len(entries) - 1} belong to no" in n for n in notes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours.save(tmp_path / "new")
+            assert load_tokenizer(tmp_path / "new").fingerprint == ours.fingerprint
+
+    def test_two_entries_of_one_id(self, tmp_path: Path) -> None:
+        load_tokenizer(write(tmp_path, UNCASED)).save(tmp_path)
+        path = tmp_path / "tokenizer.json"
+        content = json.loads(path.read_text())
+        content["model"]["vocab"]["the"] = content["model"]["vocab"]["dog"]
+        path.write_text(json.dumps(content))
+        with pytest.raises(
+            ConfigError, match=r"json: '(the|dog)' and '(the|dog)' have the same id"
+        ):
+            load_tokenizer(tmp_path)
+
+    @pytest.mark.parametrize("limit", [0, -1, 1.5, "100", None, True, 2**70, [100]])
+    @pytest.mark.parametrize("has_type", [True, False])
+    def test_words_of_no_length(self, tmp_path: Path, limit: object, has_type: bool) -> None:
+        """Without its type the library takes such a model for another kind."""
+        load_tokenizer(write(tmp_path, UNCASED)).save(tmp_path)
+        path = tmp_path / "tokenizer.json"
+        content = json.loads(path.read_text())
+        content["model"]["max_input_chars_per_word"] = limit
+        if not has_type:
+            del content["model"]["type"]
+        path.write_text(json.dumps(content))
+        with pytest.raises(ConfigError) as caught:
+            load_tokenizer(tmp_path)
+        assert f"tokenizer.json: max_input_chars_per_word is {limit!r}" in str(caught.value)
