@@ -35,9 +35,10 @@ from spafit.runs.stopping import StopRequests
 from spafit.strata import fingerprint, frozen_stored_in, layers_of_group, summarise
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
+from spafit.tasks.label_order import label_names
 from spafit.text.tokenization import Tokenizer
 from spafit.training.batches import Feed
-from spafit.training.inference import encode, label_names
+from spafit.training.inference import encode
 from spafit.training.journal import Journal
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step

@@ -15,6 +15,7 @@ from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.machine.precision import autocast, resolve_precision
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
+from spafit.tasks.label_order import label_names
 from spafit.tasks.table import Label
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.kept import KeptPrefix
@@ -123,34 +124,6 @@ def evaluate(
         precision=precision,
     )
     return metrics.compute(dataset.task, predictions.labels, dataset.labels)
-
-
-def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple[str, ...]:
-    """Return the label names in the order of the logits; empty for a score.
-
-    A trained model has its own; otherwise they are the task's. Labels are compared by name, because
-    files and models number them differently.
-
-    Raises
-    ------
-    DataError
-        If the names are not the task's, or the head has a different number of outputs.
-    """
-    task = dataset.task
-    names = None if model.adaptation is None else model.adaptation.labels
-    if names is None:
-        names = task.labels
-    if set(names) != set(task.labels):
-        raise DataError(
-            f"the model was trained for the labels {', '.join(names) or 'of a score'}, "
-            f"{task.display} has {', '.join(task.labels) or 'a score'}; use a model for this task"
-        )
-    if model.num_labels != task.num_labels:
-        raise DataError(
-            f"{task.display} needs a head with {task.num_labels} outputs, this model's has "
-            f"{model.num_labels}; load it with num_labels={task.num_labels}"
-        )
-    return names
 
 
 def decode(logits: NDArray[np.float32], names: tuple[str, ...]) -> list[Label]:

@@ -24,6 +24,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
+from spafit.tasks.label_order import label_names
 from spafit.text.tokenization import Tokenizer
 from spafit.training.settings import TrainConfig, complete
 
@@ -65,7 +66,7 @@ def fit(
     assert config.batch_size and config.learning_rate and config.max_length
     if config.precision != "float32":
         raise ConfigError(f"this page knows no precision but float32, found {config.precision}")
-    device, task, names = torch.device(config.device), train.task, train.task.labels
+    device, task, names = torch.device(config.device), train.task, label_names(model, train)
     model.to(device)
     ids = tokenizer.encode(train.texts_a, train.texts_b, max_length=config.max_length)
     dev_ids = tokenizer.encode(dev.texts_a, dev.texts_b, max_length=config.max_length)
