@@ -235,7 +235,7 @@ def _from_vocabulary(path: Path, config: dict[str, bool], lowercase: bool | None
 
 def _from_tokenizer_json(path: Path, config: dict[str, bool], lowercase: bool | None) -> Recipe:
     try:
-        own = tokenizers.Tokenizer.from_file(str(path))
+        own = tokenizers.Tokenizer.from_buffer(path.read_bytes())  # its from_file wants UTF-8 paths
     except Exception as error:  # the library raises nothing narrower
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
     own.no_truncation()
