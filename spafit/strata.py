@@ -14,7 +14,7 @@ import torch
 from spafit.adapters import Adaptable, Linear, attach_all
 from spafit.bert import BertForSequenceClassification, lay_side_by_side
 from spafit.config import BertConfig
-from spafit.errors import PlanError, WeightsError
+from spafit.errors import PlanError, WeightsError, listed
 from spafit.methods import plan as make_plan
 from spafit.plans import Adaptation, Plan
 from spafit.summary import Summary, summarise_plan
@@ -263,7 +263,8 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
     Raises
     ------
     PlanError
-        If the adapters are disabled, or a parameter was added that has no merged form; it is named.
+        If the adapters are disabled, a parameter was added that has no merged form, or a
+        pre-trained one is no longer there; it is named.
     """
     if model.adaptation is not None:
         model.adaptation.require_enabled()
@@ -278,12 +279,19 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
             owner = owner.rpartition(".")[0]  # the enclosing module, in the end the model itself
         module = model.get_submodule(owner)
         if not isinstance(module, Adaptable) or name.removeprefix(f"{owner}.") not in module.merges:
+            mend = "save an adapter instead (spafit.save_adapter)"
+            if ".parametrizations." in name:
+                mend = "remove it (torch.nn.utils.parametrize.remove_parametrizations)"
             raise PlanError(
-                f"{name} has no merged form: {type(module).__name__}.merges does not name it; save "
-                "an adapter instead (spafit.save_adapter)"
+                f"{name} has no merged form: {type(module).__name__}.merges does not name it; "
+                f"{mend}"
             )
         adapted[owner] = module
-    state = {name: model.get_parameter(name).detach().clone() for name in pretrained}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    gone = [name for name in pretrained if name not in parameters]
+    if gone:
+        raise PlanError(f"the model lacks {listed(gone, ', ')}, which its merged form needs")
+    state = {name: parameters[name].detach().clone() for name in pretrained}
     for owner, module in adapted.items():
         for key, value in module.merged().items():
             if f"{owner}.{key}" not in state:

@@ -32,6 +32,7 @@ from support.tiny_bert import (
     short,
     tiny_bert,
 )
+from torch.nn.utils import parametrize
 
 import spafit
 from spafit.adapters import LoRA
@@ -296,6 +297,55 @@ class TestSummary:
         assert one == two
         assert one != adapt(tiny_bert(), plan("bitfit", L, bias="direct"))
         assert json.loads(one.plan.to_json())["name"] == "Full BitFit"
+
+
+class Twice(torch.nn.Module):
+    """A parametrization: the tensor in effect is twice the stored one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+class TestMergedOfAChangedModel:
+    """Oracle: the name of what is in the way, and of the call that mends it."""
+
+    @pytest.mark.parametrize("adapted", [True, False])
+    @pytest.mark.parametrize(
+        ("place", "name"),
+        [
+            ("bert.encoder.layer.3.output.dense", "weight"),
+            ("bert.encoder.layer.5.output.LayerNorm", "bias"),
+            ("bert.embeddings.word_embeddings", "weight"),
+            ("classifier", "weight"),
+        ],
+    )
+    def test_a_parametrization(self, place: str, name: str, adapted: bool) -> None:
+        model = tiny_bert()
+        if adapted:
+            adapt(model, short("SPAFIT-1-3-II"))
+        module = model.get_submodule(place)
+        parametrize.register_parametrization(module, name, Twice())
+        match = (
+            rf"^{place}\.parametrizations\.{name}.*; remove it \(torch.*remove_parametrizations\)"
+        )
+        with pytest.raises(PlanError, match=match):
+            spafit.merged_state_dict(model)
+        parametrize.remove_parametrizations(module, name)
+        spafit.merged_state_dict(model)
+
+    @pytest.mark.parametrize("name", ["classifier.weight", "bert.pooler.dense.weight"])
+    def test_what_is_no_longer_there(self, name: str) -> None:
+        """A parameter that became a buffer, or a module that was taken out."""
+        model = tiny_bert()
+        module = model.get_submodule(name.removesuffix(".weight"))
+        values = module.weight.detach()
+        del module.weight
+        module.register_buffer("weight", values)
+        with pytest.raises(PlanError, match=f"^the model lacks {name}, which its merged form"):
+            spafit.merged_state_dict(model)
+        model.bert.pooler = None
+        with pytest.raises(PlanError, match=r"^the model lacks bert\.pooler\.dense\.weight, "):
+            spafit.merged_state_dict(model)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def run_train(
     max_bad_rows: int,
     split_special_tokens: bool = False,
     lowercase: bool | None = None,
+    mapped: bool | None = None,
 ) -> None:
     """Fine-tune for one seed or several, and print one screen for each."""
     if max_bad_rows < 0:
@@ -120,7 +121,7 @@ def run_train(
     results: list[Result] = []
     for seed, seeded in zip(seeds, configs, strict=True):
         network = load_pretrained(
-            model, num_labels=train.task.num_labels, revision=revision, seed=seed
+            model, num_labels=train.task.num_labels, revision=revision, seed=seed, mapped=mapped
         )
         summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=seed)
         if seed == seeds[0]:
@@ -140,9 +141,11 @@ def run_train(
         print(spread_screen(results, seeds))
 
 
-def run_eval(run: Path, data: Path | None, split: str, model: str | None) -> None:
+def run_eval(
+    run: Path, data: Path | None, split: str, model: str | None, mapped: bool | None = None
+) -> None:
     """Score a run's adapter on a labelled split."""
-    network, tokenizer, record = _load_run(run, model)
+    network, tokenizer, record = _load_run(run, model, mapped)
     folder = Path(_recorded(record, "data", "--data")) if data is None else data
     names = [record["task"]] if record["task"] != "mnli" else ["mnli", "mnli-mm"]
     for name in names:
@@ -175,6 +178,7 @@ def run_predict(
     submission: Path | None,
     data: Path | None,
     model: str | None,
+    mapped: bool | None = None,
 ) -> None:
     """Predict a file, or write the submission file of the run's task."""
     if output is not None:
@@ -182,7 +186,7 @@ def run_predict(
         _refuse_to_replace(output, input_file)
     if submission is not None:
         refuse_place(submission, is_folder=True)
-    network, tokenizer, record = _load_run(run, model)
+    network, tokenizer, record = _load_run(run, model, mapped)
 
     def labels_of(dataset: Dataset) -> Sequence[Label]:
         return predict(
@@ -277,14 +281,14 @@ def _refuse_to_replace(output: Path, source: Path | None) -> None:
 
 
 def _load_run(
-    run: Path, model: str | None
+    run: Path, model: str | None, mapped: bool | None
 ) -> tuple[BertForSequenceClassification, Tokenizer, dict[str, Any]]:
     """Load a run's base model and its adapter."""
     record = read_record(run)
     name = model or _recorded(record, "model", "--model")
     revision = None if model else record["about"].get("revision")
     header = read_adapter_header(run / ADAPTER)
-    network = load_pretrained(name, num_labels=header.num_labels, revision=revision)
+    network = load_pretrained(name, num_labels=header.num_labels, revision=revision, mapped=mapped)
     load_adapter(network, run / ADAPTER)
     _place(network, record["settings"])
     tokenizer = load_tokenizer(

@@ -49,14 +49,20 @@ def as_seed(text: str) -> int:
 
 
 def as_name(text: str) -> str:
-    """Parse the name of a model or a folder; an empty one would mean the current folder."""
-    if not text.strip() or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r:.60} is not a name")
-    if text.startswith("~"):
-        try:
-            Path(text).expanduser()
-        except RuntimeError:
-            raise argparse.ArgumentTypeError(f"{text!r:.60}: there is no such user") from None
+    """Parse the name of a model or a folder; an empty one would mean the current folder.
+
+    A folder that is there may have any name.
+    """
+    try:
+        is_folder = text != "" and Path(text).expanduser().is_dir()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r:.60}: there is no such user") from None
+    except OSError:  # too long a name, for example
+        is_folder = False
+    if not is_folder and (not text.strip() or not text.isprintable()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.60} is not the name of a model, nor a folder that is there"
+        )
     return text
 
 

@@ -30,6 +30,7 @@ from spafit.runs.progress import lasting
 from spafit.tasks.download import glue_cache
 from spafit.training.settings import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 from spafit.version import __version__
+from spafit.weights.pretrained import LARGEST_COPIED_BYTES
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
 
@@ -194,12 +195,18 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     elif parsed.verb == "train":
         _train(parsed)
     elif parsed.verb == "eval":
-        commands.run_eval(parsed.run, parsed.data, parsed.split, parsed.model)
+        commands.run_eval(parsed.run, parsed.data, parsed.split, parsed.model, parsed.mapped)
     else:
         if parsed.output is not None and parsed.input is None:
             raise ConfigError("--output needs --input; --submission names its files itself")
         commands.run_predict(
-            parsed.run, parsed.input, parsed.output, parsed.submission, parsed.data, parsed.model
+            parsed.run,
+            parsed.input,
+            parsed.output,
+            parsed.submission,
+            parsed.data,
+            parsed.model,
+            parsed.mapped,
         )
     return 0
 
@@ -217,6 +224,7 @@ def _train(parsed: argparse.Namespace) -> None:
         parsed.max_bad_rows,
         parsed.split_special_tokens,
         parsed.lowercase,
+        parsed.mapped,
     )
 
 
@@ -332,6 +340,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=as_path, help="run folder of spafit train")
     parser.add_argument("--data", type=as_path, help="GLUE's root; default: as in training")
     parser.add_argument("--model", type=as_name, help="folder or hub name; default: as in training")
+    _add_no_mapped(parser)
 
 
 def _add_predict_options(predict: argparse.ArgumentParser) -> None:
@@ -375,6 +384,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         help="folder or hub name (default %(default)s)",
     )
     train.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
+    _add_no_mapped(train)
     train.add_argument("--data", type=as_path, help="GLUE's root; default: the download cache")
     _add_settings(train, "out", "overwrite")
     train.add_argument(
@@ -406,6 +416,17 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         help=f"one run each; several give mean and spread (default {TrainConfig().seed})",
     )
     _add_settings(group, *(name for name in _SETTINGS if name not in ("out", "overwrite")))
+
+
+def _add_no_mapped(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-mapped",
+        dest="mapped",
+        action="store_const",
+        const=False,
+        help="copy the weights, if another program may write to their file (default: those of more "
+        f"than {LARGEST_COPIED_BYTES >> 20} MiB are mapped)",
+    )
 
 
 def _add_settings(group: argparse._ActionsContainer, *names: str) -> None:

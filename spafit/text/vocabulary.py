@@ -337,7 +337,7 @@ def _from_tokenizer_json(
     path: Path, settings: dict[str, bool], listed: list[Listed], lowercase: bool | None
 ) -> Recipe:
     try:
-        own = tokenizers.Tokenizer.from_file(str(path))
+        own = tokenizers.Tokenizer.from_buffer(path.read_bytes())  # its from_file wants UTF-8 paths
     except Exception as error:  # the library raises nothing narrower
         _require_word_limit(path)
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None

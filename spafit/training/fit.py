@@ -35,11 +35,12 @@ from spafit.runs.progress import Progress
 from spafit.runs.stopping import StopRequests
 from spafit.strata import fingerprint, frozen_stored_in, layers_of_group, summarise
 from spafit.tasks import scoring
+from spafit.tasks.label_order import label_names
 from spafit.tasks.table import GlueTask
 from spafit.tasks.task import Dataset, Task
 from spafit.text.tokenization import Tokenizer
 from spafit.training.batches import Feed
-from spafit.training.inference import encode, label_names
+from spafit.training.inference import encode
 from spafit.training.journal import Journal
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step

@@ -14,6 +14,7 @@ from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.machine.precision import autocast, resolve_precision
 from spafit.tasks import scoring
+from spafit.tasks.label_order import label_names
 from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.kept import KeptPrefix
@@ -131,34 +132,6 @@ def evaluate(
     )
     probabilities = probabilities_of(predictions.logits, predictions.names, dataset.task)
     return scoring.compute(dataset.task, predictions.labels, dataset.labels, probabilities)
-
-
-def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple[str, ...]:
-    """Return the label names in the order of the logits; empty for a score.
-
-    A trained model has its own; otherwise they are the task's. Labels are compared by name, because
-    files and models number them differently.
-
-    Raises
-    ------
-    DataError
-        If the names are not the task's, or the head has a different number of outputs.
-    """
-    task = dataset.task
-    names = None if model.adaptation is None else model.adaptation.labels
-    if names is None:
-        names = task.labels
-    if set(names) != set(task.labels):
-        raise DataError(
-            f"the model was trained for the labels {', '.join(names) or 'of a score'}, "
-            f"{task.display} has {', '.join(task.labels) or 'a score'}; use a model for this task"
-        )
-    if model.num_labels != task.num_labels:
-        raise DataError(
-            f"{task.display} needs a head with {task.num_labels} outputs, this model's has "
-            f"{model.num_labels}; load it with num_labels={task.num_labels}"
-        )
-    return names
 
 
 def scale_of(model: BertForSequenceClassification, task: Task) -> tuple[float, float]:

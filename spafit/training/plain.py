@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError
 from spafit.tasks import scoring
+from spafit.tasks.label_order import label_names
 from spafit.tasks.metrics import is_better
 from spafit.tasks.task import Dataset
 from spafit.text.tokenization import Tokenizer
@@ -67,7 +68,7 @@ def fit(
     if config.precision != "float32":
         raise ConfigError(f"this page knows no precision but float32, found {config.precision}")
     device, task = torch.device(config.device), train.task.with_metric(config.metric)
-    names, (center, spread) = task.labels, task.scale
+    names, (center, spread) = label_names(model, train), task.scale
     model.to(device)
     ids = tokenizer.encode(train.texts_a, train.texts_b, max_length=config.max_length)
     dev_ids = tokenizer.encode(dev.texts_a, dev.texts_b, max_length=config.max_length)
@@ -99,8 +100,7 @@ def fit(
         model.train()
         if not config.dropout_in_group_1:
             model.bert.freeze_dropout()
-        logits = model(*ids.batch(rows).to(device))  # (B, C)
-        y = targets[rows].to(device)  # (B,)
+        logits, y = model(*ids.batch(rows).to(device)), targets[rows].to(device)  # (B, C), (B,)
         if names:
             loss = F.cross_entropy(logits, y, weights, reduction="sum", label_smoothing=smoothing)
         else:
@@ -133,7 +133,8 @@ def fit(
                 outputs[rows] = model(*dev_ids.batch(rows).to(device)).float().cpu()
         sizes = (center + spread * outputs[:, 0].double()).tolist()
         answers = [names[k] for k in outputs.argmax(1)] if names else sizes
-        scores = scoring.compute(task, answers, dev.labels, outputs.double().softmax(1).numpy())
+        sure = outputs.double().softmax(1)[:, [names.index(label) for label in task.labels]]
+        scores = scoring.compute(task, answers, dev.labels, sure.numpy())
         first = task.metrics[0]
         if all(is_better(first, scores[first], old["metrics"][first]) for old in history):
             best = {name: p.detach().clone() for name, p in trained.items()}

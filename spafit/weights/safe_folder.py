@@ -41,7 +41,7 @@ class SafeFolder:
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         index = folder / "model.safetensors.index.json"
-        weight_map = _read_index(index) if _holds(index.is_file) else None
+        weight_map = read_index(index) if _holds(index.is_file) else None
         single = folder / "model.safetensors"
         if weight_map is None and not _holds(single.is_file):
             raise WeightsError(_no_weights(folder))
@@ -107,7 +107,21 @@ def _holds(question: Callable[[], bool]) -> bool:
         return False
 
 
-def _read_index(index: Path) -> dict[str, str]:
+def read_index(index: Path, suffix: str = ".safetensors") -> dict[str, str]:
+    """Return the name of the file that holds each tensor, by an index of several files.
+
+    Parameters
+    ----------
+    index : Path
+        The file.
+    suffix : str
+        The end of the names of these files.
+
+    Raises
+    ------
+    WeightsError
+        If it is missing or no plain map of tensor names to the names of files beside it.
+    """
     try:
         content = read_json(index)
     except (OSError, ValueError) as error:
@@ -116,10 +130,10 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index} has no weight_map of tensor names to file names; {AGAIN}")
     for name, shard in weight_map.items():
-        if not is_plain_name(shard) or not shard.endswith(".safetensors"):
+        if not is_plain_name(shard) or not shard.endswith(suffix):
             raise WeightsError(
                 f"{index} puts {name!r:.200} into {shard!r:.200}, which is not the plain name of a "
-                ".safetensors file beside it; do not use this index"
+                f"{suffix} file beside it; do not use this index"
             )
     return weight_map
 
@@ -128,9 +142,10 @@ def _no_weights(folder: Path) -> str:
     lacking = f"{folder} holds neither model.safetensors nor model.safetensors.index.json"
     if not _holds(folder.is_dir):
         return f"{folder} is not a folder; give the folder that holds model.safetensors"
-    if _holds((folder / "pytorch_model.bin").is_file):
-        return (
-            f"{lacking}, only pytorch_model.bin, a pickle, which is never loaded; turn it into "
-            f"safetensors once with: python -m weights_tools convert {folder}"
-        )
+    for pickle in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if _holds((folder / pickle).is_file):
+            return (
+                f"{lacking}, only {pickle}, a pickle or several, which is never loaded; turn it "
+                f"into safetensors once with: python -m weights_tools convert {folder}"
+            )
     return f"{lacking}; give the folder that holds the weights"

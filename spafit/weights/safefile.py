@@ -65,13 +65,18 @@ _LEAST_MAPPED_BYTES = 2**20
 
 AGAIN = "fetch or copy the file again"
 
-# The first bytes of other files that are often found in place of a safetensors file, and the fix.
-_IMPOSTORS = {
+NO_WEIGHTS = {
     b"version ": "it is a Git LFS pointer, not the file itself: run `git lfs pull`",
-    b"PK\x03\x04": "it is a PyTorch archive: run `python -m weights_tools convert`",
-    b"\x80\x02": "it is a pickle: run `python -m weights_tools convert`",
     b"<!": "it is a web page, saved in place of the file: fetch the file itself",
     b"<html": "it is a web page, saved in place of the file: fetch the file itself",
+}
+"""The first bytes of what is often found in place of a file of weights, and the remedy."""
+
+# In place of a safetensors file also these.
+_IMPOSTORS = {
+    **NO_WEIGHTS,
+    b"PK\x03\x04": "it is a PyTorch archive: run `python -m weights_tools convert`",
+    b"\x80\x02": "it is a pickle: run `python -m weights_tools convert`",
 }
 
 

@@ -283,6 +283,50 @@ class TestTrain:
         assert code == 0
         assert err.endswith("train.tsv: 1 malformed rows left out\n")
 
+    def test_weights_that_are_not_to_be_mapped(
+        self, capsys: Capture, small: SmallRun, root: Path, run: Path, monkeypatch: Any
+    ) -> None:
+        """Each verb hands the option on; without it the size decides."""
+        asked: list[bool | None] = []
+
+        def load(name: str, *, mapped: bool | None, **settings: Any) -> Any:
+            asked.append(mapped)
+            return spafit.load_pretrained(name, **settings)
+
+        monkeypatch.setattr(commands, "load_pretrained", load)
+        rows = root / "glue" / "RTE" / "dev.tsv"
+        for arguments in (
+            train_arguments(small, root, "--quiet", "--epochs", "1"),
+            ["eval", str(run)],
+            ["predict", str(run), "--input", str(rows)],
+        ):
+            assert call(capsys, *arguments)[0] == 0
+            assert call(capsys, *arguments, "--no-mapped")[0] == 0
+        assert asked == [None, False] * 3
+
+    @pytest.mark.parametrize(
+        "name",
+        ["\u7a7a\u3000\u767d", "\u3000", " ", "nb\u00a0sp", "new\nline", "ml\udce9", "\x1b[1m"],
+        ids=ascii,
+    )
+    def test_a_folder_that_is_there_may_have_any_name(
+        self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path, name: str
+    ) -> None:
+        r"""Also one whose name is not UTF-8: \udce9 is the byte E9, as os.fsdecode gives it."""
+        folder, out = tmp_path / name, tmp_path / "run"
+        folder.symlink_to(small.folder)
+        assert call(capsys, "plan", "SPAFIT-0-1-II", "--model", folder)[0] == 0
+        if name not in ("ml\udce9", "new\nline"):
+            return
+        shutil.copytree(small.folder, tmp_path / f"copy of {name}")
+        folder = tmp_path / f"copy of {name}"
+        arguments = train_arguments(small, root, "--out", str(out), "--quiet", "--epochs", "1")
+        code, text, err = call(capsys, *arguments, "--model", folder)
+        assert (code, err) == (0, "")
+        assert text.splitlines()[0].isascii()
+        assert record_of(out)["about"]["model"] == str(folder)
+        assert call(capsys, "eval", out)[::2] == (0, "")
+
 
 class TestLowercase:
     """Oracle: the tokenizers that load with the argument of the same name; and what is printed."""

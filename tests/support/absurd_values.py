@@ -83,6 +83,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "run": RUN,
         "--data": DATA,
         "--model": MODEL,
+        "--no-mapped": FLAG,
         "--split": Option((*NO_CHOICE, "test")),
     },
     "predict": {
@@ -90,6 +91,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "run": RUN,
         "--data": DATA,
         "--model": MODEL,
+        "--no-mapped": FLAG,
         "--input": Option((*NO_FILE_HERE, "file", "bad.tsv", "empty.tsv", "/proc/nope.tsv")),
         "--submission": Option(NO_FOLDER_TO_BE),
         "--output": Option((*NO_FILE_TO_BE, "rows.tsv")),  # the last is what --input names
@@ -103,6 +105,7 @@ TABLE: dict[str, dict[str, Option]] = {
         ),
         "--model": MODEL,
         "--revision": Option((*NO_NAME, "main", "-")),  # the model is a folder
+        "--no-mapped": FLAG,
         "--data": DATA,
         "--out": Option(NO_FOLDER_TO_BE),
         "--overwrite": FLAG,

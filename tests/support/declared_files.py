@@ -298,5 +298,8 @@ def canonical(name: str) -> str | None:
         before = name.removesuffix(old)
         if before != name and not before[-1:].isalnum() and before[-1:] != "_":
             name = before + new
-    return f"bert.{name}" if name.split(".")[0] in ("embeddings", "encoder", "pooler") and (
-        "." in name) else name  # fmt: skip
+    folders = name.split(".")[:-1]
+    if folders[:1] in (["embeddings"], ["encoder"], ["pooler"]):
+        return f"bert.{name}"
+    is_of_encoder = not {"bert", "embeddings", "encoder", "pooler"}.isdisjoint(folders)
+    return name if is_of_encoder or name in ("classifier.weight", "classifier.bias") else None

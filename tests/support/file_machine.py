@@ -24,7 +24,7 @@ from spafit.errors import ConfigError, PlanError, WeightsError
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, fingerprint
 from spafit.weights.adapter_files import load_adapter, read_adapter_header, save_adapter
-from spafit.weights.pretrained import load_pretrained
+from spafit.weights.pretrained import load_pretrained, load_report
 from spafit.weights.safe_folder import SafeFolder
 from spafit.weights.safefile import SafeFile, tensor_file
 from support import declared_files
@@ -384,10 +384,13 @@ class Machine:
             return
         self.counts["models accepted"] += 1
         expected = declared_folder(case.files)
+        said = {name for name, _ in load_report(model).dropped}
         sources: dict[str, Tensor] = {}
         for name, tensor in expected.tensors.items():
             becomes = declared_files.canonical(name)
-            if becomes is not None:
+            if becomes is None:
+                require(name in said, f"{name!r} was left out silently")
+            else:
                 require(becomes not in sources, f"{name!r} stands there twice")
                 sources[becomes] = tensor
         found = model.state_dict()

@@ -16,9 +16,10 @@ from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.kernels.forms import precision
 from spafit.machine.precision import autocast, resolve_device, resolve_precision, tf32_products
 from spafit.tasks import scoring
+from spafit.tasks.label_order import label_names
 from spafit.text.tokenization import Tokenizer
 from spafit.text.vocabulary import Recipe
-from spafit.training.inference import evaluate, label_names, predict
+from spafit.training.inference import evaluate, predict
 from spafit.weights.pretrained import load_pretrained
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from spafit.errors import WeightsError
 from spafit.kernels.stacking import are_together
 from spafit.machine.memory import empty_in_large_pages, keep_freed_memory
-from spafit.weights.pretrained import load_pretrained
+from spafit.weights import pretrained
+from spafit.weights.pretrained import load_pretrained, load_report
 from spafit.weights.safefile import SafeFile
+from weights_tools import make_tiny
 
 ROWS = 1031  # times 257 float32: more than 1 MiB
 
@@ -27,6 +29,16 @@ def path(tmp_path: Path) -> Path:
     }
     save_file(tensors, tmp_path / "w.safetensors")
     return tmp_path / "w.safetensors"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a model with a matrix of more than 1 MiB; smaller ones are never mapped."""
+    return make_tiny(
+        tmp_path_factory.mktemp("wide") / "model",
+        **{"num_hidden_layers": 1, "hidden_size": 320, "num_attention_heads": 4},
+        intermediate_size=900,
+    )
 
 
 class TestView:
@@ -85,7 +97,7 @@ class TestModel:
     """Oracle: the model whose weights are read."""
 
     def test_mapped_and_read_are_the_same_model(self, minilm_folder: Path) -> None:
-        mapped = load_pretrained(minilm_folder)
+        mapped = load_pretrained(minilm_folder, mapped=True)
         read = load_pretrained(minilm_folder, mapped=False)
         for (name, ours), theirs in zip(mapped.named_parameters(), read.parameters(), strict=True):
             assert torch.equal(ours, theirs), name
@@ -94,14 +106,56 @@ class TestModel:
             assert are_together([getattr(attention, n).weight for n in ("query", "key", "value")])
 
     def test_training_does_not_reach_the_file(self, minilm_folder: Path) -> None:
-        model = load_pretrained(minilm_folder)
+        model = load_pretrained(minilm_folder, mapped=True)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(1.0)
-        again = load_pretrained(minilm_folder)
+        again = load_pretrained(minilm_folder, mapped=True)
         weight = "bert.encoder.layer.1.output.dense.weight"
         moved = model.get_parameter(weight) - again.get_parameter(weight)
         assert (moved - 1.0).abs().max() < 1e-5
+
+
+class TestWhatIsMapped:
+    """Oracle: the system's own list of what this process has mapped."""
+
+    @staticmethod
+    def is_mapped(folder: Path) -> bool:
+        return str(folder / "model.safetensors") in Path("/proc/self/maps").read_text()
+
+    @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the list is Linux's")
+    @pytest.mark.parametrize(
+        ("asked", "limit", "expected"),
+        [
+            (None, None, False), (None, "size", False), (None, "less", True),
+            (True, None, True), (False, "less", False),
+        ],
+    )  # fmt: skip
+    def test_small_weights_are_copied(
+        self,
+        wide: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        asked: bool | None,
+        limit: str | None,
+        expected: bool,
+    ) -> None:
+        """Up to the limit, which counts the bytes of what is loaded."""
+        if limit is not None:
+            size = load_report(load_pretrained(wide, mapped=False)).loaded_numbers * 4
+            monkeypatch.setattr(pretrained, "LARGEST_COPIED_BYTES", size - (limit == "less"))
+        model = load_pretrained(wide, mapped=asked)
+        assert self.is_mapped(wide) is expected
+        assert model.config.hidden_size == 320
+
+    def test_a_copied_model_outlives_its_file(self, wide: Path) -> None:
+        """Emptied in place, as cp does before it writes: a mapped one would end the process."""
+        model = load_pretrained(wide)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        content = (wide / "model.safetensors").read_bytes()
+        with (wide / "model.safetensors").open("r+b") as file:
+            file.truncate(0)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        (wide / "model.safetensors").write_bytes(content)
 
 
 class TestMemory:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
-from spafit.errors import WeightsError
+from spafit.errors import WeightsError, one_line
 from spafit.strata import fingerprint
 from spafit.weights.pretrained import apply_rules, load_pretrained, load_report, load_weights
 from weights_tools import make_tiny
@@ -123,8 +123,34 @@ class TestSpellings:
 
     def test_position_ids_that_count_otherwise(self, tmp_path: Path) -> None:
         folder = make_tiny(tmp_path / "bare", style="bare")
-        edit(folder, lambda old: {**old, "embeddings.position_ids": torch.arange(1, 54)[None]})
-        with pytest.raises(WeightsError, match=r"position_ids is not 0, 1, 2 \.\.\. in int64"):
+        for dtype in (torch.int64, torch.int32, torch.bfloat16):
+            counted = torch.arange(1, 54)[None].to(dtype)
+            edit(folder, lambda old, counted=counted: {**old, "embeddings.position_ids": counted})
+            with pytest.raises(WeightsError, match=r"position_ids is not 0, 1, 2 \.\.\., so"):
+                load_pretrained(folder)
+
+    @pytest.mark.parametrize(
+        "dtype", [torch.int32, torch.uint8, torch.float16, torch.float64, torch.bfloat16]
+    )
+    def test_position_ids_of_any_type(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        """Also rounded ones: bfloat16 has 8 bits, so that 257 becomes 256."""
+        count = 301 if dtype.is_floating_point else 53
+        folder = make_tiny(tmp_path / "bare", style="bare", max_position_embeddings=count)
+        cast = torch.arange(count)[None].to(dtype)
+        edit(folder, lambda old: {**old, "embeddings.position_ids": cast})
+        assert ("embeddings.position_ids", "the constant 0, 1, 2 ...") in (
+            load_report(load_pretrained(folder)).dropped
+        )
+        cast[0, 7] += 1
+        edit(folder, lambda old: {**old, "embeddings.position_ids": cast})
+        with pytest.raises(WeightsError, match="position_ids is not"):
+            load_pretrained(folder)
+
+    def test_integers_that_wrap_are_not_0_1_2(self, tmp_path: Path) -> None:
+        folder = make_tiny(tmp_path / "bare", style="bare", max_position_embeddings=301)
+        wrapped = torch.arange(301)[None].to(torch.uint8)
+        edit(folder, lambda old: {**old, "embeddings.position_ids": wrapped})
+        with pytest.raises(WeightsError, match="position_ids is not"):
             load_pretrained(folder)
 
 
@@ -234,6 +260,69 @@ class TestHeadAndPooler:
             load_pretrained(tiny)
 
 
+class TestForeignHeads:
+    """Oracle: the same file without the further tensors, and BERT's classes of transformers."""
+
+    NAMES = (
+        *("cls.predictions.bias", "qa_outputs.weight", "lm_head.decoder.weight", "crf.transitions"),
+        *("classifiers.0.weight", "classifier.out_proj.weight", "classifier.0.bias", "log_vars"),
+        *("dense.linear.weight", "lstm.weight_ih_l0", "a\nb.c", "", "bert", "embeddings"),
+    )
+
+    @pytest.mark.parametrize("name", NAMES, ids=repr)
+    def test_outside_of_the_encoder_is_left_out(
+        self, tiny: Path, values: Tensors, name: str
+    ) -> None:
+        edit(tiny, lambda tensors: {**tensors, name: torch.full((2, D), math.nan)})
+        model = load_pretrained(tiny)
+        assert_holds(model, values)
+        [(left_out, reason)] = load_report(model).dropped
+        assert left_out == name
+        assert "head" in reason
+        assert f"left out {one_line(name)}: outside of" in str(load_report(model)) or "cls" in name
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("bert.encoder.layer.0.adapter.down.weight", "encoder.layer.1.lora_A", "bert.x"),
+            *("module.bert.encoder.layer.0.output.dense.bias", "teacher.embeddings.LayerNorm.bias"),
+            *("bert2.pooler.dense.bias", "a\n.encoder.x", "pooler.dense.extra"),
+        ],
+        ids=repr,
+    )
+    def test_what_may_be_of_an_encoder_is_refused(self, tiny: Path, name: str) -> None:
+        edit(tiny, lambda tensors: {**tensors, name: torch.zeros(3)})
+        with pytest.raises(WeightsError, match="1 unexpected"):
+            load_pretrained(tiny)
+
+    def test_another_model_altogether(self, tiny: Path) -> None:
+        """Where the encoder is missing, it may lie under a name that would be left out."""
+        edit(tiny, lambda tensors: {"h.0.attn.weight": torch.zeros(3)})
+        with pytest.raises(WeightsError, match=r"69 missing, 1 unexpected.*weights_tools inspect"):
+            load_pretrained(tiny)
+
+    @pytest.mark.parametrize(
+        "kind", ["QuestionAnswering", "TokenClassification", "MultipleChoice", "PreTraining"]
+    )
+    def test_what_transformers_saves(self, tmp_path: Path, kind: str) -> None:
+        """Every head is left out, whatever its shape; the encoder is transformers' own."""
+        transformers = pytest.importorskip("transformers")
+        sizes = {
+            "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 17, "max_position_embeddings": 19,
+        }  # fmt: skip
+        theirs = getattr(transformers, f"BertFor{kind}")(transformers.BertConfig(**sizes))
+        theirs.save_pretrained(tmp_path)
+        model = load_pretrained(tmp_path, num_labels=1 if kind == "MultipleChoice" else 2)
+        for name, value in theirs.bert.state_dict().items():
+            assert torch.equal(model.bert.state_dict()[name], value), name
+        report = load_report(model)
+        assert report.dropped
+        assert report.head == ""
+        assert [n for n, _ in report.newly_drawn[:2]] == ["classifier.weight", "classifier.bias"]
+        assert not model.classifier.bias.any()
+
+
 class TestFaults:
     """Each fault is put in by hand, and must be named in the one error."""
 
@@ -320,8 +409,8 @@ class TestFaults:
         model = load_pretrained(tiny)
         before = fingerprint(model), load_report(model)
         other = make_tiny(tiny.parent / "other", seed=1)
-        edit(other, lambda tensors: {**tensors, "x": torch.zeros(1)})
-        with pytest.raises(WeightsError, match="unexpected: x"):
+        edit(other, lambda tensors: {**tensors, "bert.x": torch.zeros(1)})
+        with pytest.raises(WeightsError, match=r"unexpected: bert\.x"):
             load_weights(model, other)
         assert (fingerprint(model), load_report(model)) == before
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spafit.config import BertConfig
+from spafit.errors import WeightsError
 from spafit.text.tokenization import load_tokenizer
 from spafit.weights.pretrained import load_pretrained
 from weights_tools import compare_hf, make_tiny
@@ -26,6 +27,12 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return make_tiny(tmp_path / "tiny")
+
+
+def make_config(folder: Path) -> Path:
+    """Write a config.json into a folder."""
+    (folder / "config.json").write_text(json.dumps(BertConfig().to_json_dict()))
+    return folder
 
 
 class Ran:
@@ -213,6 +220,9 @@ class TestConvert:
             ({"model": {"a": torch.zeros(3)}}, "holds 'model': dict"),
             ({"a": torch.zeros(3), "epoch": 4}, "holds 'epoch': int"),
             ({"a": torch.tensor([1.0, float("nan")])}, "a holds NaN"),
+            ({"a\x1b[1m": torch.tensor([1.0, float("inf")])}, r"a\x1b[1m holds NaN"),
+            ({"a": torch.ones(2, dtype=torch.complex64)}, "holds a as torch.complex64"),
+            ({"a": torch.ones(2, 2).to_sparse()}, "torch.sparse_coo, which a safetensors file"),
         ],
     )
     def test_other_contents(
@@ -221,6 +231,99 @@ class TestConvert:
         self.write(tmp_path, content)
         Ran(capsys, "convert", tmp_path, "--i-trust-this-file").assert_one_line_error(message)
         assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_a_whole_model_is_told_in_our_words(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], zipped: bool
+    ) -> None:
+        """Torch's own say how to load it all the same, with terminal escapes."""
+        self.write(tmp_path, torch.nn.Linear(2, 3), zipped)
+        ran = Ran(capsys, "convert", tmp_path, "--i-trust-this-file")
+        ran.assert_one_line_error("torch.nn.modules.linear.Linear", "save model.state_dict() alone")
+        with_traceback = Ran(capsys, "--debug", "convert", tmp_path, "--i-trust-this-file").err
+        for said in (ran.err, with_traceback):
+            assert "weights_only" not in said
+            assert "\x1b" not in said
+
+    @pytest.mark.parametrize(
+        ("content", "remedy"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run `git lfs pull`"),
+            (b"<!DOCTYPE html>", "it is a web page"),
+            (b"\x80\x04N.", "it is damaged, or not the names and tensors"),
+            (b"\x89HDF\r\n", "it is damaged, or not the names and tensors"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+    def test_what_is_no_pickle_of_torch(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        name: str,
+        content: bytes,
+        remedy: str,
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        ran = Ran(capsys, "convert", tmp_path, "--i-trust-this-file")
+        if name.endswith(".json") and remedy.startswith("it is damaged"):
+            remedy = "cannot be used"
+        ran.assert_one_line_error(name, remedy)
+        assert "weights_only" not in ran.err
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    def write_parts(self, folder: Path, **places: str) -> Path:
+        """Write two files and their index, or one with other places."""
+        names = sorted(self.TENSORS)
+        numbers = dict.fromkeys(names, 2) | {names[0]: 1}
+        parts = {name: f"pytorch_model-0000{numbers[name]}-of-00002.bin" for name in names}
+        for part in set(parts.values()):
+            held = {name: self.TENSORS[name] for name in names if parts[name] == part}
+            torch.save(held, folder / part)
+        index = folder / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {**parts, **places}}))
+        return index
+
+    @pytest.mark.parametrize("named", ["folder", "index"])
+    def test_several_files(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], named: str
+    ) -> None:
+        index = self.write_parts(tmp_path)
+        source = index if named == "index" else tmp_path
+        assert Ran(capsys, "convert", source, "--i-trust-this-file").code == 0
+        found = load_file(tmp_path / "model.safetensors")
+        assert found.keys() == self.TENSORS.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in self.TENSORS.items())
+
+    @pytest.mark.parametrize(
+        ("places", "message"),
+        [
+            ({"bert.a": "../x.bin"}, "'../x.bin', which is not the plain name of a .bin file"),
+            ({"bert.a": "/etc/passwd"}, "which is not the plain name"),
+            ({"bert.a": "x.safetensors"}, "not the plain name of a .bin file"),
+            ({"more": "x.bin"}, "x.bin does not exist"),
+            ({"more": "pytorch_model-00001-of-00002.bin"}, "names more, which its files lack"),
+            ({"bert.ids": "pytorch_model-00001-of-00002.bin"}, "holds bert.ids, which pytorch_m"),
+            ({"bert.a": "pytorch_model-00002-of-00002.bin"}, "names bert.a, which its files lack"),
+        ],
+    )
+    def test_several_files_that_do_not_agree(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        places: dict[str, str],
+        message: str,
+    ) -> None:
+        self.write_parts(tmp_path, **places)
+        Ran(capsys, "convert", tmp_path, "--i-trust-this-file").assert_one_line_error(message)
+        assert not (tmp_path / "model.safetensors").exists()
+
+    def test_one_file_and_several(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.write_parts(tmp_path)
+        with pytest.raises(WeightsError, match=r"index\.json.*python -m weights_tools convert"):
+            load_pretrained(make_config(tmp_path))
+        single = self.write(tmp_path, self.TENSORS)
+        Ran(capsys, "convert", tmp_path, "--i-trust-this-file").assert_one_line_error("has both")
+        assert Ran(capsys, "convert", single, "--i-trust-this-file").code == 0
 
     @pytest.mark.parametrize("length", [0, 1, 100, 700])
     def test_a_truncated_file(

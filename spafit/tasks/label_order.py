@@ -1,0 +1,68 @@
+"""Which label each output of a model's head stands for, by the names of the labels."""
+
+from __future__ import annotations
+
+import warnings
+
+from spafit.bert import BertForSequenceClassification
+from spafit.errors import DataError, listed, one_line
+from spafit.tasks.table import GlueTask
+from spafit.tasks.task import Dataset, Task
+from spafit.weights.heads import plain
+from spafit.weights.pretrained import LoadReport
+
+
+def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple[str, ...]:
+    """Return the label names in the order of the logits; empty for a score.
+
+    A trained model has its own order, and so has a head that was taken from a file with names for
+    its rows; otherwise it is the task's. Labels are compared by name, because files and models
+    number them differently. A warning says if the names of a file's head are not the task's.
+
+    Raises
+    ------
+    DataError
+        If the names are not the task's, or the head has a different number of outputs.
+    """
+    task, adaptation = dataset.task, model.adaptation
+    trained = None if adaptation is None else adaptation.labels
+    names = task.labels if trained is None else trained
+    if set(names) != set(task.labels):
+        raise DataError(
+            f"the model was trained for the labels {', '.join(names) or 'of a score'}, "
+            f"{task.display} has {', '.join(task.labels) or 'a score'}; use a model for this task"
+        )
+    if model.num_labels != task.num_labels:
+        raise DataError(
+            f"{task.display} needs a head with {task.num_labels} outputs, this model's has "
+            f"{model.num_labels}; load it with num_labels={task.num_labels}"
+        )
+    # While adapters are disabled, the head is the one that was loaded.
+    is_as_loaded = trained is None or (adaptation is not None and adaptation.disabled > 0)
+    report = getattr(model, "load_report", None)
+    if not is_as_loaded or not isinstance(report, LoadReport) or report.labels is None:
+        return names
+    order = _as_task_labels(report.labels, task)
+    if order is None:
+        warnings.warn(
+            f"the head from {one_line(str(report.folder))} names its outputs "
+            f"{listed(report.labels, ', ')}; they are taken for {task.display}'s "
+            f"{listed(names, ', ')}, in this order. If both are the same labels, write the latter "
+            "names into id2label in a copy of the config.json",
+            stacklevel=3,
+        )
+    return names if order is None else order
+
+
+def _as_task_labels(names: tuple[str, ...], task: Task) -> tuple[str, ...] | None:
+    """Return the task's labels in the order in which a file names them; None if it does not.
+
+    A file may also name them as the task's data files spell them.
+    """
+    spellings = (task.labels, task.spelling) if isinstance(task, GlueTask) else (task.labels,)
+    for spelling in spellings:
+        labels = dict(zip(plain(spelling), task.labels, strict=False))
+        order = tuple(labels[name] for name in plain(names) if name in labels)
+        if len(order) == len(labels) == len(task.labels):
+            return order
+    return None
