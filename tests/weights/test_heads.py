@@ -78,6 +78,7 @@ class TestKind:
             ({"architectures": ["BertForQuestionAnswering"]}, "BertForQuestionAnswering, no BertF"),
             ({"architectures": ["BertModel", "BertCRF"]}, "name BertCRF"),
             ({"architectures": ["BertForMultiLabelSequenceClassification"]}, "BertForMultiLabel"),
+            ({"architectures": ["BertMulti_labelForSequenceClassification"]}, "name BertMulti_"),
             ({"architectures": "BertForTokenClassification"}, "BertForTokenClassification"),
             ({"architectures": ["a\x1b[1m\n"]}, r"name a\x1b[1m\n, no"),
             ({"architectures": [3]}, "name 3, no"),
