@@ -48,6 +48,14 @@ def as_seed(text: str) -> int:
     return int(text)
 
 
+def as_delimiter(text: str) -> str:
+    """Parse the character between the fields of a table."""
+    character = "\t" if text in ("tab", "\\t") else text
+    if len(character) != 1 or character in '\r\n"':
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not one character, nor the word tab")
+    return character
+
+
 def as_name(text: str) -> str:
     """Parse the name of a model or a folder; an empty one would mean the current folder.
 

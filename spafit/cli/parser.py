@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from spafit.cli import commands, doctor
+from spafit.cli.evaluating import evaluate_run
 from spafit.cli.option_types import (
+    as_delimiter,
     as_name,
     as_number,
     as_path,
@@ -23,11 +25,17 @@ from spafit.cli.option_types import (
     as_whole,
     one_line,
 )
+from spafit.cli.own_data import DataOptions, read_class_weights
+from spafit.cli.predicting import predict_rows, predict_texts, refuse_to_replace, write_submissions
+from spafit.cli.trained import Trained
+from spafit.cli.training import ModelOptions, run_train
 from spafit.demo.run import run_demo
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
+from spafit.files.replacing import refuse_place
 from spafit.machine.precision import PRECISIONS
 from spafit.runs.progress import lasting
 from spafit.tasks.download import glue_cache
+from spafit.tasks.own_files import TableForm
 from spafit.training.settings import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 from spafit.version import __version__
 from spafit.weights.pretrained import LARGEST_COPIED_BYTES
@@ -47,6 +55,10 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "decay_biases": (bool, "let biases decay too"),
     "warmup": (as_number, "share of the steps over which the learning rate rises"),
     "max_grad_norm": (as_number, "norm to which the gradient is clipped; 0: no clipping"),
+    "metric": (str, "metric by which the best epoch is chosen, such as macro_f1"),
+    "class_weights": (str, 'weights of labels in the loss: "balanced", or a JSON file'),
+    "label_smoothing": (as_number, "share of the loss that is spread over all labels"),
+    "early_stopping": (as_whole, "evaluations without a better score after which to stop"),
     "max_length": (as_whole, "tokens per example (default: the model's maximum)"),
     "eval_every": (as_whole, "steps between evaluations (default: an epoch)"),
     "save_every": (as_whole, "steps between checkpoints (default: every 10 minutes)"),
@@ -195,37 +207,82 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     elif parsed.verb == "train":
         _train(parsed)
     elif parsed.verb == "eval":
-        commands.run_eval(parsed.run, parsed.data, parsed.split, parsed.model, parsed.mapped)
-    else:
-        if parsed.output is not None and parsed.input is None:
-            raise ConfigError("--output needs --input; --submission names its files itself")
-        commands.run_predict(
-            parsed.run,
-            parsed.input,
-            parsed.output,
-            parsed.submission,
+        trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average)
+        evaluate_run(
+            trained,
             parsed.data,
-            parsed.model,
-            parsed.mapped,
+            parsed.split,
+            form=trained.table_form(parsed.delimiter, parsed.unquoted),
+            max_bad_rows=0,
+            errors=parsed.errors,
         )
+    else:
+        _predict(parsed)
     return 0
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
-    commands.run_train(
-        parsed.task,
+    without = ("recompute", "class_weights")
+    settings = {name: getattr(parsed, name) for name in _SETTINGS if name not in without}
+    run_train(
+        DataOptions(
+            task=parsed.task,
+            data=glue_cache() if parsed.data is None else parsed.data,
+            dev=parsed.dev,
+            text=parsed.text,
+            text2=parsed.text2,
+            label=parsed.label,
+            regression=parsed.regression,
+            form=TableForm(parsed.delimiter, not parsed.unquoted),
+            dev_share=parsed.dev_share,
+            split_seed=parsed.split_seed,
+            max_bad_rows=parsed.max_bad_rows,
+        ),
         _plan_options(parsed),
-        parsed.model,
-        parsed.revision,
-        glue_cache() if parsed.data is None else parsed.data,
+        ModelOptions(
+            parsed.model,
+            parsed.revision,
+            parsed.split_special_tokens,
+            parsed.lowercase,
+            parsed.mapped,
+        ),
         parsed.seeds,
-        TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings),
-        parsed.max_bad_rows,
-        parsed.split_special_tokens,
-        parsed.lowercase,
-        parsed.mapped,
+        TrainConfig(
+            seed=parsed.seeds[0],
+            recompute=tuple(parsed.recompute),
+            class_weights=read_class_weights(parsed.class_weights),
+            **settings,
+        ),
     )
+
+
+def _predict(parsed: argparse.Namespace) -> None:
+    if parsed.output is not None and parsed.input is None:
+        raise ConfigError("--output needs --input; --submission names its files itself")
+    if parsed.text2 and not parsed.text:
+        raise ConfigError("--text2 needs --text")
+    output = None if parsed.output == Path("-") else parsed.output
+    is_stream = parsed.input == Path("-")
+    if output is not None:
+        refuse_place(output)
+        refuse_to_replace(output, None if is_stream else parsed.input)
+    if parsed.submission is not None:
+        refuse_place(parsed.submission, is_folder=True)
+    trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average)
+    if parsed.text:
+        predict_texts(trained, parsed.text, parsed.text2, probabilities=parsed.probabilities)
+    elif parsed.submission is not None:
+        data = parsed.data or Path(trained.recorded("data", "--data"))
+        write_submissions(trained, data, parsed.submission)
+    else:
+        predict_rows(
+            trained,
+            sys.stdin.buffer if is_stream else parsed.input,
+            output,
+            probabilities=parsed.probabilities,
+            form=trained.table_form(parsed.delimiter, parsed.unquoted),
+            max_bad_rows=0,
+        )
 
 
 def _plan_options(parsed: argparse.Namespace) -> commands.PlanOptions:
@@ -275,18 +332,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_train_options(
         verb(
             "train",
-            "fine-tune on a GLUE task",
+            "fine-tune on a GLUE task, or on data of your own",
             "spafit train --task rte --method SPAFIT-4-9-II --data glue --out runs/rte "
-            "--seeds 0 1 2",
+            "--seeds 0 1 2\n"
+            "  spafit train --data tickets.csv --text text --label label --method SPAFIT-4-9-II "
+            "--out runs/tickets",
         )
     )
     evaluate = verb("eval", "score a run on a labelled split", "spafit eval runs/rte")
     _add_run_options(evaluate)
     evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
+    evaluate.add_argument(
+        "--errors", type=as_path, metavar="FILE", help="write all wrong predictions, with texts"
+    )
     predict = verb(
         "predict",
         "predict with a run",
-        "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR",
+        "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR\n"
+        '  spafit predict runs/tickets --text "my invoice is wrong" --probabilities',
     )
     _add_run_options(predict)
     _add_predict_options(predict)
@@ -338,21 +401,46 @@ def _add_download_options(download: argparse.ArgumentParser) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=as_path, help="run folder of spafit train")
-    parser.add_argument("--data", type=as_path, help="GLUE's root; default: as in training")
+    parser.add_argument(
+        "--data",
+        type=as_path,
+        help="GLUE's root, or a file of your own; default: as in training",
+    )
+    parser.add_argument(
+        "--average",
+        action="store_true",
+        help="average the probabilities of all seeds in the folder, instead of taking the best",
+    )
+    _add_table_options(parser)
     parser.add_argument("--model", type=as_name, help="folder or hub name; default: as in training")
     _add_no_mapped(parser)
 
 
 def _add_predict_options(predict: argparse.ArgumentParser) -> None:
     target = predict.add_mutually_exclusive_group(required=True)
-    target.add_argument("--input", type=as_path, metavar="FILE", help="TSV, JSONL or parquet file")
+    target.add_argument(
+        "--input",
+        type=as_path,
+        metavar="FILE",
+        help="CSV, TSV, JSONL or parquet file; - is standard input",
+    )
+    target.add_argument("--text", nargs="+", metavar="TEXT", help="predict texts given here")
     target.add_argument(
         "--submission",
         type=as_path,
         metavar="DIR",
         help="write GLUE's submission file for the test split",
     )
-    predict.add_argument("--output", type=as_path, metavar="FILE", help="default: standard output")
+    predict.add_argument("--text2", nargs="+", metavar="TEXT", default=[], help="of pairs")
+    predict.add_argument(
+        "--output",
+        type=as_path,
+        metavar="FILE",
+        help="TSV, CSV or JSONL by its extension; default: standard output, as TSV",
+    )
+    predict.add_argument(
+        "--probabilities", action="store_true", help="write the probability of every label, too"
+    )
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -375,7 +463,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--task", required=True, help="a GLUE task, such as rte")
+    train.add_argument("--task", help="a GLUE task, such as rte; or a name for data of your own")
     train.add_argument("--method", required=True, help="as for spafit plan")
     train.add_argument(
         "--model",
@@ -385,7 +473,13 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
     _add_no_mapped(train)
-    train.add_argument("--data", type=as_path, help="GLUE's root; default: the download cache")
+    train.add_argument(
+        "--data",
+        type=as_path,
+        help="GLUE's root (default: the download cache), or a file of your own: CSV, TSV, JSONL, "
+        "parquet",
+    )
+    _add_own_data_options(train)
     _add_settings(train, "out", "overwrite")
     train.add_argument(
         "--max-bad-rows",
@@ -426,6 +520,39 @@ def _add_no_mapped(parser: argparse.ArgumentParser) -> None:
         const=False,
         help="copy the weights, if another program may write to their file (default: those of more "
         f"than {LARGEST_COPIED_BYTES >> 20} MiB are mapped)",
+    )
+
+
+def _add_own_data_options(train: argparse.ArgumentParser) -> None:
+    group = train.add_argument_group("data of your own")
+    group.add_argument(
+        "--dev", type=as_path, metavar="FILE", help="rows to evaluate on; default: split off"
+    )
+    group.add_argument("--text", metavar="COLUMN", help="column of the text (default text)")
+    group.add_argument("--text2", metavar="COLUMN", help="column of the second text of a pair")
+    group.add_argument("--label", metavar="COLUMN", help="column of the label (default label)")
+    group.add_argument("--regression", action="store_true", help="labels are scores, of any range")
+    group.add_argument(
+        "--dev-share",
+        type=as_number,
+        default=0.2,
+        help="share of the rows that is split off, of each label alike (default %(default)s)",
+    )
+    group.add_argument(
+        "--split-seed", type=as_seed, default=0, help="seed of the split (default %(default)s)"
+    )
+    _add_table_options(group)
+
+
+def _add_table_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--delimiter",
+        type=as_delimiter,
+        metavar="CHARACTER",
+        help='of a CSV or TSV file, or "tab"; default: found from its first line',
+    )
+    group.add_argument(
+        "--unquoted", action="store_true", help="a quote in a CSV or TSV file is just a character"
     )
 
 

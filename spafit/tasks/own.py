@@ -40,6 +40,7 @@ def dataset(
     regression: bool = False,
     name: str | None = None,
     form: TableForm | None = None,
+    labelled: bool = False,
     max_bad_rows: int = 0,
 ) -> Dataset:
     """Make a data set of your own data.
@@ -63,6 +64,8 @@ def dataset(
         Name of the task; by default that of the file.
     form : TableForm, optional
         How a CSV or TSV file is written, if not as its extension and its first line show.
+    labelled : bool
+        Whether a row without a label is malformed.
     max_bad_rows : int
         How many malformed rows, and rows without a label, may be left out of a file.
 
@@ -80,11 +83,18 @@ def dataset(
         path = Path(data).expanduser()
         sha256 = sha256_of_data(path)
         shape = task or _shape(text, text2, label, name or path.stem)
-        rows = read_rows(shape, path, form=form, max_bad_rows=max_bad_rows, any_label=task is None)
+        rows = read_rows(
+            shape,
+            path,
+            form=form,
+            max_bad_rows=max_bad_rows,
+            labelled=labelled,
+            any_label=task is None,
+        )
         source = str(path)
     else:
         shape, records = _from_memory(data, labels, task, text, text2, label, name or "own")
-        parse = partial(from_record, shape, task is None)
+        parse = partial(from_record, shape, labelled, task is None)
         rows = Rows("the data", records, parse, max_bad_rows)
         source, sha256 = "memory", ""
     examples = tuple(rows)

@@ -70,6 +70,7 @@ def read_rows(
     *,
     form: TableForm | None = None,
     max_bad_rows: int = 0,
+    labelled: bool = False,
     any_label: bool = False,
 ) -> Rows:
     """Return the examples of a file or a stream one after the other, without keeping them.
@@ -80,7 +81,7 @@ def read_rows(
         Its fields are the columns of the texts and of the label, which may be missing.
     source : Path or binary stream
         A stream holds JSON objects if it begins with ``{``, else a table with a header.
-    form, max_bad_rows
+    form, labelled, max_bad_rows
         As for :func:`dataset`.
     any_label : bool
         Whether to take labels as they come, instead of only those of the task.
@@ -89,7 +90,7 @@ def read_rows(
     ending = source.suffix.lower() if isinstance(source, Path) else None
     if isinstance(source, Path):
         require_file(source)
-    parse = partial(from_record, task, any_label)
+    parse = partial(from_record, task, labelled, any_label)
     if ending == ".parquet" and isinstance(source, Path):
         return Rows(name_of(source), parquet_records(source), parse, max_bad_rows)
     if ending == ".jsonl":
@@ -115,14 +116,18 @@ def _parsed(parse: Any) -> Any:
     return lambda line: parse(json_object(line))
 
 
-def from_record(task: Task, any_label: bool, record: Mapping[str, object]) -> Fields:
+def from_record(
+    task: Task, labelled: bool, any_label: bool, record: Mapping[str, object]
+) -> Fields:
     """Return the fields of a row by the names of its columns (see :func:`read_rows`)."""
     texts = [text_of(record, name) for name in task.fields]
     label: Label | None = _label_name(record.get(task.label_field))
-    if any_label:
-        if label is None and task.label_field in record:
-            raise MalformedRowError(f"there is no label in the column {task.label_field!r:.80}")
-    elif label is not None:
+    if label is None and (labelled or (any_label and task.label_field in record)):
+        raise MalformedRowError(
+            f"there is no label in the column {task.label_field!r:.80}; the columns are "
+            f"{', '.join(map(str, record)):.200}, and --label names it"
+        )
+    if label is not None and not any_label:
         label = _known_label(task, str(label))
     others = {
         str(name): as_text(value)

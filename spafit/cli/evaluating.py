@@ -1,0 +1,195 @@
+"""``spafit eval``: score a run on labelled rows, and show where it is wrong."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from spafit.cli.own_data import own_dataset, report_bad_rows
+from spafit.cli.trained import Trained
+from spafit.errors import ConfigError, DataError
+from spafit.files.replacing import replacing
+from spafit.tasks import glue, own, scoring
+from spafit.tasks.metrics import Floats, Ints, of_each_class
+from spafit.tasks.own_files import TableForm
+from spafit.tasks.table import GlueTask
+from spafit.tasks.task import Dataset, Label
+
+_SHOWN_MISTAKES = 10
+_SHOWN_CONFUSIONS = 10
+
+
+def evaluate_run(
+    trained: Trained,
+    data: Path | None,
+    split: str,
+    *,
+    form: TableForm,
+    max_bad_rows: int,
+    errors: Path | None,
+) -> None:
+    """Score a run, print the scores and the mistakes, and write all mistakes if asked to."""
+    for number, dataset in enumerate(_datasets(trained, data, split, form, max_bad_rows)):
+        report_bad_rows(dataset)
+        if None in dataset.labels:
+            raise DataError(f"{dataset.source} has no labels to score against; predict it instead")
+        labels, probabilities = trained.predict(dataset)
+        print(evaluation_screen(dataset, labels, probabilities))
+        if errors is not None and number == 0:
+            write_mistakes(errors, dataset, labels, probabilities)
+
+
+def _datasets(
+    trained: Trained, data: Path | None, split: str, form: TableForm, max_bad_rows: int
+) -> list[Dataset]:
+    """Read the rows to score; of MNLI both halves."""
+    task = trained.task
+    if not isinstance(task, GlueTask) or (data is not None and data.is_file()):
+        if data is not None:
+            found = own.dataset(
+                data, task=task, form=form, labelled=True, max_bad_rows=max_bad_rows
+            )
+            return [dataclasses.replace(found, split=data.name)]
+        return [own_dataset(task, trained.record, split, form, max_bad_rows)]
+    folder = Path(trained.recorded("data", "--data")) if data is None else data
+    names = [task.name] if task.name != "mnli" else ["mnli", "mnli-mm"]
+    read = []
+    for name in names:
+        try:
+            found = glue.load(name, split, folder, max_bad_rows=max_bad_rows)
+        except DataError as error:
+            if name == names[0]:
+                raise
+            print(f"{name} left out: {error}", file=sys.stderr)
+            continue
+        metric = trained.record["settings"].get("metric")
+        read.append(dataclasses.replace(found, task=found.task.with_metric(metric)))
+    return read
+
+
+def evaluation_screen(
+    dataset: Dataset, labels: list[Label], probabilities: Floats | None, width: int | None = None
+) -> str:
+    """Return the scores of predictions, beside the majority's, and where they are wrong.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With labels.
+    labels : list of str or float
+        The predictions.
+    probabilities : numpy.ndarray, (n, C), or None
+        In the order of the task's labels.
+    width : int, optional
+        Columns of the screen; by default those of the terminal.
+    """
+    task, true = dataset.task, dataset.labels
+    width = width or shutil.get_terminal_size().columns
+    scores = scoring.compute(task, labels, true, probabilities)
+    bounds = scoring.intervals(task, labels, true, probabilities)
+    majority = scoring.majority(task, true)
+    constant = "mean" if task.is_regression else "commonest class"
+    lines = []
+    for name, score in scores.items():
+        low, high = bounds[name]
+        lines.append(
+            f"{task.display} {dataset.split} ({len(dataset)} examples): {name} {score:.4f}   "
+            f"(always the {constant}: {majority[name]:.4f})"
+        )
+        lines.append(f"    95 % of bootstrap samples: {low:.4f} to {high:.4f}")
+    if not task.is_regression:
+        k = scoring.confusion_matrix(task, labels, true)
+        lines += ["", *_class_table(task.labels, k), "", *_confusions(task.labels, k, width)]
+    wrong = scoring.mistakes(task, labels, true, probabilities)
+    if wrong:
+        farthest = "farthest" if task.is_regression else "most confident"
+        lines += ["", f"the {farthest} of {len(wrong)} mistakes:"]
+    for each in wrong[:_SHOWN_MISTAKES]:
+        example = dataset[each.row]
+        said = _label(each.predicted), _label(each.true)
+        identity = " ".join(f"{name} {value}" for name, value in example.carried.items())
+        start = (
+            f"  {each.weight:.3f}  {said[0]}, is {said[1]} ({identity or f'row {example.index}'}): "
+        )
+        texts = " | ".join(text for text in (example.text_a, example.text_b) if text)
+        lines.append(_cut(start + " ".join(texts.split()), max(width, 60)))
+    return "\n".join(lines)
+
+
+def _class_table(names: tuple[str, ...], k: Ints) -> list[str]:
+    """Return precision, recall, F1 and support of every class."""
+    found = of_each_class(k)
+    wide = max(5, *map(len, names))
+    lines = [f"{'':>5}{'label':<{wide}}  precision  recall      F1    rows"]
+    for number, name in enumerate(names):
+        precision, recall, f1 = (found[key][number] for key in ("precision", "recall", "f1"))
+        lines.append(
+            f"{number:>3}  {name:<{wide}}  {precision:>9.4f}  {recall:.4f}  {f1:.4f}  "
+            f"{k[number].sum():>6,}"
+        )
+    return lines
+
+
+def _confusions(names: tuple[str, ...], k: Ints, width: int) -> list[str]:
+    """Return the confusion matrix, or its largest cells off the diagonal if it is too wide."""
+    cell = max(len(f"{k.max():,}"), len(str(len(names)))) + 2
+    if 5 + cell * len(names) <= width:
+        head = "".join(f"{number:>{cell}}" for number in range(len(names)))
+        rows = [
+            f"{number:>5}" + "".join(f"{count:>{cell},}" for count in k[number])
+            for number in range(len(names))
+        ]
+        return [
+            "true label (rows) and predicted label (columns), by number:",
+            f"{'':5}{head}",
+            *rows,
+        ]
+    wrong = k - np.diag(np.diag(k))
+    order = np.argsort(wrong, axis=None)[::-1][:_SHOWN_CONFUSIONS]
+    lines = ["the commonest confusions:"]
+    for place in order:
+        true, predicted = divmod(int(place), len(names))
+        if wrong[true, predicted]:
+            lines.append(
+                _cut(
+                    f"{wrong[true, predicted]:>7,}  {names[true]} taken for {names[predicted]}",
+                    width,
+                )
+            )
+    return lines
+
+
+def write_mistakes(
+    path: Path, dataset: Dataset, labels: list[Label], probabilities: Floats | None
+) -> None:
+    """Write all wrong predictions as a table, the most confident first."""
+    wrong = scoring.mistakes(dataset.task, labels, dataset.labels, probabilities)
+    weight = "distance" if dataset.task.is_regression else "probability"
+    columns = list(dataset[0].carried) or ["row"]
+    with (
+        replacing(path, ConfigError) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        delimiter = "," if path.suffix.lower() == ".csv" else "\t"
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        writer.writerow([*columns, "label", "prediction", weight, *dataset.task.fields])
+        for each in wrong:
+            example = dataset[each.row]
+            carried = {"row": example.index, **example.carried}
+            texts = [example.text_a, example.text_b][: len(dataset.task.fields)]
+            identity = [carried.get(column, "") for column in columns]
+            writer.writerow([*identity, each.true, each.predicted, f"{each.weight:.6g}", *texts])
+    print(f"written: {path} ({len(wrong)} mistakes)")
+
+
+def _label(label: Label) -> str:
+    return label if isinstance(label, str) else f"{label:.3f}"
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 3]}..."

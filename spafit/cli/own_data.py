@@ -1,0 +1,168 @@
+"""The data of a command: a GLUE task's folder, or a file of your own with its columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spafit.config import read_json
+from spafit.errors import ConfigError, DataError
+from spafit.tasks import glue, own
+from spafit.tasks.own_files import TableForm
+from spafit.tasks.task import Dataset, Task
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The options of ``spafit train`` that name the data.
+
+    Attributes
+    ----------
+    task : str or None
+        A GLUE task; or, with a file of your own, the name that the task gets.
+    data, dev : Path, Path or None
+        GLUE's folder; or the files to train on and to evaluate on.
+    text, text2, label : str or None
+        The columns of a file of your own.
+    regression : bool
+        Whether labels are scores.
+    form : TableForm
+        How CSV and TSV files are written.
+    dev_share, split_seed : float, int
+        How train and dev are split where there is no file for dev.
+    max_bad_rows : int
+        How many malformed rows may be left out of each file.
+    """
+
+    task: str | None
+    data: Path
+    dev: Path | None = None
+    text: str | None = None
+    text2: str | None = None
+    label: str | None = None
+    regression: bool = False
+    form: TableForm = dataclasses.field(default_factory=TableForm)
+    dev_share: float = 0.2
+    split_seed: int = 0
+    max_bad_rows: int = 0
+
+    @property
+    def is_own(self) -> bool:
+        """Return whether the data is a file of your own."""
+        return not self.data.is_dir() and (self.task is None or self.data.exists())
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task, before anything is read."""
+        if self.is_own:
+            return self.task or self.data.stem
+        return glue.get_task(self._glue_task()).name
+
+    def _glue_task(self) -> str:
+        if self.task is None:
+            raise ConfigError(
+                f"{self.data} is a folder: name its GLUE task with --task, or name a file of your "
+                "own (CSV, TSV, JSONL, parquet) with --data"
+            )
+        given: dict[str, object] = {"--dev": self.dev, "--text": self.text, "--text2": self.text2}
+        given |= {"--label": self.label, "--regression": self.regression or None}
+        for option, value in given.items():
+            if value:
+                raise ConfigError(f"{option} is for a file of your own, and --data is a folder")
+        return self.task
+
+    def load(self) -> tuple[Dataset, Dataset]:
+        """Read train and dev, and print what a user should know of them before training."""
+        if not self.is_own:
+            task = self._glue_task()
+            train = glue.load(task, "train", self.data, max_bad_rows=self.max_bad_rows)
+            dev = glue.load(task, "dev", self.data, max_bad_rows=self.max_bad_rows)
+            for dataset in (train, dev):
+                report_bad_rows(dataset)
+            return train, dev
+        train = own.dataset(
+            self.data,
+            text=self.text,
+            text2=self.text2,
+            label=self.label or "label",
+            regression=self.regression,
+            name=self.task,
+            form=self.form,
+            labelled=True,
+            max_bad_rows=self.max_bad_rows,
+        )
+        if self.dev is None:
+            train, dev = own.split(train, self.dev_share, self.split_seed)
+        else:
+            dev = own.dataset(
+                self.dev,
+                task=train.task,
+                form=self.form,
+                labelled=True,
+                max_bad_rows=self.max_bad_rows,
+            )
+            train = dataclasses.replace(train, split="train")
+            dev = dataclasses.replace(dev, split="dev")
+        print(own.describe(train, dev))
+        return train, dev
+
+    def about(self) -> dict[str, Any]:
+        """Return what the record of a run says of the data."""
+        if not self.is_own:
+            return {"data": str(self.data.resolve())}
+        split = {"dev_share": self.dev_share, "split_seed": self.split_seed}
+        return {
+            "data": str(self.data.resolve()),
+            **(split if self.dev is None else {"dev": str(self.dev.resolve())}),
+            "quoted": self.form.quoted,
+        }
+
+
+def own_dataset(
+    task: Task, record: dict[str, Any], split: str, form: TableForm, max_bad_rows: int
+) -> Dataset:
+    """Read again what a run was trained or evaluated on, and check that it is the same."""
+    about = record["about"]
+    has_dev = isinstance(about.get("dev"), str)
+    path = about.get("dev" if split == "dev" and has_dev else "data")
+    if not isinstance(path, str):
+        raise ConfigError("the run's record has no data; give --data")
+    found = own.dataset(Path(path), task=task, form=form, labelled=True, max_bad_rows=max_bad_rows)
+    if not has_dev:
+        share, seed = about.get("dev_share"), about.get("split_seed")
+        if not isinstance(share, float) or not isinstance(seed, int):
+            raise ConfigError("the run's record does not say how its data was split; give --data")
+        found = own.split(found, share, seed)[0 if split == "train" else 1]
+    recorded = record.get("data", {}).get(split, {}).get("sha256")
+    if recorded is not None and recorded != found.sha256:
+        raise DataError(
+            f"{found.source} has changed since the run was trained; name the rows to score with "
+            "--data"
+        )
+    return dataclasses.replace(found, split=split)
+
+
+def report_bad_rows(dataset: Dataset) -> None:
+    """Say how many rows of a file were left out."""
+    if dataset.bad_rows:
+        print(f"{dataset.source}: {dataset.bad_rows} malformed rows left out", file=sys.stderr)
+
+
+def read_class_weights(text: str | None) -> str | dict[str, float] | None:
+    """Read ``--class-weights``: "balanced", or a JSON file of label names and weights."""
+    if text is None or text == "balanced":
+        return text
+    try:
+        weights = read_json(Path(text))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f'--class-weights is "balanced" or a JSON file such as {json.dumps({"spam": 2.0})}; '
+            f"{text!r:.200} cannot be read: {error}"
+        ) from None
+    if not isinstance(weights, dict):
+        raise ConfigError(f"{text} must hold a JSON object of label names and weights")
+    return weights

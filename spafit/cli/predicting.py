@@ -1,0 +1,183 @@
+"""``spafit predict``: write predictions of a file, a stream, texts, or a test split."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from spafit.cli.own_data import report_bad_rows
+from spafit.cli.trained import Trained
+from spafit.errors import ConfigError, DataError
+from spafit.files.replacing import refuse_place, replacing
+from spafit.tasks import glue
+from spafit.tasks.metrics import Floats
+from spafit.tasks.own_files import TableForm, read_rows
+from spafit.tasks.reading import Rows, name_of
+from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
+from spafit.tasks.table import GlueTask
+from spafit.tasks.task import Dataset, Example, Label, Task
+
+_MNLI_FAMILY = ("mnli", "mnli-mm", "ax")  # one model predicts all three
+
+_CHUNK = 4096
+"""Rows that are read, predicted and written at a time: memory does not grow with the file."""
+
+
+def predict_rows(
+    trained: Trained,
+    source: Path | BinaryIO,
+    output: Path | None,
+    *,
+    probabilities: bool,
+    form: TableForm,
+    max_bad_rows: int,
+) -> None:
+    """Predict a file or a stream, and write a table to a file or to standard output."""
+    rows = _rows(trained.task, source, form, max_bad_rows)
+    examples = iter(rows)
+    first = next(examples, None)
+    if first is None:
+        raise DataError(
+            f"{name_of(source)} holds no rows of {trained.task.display}; is it the right file, "
+            "and complete?"
+        )
+    count = 0
+    with _table(output, _columns(first), trained.task, probabilities) as write:
+        every = itertools.chain([first], examples)
+        while some := tuple(itertools.islice(every, _CHUNK)):
+            dataset = Dataset(trained.task, "input", some, name_of(source), 0, "-")
+            write(some, *trained.predict(dataset))
+            count += len(some)
+    if rows.bad_rows:
+        print(f"{name_of(source)}: {rows.bad_rows} malformed rows left out", file=sys.stderr)
+    if output is not None:
+        print(f"written: {output} ({count} predictions)")
+
+
+def predict_texts(
+    trained: Trained, texts: Sequence[str], texts2: Sequence[str], *, probabilities: bool
+) -> None:
+    """Predict texts given on the command line."""
+    if trained.task.pair != bool(texts2):
+        needs = "pairs: give --text2" if trained.task.pair else "one text: leave out --text2"
+        raise ConfigError(f"{trained.task.display} needs {needs}")
+    if texts2 and len(texts2) != len(texts):
+        raise ConfigError(f"--text has {len(texts)} texts, and --text2 {len(texts2)}")
+    seconds: Sequence[str | None] = texts2 or [None] * len(texts)
+    examples = tuple(
+        Example(row, text, second, None)
+        for row, (text, second) in enumerate(zip(texts, seconds, strict=True))
+    )
+    dataset = Dataset(trained.task, "input", examples, "--text", 0, "-")
+    with _table(None, ("row",), trained.task, probabilities) as write:
+        write(examples, *trained.predict(dataset))
+
+
+def write_submissions(trained: Trained, folder: Path, submission: Path) -> None:
+    """Write the submission files of a task and of the tasks that use the same model."""
+    if not isinstance(trained.task, GlueTask):
+        raise ConfigError(
+            f"{trained.task.display} is a task of your own, and --submission is for GLUE's; give "
+            "--input"
+        )
+    refuse_place(submission, is_folder=True)
+    names = _MNLI_FAMILY if trained.task.name == "mnli" else (trained.task.name,)
+    for name in names:
+        try:
+            dataset = glue.load(name, "test", folder)
+        except DataError as error:
+            if name == names[0]:
+                raise
+            print(f"{name} left out: {error}", file=sys.stderr)
+            continue
+        refuse_to_replace(submission / glue.get_task(name).submission, Path(dataset.source))
+        report_bad_rows(dataset)
+        labels, _ = trained.predict(dataset)
+        path = write_submission(submission, name, labels, dataset=dataset)
+        print(f"written: {path} ({len(dataset)} predictions)")
+    print(f"written: {zip_submission(submission)}")
+    missing = missing_submissions(submission)
+    if missing:
+        print(f"still missing for GLUE's server: {', '.join(missing)}")
+
+
+def refuse_to_replace(output: Path, source: Path | None) -> None:
+    """Refuse to overwrite the data with its predictions."""
+    if source is not None and source.exists() and output.exists() and output.samefile(source):
+        raise ConfigError(f"{output} is the data itself; name another file for the predictions")
+
+
+def _rows(task: Task, source: Path | BinaryIO, form: TableForm, max_bad_rows: int) -> Rows:
+    """Return the rows of a source, in GLUE's own format if it is one of its tasks."""
+    if isinstance(task, GlueTask):
+        if not isinstance(source, Path):
+            start = source.peek(1)[:1]  # type: ignore[attr-defined]
+            ending = ".jsonl" if start == b"{" else ".tsv"
+            return glue.read_rows(task, source, ending=ending, max_bad_rows=max_bad_rows)
+        if source.suffix.lower() != ".csv":
+            return glue.read_rows(task, source, max_bad_rows=max_bad_rows)
+    return read_rows(task, source, form=form, max_bad_rows=max_bad_rows)
+
+
+def _columns(first: Example) -> tuple[str, ...]:
+    """Return the columns that identify a row: those of the file, or its number."""
+    return tuple(first.carried) or ("row",)
+
+
+@contextmanager
+def _table(
+    output: Path | None, columns: tuple[str, ...], task: Task, probabilities: bool
+) -> Iterator[Any]:
+    """Yield a function that writes rows of predictions, in the form of the output's extension."""
+    if probabilities and task.is_regression:
+        raise ConfigError(f"{task.display} has scores, which have no --probabilities")
+    sure = [f"p_{label}" for label in task.labels] if probabilities else []
+    header = [*columns, "prediction", *sure]
+
+    def values(
+        examples: Sequence[Example], labels: Sequence[Label], found: Floats | None
+    ) -> Iterator[list[object]]:
+        for row, (example, label) in enumerate(zip(examples, labels, strict=True)):
+            carried = {"row": example.index, **example.carried}
+            identity = [carried.get(column, "") for column in columns]
+            shown = [] if found is None or not sure else [f"{p:.6g}" for p in found[row]]
+            yield [*identity, label, *shown]
+
+    with _opened(output) as file:
+        if output is not None and output.suffix.lower() == ".jsonl":
+
+            def write(*given: Any) -> None:
+                for row in values(*given):
+                    numbers = [float(str(p)) for p in row[len(columns) + 1 :]]
+                    record = dict(zip(header, [*row[: len(columns) + 1], *numbers], strict=True))
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+        else:
+            delimiter = "," if output is not None and output.suffix.lower() == ".csv" else "\t"
+            writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+            writer.writerow(header)
+
+            def write(*given: Any) -> None:
+                writer.writerows(values(*given))
+                file.flush()
+
+        yield write
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    """Open a file that is replaced when it is complete, or standard output."""
+    if output is None:
+        yield sys.stdout
+        return
+    with (
+        replacing(output, ConfigError) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        yield file

@@ -1,0 +1,166 @@
+"""Load what ``spafit train`` has trained: one run, or the runs of several seeds."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spafit.bert import BertForSequenceClassification
+from spafit.config import read_json
+from spafit.errors import CheckpointError, ConfigError
+from spafit.machine.precision import resolve_device, resolve_precision
+from spafit.runs.record import ADAPTER, read_record
+from spafit.tasks import glue
+from spafit.tasks.metrics import Floats
+from spafit.tasks.own_files import TableForm
+from spafit.tasks.task import Dataset, Label, Task
+from spafit.text.tokenization import Tokenizer, load_tokenizer
+from spafit.training.inference import predict, probabilities_of
+from spafit.weights.adapter_files import load_adapter, read_adapter_header
+from spafit.weights.pretrained import load_pretrained
+
+SUMMARY = "summary.json"
+"""The file that makes a folder of several seeds' runs one thing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with its tokenizer and its record."""
+
+    model: BertForSequenceClassification
+    tokenizer: Tokenizer
+    record: dict[str, Any]
+
+
+class Trained:
+    """One run, or several seeds' runs whose probabilities (or scores) are averaged.
+
+    Parameters
+    ----------
+    folder : Path
+        A run folder, or the folder of several seeds.
+    model : str, optional
+        Another place of the base model.
+    mapped : bool, optional
+        As for :func:`spafit.load_pretrained`.
+    average : bool
+        Whether to average over all seeds; otherwise the best of them is taken.
+
+    Attributes
+    ----------
+    task : Task
+        What it was trained for.
+    record : dict
+        The record of the run, or of the first one.
+    """
+
+    def __init__(
+        self, folder: Path, model: str | None, mapped: bool | None, average: bool = False
+    ) -> None:
+        self.runs = [_load(each, model, mapped) for each in _members(folder, average)]
+        self.record = self.runs[0].record
+        definition = self.record.get("definition")
+        name = self.record["task"]
+        self.task = glue.get_task(name) if definition is None else Task.from_json_dict(definition)
+        self.task = self.task.with_metric(self.record["settings"].get("metric"))
+
+    def predict(self, dataset: Dataset) -> tuple[list[Label], Floats | None]:
+        """Predict examples; return their labels, and probabilities (n, C) in the task's order."""
+        found = []
+        for run in self.runs:
+            settings = run.record["settings"]
+            max_length, precision = settings["max_length"], settings["precision"]
+            found.append(
+                predict(
+                    run.model, run.tokenizer, dataset, max_length=max_length, precision=precision
+                )
+            )
+        if dataset.task.is_regression:
+            if len(found) == 1:
+                return list(found[0].labels), None
+            scores = np.array([each.labels for each in found], dtype=np.float64)
+            return scores.mean(axis=0).tolist(), None
+        every = [probabilities_of(each.logits, each.names, dataset.task) for each in found]
+        probabilities = np.mean(np.stack([each for each in every if each is not None]), axis=0)
+        if len(found) == 1:
+            return list(found[0].labels), probabilities
+        return [dataset.task.labels[k] for k in probabilities.argmax(axis=1)], probabilities
+
+    def table_form(self, delimiter: str | None, unquoted: bool) -> TableForm:
+        """Return how a table is written: as asked for, else as that of the training data was."""
+        about = self.record["about"]
+        quoted = False if unquoted else about.get("quoted", True)
+        return TableForm(delimiter, quoted if isinstance(quoted, bool) else True)
+
+    def recorded(self, key: str, option: str) -> str:
+        """Return an entry of the record, or say which option replaces it."""
+        value = self.record["about"].get(key)
+        if not isinstance(value, str):
+            raise ConfigError(f"the run's record has no {key}; give {option}")
+        return value
+
+
+def _members(folder: Path, average: bool) -> list[Path]:
+    """Return the run folders to load."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        if average:
+            raise ConfigError(f"{folder} is one run; --average is for a folder of several seeds")
+        return [folder]
+    try:
+        summary = read_json(path)
+        members = [folder / name for name in summary["runs"]]
+        best = folder / summary["best"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r:.200}") from None
+    if not average:
+        print(f"{folder}: the best of {len(members)} seeds, {best.name}", file=sys.stderr)
+    return members if average else [best]
+
+
+def _load(folder: Path, model: str | None, mapped: bool | None) -> Run:
+    """Load a run's base model, its adapter and its tokenizer."""
+    record = read_record(folder)
+    about = record["about"]
+    name = model or about.get("model")
+    if not isinstance(name, str):
+        raise ConfigError("the run's record has no model; give --model")
+    revision = None if model else about.get("revision")
+    header = read_adapter_header(folder / ADAPTER)
+    network = load_pretrained(name, num_labels=header.num_labels, revision=revision, mapped=mapped)
+    load_adapter(network, folder / ADAPTER)
+    _place(network, record["settings"])
+    tokenizer = load_tokenizer(
+        name,
+        revision=revision,
+        lowercase=_flag(record, "lowercase", None),
+        split_special_tokens=_flag(record, "split_special_tokens", False),
+    )
+    return Run(network, tokenizer, record)
+
+
+def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:
+    """Move a model to the run's device; if that is not available, report it and choose another."""
+    try:
+        device = resolve_device(settings["device"])
+        resolve_precision(settings["precision"], device)
+    except ConfigError as error:
+        device = resolve_device("auto")
+        settings["precision"] = resolve_precision("auto", device)
+        print(f"using {settings['precision']} on {device}: {error}", file=sys.stderr)
+    network.to(device)
+
+
+def _flag(record: dict[str, Any], key: str, default: bool | None) -> bool | None:
+    """Return what a run's record says of its tokenizer, or the default of older records."""
+    value = record["about"].get(key, default)
+    if value is not default and not isinstance(value, bool):
+        raise ConfigError(
+            f"the run's record is damaged: {key} is {value!r:.80}, expected true or false; correct "
+            "run.json, or train again"
+        )
+    return value

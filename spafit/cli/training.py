@@ -1,0 +1,128 @@
+"""``spafit train``: fine-tune for one seed or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from spafit.cli.commands import PlanOptions
+from spafit.cli.own_data import DataOptions
+from spafit.cli.trained import SUMMARY
+from spafit.errors import ConfigError
+from spafit.files.replacing import refuse_place, replacing
+from spafit.runs.record import refuse_other_run
+from spafit.strata import adapt
+from spafit.tasks.metrics import is_better
+from spafit.text.tokenization import load_tokenizer
+from spafit.training.fit import fit
+from spafit.training.result import Result, result_screen, spread_screen
+from spafit.training.settings import TrainConfig
+from spafit.weights.hub import pinned_revision
+from spafit.weights.pretrained import load_pretrained, load_report
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """The options that name the model and say how it is read."""
+
+    model: str
+    revision: str | None = None
+    split_special_tokens: bool = False
+    lowercase: bool | None = None
+    mapped: bool | None = None
+
+
+def run_train(
+    data: DataOptions, plan: PlanOptions, base: ModelOptions, seeds: list[int], config: TrainConfig
+) -> None:
+    """Fine-tune for one seed or several, and print one screen for each."""
+    if data.max_bad_rows < 0:
+        raise ConfigError(
+            f"--max-bad-rows must be a whole number of at least 0: {data.max_bad_rows}"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    if config.out is not None and len(seeds) > 1:
+        configs = [
+            dataclasses.replace(each, out=Path(config.out) / f"seed-{each.seed}")
+            for each in configs
+        ]
+    for each in configs:
+        if each.out is not None:
+            refuse_place(Path(each.out), is_folder=True)
+        if each.out is not None and not each.overwrite:
+            # Check all of them now, before hours of training.
+            refuse_other_run(each.out, data.task_name, each.seed)
+    train, dev = data.load()
+    tokenizer = load_tokenizer(
+        base.model,
+        revision=base.revision,
+        lowercase=base.lowercase,
+        split_special_tokens=base.split_special_tokens or None,
+    )
+    results: list[Result] = []
+    for seed, seeded in zip(seeds, configs, strict=True):
+        network = load_pretrained(
+            base.model,
+            num_labels=train.task.num_labels,
+            revision=base.revision,
+            seed=seed,
+            mapped=base.mapped,
+        )
+        summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=seed)
+        if seed == seeds[0]:
+            print(load_report(network))
+            print(summary)
+        is_folder = Path(base.model).is_dir()
+        about = {
+            "model": str(Path(base.model).resolve()) if is_folder else base.model,
+            "revision": base.revision,
+            "commit": pinned_revision(base.model, base.revision),
+            **data.about(),
+            "split_special_tokens": tokenizer.split_special_tokens,
+            "lowercase": base.lowercase,
+        }
+        results.append(fit(network, tokenizer, train, dev, seeded, about=about))
+        print(result_screen(results[-1], summary, train.task.display))
+    if len(results) > 1:
+        print(spread_screen(results, seeds))
+        if config.out is not None:
+            path = _write_summary(Path(config.out), results, seeds, train.task.name, plan.method)
+            print(f"\nwritten: {path}")
+
+
+def _write_summary(
+    folder: Path, results: list[Result], seeds: list[int], task: str, method: str
+) -> Path:
+    """Write mean, deviation and best of several seeds' runs into their common folder."""
+    first = next(iter(results[0].metrics))
+    best = 0
+    for number, result in enumerate(results):
+        if is_better(first, result.metrics[first], results[best].metrics[first]):
+            best = number
+    scores: dict[str, Any] = {}
+    for name, majority in results[0].majority.items():
+        values = [result.metrics[name] for result in results]
+        scores[name] = {
+            "mean": statistics.mean(values),
+            "standard_deviation": statistics.stdev(values),
+            "best": values[best],
+            "majority": majority,
+            "values": values,
+        }
+    summary = {
+        "task": task,
+        "method": method,
+        "seeds": seeds,
+        "runs": [f"seed-{seed}" for seed in seeds],
+        "best": f"seed-{seeds[best]}",
+        "metrics": scores,
+    }
+    path = folder / SUMMARY
+    with replacing(path, ConfigError) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return path
