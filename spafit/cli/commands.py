@@ -17,6 +17,7 @@ from spafit.files.replacing import refuse_place, replacing
 from spafit.machine.precision import resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
+from spafit.runs.identity import require_trained_with
 from spafit.runs.record import ADAPTER, read_record, refuse_other_run
 from spafit.strata import adapt
 from spafit.tasks import glue, metrics
@@ -108,8 +109,7 @@ def run_train(
     train = glue.load(task, "train", data, max_bad_rows=max_bad_rows)
     dev = glue.load(task, "dev", data, max_bad_rows=max_bad_rows)
     for dataset in (train, dev):
-        if dataset.bad_rows:
-            print(f"{dataset.source}: {dataset.bad_rows} malformed rows left out", file=sys.stderr)
+        _report_bad_rows(dataset)
     tokenizer = load_tokenizer(
         model, revision=revision, split_special_tokens=split_special_tokens or None
     )
@@ -128,6 +128,7 @@ def run_train(
             "commit": pinned_revision(model, revision),
             "data": str(data.resolve()),
             "split_special_tokens": tokenizer.split_special_tokens,
+            "max_bad_rows": max_bad_rows,
         }
         results.append(fit(network, tokenizer, train, dev, seeded, about=about))
         print(result_screen(results[-1], summary, train.task.display))
@@ -135,19 +136,27 @@ def run_train(
         print(spread_screen(results, seeds))
 
 
-def run_eval(run: Path, data: Path | None, split: str, model: str | None) -> None:
+def run_eval(
+    run: Path,
+    data: Path | None,
+    split: str,
+    model: str | None,
+    max_bad_rows: int | None = None,
+) -> None:
     """Score a run's adapter on a labelled split."""
     network, tokenizer, record = _load_run(run, model)
+    max_bad_rows = _bad_rows_allowed(record, max_bad_rows)
     folder = Path(_recorded(record, "data", "--data")) if data is None else data
     names = [record["task"]] if record["task"] != "mnli" else ["mnli", "mnli-mm"]
     for name in names:
         try:
-            dataset = glue.load(name, split, folder)
+            dataset = glue.load(name, split, folder, max_bad_rows=max_bad_rows)
         except DataError as error:
             if name == names[0]:
                 raise
             print(f"{name} left out: {error}", file=sys.stderr)
             continue
+        _report_bad_rows(dataset)
         scores = evaluate(
             network,
             tokenizer,
@@ -170,6 +179,7 @@ def run_predict(
     submission: Path | None,
     data: Path | None,
     model: str | None,
+    max_bad_rows: int | None = None,
 ) -> None:
     """Predict a file, or write the submission file of the run's task."""
     if output is not None:
@@ -189,7 +199,10 @@ def run_predict(
         ).labels
 
     if input_file is not None:
-        _predict_file(glue.read_file(record["task"], input_file), labels_of, output)
+        allowed = _bad_rows_allowed(record, max_bad_rows)
+        dataset = glue.read_file(record["task"], input_file, max_bad_rows=allowed)
+        _report_bad_rows(dataset)
+        _predict_file(dataset, labels_of, output)
     else:
         assert submission is not None
         folder = Path(_recorded(record, "data", "--data")) if data is None else data
@@ -283,7 +296,40 @@ def _load_run(
     load_adapter(network, run / ADAPTER)
     _place(network, record["settings"])
     tokenizer = load_tokenizer(name, revision=revision, split_special_tokens=_splits(record))
+    loaded = {
+        "task": record["task"] if header.task is None else header.task,
+        "labels": None if header.labels is None else list(header.labels),
+        "base_fingerprint": header.base_fingerprint,
+        "base_config": network.config.to_json_dict(),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+    }
+    require_trained_with(run, record, loaded)
     return network, tokenizer, record
+
+
+def _bad_rows_allowed(record: dict[str, Any], asked: int | None) -> int:
+    """Return how many malformed rows may be left out: as many as asked, else as in training."""
+    if asked is not None:
+        if asked < 0:
+            raise ConfigError(f"--max-bad-rows must be a whole number of at least 0: {asked}")
+        return asked
+    allowed = record["about"].get("max_bad_rows")
+    if allowed is None:  # an older record, or a run of the Python interface
+        try:
+            allowed = max(record["data"][split]["bad_rows"] for split in ("train", "dev"))
+        except (KeyError, TypeError):
+            allowed = 0
+    if type(allowed) is not int or allowed < 0:
+        raise ConfigError(
+            f"the run's record is damaged: max_bad_rows is {allowed!r:.80}, expected a whole "
+            "number of at least 0; give --max-bad-rows"
+        )
+    return allowed
+
+
+def _report_bad_rows(dataset: Dataset) -> None:
+    if dataset.bad_rows:
+        print(f"{dataset.source}: {dataset.bad_rows} malformed rows left out", file=sys.stderr)
 
 
 def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:

@@ -180,12 +180,20 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     elif parsed.verb == "train":
         _train(parsed)
     elif parsed.verb == "eval":
-        commands.run_eval(parsed.run, parsed.data, parsed.split, parsed.model)
+        commands.run_eval(parsed.run, parsed.data, parsed.split, parsed.model, parsed.max_bad_rows)
     else:
         if parsed.output is not None and parsed.input is None:
             raise ConfigError("--output needs --input; --submission names its files itself")
+        if parsed.max_bad_rows is not None and parsed.input is None:
+            raise ConfigError("--max-bad-rows needs --input; a submission has every row")
         commands.run_predict(
-            parsed.run, parsed.input, parsed.output, parsed.submission, parsed.data, parsed.model
+            parsed.run,
+            parsed.input,
+            parsed.output,
+            parsed.submission,
+            parsed.data,
+            parsed.model,
+            parsed.max_bad_rows,
         )
     return 0
 
@@ -317,6 +325,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=as_path, help="run folder of spafit train")
     parser.add_argument("--data", type=as_path, help="GLUE's root; default: as in training")
     parser.add_argument("--model", type=as_name, help="folder or hub name; default: as in training")
+    parser.add_argument(
+        "--max-bad-rows",
+        type=as_whole,
+        help="malformed rows that may be left out; default: as in training",
+    )
 
 
 def _add_predict_options(predict: argparse.ArgumentParser) -> None:

@@ -231,9 +231,11 @@ def read_file(
         except _MalformedRowError as error:
             bad_rows += 1
             if bad_rows > max_bad_rows:
+                # A submission needs a prediction for each row of the test file.
+                more = "" if split == "test" else ", or allow more (--max-bad-rows)"
                 raise DataError(
                     f"{path}, line {line}: {error}. Bad row number {bad_rows}, {max_bad_rows} "
-                    "allowed: correct the file, or allow more (--max-bad-rows)"
+                    f"allowed: correct the file{more}"
                 ) from None
         except DataError as error:
             raise DataError(f"{path}, line {line}: {error}") from None

@@ -15,7 +15,7 @@ from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.machine.precision import autocast, resolve_precision
 from spafit.tasks import metrics
 from spafit.tasks.glue import Dataset
-from spafit.tasks.table import Label
+from spafit.tasks.table import TASKS, Label
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.kept import KeptPrefix
 
@@ -134,12 +134,21 @@ def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple
     Raises
     ------
     DataError
-        If the names are not the task's, or the head has a different number of outputs.
+        If the names are not the task's, or those of the task that the model says it was trained
+        for; or the head has a different number of outputs.
     """
-    task = dataset.task
-    names = None if model.adaptation is None else model.adaptation.labels
-    if names is None:
+    task, adaptation = dataset.task, model.adaptation
+    names = None if adaptation is None else adaptation.labels
+    if names is None or adaptation is None:
         names = task.labels
+    else:
+        own = TASKS.get(adaptation.task or "", task)  # a task of the user's own is in no table
+        if own.name != task.name and set(names) != set(own.labels):
+            raise DataError(
+                f"the adapter is damaged: it says that it was trained for {own.display}, for the "
+                f"labels {', '.join(names) or 'of a score'}, but {own.display} has "
+                f"{', '.join(own.labels) or 'a score'}; take the file as it was written"
+            )
     if set(names) != set(task.labels):
         raise DataError(
             f"the model was trained for the labels {', '.join(names) or 'of a score'}, "
@@ -250,7 +259,7 @@ def predict_logits(
                     if len(rows) == 1:
                         raise TrainingError(
                             f"not enough memory for one example at a time ({shortage(error)}); "
-                            "truncate the texts more (--max-length)"
+                            "truncate the texts more (max_length; --max-length of spafit train)"
                         ) from error
                     batch_size = len(rows) // 2
                 else:
