@@ -18,7 +18,7 @@ from spafit.machine.precision import resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.runs.identity import require_trained_with
-from spafit.runs.record import ADAPTER, read_record, refuse_other_run
+from spafit.runs.record import ADAPTER, read_record, refuse_other_run, status_of
 from spafit.strata import adapt
 from spafit.tasks import glue, metrics
 from spafit.tasks.download import download_glue, glue_cache
@@ -289,6 +289,9 @@ def _load_run(
 ) -> tuple[BertForSequenceClassification, Tokenizer, dict[str, Any]]:
     """Load a run's base model and its adapter."""
     record = read_record(run)
+    if record.get("status", "finished") != "finished":
+        status = status_of(record)
+        print(f"{run}: its run is {status}; this is its best adapter so far", file=sys.stderr)
     name = model or _recorded(record, "model", "--model")
     revision = None if model else record["about"].get("revision")
     header = read_adapter_header(run / ADAPTER)

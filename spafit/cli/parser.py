@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from spafit.cli import commands, doctor
+from spafit.cli import bus_errors, commands, doctor
 from spafit.cli.option_types import (
     as_name,
     as_number,
@@ -124,7 +124,8 @@ def _run(parsed: argparse.Namespace) -> int:
     prints_only = _prints_only(parsed)
     try:
         with contextlib.redirect_stdout(sys.stdout if prints_only else lasting(sys.stdout)):
-            code = _dispatch(parsed)
+            with bus_errors.explained(_mend_of_bus_error(parsed)):
+                code = _dispatch(parsed)
             sys.stdout.flush()
             return code
     except StoppedError as stopped:
@@ -140,6 +141,11 @@ def _run(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("spafit: interrupted", file=sys.stderr)
         return 130
+
+
+def _mend_of_bus_error(parsed: argparse.Namespace) -> str:
+    mend = "copy to another name and rename it (mv) to replace a file"
+    return f"{mend}, or give --no-mapped" if hasattr(parsed, "mapped") else mend
 
 
 def _prints_only(parsed: argparse.Namespace) -> bool:

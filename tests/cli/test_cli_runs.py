@@ -391,6 +391,22 @@ class TestEval:
         save_tensors(tmp_path / "run" / "adapter.safetensors", tensors, metadata)
         assert named in refuse(capsys, "eval", tmp_path / "run")
 
+    def test_a_run_that_did_not_end_well_is_spoken_of(
+        self, capsys: Capture, run: Path, tmp_path: Path
+    ) -> None:
+        """Its record says "running", and nobody holds its lock: the process died."""
+        shutil.copytree(run, tmp_path / "run")
+        usual = call(capsys, "eval", run)
+        record = {**record_of(run), "status": "running"}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        for _ in range(2):
+            code, out, err = call(capsys, "eval", tmp_path / "run")
+            assert (code, out) == usual[:2]
+            assert "its run is interrupted, its process ended without a word: " in err
+            assert err.endswith("; this is its best adapter so far\n")
+            assert len(err.splitlines()) == 1
+        assert record_of(tmp_path / "run")["status"] == "interrupted"
+
     def test_another_base_is_refused(self, capsys: Capture, run: Path, tmp_path: Path) -> None:
         other = make_tiny(tmp_path / "other", seed=1)
         err = refuse(capsys, "eval", run, "--model", other)
