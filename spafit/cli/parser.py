@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from spafit.cli import commands, doctor
+from spafit.cli import bus_errors, commands, doctor
 from spafit.cli.evaluating import evaluate_run
 from spafit.cli.option_types import (
     as_delimiter,
@@ -151,7 +151,8 @@ def _run(parsed: argparse.Namespace) -> int:
     prints_only = _prints_only(parsed)
     try:
         with contextlib.redirect_stdout(sys.stdout if prints_only else lasting(sys.stdout)):
-            code = _dispatch(parsed)
+            with bus_errors.explained(_mend_of_bus_error(parsed)):
+                code = _dispatch(parsed)
             sys.stdout.flush()
             return code
     except StoppedError as stopped:
@@ -167,6 +168,11 @@ def _run(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("spafit: interrupted", file=sys.stderr)
         return 130
+
+
+def _mend_of_bus_error(parsed: argparse.Namespace) -> str:
+    mend = "copy to another name and rename it (mv) to replace a file"
+    return f"{mend}, or give --no-mapped" if hasattr(parsed, "mapped") else mend
 
 
 def _prints_only(parsed: argparse.Namespace) -> bool:
@@ -213,7 +219,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             parsed.data,
             parsed.split,
             form=trained.table_form(parsed.delimiter, parsed.unquoted),
-            max_bad_rows=0,
+            max_bad_rows=trained.bad_rows_allowed(parsed.max_bad_rows),
             errors=parsed.errors,
         )
     else:
@@ -259,6 +265,8 @@ def _train(parsed: argparse.Namespace) -> None:
 def _predict(parsed: argparse.Namespace) -> None:
     if parsed.output is not None and parsed.input is None:
         raise ConfigError("--output needs --input; --submission names its files itself")
+    if parsed.max_bad_rows is not None and parsed.input is None:
+        raise ConfigError("--max-bad-rows needs --input; a submission has every row")
     if parsed.text2 and not parsed.text:
         raise ConfigError("--text2 needs --text")
     output = None if parsed.output == Path("-") else parsed.output
@@ -281,7 +289,7 @@ def _predict(parsed: argparse.Namespace) -> None:
             output,
             probabilities=parsed.probabilities,
             form=trained.table_form(parsed.delimiter, parsed.unquoted),
-            max_bad_rows=0,
+            max_bad_rows=trained.bad_rows_allowed(parsed.max_bad_rows),
         )
 
 

@@ -13,7 +13,8 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import read_json
 from spafit.errors import CheckpointError, ConfigError
 from spafit.machine.precision import resolve_device, resolve_precision
-from spafit.runs.record import ADAPTER, read_record
+from spafit.runs.identity import require_trained_with
+from spafit.runs.record import ADAPTER, read_record, status_of
 from spafit.tasks import glue
 from spafit.tasks.metrics import Floats
 from spafit.tasks.own_files import TableForm
@@ -96,6 +97,26 @@ class Trained:
         quoted = False if unquoted else about.get("quoted", True)
         return TableForm(delimiter, quoted if isinstance(quoted, bool) else True)
 
+    def bad_rows_allowed(self, asked: int | None) -> int:
+        """Return how many malformed rows may be left out: as asked for, else as in training."""
+        if asked is not None:
+            if asked < 0:
+                raise ConfigError(f"--max-bad-rows must be a whole number of at least 0: {asked}")
+            return asked
+        allowed = self.record["about"].get("max_bad_rows")
+        if allowed is None:  # an older record, or a run of the Python interface
+            try:
+                data = self.record["data"]
+                allowed = max(data[split]["bad_rows"] for split in ("train", "dev"))
+            except (KeyError, TypeError):
+                allowed = 0
+        if type(allowed) is not int or allowed < 0:
+            raise ConfigError(
+                f"the run's record is damaged: max_bad_rows is {allowed!r:.80}, expected a whole "
+                "number of at least 0; give --max-bad-rows"
+            )
+        return allowed
+
     def recorded(self, key: str, option: str) -> str:
         """Return an entry of the record, or say which option replaces it."""
         value = self.record["about"].get(key)
@@ -125,6 +146,9 @@ def _members(folder: Path, average: bool) -> list[Path]:
 def _load(folder: Path, model: str | None, mapped: bool | None) -> Run:
     """Load a run's base model, its adapter and its tokenizer."""
     record = read_record(folder)
+    if record.get("status", "finished") != "finished":
+        status = status_of(record)
+        print(f"{folder}: its run is {status}; this is its best adapter so far", file=sys.stderr)
     about = record["about"]
     name = model or about.get("model")
     if not isinstance(name, str):
@@ -140,6 +164,14 @@ def _load(folder: Path, model: str | None, mapped: bool | None) -> Run:
         lowercase=_flag(record, "lowercase", None),
         split_special_tokens=_flag(record, "split_special_tokens", False),
     )
+    loaded = {
+        "task": record["task"] if header.task is None else header.task,
+        "labels": None if header.labels is None else list(header.labels),
+        "base_fingerprint": header.base_fingerprint,
+        "base_config": network.config.to_json_dict(),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+    }
+    require_trained_with(folder, record, loaded)
     return Run(network, tokenizer, record)
 
 

@@ -85,6 +85,7 @@ def run_train(
             **data.about(),
             "split_special_tokens": tokenizer.split_special_tokens,
             "lowercase": base.lowercase,
+            "max_bad_rows": data.max_bad_rows,
         }
         results.append(fit(network, tokenizer, train, dev, seeded, about=about))
         print(result_screen(results[-1], summary, train.task.display))

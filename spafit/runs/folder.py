@@ -6,7 +6,6 @@ process that was killed are removed by the next one that takes the lock.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,15 +15,13 @@ from typing import Any
 
 from spafit.errors import CheckpointError, StoppedError
 from spafit.files.durable import Lock, explain, sync_folder
-from spafit.files.replacing import replacing
 from spafit.machine.versions import machine, versions
 from spafit.runs.checkpoint import Checkpoint, Checkpoints
 from spafit.runs.identity import changes, require_same_run
 from spafit.runs.log import RunLog
-from spafit.runs.record import ADAPTER, CHECKPOINTS, RUN, read_run
+from spafit.runs.record import ADAPTER, CHECKPOINTS, LOCK, RUN, read_run, write_run
 
 LOG = "log.jsonl"
-LOCK = "run.lock"
 
 # The temporary name of spafit.files.replacing.replacing, left behind by a process that was killed.
 _PART = r"\.{name}\.[0-9a-f]{{8}}\.part"
@@ -148,14 +145,7 @@ class RunFolder:
         CheckpointError
             If it cannot be written.
         """
-        content = json.dumps(self.record, indent=2, allow_nan=False) + "\n"
-        try:
-            with replacing(self.path / RUN) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-        except OSError as error:
-            reason = explain(error, self.path, len(content.encode()))
-            raise CheckpointError(f"{self.path / RUN} cannot be written: {reason}") from error
-        self._written = content
+        self._written = write_run(self.path / RUN, self.record)
 
     def regain(self) -> bool:
         """Check that the folder still exists and is locked by us; recreate it if it was removed.

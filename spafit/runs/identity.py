@@ -1,8 +1,9 @@
-"""Check that the run in a folder is the one asked for, so that it may be resumed.
+"""Check that the run in a folder is the one asked for, so that it may be resumed or used.
 
 Task, method, seed, base, tokenizer, data, and every setting that the steps depend on must be equal:
 otherwise the record would be wrong. Settings that change no step already done, such as the number
-of epochs, may differ (:data:`FREE`); the difference is recorded.
+of epochs, may differ (:data:`FREE`); the difference is recorded. To evaluate or predict, what is
+loaded must be what the run was trained with.
 """
 
 from __future__ import annotations
@@ -62,26 +63,72 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
     # Details of the plan are named only if the method's name is the same.
     if "method" in differing:
         differing = [key for key in differing if not key.startswith("plan.")]
-    differing.sort(key=lambda key: (list(_FIXED).index(key) if key in _FIXED else 9, key))
-    named = [
-        f"{_shown(key)} is {before.get(key)!r:.80}, asked for is {now.get(key)!r:.80}"
-        for key in differing[:_MOST_NAMED]
-    ]
-    more = len(differing) - len(named)
     raise CheckpointError(
-        f"{folder} holds another run: {'; '.join(named)}{f'; and {more} more' if more else ''}. "
+        f"{folder} holds another run: {_named(differing, before, now, 'asked for')}. "
         "Give another folder, the same settings, or overwrite (--overwrite) to replace it"
     )
 
 
+def require_trained_with(folder: Path, record: dict[str, Any], loaded: dict[str, Any]) -> None:
+    """Refuse to use a run with another task, model or tokenizer than it was trained with.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder, for the message.
+    record : dict
+        The run's record. What it lacks, as an older one may, is not compared.
+    loaded : dict
+        The entries of a record that describe what was loaded.
+
+    Raises
+    ------
+    CheckpointError
+        If they differ; the message names the differences, with both values.
+    """
+    before: dict[str, Any] = {}
+    now: dict[str, Any] = {}
+    try:
+        for key in loaded.keys() & record.keys():
+            _flatten(key, record[key], before)
+            _flatten(key, loaded[key], now)
+    except RecursionError:
+        raise CheckpointError(f"{folder} holds a run whose record is damaged") from None
+    lacking = {key for key in now.keys() - before.keys() if key.startswith("base_config.")}
+    every = (before.keys() | now.keys()) - lacking
+    differing = [key for key in every if before.get(key) != now.get(key)]
+    if differing:
+        raise CheckpointError(
+            f"{folder} holds a run that was trained with something else: "
+            f"{_named(differing, before, now, 'loaded')}. "
+            "Use it with the files that it was trained with"
+        )
+
+
 def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return the other differences: free settings, versions and machine, each with both values."""
+    """Return the other differences, each with both values.
+
+    They are free settings, the library of products, versions and machine.
+    """
     before, now = _free(old), _free(new)
     return {
         key: [before.get(key), now.get(key)]
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }
+
+
+def _named(differing: list[str], before: dict[str, Any], now: dict[str, Any], found: str) -> str:
+    """Name the first differences, the gravest first, and count the others."""
+    gravest = sorted(
+        differing, key=lambda key: (list(_FIXED).index(key) if key in _FIXED else 9, key)
+    )
+    named = [
+        f"{_shown(key)} is {before.get(key)!r:.80}, {found} is {now.get(key)!r:.80}"
+        for key in gravest[:_MOST_NAMED]
+    ]
+    more = len(differing) - len(named)
+    return "; ".join([*named, f"and {more} more"] if more else named)
 
 
 def _shown(key: str) -> str:
@@ -109,7 +156,7 @@ def _free(record: dict[str, Any]) -> dict[str, Any]:
     for key, value in (settings if isinstance(settings, dict) else {}).items():
         if key in FREE:
             found[key] = list(value) if isinstance(value, tuple) else value
-    for key in ("versions", "machine"):
+    for key in ("products", "versions", "machine"):
         _flatten(key, record.get(key), found)
     return found
 

@@ -6,21 +6,35 @@ machine that it ran with.
 
 from __future__ import annotations
 
+import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from spafit.config import read_json
-from spafit.errors import CheckpointError
+from spafit.errors import CheckpointError, one_line
+from spafit.files.durable import explain, lock
+from spafit.files.replacing import replacing
 from spafit.runs.checkpoint import Checkpoints
 from spafit.runs.identity import require_same_run
 
 RUN = "run.json"
 ADAPTER = "adapter.safetensors"
 CHECKPOINTS = "checkpoints"
+LOCK = "run.lock"
+
+_SUDDEN_END = (
+    "its process ended without a word: it was killed (as for want of memory), a file that it had "
+    "mapped was written to in place, or the machine stopped"
+)
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
     """Read the ``run.json`` of a run folder.
+
+    A process that was killed leaves a run with the status "running", whose lock is free. It is
+    recorded as interrupted, if the folder can be written to.
 
     Raises
     ------
@@ -31,11 +45,17 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     record = read_run(path)
     if not _is_record(record):
         raise CheckpointError(f"{path} is not the record of a run, or it is damaged")
+    if record.get("status") == "running":
+        record = _settled(path, record)
     if not (Path(folder) / ADAPTER).is_file():
-        raise CheckpointError(
-            f"{folder} has no {ADAPTER}: its run is {record.get('status', 'of unknown status')}"
-        )
+        raise CheckpointError(f"{folder} has no {ADAPTER}: its run is {status_of(record)}")
     return record
+
+
+def status_of(record: dict[str, Any]) -> str:
+    """Return a run's status for a message, with the reason for its end if it has one."""
+    reason = f", {record['error']}" if record.get("error") else ""
+    return one_line(f"{record.get('status', 'of unknown status')}{reason}", 400)
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -54,6 +74,45 @@ def read_run(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} is not the record of a run, or it is damaged")
+    return record
+
+
+def write_run(path: Path, record: dict[str, Any]) -> str:
+    """Replace a ``run.json`` atomically; return its content.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written.
+    """
+    content = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        reason = explain(error, path.parent, len(content.encode()))
+        raise CheckpointError(f"{path} cannot be written: {reason}") from error
+    return content
+
+
+def _settled(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Record that a run was interrupted if no process holds its lock; return its record."""
+    file = None
+    try:
+        with suppress(FileNotFoundError):
+            file = os.open(path.parent / LOCK, os.O_RDWR)
+        if file is not None and lock(file, wait=False) is not True:
+            return record  # it is running, or the file system cannot tell
+        record = read_run(path)  # it may have ended properly meanwhile
+        if record.get("status") == "running":
+            record |= {"status": "interrupted", "error": _SUDDEN_END}
+            with suppress(CheckpointError):  # a folder that is only read
+                write_run(path, record)
+    except OSError:  # the lock of another user
+        return record
+    finally:
+        if file is not None:
+            os.close(file)
     return record
 
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from spafit.errors import DataError
 from spafit.tasks.reading import (
@@ -167,16 +168,18 @@ def read_rows(
     needs_label = split in ("train", "dev")
     ending = (source.suffix.lower() if isinstance(source, Path) else ending) or ""
     name = name_of(source)
+    rows: Iterable[tuple[int, Any]]
+    parse: Callable[[Any], Fields]
     if ending == ".tsv":
         form, rows = _tsv_form(task, split, source)
-        return Rows(name, rows, partial(_from_line, task, form), max_bad_rows)
-    if ending == ".jsonl":
-        parse = partial(_from_json, task, needs_label)
-        return Rows(name, lines(source), parse, max_bad_rows)
-    if ending == ".parquet" and isinstance(source, Path):
-        parse_record = partial(_from_record, task, needs_label)
-        return Rows(name, parquet_records(source), parse_record, max_bad_rows)
-    raise DataError(f"cannot tell the form of {name}: expected .tsv, .jsonl or .parquet")
+        parse = partial(_from_line, task, form)
+    elif ending == ".jsonl":
+        rows, parse = lines(source), partial(_from_json, task, needs_label)
+    elif ending == ".parquet" and isinstance(source, Path):
+        rows, parse = parquet_records(source), partial(_from_record, task, needs_label)
+    else:
+        raise DataError(f"cannot tell the form of {name}: expected .tsv, .jsonl or .parquet")
+    return Rows(name, rows, parse, max_bad_rows, may_lack_rows=split != "test")
 
 
 def _tsv_form(

@@ -6,7 +6,7 @@ import warnings
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import DataError, listed, one_line
-from spafit.tasks.table import GlueTask
+from spafit.tasks.table import TASKS, GlueTask
 from spafit.tasks.task import Dataset, Task
 from spafit.weights.heads import plain
 from spafit.weights.pretrained import LoadReport
@@ -22,11 +22,20 @@ def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple
     Raises
     ------
     DataError
-        If the names are not the task's, or the head has a different number of outputs.
+        If the names are not the task's, or those of the task that the model says it was trained
+        for; or the head has a different number of outputs.
     """
     task, adaptation = dataset.task, model.adaptation
     trained = None if adaptation is None else adaptation.labels
     names = task.labels if trained is None else trained
+    if adaptation is not None and trained is not None and adaptation.definition is None:
+        own = TASKS.get(adaptation.task or "", task)
+        if own.name != task.name and set(names) != set(own.labels):
+            raise DataError(
+                f"the adapter is damaged: it says that it was trained for {own.display}, for the "
+                f"labels {', '.join(names) or 'of a score'}, but {own.display} has "
+                f"{', '.join(own.labels) or 'a score'}; take the file as it was written"
+            )
     if set(names) != set(task.labels):
         raise DataError(
             f"the model was trained for the labels {', '.join(names) or 'of a score'}, "

@@ -44,6 +44,8 @@ class Rows:
         Makes the fields of an example from a row, or raises a DataError.
     max_bad_rows : int
         How many malformed rows may be left out.
+    may_lack_rows : bool
+        Whether rows may be left out at all; a submission needs a prediction for each.
 
     Attributes
     ----------
@@ -64,6 +66,8 @@ class Rows:
         rows: Iterable[tuple[int, Any]],
         parse: Callable[[Any], Fields],
         max_bad_rows: int = 0,
+        *,
+        may_lack_rows: bool = True,
     ) -> None:
         if type(max_bad_rows) is not int or max_bad_rows < 0:
             raise ConfigError(
@@ -71,6 +75,9 @@ class Rows:
             )
         self.source, self.max_bad_rows, self.bad_rows = source, max_bad_rows, 0
         self._rows, self._parse = rows, parse
+        self._mend = "correct the file"
+        if may_lack_rows:
+            self._mend += ", or allow more (--max-bad-rows)"
 
     def __iter__(self) -> Iterator[Example]:
         for index, (line, row) in enumerate(self._rows):
@@ -81,8 +88,7 @@ class Rows:
                 if self.bad_rows > self.max_bad_rows:
                     raise DataError(
                         f"{self.source}, line {line}: {error}. Bad row number {self.bad_rows}, "
-                        f"{self.max_bad_rows} allowed: correct the file, or allow more "
-                        "(--max-bad-rows)"
+                        f"{self.max_bad_rows} allowed: {self._mend}"
                     ) from None
             except DataError as error:
                 raise DataError(f"{self.source}, line {line}: {error}") from None

@@ -257,7 +257,7 @@ def predict_logits(
                     if len(rows) == 1:
                         raise TrainingError(
                             f"not enough memory for one example at a time ({shortage(error)}); "
-                            "truncate the texts more (--max-length)"
+                            "truncate the texts more (max_length; --max-length of spafit train)"
                         ) from error
                     batch_size = len(rows) // 2
                 else:

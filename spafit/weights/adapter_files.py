@@ -305,4 +305,6 @@ def _are_labels(labels: object, num_labels: int) -> bool:
         return True
     if not isinstance(labels, list) or not all(_is_name(label) for label in labels):
         return False
+    if len(set(labels)) < len(labels):  # two outputs for one label
+        return False
     return len(labels) == num_labels or (not labels and num_labels == 1)

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import spafit.training.fit
 import spafit.training.step
 from spafit import glue
 from spafit.cli import commands, main
+from spafit.weights.safefile import SafeFile, save_tensors
 from weights_tools.tiny import make_tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -76,6 +78,30 @@ def refuse(capsys: Capture, *arguments: str | Path) -> str:
     assert code == 2
     assert len(err.splitlines()) == 1
     return err
+
+
+def config_with(**settings: Any) -> Callable[[Path], None]:
+    """Return a function that changes settings of a folder's config.json."""
+
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+
+    return change
+
+
+def of_lower_case(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+
+
+def two_words_exchanged(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    words = (folder / "vocab.txt").read_text().splitlines()
+    cat, dog = words.index("cat"), words.index("dog")
+    words[cat], words[dog] = words[dog], words[cat]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
 
 
 class TestTrain:
@@ -432,6 +458,78 @@ class TestEval:
         moved = call(capsys, "eval", run, "--model", tmp_path / "model", "--data", tmp_path)
         assert moved == usual
 
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (
+                config_with(layer_norm_eps=0.05),
+                "base_config.layer_norm_eps is 1e-12, loaded is 0.05",
+            ),
+            (
+                config_with(num_attention_heads=4),
+                "base_config.num_attention_heads is 3, loaded is 4",
+            ),
+            (of_lower_case, "tokenizer_fingerprint is '"),
+            (two_words_exchanged, "tokenizer_fingerprint is '"),
+        ],
+    )
+    def test_another_configuration_or_tokenizer_is_refused_by_name(
+        self,
+        capsys: Capture,
+        small: SmallRun,
+        root: Path,
+        run: Path,
+        tmp_path: Path,
+        change: Callable[[Path], None],
+        named: str,
+    ) -> None:
+        """As on resuming; an older record that lacks the entry cannot tell."""
+        model, older = tmp_path / "model", tmp_path / "older"
+        shutil.copytree(small.folder, model)
+        change(model)
+        dev = root / "glue" / "RTE" / "dev.tsv"
+        for arguments in (["eval", run], ["predict", run, "--input", dev]):
+            err = refuse(capsys, *arguments, "--model", model)
+            assert f"rte holds a run that was trained with something else: {named}" in err
+        shutil.copytree(run, older)
+        lacking = ("base_config", "tokenizer_fingerprint")
+        record = {key: value for key, value in record_of(run).items() if key not in lacking}
+        (older / "run.json").write_text(json.dumps(record))
+        assert call(capsys, "eval", older, "--model", model)[0] == 0
+
+    @pytest.mark.parametrize(
+        ("key", "value", "named"),
+        [
+            ("task", "qnli", "task is 'rte', loaded is 'qnli'"),
+            ("labels", ["a", "b"], "labels.0 is 'entailment', loaded is 'a'"),
+        ],
+    )
+    def test_an_adapter_of_another_task_is_refused(
+        self, capsys: Capture, run: Path, tmp_path: Path, key: str, value: Any, named: str
+    ) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        with SafeFile(run / "adapter.safetensors") as file:
+            tensors = {name: file.read(name) for name in file.tensors}
+            metadata = {**file.metadata, key: json.dumps(value)}
+        save_tensors(tmp_path / "run" / "adapter.safetensors", tensors, metadata)
+        assert named in refuse(capsys, "eval", tmp_path / "run")
+
+    def test_a_run_that_did_not_end_well_is_spoken_of(
+        self, capsys: Capture, run: Path, tmp_path: Path
+    ) -> None:
+        """Its record says "running", and nobody holds its lock: the process died."""
+        shutil.copytree(run, tmp_path / "run")
+        usual = call(capsys, "eval", run)
+        record = {**record_of(run), "status": "running"}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        for _ in range(2):
+            code, out, err = call(capsys, "eval", tmp_path / "run")
+            assert (code, out) == usual[:2]
+            assert "its run is interrupted, its process ended without a word: " in err
+            assert err.endswith("; this is its best adapter so far\n")
+            assert len(err.splitlines()) == 1
+        assert record_of(tmp_path / "run")["status"] == "interrupted"
+
     def test_another_base_is_refused(self, capsys: Capture, run: Path, tmp_path: Path) -> None:
         other = make_tiny(tmp_path / "other", seed=1)
         err = refuse(capsys, "eval", run, "--model", other)
@@ -498,6 +596,76 @@ class TestEval:
         assert code == 0
         assert re.fullmatch(r"MNLI-m dev \(7 .*\n", out)
         assert err.startswith("mnli-mm left out: no file for the dev split")
+
+
+class TestBadRows:
+    """Oracle: the same file without the bad row; the others keep their numbers."""
+
+    @pytest.fixture
+    def spoilt(self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path) -> Path:
+        """Train with one row allowed; the dev file has one in its middle. Return the dev file."""
+        shutil.copytree(root / "glue", tmp_path / "glue")
+        dev = tmp_path / "glue" / "RTE" / "dev.tsv"
+        lines = dev.read_text().splitlines()
+        dev.write_text("\n".join([*lines[:4], "of one field", *lines[4:]]) + "\n")
+        arguments = train_arguments(small, tmp_path, "--quiet", "--epochs", "1", "--seed", "1")
+        arguments += ["--max-bad-rows", "1", "--out", str(tmp_path / "run")]
+        assert call(capsys, *arguments)[0] == 0
+        return dev
+
+    def test_as_in_training_or_as_asked(
+        self, capsys: Capture, root: Path, tmp_path: Path, spoilt: Path
+    ) -> None:
+        run = tmp_path / "run"
+        told = f"{spoilt}: 1 malformed rows left out\n"
+        score = f"accuracy {record_of(run)['result']['metrics']['accuracy']:.4f}"
+        code, out, err = call(capsys, "eval", run)
+        assert (code, err) == (0, told)
+        assert out.startswith(f"RTE dev ({N_DEV} examples): {score} ")
+        code, out, err = call(capsys, "predict", run, "--input", spoilt)
+        assert (code, err) == (0, told)
+        clean = call(capsys, "predict", run, "--input", root / "glue" / "RTE" / "dev.tsv")[1]
+        labels = [row.partition("\t")[2] for row in clean.splitlines()]
+        rows = [row.split("\t") for row in out.splitlines()]
+        assert [label for _, label in rows] == labels
+        assert [index for index, _ in rows[1:]] == ["0", "1", "2", *map(str, range(4, N_DEV + 1))]
+        for arguments in (["eval", run], ["predict", run, "--input", spoilt]):
+            err = refuse(capsys, *arguments, "--max-bad-rows", "0")
+            assert "allow more (--max-bad-rows)" in err
+            assert call(capsys, *arguments, "--max-bad-rows", "2")[0] == 0
+
+    def test_what_the_record_says_or_an_older_one_implies(
+        self, capsys: Capture, tmp_path: Path, spoilt: Path
+    ) -> None:
+        record = record_of(tmp_path / "run")
+        assert record["about"].pop("max_bad_rows") == 1
+        file = tmp_path / "run" / "run.json"
+        for about, data, code in (
+            ({}, record["data"], 0),
+            ({}, None, 2),
+            ({"max_bad_rows": 1}, None, 0),
+            ({"max_bad_rows": 0}, record["data"], 2),
+            ({"max_bad_rows": -1}, record["data"], 2),
+            ({"max_bad_rows": "1"}, record["data"], 2),
+        ):
+            found = {**record, "about": {**record["about"], **about}, "data": data}
+            file.write_text(json.dumps(found))
+            assert call(capsys, "eval", tmp_path / "run")[0] == code
+
+    def test_a_submission_has_every_row(
+        self, capsys: Capture, root: Path, run: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(root / "glue", tmp_path / "glue")
+        with (tmp_path / "glue" / "RTE" / "test.tsv").open("a") as file:
+            file.write("\n")
+        arguments = ["predict", run, "--submission", tmp_path / "new", "--data", tmp_path / "glue"]
+        err = refuse(capsys, *arguments)
+        assert err.endswith(
+            "line 3002: expected 3 fields (index, sentence1, sentence2), found 1: "
+            "''. Bad row number 1, 0 allowed: correct the file\n"
+        )
+        err = refuse(capsys, *arguments, "--max-bad-rows", "1")
+        assert err == "spafit: --max-bad-rows needs --input; a submission has every row\n"
 
 
 class TestPredict:

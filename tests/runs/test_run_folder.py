@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,14 @@ def interrupt(folder: Path, *steps: int) -> Path:
             run.checkpoints.save(step, {}, values)
             run.log.write({"step": step + 1})
         raise KeyboardInterrupt
+    return folder
+
+
+def left_running(folder: Path) -> Path:
+    """Write what a killed process leaves: a record that says "running", and a lock file."""
+    record = json.loads((finish(folder) / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    (folder / "run.lock").write_text("process 1 on elsewhere\n")
     return folder
 
 
@@ -327,6 +338,57 @@ class TestReadRecord:
         match = r"has no adapter\.safetensors: its run is finished"
         with pytest.raises(CheckpointError, match=match):
             read_record(tmp_path)
+
+    def test_a_run_whose_process_died(self, tmp_path: Path) -> None:
+        """Its status is still "running", its lock is free: both are told, and it is recorded."""
+        folder = left_running(tmp_path)
+        found = read_record(folder)
+        assert found["status"] == "interrupted"
+        assert found["error"].startswith("its process ended without a word")
+        assert json.loads((folder / "run.json").read_text()) == found
+        assert read_record(folder) == found
+        (folder / "adapter.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="its run is interrupted, its process ended"):
+            read_record(folder)
+
+    def test_one_whose_lock_is_gone_too(self, tmp_path: Path) -> None:
+        (left_running(tmp_path) / "run.lock").unlink()
+        assert read_record(tmp_path)["status"] == "interrupted"
+
+    def test_one_that_runs_is_left_alone(self, tmp_path: Path) -> None:
+        with RunFolder(tmp_path, RECORD, overwrite=False) as run:
+            run.adapter.write_bytes(b"weights")
+            assert read_record(tmp_path)["status"] == "running"
+            assert status(tmp_path) == "running"
+            run.log.sync()
+        assert status(tmp_path) == "finished"
+
+    @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES])
+    def test_where_nothing_is_known_it_is_left_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        """A file system without locks, or a lock of another user's."""
+
+        def fails(file: int, blocking: bool) -> bool:
+            raise OSError(number, os.strerror(number))
+
+        left_running(tmp_path)
+        monkeypatch.setattr("filelock.lock_descriptor", fails)
+        assert read_record(tmp_path)["status"] == status(tmp_path) == "running"
+
+    def test_in_a_folder_that_is_only_read_it_is_told_all_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        left_running(tmp_path)
+
+        @contextmanager
+        def refuse(path: Path) -> Iterator[Path]:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            yield path
+
+        monkeypatch.setattr(run_record, "replacing", refuse)
+        assert read_record(tmp_path)["status"] == "interrupted"
+        assert status(tmp_path) == "running"
 
     @pytest.mark.parametrize("text", ["", "{", "\udcff", "[" * 100_000], ids=["", "{", "byte", "["])
     def test_not_json(self, tmp_path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from spafit.errors import CheckpointError
 from spafit.methods import plan
-from spafit.runs.identity import FREE, changes, require_same_run
+from spafit.runs.identity import FREE, changes, require_same_run, require_trained_with
 from spafit.training.settings import TrainConfig
 
 FOLDER = Path("runs/rte")
@@ -213,6 +213,67 @@ class TestRequireSameRun:
         assert f"; and {differing - 4} more. Give" in message
 
 
+LOADED: dict[str, Any] = {
+    "task": "rte",
+    "labels": ["entailment", "not_entailment"],
+    "base_fingerprint": "a" * 64,
+    "base_config": {"layer_norm_eps": 1e-12, "pad_token_id": None},
+    "tokenizer_fingerprint": "b" * 64,
+}
+
+
+class TestRequireTrainedWith:
+    """Oracle: one entry changed at a time."""
+
+    def test_the_same(self) -> None:
+        require_trained_with(FOLDER, as_written({**record(), **LOADED}), LOADED)
+
+    @pytest.mark.parametrize(
+        ("where", "value", "named"),
+        [
+            ("task", "qnli", "task is 'rte', loaded is 'qnli'"),
+            ("labels", ["a", "not_entailment"], "labels.0 is 'entailment', loaded is 'a'"),
+            ("labels", None, "labels.0 is 'entailment', loaded is None"),
+            ("labels", ["entailment"], "labels.1 is 'not_entailment', loaded is None"),
+            ("base_fingerprint", "c" * 64, "base_fingerprint is 'a+', loaded is 'c+'"),
+            ("base_config.layer_norm_eps", 0.05, "layer_norm_eps is 1e-12, loaded is 0.05"),
+            ("base_config.pad_token_id", 0, "base_config.pad_token_id is None, loaded is 0"),
+            ("tokenizer_fingerprint", "c" * 64, "tokenizer_fingerprint is 'b+', loaded is 'c+'"),
+        ],
+    )
+    def test_refused_by_name(self, where: str, value: Any, named: str) -> None:
+        found = changed(where, value, LOADED)
+        with pytest.raises(CheckpointError, match=named) as caught:
+            require_trained_with(FOLDER, as_written({**record(), **LOADED}), found)
+        start = "runs/rte holds a run that was trained with something else: "
+        assert str(caught.value).startswith(start)
+
+    def test_a_label_more_is_refused_too(self) -> None:
+        more = {**LOADED, "labels": ["entailment", "not_entailment", "neutral"]}
+        with pytest.raises(CheckpointError, match=r"labels\.2 is None, loaded is 'neutral'"):
+            require_trained_with(FOLDER, LOADED, more)
+
+    def test_what_an_older_record_lacks_is_not_compared(self) -> None:
+        older = {**LOADED, "base_config": {"layer_norm_eps": 1e-12}}
+        for key in ("labels", "tokenizer_fingerprint"):
+            del older[key]
+        require_trained_with(FOLDER, older, LOADED)
+        require_trained_with(FOLDER, {}, LOADED)
+
+    @pytest.mark.parametrize("value", [None, 7, "x" * 10**6, [1], {"a\nb": {}}])
+    def test_a_hostile_record_is_one_line(self, value: Any) -> None:
+        for key in ("task", "labels", "base_fingerprint", "tokenizer_fingerprint"):
+            with pytest.raises(CheckpointError) as caught:
+                require_trained_with(FOLDER, {**LOADED, key: value}, LOADED)
+            assert str(caught.value).isprintable()
+            assert len(str(caught.value)) < 1100
+
+    @pytest.mark.parametrize("kind", [list, dict])
+    def test_a_nested_one(self, kind: type) -> None:
+        with pytest.raises(CheckpointError, match="record is damaged"):
+            require_trained_with(FOLDER, {"task": nested(kind, 900)}, LOADED)
+
+
 class TestHostileRecords:
     """Oracle: one line of a length that can be read, whatever a file holds."""
 
@@ -283,6 +344,12 @@ class TestChanges:
             "machine.gpu": [None, "Tesla V100"],
             "versions.torch": ["2.6.0", "2.7.0"],
         }
+
+    def test_the_library_of_products(self) -> None:
+        """It rounds otherwise; a record that lacks it may have had any."""
+        old, new = {**record(), "products": "mkl"}, {**record(), "products": "onednn"}
+        assert changes(as_written(old), new) == {"products": ["mkl", "onednn"]}
+        assert changes(as_written(record()), new) == {"products": [None, "onednn"]}
 
     def test_nothing_else(self) -> None:
         """What makes another run is refused, not listed; and where data lie is nobody's matter."""

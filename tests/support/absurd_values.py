@@ -57,6 +57,7 @@ PLAN = {
     "--numbering": Option(NO_CHOICE),
 }
 SEED = Option((*NO_WHOLE, "-1"), {"0": "a seed like any", str(2**63 - 1): "the largest"})
+BAD_ROWS = Option((*NO_WHOLE[:-2], "-1"), {"0": "none, the default"})
 RUN = Option((*NO_PATH, "nowhere", ".", "/", "file", "pipe", "circle", "dangling", "damaged"))
 DATA = Option((*NO_PATH, "nowhere", "folder", "file", "pipe", "circle", "dangling", "/proc"))
 
@@ -84,6 +85,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--data": DATA,
         "--model": MODEL,
         "--no-mapped": FLAG,
+        "--max-bad-rows": BAD_ROWS,
         "--split": Option((*NO_CHOICE, "test")),
     },
     "predict": {
@@ -92,6 +94,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--data": DATA,
         "--model": MODEL,
         "--no-mapped": FLAG,
+        "--max-bad-rows": BAD_ROWS,
         "--input": Option((*NO_FILE_HERE, "file", "bad.tsv", "empty.tsv", "/proc/nope.tsv")),
         "--submission": Option(NO_FOLDER_TO_BE),
         "--output": Option((*NO_FILE_TO_BE, "rows.tsv")),  # the last is what --input names
@@ -109,7 +112,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--data": DATA,
         "--out": Option(NO_FOLDER_TO_BE),
         "--overwrite": FLAG,
-        "--max-bad-rows": Option((*NO_WHOLE[:-2], "-1"), {"0": "none, the default"}),
+        "--max-bad-rows": BAD_ROWS,
         "--split-special-tokens": FLAG,
         "--lowercase": FLAG,
         "--seeds": SEED,
@@ -149,6 +152,8 @@ PAIRS = """
     predict run
     predict run --input rows.tsv --submission new
     predict run --submission new --output new.tsv
+    predict run --submission new --max-bad-rows 1
+    predict run --input bad.tsv --max-bad-rows 1
     predict run --input rows.tsv --output ./rows.tsv
     predict run --input rows.tsv --output link.tsv
     eval run --split dev --data nowhere

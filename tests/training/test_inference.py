@@ -211,6 +211,28 @@ class TestLabelNames:
         with pytest.raises(DataError, match="trained for the labels of a score, RTE has"):
             predict(model, small.tokenizer, small.train)
 
+    def test_labels_that_are_not_those_of_the_task_it_says(self, small: SmallRun) -> None:
+        """Whatever data it is used on; a task in no table may have any labels."""
+        model = small.model()
+        assert model.adaptation is not None
+        model.adaptation.task, model.adaptation.labels = "rte", ("positive", "negative")
+        match = "trained for RTE, for the labels positive, negative, but RTE has entailment, not_"
+        with pytest.raises(DataError, match=match):
+            predict(model, small.tokenizer, make_dataset("sst-2", 3))
+        with pytest.raises(DataError, match="RTE has entailment"):
+            predict(model, small.tokenizer, make_dataset("rte", 3))
+        model.adaptation.task = "mood"
+        assert len(predict(model, small.tokenizer, make_dataset("sst-2", 3)).labels) == 3
+
+    def test_a_task_of_the_users_own_may_be_called_like_another(self, small: SmallRun) -> None:
+        model = small.model()
+        assert model.adaptation is not None
+        model.adaptation.task, model.adaptation.labels = "rte", ("no", "yes")
+        data = make_dataset("sst-2", 3)
+        own = dataclasses.replace(data.task, name="rte", labels=("yes", "no"))
+        found = predict(model, small.tokenizer, dataclasses.replace(data, task=own))
+        assert set(found.labels) <= {"yes", "no"}
+
     @pytest.mark.parametrize(("task", "outputs"), [("mnli", 3), ("sts-b", 1)])
     def test_a_head_of_another_size_is_refused(
         self, small: SmallRun, model: BertForSequenceClassification, task: str, outputs: int

@@ -262,6 +262,17 @@ class TestWhatMayChange:
         }
         assert record["settings"]["epochs"] == 3
 
+    def test_another_library_of_products_is_recorded(
+        self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("spafit.training.fit.library_on", lambda device: "one")
+        with stopped_after(3), pytest.raises(StoppedError):
+            small.fit(out=tmp_path, epochs=1)
+        monkeypatch.setattr("spafit.training.fit.library_on", lambda device: "another")
+        small.fit(out=tmp_path, epochs=1)
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert record["resumed"] == [{"step": 3, "changed": {"products": ["one", "another"]}}]
+
     def test_a_finished_run_gives_its_result(self, small: SmallRun, tmp_path: Path) -> None:
         first = small.fit(small.model(), out=tmp_path)
         before = everything(tmp_path)

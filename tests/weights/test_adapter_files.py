@@ -329,6 +329,7 @@ class TestRefusedLoads:
             *(("task", text) for text in ("", "rte", "7", '["rte"]', "[" * 100_000)),
             *(("labels", text) for text in ("", "7", '"ab"', "{}", "[1, 2]", '["a"]', "[")),
             ("labels", '["a", "b", "c"]'),
+            ("labels", '["a", "a"]'),
             ("labels", "[]"),
         ],
         ids=lambda value: f"{value:.30}",
