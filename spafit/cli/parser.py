@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TextIO
 from spafit.cli import bus_errors, commands, doctor
 from spafit.cli.option_types import (
     as_name,
+    as_new_path,
     as_number,
     as_path,
     as_seed,
@@ -35,7 +36,10 @@ _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA an
 # The settings of TrainConfig that are options of `spafit train`, by name: the parser of a value, or
 # the choices, and the help text. Their defaults are TrainConfig's own.
 _SETTINGS: dict[str, tuple[Any, str]] = {
-    "out": (as_path, "run folder; an interrupted run is resumed there; without it nothing is kept"),
+    "out": (
+        as_new_path,
+        "run folder; an interrupted run is resumed there; without it nothing is kept",
+    ),
     "overwrite": (bool, "replace a run in --out"),
     "epochs": (as_whole, "passes over the data"),
     "batch_size": (as_whole, "examples per step (default: the paper's, 16; 8 for MNLI, ...)"),
@@ -286,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo_options(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--out", type=as_path, default=Path("runs/demo"), help="run folder")
+    demo.add_argument("--out", type=as_new_path, default=Path("runs/demo"), help="run folder")
     demo.add_argument(
         "--model",
         type=as_name,
@@ -309,7 +313,7 @@ def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
         help="outputs of the head (default %(default)s, as in Table 2)",
     )
     plan.add_argument(
-        "--save", type=as_path, metavar="FILE", help="write the plan as JSON, for editing"
+        "--save", type=as_new_path, metavar="FILE", help="write the plan as JSON, for editing"
     )
     _add_plan_options(plan)
 
@@ -323,7 +327,7 @@ def _add_download_options(download: argparse.ArgumentParser) -> None:
         help="hub names (owner/name or owner/name@revision), or tasks",
     )
     download.add_argument(
-        "--folder", type=as_path, help="folder for GLUE's files; default: the cache"
+        "--folder", type=as_new_path, help="folder for GLUE's files; default: the cache"
     )
 
 
@@ -343,11 +347,13 @@ def _add_predict_options(predict: argparse.ArgumentParser) -> None:
     target.add_argument("--input", type=as_path, metavar="FILE", help="TSV, JSONL or parquet file")
     target.add_argument(
         "--submission",
-        type=as_path,
+        type=as_new_path,
         metavar="DIR",
         help="write GLUE's submission file for the test split",
     )
-    predict.add_argument("--output", type=as_path, metavar="FILE", help="default: standard output")
+    predict.add_argument(
+        "--output", type=as_new_path, metavar="FILE", help="default: standard output"
+    )
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ from spafit.text.tokenization import Tokenizer
 from spafit.training.settings import TrainConfig, complete
 
 
+@torch.inference_mode(False)  # with gradients, whatever mode the caller is in
 def fit(
     model: BertForSequenceClassification,
     tokenizer: Tokenizer,

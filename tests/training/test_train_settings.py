@@ -46,7 +46,7 @@ ABSURD: list[tuple[str, Any]] = [
         for n in ("frozen_weights", "step")
         for v in [16, True, "", "bf16", "graph", ["auto"]]
     ),
-    *(("out", v) for v in [0, 1.0, -1, math.nan, 1e308, ["runs"], b"runs", True]),
+    *(("out", v) for v in [0, 1.0, -1, math.nan, 1e308, ["runs"], b"runs", True, "", "a\0b"]),
     *((f.name, None) for f in dataclasses.fields(TrainConfig) if f.name not in MAY_BE_NONE),
 ]
 
