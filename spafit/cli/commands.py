@@ -12,7 +12,7 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
-from spafit.errors import ConfigError, DataError
+from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.machine.precision import resolve_device, resolve_precision
 from spafit.methods import plan as make_plan
@@ -154,7 +154,7 @@ def run_eval(
         except DataError as error:
             if name == names[0]:
                 raise
-            print(f"{name} left out: {error}", file=sys.stderr)
+            print(f"{name} left out: {one_line(str(error), 600)}", file=sys.stderr)
             continue
         _report_bad_rows(dataset)
         scores = evaluate(
@@ -240,7 +240,7 @@ def _predict_submission(
         except DataError as error:
             if name == names[0]:
                 raise
-            print(f"{name} left out: {error}", file=sys.stderr)
+            print(f"{name} left out: {one_line(str(error), 600)}", file=sys.stderr)
             continue
         _refuse_to_replace(submission / dataset.task.submission, Path(dataset.source))
         path = write_submission(submission, name, labels_of(dataset), dataset=dataset)
@@ -291,7 +291,8 @@ def _load_run(
     record = read_record(run)
     if record.get("status", "finished") != "finished":
         status = status_of(record)
-        print(f"{run}: its run is {status}; this is its best adapter so far", file=sys.stderr)
+        text = f"{run}: its run is {status}; this is its best adapter so far"
+        print(one_line(text, 1000), file=sys.stderr)
     name = model or _recorded(record, "model", "--model")
     revision = None if model else record["about"].get("revision")
     header = read_adapter_header(run / ADAPTER)
@@ -332,7 +333,8 @@ def _bad_rows_allowed(record: dict[str, Any], asked: int | None) -> int:
 
 def _report_bad_rows(dataset: Dataset) -> None:
     if dataset.bad_rows:
-        print(f"{dataset.source}: {dataset.bad_rows} malformed rows left out", file=sys.stderr)
+        text = f"{dataset.source}: {dataset.bad_rows} malformed rows left out"
+        print(one_line(text, 1000), file=sys.stderr)
 
 
 def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:
@@ -343,7 +345,8 @@ def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> 
     except ConfigError as error:
         device = resolve_device("auto")
         settings["precision"] = resolve_precision("auto", device)
-        print(f"using {settings['precision']} on {device}: {error}", file=sys.stderr)
+        text = f"using {settings['precision']} on {device}: {error}"
+        print(one_line(text, 600), file=sys.stderr)
     network.to(device)
 
 
