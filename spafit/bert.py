@@ -380,9 +380,10 @@ class BertModel(nn.Module):
         Raises
         ------
         ConfigError
-            If shapes do not fit each other or the model, an id is outside its vocabulary, the mask
-            holds other values than 0 and 1, or a sequence has no real token. (Values of ids and
-            masks on a GPU are not checked, because the host would wait for it at every step.)
+            If types or shapes do not fit each other or the model, an id is outside its vocabulary,
+            the mask holds other values than 0 and 1, or a sequence has no real token. (Values of
+            ids and masks on a GPU are not checked, because the host would wait for it at every
+            step.)
         """
         tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
         X = self.embeddings(*tokens)
@@ -420,8 +421,8 @@ class BertModel(nn.Module):
         Raises
         ------
         ConfigError
-            If a sequence is longer than the model's positions, the prefix has another shape, or (on
-            a CPU, where checking is cheap) an id is outside its vocabulary.
+            If a sequence is longer than the model's positions, ids or prefix have another type or
+            shape, or (on a CPU, where checking is cheap) an id is outside its vocabulary.
         """
         check_packed(self.config, batch, prefix)
         start = 0 if prefix is None else self.frozen_depth
@@ -475,9 +476,9 @@ class BertModel(nn.Module):
         token_type_ids: torch.Tensor | None,
     ) -> tuple[tuple[torch.Tensor, ...], Layout, Unpacking | Unchanged]:
         """Check a padded batch; return the embeddings' inputs, its layout, and how to unpack it."""
+        check_padded(self.config, input_ids, attention_mask, token_type_ids)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        check_padded(self.config, input_ids, attention_mask, token_type_ids)
         keep = None if attention_mask is None else attention_mask.to(torch.bool)
         # Not packed if a row begins with padding, because the pooler reads the first position.
         if self.packed and (keep is None or bool(keep[:, 0].all())):

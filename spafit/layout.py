@@ -379,7 +379,7 @@ def check_padded(
     config: BertConfig,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    token_type_ids: torch.Tensor,
+    token_type_ids: torch.Tensor | None,
 ) -> None:
     """Check a padded batch (B, T).
 
@@ -388,9 +388,15 @@ def check_padded(
     Raises
     ------
     ConfigError
-        If shapes do not fit each other or the model, an id is outside its vocabulary, the mask
-        holds other values than 0 and 1, or a sequence has no real token.
+        If types or shapes do not fit each other or the model, an id is outside its vocabulary, the
+        mask holds other values than 0 and 1, or a sequence has no real token.
     """
+    ids = {"input_ids": input_ids}
+    if token_type_ids is not None:
+        ids["token_type_ids"] = token_type_ids
+    _check_types(ids)
+    if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
+        raise ConfigError(f"attention_mask must be a tensor, found {_kind(attention_mask)}")
     if input_ids.dim() != 2 or 0 in input_ids.shape:
         raise ConfigError(
             f"input_ids must be a batch of sequences, (B, T) with B and T at least 1, "
@@ -406,7 +412,7 @@ def check_padded(
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, "
                 f"found {tuple(tensor.shape)}"
             )
-    _check_ids(config, input_ids, token_type_ids)
+    _check_ids(config, ids)
     if attention_mask is None or input_ids.device.type != "cpu":
         return
     if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
@@ -424,9 +430,16 @@ def check_packed(config: BertConfig, batch: PackedBatch, prefix: torch.Tensor | 
     Raises
     ------
     ConfigError
-        If a sequence is longer than the model's positions, the prefix has another shape, or (on a
-        CPU, where checking is cheap) an id is outside its vocabulary.
+        If a sequence is longer than the model's positions, ids or prefix have another type or
+        shape, or (on a CPU, where checking is cheap) an id is outside its vocabulary.
     """
+    ids = dict(zip(PackedBatch._fields, batch[:3], strict=False))
+    _check_types(ids)
+    for name, each in ids.items():
+        if each.shape != (batch.layout.rows,):
+            raise ConfigError(
+                f"{name} must have shape ({batch.layout.rows},), found {tuple(each.shape)}"
+            )
     _check_length(config, max(batch.layout.lengths))
     shape = (batch.layout.rows, config.hidden_size)
     if prefix is not None and prefix.shape != shape:
@@ -434,7 +447,7 @@ def check_packed(config: BertConfig, batch: PackedBatch, prefix: torch.Tensor | 
             f"the prefix of this batch must have shape {shape}, found {tuple(prefix.shape)}; "
             "give what BertModel.prefix gives for the same batch"
         )
-    _check_ids(config, batch.input_ids, batch.token_type_ids)
+    _check_ids(config, ids)
 
 
 def _check_length(config: BertConfig, tokens: int) -> None:
@@ -446,16 +459,28 @@ def _check_length(config: BertConfig, tokens: int) -> None:
         )
 
 
-def _check_ids(config: BertConfig, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> None:
-    if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
+def _check_types(ids: dict[str, torch.Tensor]) -> None:
+    for name, each in ids.items():
+        if not isinstance(each, torch.Tensor) or each.dtype not in (torch.int64, torch.int32):
+            raise ConfigError(f"{name} must be a tensor of int64, found {_kind(each)}")
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _check_ids(config: BertConfig, ids: dict[str, torch.Tensor]) -> None:
+    if ids["input_ids"].device.type != "cpu" or torch.compiler.is_compiling():
         return
-    for name, ids, size in (
-        ("input_ids", input_ids, config.vocab_size),
-        ("token_type_ids", token_type_ids, config.type_vocab_size),
-    ):
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= size:
+    sizes = {
+        "input_ids": config.vocab_size,
+        "token_type_ids": config.type_vocab_size,
+        "position_ids": config.max_position_embeddings,
+    }
+    for name, each in ids.items():
+        lowest, highest = int(each.min()), int(each.max())
+        if lowest < 0 or highest >= sizes[name]:
             raise ConfigError(
-                f"{name} must lie in 0 .. {size - 1}, found {lowest} .. {highest}; "
+                f"{name} must lie in 0 .. {sizes[name] - 1}, found {lowest} .. {highest}; "
                 "is this the tokenizer of this model?"
             )

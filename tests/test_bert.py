@@ -12,7 +12,7 @@ from torch import nn
 
 import spafit.bert
 from spafit.adapters import LayerNorm, Linear
-from spafit.bert import BertForSequenceClassification, BertModel, initialise
+from spafit.bert import BertForSequenceClassification, BertModel, initialise, set_impl
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
 
@@ -263,6 +263,35 @@ class TestRefusals:
         batch[name][2, 6] = value  # even at a padded token
         with pytest.raises(ConfigError, match=message):
             model(**batch)
+
+    @pytest.mark.parametrize("name", ["input_ids", "token_type_ids", "attention_mask"])
+    def test_what_is_no_tensor(
+        self, model: BertForSequenceClassification, batch: dict[str, torch.Tensor], name: str
+    ) -> None:
+        for value in (batch[name].tolist(), batch[name].numpy(), "ids"):
+            kind = type(value).__name__
+            with pytest.raises(ConfigError, match=rf"^{name} must be a tensor.*, found {kind}$"):
+                model(**{**batch, name: value})
+        with pytest.raises(ConfigError, match="input_ids must be a tensor of int64, found None"):
+            model(None)
+
+    @pytest.mark.parametrize("name", ["input_ids", "token_type_ids"])
+    @pytest.mark.parametrize("impl", ["auto", "reference"])
+    def test_ids_that_are_no_whole_numbers(
+        self,
+        model: BertForSequenceClassification,
+        batch: dict[str, torch.Tensor],
+        name: str,
+        impl: str,
+    ) -> None:
+        """An embedding takes int64 and int32."""
+        set_impl(model, impl)
+        expected = model(**batch)
+        assert torch.equal(model(**{**batch, name: batch[name].int()}), expected)
+        for kind in (torch.float32, torch.float16, torch.bool, torch.int8, torch.complex64):
+            message = f"{name} must be a tensor of int64, found {kind}"
+            with pytest.raises(ConfigError, match=message):
+                model.bert(**{**batch, name: batch[name].to(kind)})
 
     def test_nothing_but_padding(
         self, model: BertForSequenceClassification, batch: dict[str, torch.Tensor]

@@ -569,7 +569,10 @@ class TestDropout:
 class TestWrongInput:
     """Oracle: one of spafit's own errors, which says what is wrong."""
 
-    @pytest.mark.parametrize("wrong", ["too long", "id", "type", "prefix"])
+    @pytest.mark.parametrize(
+        "wrong",
+        ["too long", "id", "type", "prefix", "float", "short", "position", "float position"],
+    )
     def test_a_packed_batch_that_does_not_fit(self, wrong: str) -> None:
         model = adapted(short("SPAFIT-1-3-II"))
         batch = make_encodings([3, 18 if wrong == "too long" else 17]).packed([0, 1])
@@ -580,6 +583,14 @@ class TestWrongInput:
             batch.token_type_ids[4] = 2
         elif wrong == "prefix":
             prefix = model.bert.prefix(batch)[:-1]
+        elif wrong == "float":
+            batch = batch._replace(input_ids=batch.input_ids.float())
+        elif wrong == "short":  # would be broadcast
+            batch = batch._replace(token_type_ids=batch.token_type_ids[:1])
+        elif wrong == "position":
+            batch.position_ids[4] = CONFIG.max_position_embeddings
+        elif wrong == "float position":
+            batch = batch._replace(position_ids=batch.position_ids.float())
         with pytest.raises(SpafitError):
             model.forward_packed(batch, prefix)
 

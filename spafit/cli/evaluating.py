@@ -12,7 +12,7 @@ import numpy as np
 
 from spafit.cli.own_data import own_dataset, report_bad_rows
 from spafit.cli.trained import Trained
-from spafit.errors import ConfigError, DataError
+from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import replacing
 from spafit.tasks import glue, own, scoring
 from spafit.tasks.metrics import Floats, Ints, of_each_class
@@ -65,7 +65,7 @@ def _datasets(
         except DataError as error:
             if name == names[0]:
                 raise
-            print(f"{name} left out: {error}", file=sys.stderr)
+            print(f"{name} left out: {one_line(str(error), 600)}", file=sys.stderr)
             continue
         metric = trained.record["settings"].get("metric")
         read.append(dataclasses.replace(found, task=found.task.with_metric(metric)))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
+import unicodedata
 from pathlib import Path
 
 
@@ -76,6 +78,28 @@ def as_name(text: str) -> str:
 
 def as_path(text: str) -> Path:
     """Parse a path."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # not from a shell
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not a path") from None
     if not text.strip() or "\0" in text:  # "" comes from an unset variable in a script
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not a path")
     return Path(text)
+
+
+def as_new_path(text: str) -> Path:
+    """Parse the path of a file or folder to be written.
+
+    A control character or a line end in a new name is a slip of a script, as of one with the line
+    ends of Windows. What is there may have any name.
+    """
+    path = as_path(text)
+    for each in (path, *path.parents):
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in each.name) and not (
+            os.path.lexists(each)
+        ):
+            raise argparse.ArgumentTypeError(
+                f"{text!r:.60} has a control character or a line end in the name of a new file or "
+                "folder"
+            )
+    return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit.config import read_json
-from spafit.errors import ConfigError, DataError
+from spafit.errors import ConfigError, DataError, one_line
 from spafit.tasks import glue, own
 from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Task
@@ -149,7 +149,8 @@ def own_dataset(
 def report_bad_rows(dataset: Dataset) -> None:
     """Say how many rows of a file were left out."""
     if dataset.bad_rows:
-        print(f"{dataset.source}: {dataset.bad_rows} malformed rows left out", file=sys.stderr)
+        text = f"{dataset.source}: {dataset.bad_rows} malformed rows left out"
+        print(one_line(text, 1000), file=sys.stderr)
 
 
 def read_class_weights(text: str | None) -> str | dict[str, float] | None:

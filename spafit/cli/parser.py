@@ -18,6 +18,7 @@ from spafit.cli.evaluating import evaluate_run
 from spafit.cli.option_types import (
     as_delimiter,
     as_name,
+    as_new_path,
     as_number,
     as_path,
     as_seed,
@@ -45,7 +46,10 @@ _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA an
 # The settings of TrainConfig that are options of `spafit train`, by name: the parser of a value, or
 # the choices, and the help text. Their defaults are TrainConfig's own.
 _SETTINGS: dict[str, tuple[Any, str]] = {
-    "out": (as_path, "run folder; an interrupted run is resumed there; without it nothing is kept"),
+    "out": (
+        as_new_path,
+        "run folder; an interrupted run is resumed there; without it nothing is kept",
+    ),
     "overwrite": (bool, "replace a run in --out"),
     "epochs": (as_whole, "passes over the data"),
     "batch_size": (as_whole, "examples per step (default: the paper's, 16; 8 for MNLI, ...)"),
@@ -351,7 +355,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_options(evaluate)
     evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
     evaluate.add_argument(
-        "--errors", type=as_path, metavar="FILE", help="write all wrong predictions, with texts"
+        "--errors", type=as_new_path, metavar="FILE", help="write all wrong predictions, with texts"
     )
     predict = verb(
         "predict",
@@ -366,7 +370,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo_options(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--out", type=as_path, default=Path("runs/demo"), help="run folder")
+    demo.add_argument("--out", type=as_new_path, default=Path("runs/demo"), help="run folder")
     demo.add_argument(
         "--model",
         type=as_name,
@@ -389,7 +393,7 @@ def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
         help="outputs of the head (default %(default)s, as in Table 2)",
     )
     plan.add_argument(
-        "--save", type=as_path, metavar="FILE", help="write the plan as JSON, for editing"
+        "--save", type=as_new_path, metavar="FILE", help="write the plan as JSON, for editing"
     )
     _add_plan_options(plan)
 
@@ -403,7 +407,7 @@ def _add_download_options(download: argparse.ArgumentParser) -> None:
         help="hub names (owner/name or owner/name@revision), or tasks",
     )
     download.add_argument(
-        "--folder", type=as_path, help="folder for GLUE's files; default: the cache"
+        "--folder", type=as_new_path, help="folder for GLUE's files; default: the cache"
     )
 
 
@@ -435,14 +439,14 @@ def _add_predict_options(predict: argparse.ArgumentParser) -> None:
     target.add_argument("--text", nargs="+", metavar="TEXT", help="predict texts given here")
     target.add_argument(
         "--submission",
-        type=as_path,
+        type=as_new_path,
         metavar="DIR",
         help="write GLUE's submission file for the test split",
     )
     predict.add_argument("--text2", nargs="+", metavar="TEXT", default=[], help="of pairs")
     predict.add_argument(
         "--output",
-        type=as_path,
+        type=as_new_path,
         metavar="FILE",
         help="TSV, CSV or JSONL by its extension; default: standard output, as TSV",
     )

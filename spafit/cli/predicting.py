@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TextIO
 
 from spafit.cli.own_data import report_bad_rows
 from spafit.cli.trained import Trained
-from spafit.errors import ConfigError, DataError
+from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.tasks import glue
 from spafit.tasks.metrics import Floats
@@ -94,7 +94,7 @@ def write_submissions(trained: Trained, folder: Path, submission: Path) -> None:
         except DataError as error:
             if name == names[0]:
                 raise
-            print(f"{name} left out: {error}", file=sys.stderr)
+            print(f"{name} left out: {one_line(str(error), 600)}", file=sys.stderr)
             continue
         refuse_to_replace(submission / glue.get_task(name).submission, Path(dataset.source))
         report_bad_rows(dataset)

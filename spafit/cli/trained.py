@@ -11,7 +11,7 @@ import numpy as np
 
 from spafit.bert import BertForSequenceClassification
 from spafit.config import read_json
-from spafit.errors import CheckpointError, ConfigError
+from spafit.errors import CheckpointError, ConfigError, one_line
 from spafit.machine.precision import resolve_device, resolve_precision
 from spafit.runs.identity import require_trained_with
 from spafit.runs.record import ADAPTER, read_record, status_of
@@ -148,7 +148,8 @@ def _load(folder: Path, model: str | None, mapped: bool | None) -> Run:
     record = read_record(folder)
     if record.get("status", "finished") != "finished":
         status = status_of(record)
-        print(f"{folder}: its run is {status}; this is its best adapter so far", file=sys.stderr)
+        text = f"{folder}: its run is {status}; this is its best adapter so far"
+        print(one_line(text, 1000), file=sys.stderr)
     about = record["about"]
     name = model or about.get("model")
     if not isinstance(name, str):
@@ -183,7 +184,8 @@ def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> 
     except ConfigError as error:
         device = resolve_device("auto")
         settings["precision"] = resolve_precision("auto", device)
-        print(f"using {settings['precision']} on {device}: {error}", file=sys.stderr)
+        text = f"using {settings['precision']} on {device}: {error}"
+        print(one_line(text, 600), file=sys.stderr)
     network.to(device)
 
 

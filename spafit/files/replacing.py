@@ -32,6 +32,9 @@ def cache_folder() -> Path:
         ) from None
 
 
+_MOST_PARTS = 256
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path, error: type[SpafitError] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block raises nothing.
@@ -50,6 +53,10 @@ def replacing(path: str | Path, error: type[SpafitError] | None = None) -> Itera
     OSError
         If the folder or the file cannot be written to, or the path is not a regular file's.
     """
+    if "\0" in str(path):
+        raise (error or ConfigError)(
+            f"{str(path)!r:.200} cannot be written: no file has such a name"
+        )
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -100,6 +107,8 @@ def refuse_place(path: Path, *, is_folder: bool = False) -> None:
             # A file would replace it: /dev/null would become a regular file.
             raise OSError(errno.EINVAL, "it is a pipe or a device")
         if not is_folder and len(os.fsencode(place.name)) > 200:  # its temporary name is longer
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if len(place.parts) > _MOST_PARTS:  # Python would make each within the call for the next
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         while is_folder and not _is_there(there):
             there = there.parent

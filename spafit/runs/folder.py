@@ -88,8 +88,8 @@ class RunFolder:
         self._written = ""
         self.log = RunLog(self.path / LOG)
         self._lock = Lock(self.path / LOCK)
-        self._is_new = not self.path.exists()
         with self._saying_why():
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             try:

@@ -285,8 +285,9 @@ class Tokenizer:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WeightsError(f"{folder} cannot be created: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise WeightsError(f"{str(folder)!r:.200} cannot be created: {reason}") from None
         for name, content in (
             ("tokenizer.json", self.recipe.build().to_str(pretty=True)),
             ("tokenizer_config.json", json.dumps(config, indent=2)),

@@ -30,6 +30,7 @@ from spafit.text.tokenization import Tokenizer
 from spafit.training.settings import TrainConfig, class_weights, complete
 
 
+@torch.inference_mode(False)  # with gradients, whatever mode the caller is in
 def fit(
     model: BertForSequenceClassification,
     tokenizer: Tokenizer,

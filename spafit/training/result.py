@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spafit.errors import one_line
 from spafit.summary import Summary
 
 
@@ -77,7 +78,10 @@ def result_screen(result: Result, summary: Summary, display: str) -> str:
         ("memory", f"{result.peak_memory_mib:,.0f} MiB at the peak"),
         ("truncated", cut or "nothing"),
         *([("skipped", f"{result.skipped} steps, gradient not finite")] * bool(result.skipped)),
-        *((("written" if n == 0 else ""), str(file)) for n, file in enumerate(result.files)),
+        *(
+            (("written" if n == 0 else ""), one_line(str(file), 600))
+            for n, file in enumerate(result.files)
+        ),
     ]
     return "\n" + "\n".join(f"{name:>10}  {text}" for name, text in rows)
 

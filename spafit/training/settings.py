@@ -249,8 +249,9 @@ class TrainConfig:
             )
         if not isinstance(self.device, str):
             raise ConfigError(f'device must be a name such as "cpu" or "cuda:1": {self.device!r}')
-        if not isinstance(self.out, (str, Path, type(None))):
-            raise ConfigError(f"out must be the path of a folder, or None: {self.out!r}")
+        is_path = isinstance(self.out, (str, Path)) and str(self.out) and "\0" not in str(self.out)
+        if not is_path and self.out is not None:
+            raise ConfigError(f"out must be the path of a folder, or None: {self.out!r:.200}")
         if self.batch_size is not None and self.accumulation > self.batch_size:
             raise ConfigError(
                 f"accumulation = {self.accumulation} exceeds the batch size of {self.batch_size}"

@@ -77,7 +77,7 @@ def local_folder(
         a file does not have the hash that the hub lists, or ``pins.json`` cannot be used.
     """
     folder = _expanded(name_or_path)
-    if folder.is_dir():
+    if _is_folder(folder):
         if revision is not None:
             raise WeightsError(
                 f"{folder} is a folder, which has no revision {revision!r}; leave the revision out"
@@ -131,7 +131,7 @@ def pinned_revision(name: str | Path, revision: str | None = None) -> str | None
     WeightsError
         If the name is neither a folder nor a hub name, or ``pins.json`` cannot be used.
     """
-    if _expanded(name).is_dir():
+    if _is_folder(_expanded(name)):
         return None
     repository, revision = _parse(name, revision)
     pin = read_pins().get(f"{repository}@{revision}")
@@ -145,6 +145,13 @@ def _expanded(name_or_path: str | Path) -> Path:
         raise WeightsError(
             f"{name_or_path!s:.200} begins with ~ and an unknown user's name; give the full path"
         ) from None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # too long a name, for example
+        return False
 
 
 def _parse(name_or_path: str | Path, revision: str | None) -> tuple[str, str]:

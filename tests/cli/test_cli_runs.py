@@ -265,6 +265,20 @@ class TestTrain:
         assert call(capsys, *arguments, "--seed", "1", "--overwrite")[0] == 0
         assert record_of(tmp_path)["settings"]["seed"] == 1
 
+    @pytest.mark.parametrize("name", ["a\x1b[31mb", "a\nb", "a\u202eb"])
+    def test_a_folder_whose_name_does_not_print(
+        self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path, name: str
+    ) -> None:
+        """One that is there may have any name; what is shown of it is one line that prints."""
+        out = tmp_path / name
+        out.mkdir()
+        arguments = train_arguments(small, root, "--quiet", "--epochs", "1", "--out", str(out))
+        code, text, _ = call(capsys, *arguments)
+        assert code == 0
+        assert "\n   written  " in text
+        assert all(line.isprintable() for line in text.splitlines())
+        assert (out / "adapter.safetensors").is_file()
+
     def test_without_out_nothing_is_written(
         self,
         capsys: Capture,
@@ -547,13 +561,14 @@ class TestEval:
             {"device": "cuda", "precision": "fp16"},
             {"device": "cuda:3", "precision": "bf16"},
             {"device": "cpu", "precision": "fp16"},
+            {"device": "a\n\x1b[31m", "precision": "float32"},
         ):
             settings = {**record["settings"], **changes}
             (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "settings": settings}))
             code, out, err = call(capsys, "eval", tmp_path / "run")
             assert (code, out) == usual[:2]
             assert err.startswith("using float32 on cpu: ")
-            assert len(err.splitlines()) == 1
+            assert err.removesuffix("\n").isprintable()
 
     @pytest.mark.parametrize("damage", ["", "[]", '{"settings": {}}'])
     def test_a_damaged_record(

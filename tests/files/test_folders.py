@@ -85,3 +85,12 @@ class TestFailures:
         with pytest.raises(KeyError), replacing(tmp_path / "file", kind):
             raise KeyError("x")
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_name_that_no_file_has(self, tmp_path: Path) -> None:
+        for error in (None, WeightsError):
+            match = r"'\S+a\\x00b' cannot be written: no file has such a name"
+            with (
+                pytest.raises(error or ConfigError, match=match),
+                replacing(tmp_path / "a\0b", error),
+            ):
+                pass

@@ -189,6 +189,10 @@ class TestRunFolder:
             with pytest.raises(CheckpointError, match=r"cannot be written: .*(exists|directory)"):
                 RunFolder(place, RECORD, overwrite=True)
 
+    def test_a_name_that_is_too_long(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="cannot be written: File name too long"):
+            RunFolder(tmp_path / ("x" * 500), RECORD, overwrite=False)
+
     def test_the_record_is_written_whole_or_not(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

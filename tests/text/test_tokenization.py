@@ -347,6 +347,8 @@ class TestFiles:
         (tmp_path / "file").write_text("")
         with pytest.raises(WeightsError, match="cannot be created"):
             toy.save(tmp_path / "file" / "folder")
+        with pytest.raises(WeightsError, match=r"a\\x00b' cannot be created: embedded null"):
+            toy.save(tmp_path / "a\0b")
 
 
 class TestEncode:

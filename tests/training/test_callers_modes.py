@@ -6,6 +6,7 @@ Oracle: the same run outside of it, bit for bit.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from support.small_runs import SmallRun, trained
 
 from spafit.errors import PlanError
+from spafit.training import plain
 from spafit.training.fit import Result
 
 MODES = ["no_grad", "inference_mode", "autocast"]
@@ -64,6 +66,27 @@ class TestFit:
             found = small.fit(epochs=1, precision="bf16")
         assert bits(found) == bits(expected)
         assert bits(found) != bits(small.fit(epochs=1))
+
+    @pytest.mark.parametrize("name", ["no_grad", "inference_mode"])
+    def test_so_does_the_plain_form(self, small: SmallRun, name: str) -> None:
+        config = small.settings(epochs=1)
+        data = (small.tokenizer, small.train, small.dev, config)
+        expected = plain.fit(small.model(), *data)
+        inside = small.model()
+        with mode(name):
+            assert plain.fit(inside, *data) == expected
+
+    def test_switched_off_for_good(self, small: SmallRun, tmp_path: Path) -> None:
+        """As by a call at the top of a notebook; with a run folder too."""
+        expected = small.fit(epochs=1)
+        model = small.model()
+        torch.set_grad_enabled(False)
+        try:
+            found = small.fit(model, epochs=1, out=tmp_path)
+            assert not torch.is_grad_enabled()
+        finally:
+            torch.set_grad_enabled(True)
+        assert bits(found) == bits(expected)
 
     def test_a_model_made_in_inference_mode_is_refused_by_name(self, small: SmallRun) -> None:
         with torch.inference_mode():

@@ -308,7 +308,19 @@ class TestNames:
             local_folder(tiny, revision="main")
 
     @pytest.mark.parametrize(
-        "name", ["bert-large-cased", "/none/such", "../up", "a/b/c", "a/b@", "", "a b/c", "-/../x"]
+        "name",
+        [
+            "bert-large-cased",
+            "/none/such",
+            "../up",
+            "a/b/c",
+            "a/b@",
+            "",
+            "a b/c",
+            "-/../x",
+            "x" * 500,
+        ],
+        ids="{:.20}".format,
     )
     def test_neither_folder_nor_hub_name(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="neither an existing folder nor a hub name"):
