@@ -31,7 +31,7 @@ def fine_tune(folder, data, out, batch_size=16, **settings):
 
     loader = torch.utils.data.DataLoader(train.examples, batch_size, True, collate_fn=collate)
     tuning = FineTuning(model.train(), train.task.labels)
-    lightning.Trainer(**{"max_epochs": 3, **settings}).fit(tuning, loader)
+    lightning.Trainer(**{"max_epochs": 3, "default_root_dir": out, **settings}).fit(tuning, loader)
     tuning.model.save_pretrained(out)  # OUT/adapter.safetensors
     return tuning
 
