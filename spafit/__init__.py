@@ -5,6 +5,7 @@ The public names, in the order of the tour in README.md.
 
 import sys
 
+from spafit import interop
 from spafit.adapters import (
     BiasDelta,
     DirectBias,
@@ -92,6 +93,8 @@ __all__ = [
     "evaluate",
     "Predictions",
     "predict",
+    # other people's trainers
+    "interop",
     # errors
     "SpafitError",
     "ConfigError",

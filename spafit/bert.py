@@ -318,12 +318,16 @@ class BertOutput(NamedTuple):
         The pooled [CLS]; None if the model was built without a pooler.
     hidden_states : tuple of torch.Tensor or None
         The embeddings and the H7 of all L layers, each (B, T, D), if they were asked for; at
-        padding as above.
+        padding as above. ``hidden_states[l][:, 0]`` is [CLS] after l layers, in every form.
+    attentions : tuple of torch.Tensor or None
+        The attention probabilities of all L layers, each (B, A, T, T), if they were asked for: what
+        V is multiplied by, in training after dropout. They are 0 at keys that are padding.
     """
 
     last_hidden_state: torch.Tensor
     pooler_output: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class BertModel(nn.Module):
@@ -359,6 +363,7 @@ class BertModel(nn.Module):
         token_type_ids: torch.Tensor | None = None,
         *,
         output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> BertOutput:
         """Encode a padded batch.
 
@@ -372,6 +377,9 @@ class BertModel(nn.Module):
             0 for the first text, 1 for the second; None means all 0.
         output_hidden_states : bool
             Whether to give the hidden states of all layers too.
+        output_attentions : bool
+            Whether to give the attention probabilities of all layers too. Only the plain form has
+            them: ``spafit.set_impl(model, "reference")``.
 
         Returns
         -------
@@ -383,15 +391,32 @@ class BertModel(nn.Module):
             If types or shapes do not fit each other or the model, an id is outside its vocabulary,
             the mask holds other values than 0 and 1, or a sequence has no real token. (Values of
             ids and masks on a GPU are not checked, because the host would wait for it at every
-            step.)
+            step.) If attention
+            probabilities are asked for in another form than the plain one, or a layer with an
+            attention of the user's own does not give any.
         """
         tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
+        probabilities: list[torch.Tensor] = []
+        if output_attentions:
+            self._require_plain_attention()
+            assert isinstance(layout, Padded)
+            layout.probabilities = probabilities
         X = self.embeddings(*tokens)
         X, states = self.encoder(X, layout, output_hidden_states=output_hidden_states)
         pooled = None
         if self.pooler is not None:
             pooled = back.per_sequence(self.pooler(layout.first(X)))
-        return BertOutput(back.hidden(X), pooled, tuple(map(back.hidden, states)) or None)
+        if output_attentions and len(probabilities) != len(self.encoder.layer):
+            raise ConfigError(
+                f"{len(probabilities)} of {len(self.encoder.layer)} layers gave attention "
+                "probabilities; an attention of your own gives them by layout.attend"
+            )
+        return BertOutput(
+            back.hidden(X),
+            pooled,
+            tuple(map(back.hidden, states)) or None,
+            tuple(probabilities) or None,
+        )
 
     def pooled(
         self,
@@ -429,6 +454,16 @@ class BertModel(nn.Module):
         X = self.embeddings(*batch[:3]) if prefix is None else prefix  # (N, D)
         first, _ = self.encoder(X, batch.layout, start=start, first_only=True)  # (B, D)
         return self._pool(first)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights, of the first where they lie on several."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the weights, of the first where they have several."""
+        return next(self.parameters()).dtype
 
     @property
     def frozen_depth(self) -> int:
@@ -469,6 +504,14 @@ class BertModel(nn.Module):
         pooled: torch.Tensor = self.pooler(first)
         return pooled
 
+    def _require_plain_attention(self) -> None:
+        attentions = [each for each in self.modules() if isinstance(each, SelfAttention)]
+        if self.packed or any(each.impl != "reference" for each in attentions):
+            raise ConfigError(
+                "only the plain form holds attention probabilities; call "
+                'spafit.set_impl(model, "reference") before asking for output_attentions'
+            )
+
     def _lay_out(
         self,
         input_ids: torch.Tensor,
@@ -486,6 +529,22 @@ class BertModel(nn.Module):
             batch, back = pack(input_ids, keep, token_type_ids, pad_id)
             return batch[:3], batch.layout, back
         return (input_ids, token_type_ids), Padded(keep), Unchanged()
+
+
+class ClassifierOutput(NamedTuple):
+    """What :class:`BertForSequenceClassification` gives if it is asked for more than logits.
+
+    Attributes
+    ----------
+    logits : torch.Tensor, (B, C)
+        The head's output.
+    hidden_states, attentions : tuple of torch.Tensor or None
+        As in :class:`BertOutput`.
+    """
+
+    logits: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
 
 
 class BertForSequenceClassification(nn.Module):
@@ -515,16 +574,43 @@ class BertForSequenceClassification(nn.Module):
         """C, the number of logits."""
         return self.classifier.weight.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the encoder; see :attr:`BertModel.device`."""
+        return self.bert.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the encoder; see :attr:`BertModel.dtype`."""
+        return self.bert.dtype
+
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return the logits (B, C) of a padded batch; arguments as for :class:`BertModel`."""
-        pooled = self.bert.pooled(input_ids, attention_mask, token_type_ids)  # (B, D)
-        logits: torch.Tensor = self.classifier(self.dropout(pooled))
-        return logits
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> torch.Tensor | ClassifierOutput:
+        """Return the logits (B, C) of a padded batch; arguments and errors as :class:`BertModel`'s.
+
+        Returns
+        -------
+        torch.Tensor or ClassifierOutput
+            The logits alone, or with the hidden states or attention probabilities that were asked
+            for. With these the last layer is computed for all tokens, so that the logits of a fast
+            form are equal to rounding only.
+        """
+        batch = (input_ids, attention_mask, token_type_ids)
+        if not (output_hidden_states or output_attentions):
+            logits: torch.Tensor = self.classifier(self.dropout(self.bert.pooled(*batch)))
+            return logits
+        out = self.bert(
+            *batch, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
+        logits = self.classifier(self.dropout(out.pooler_output))
+        return ClassifierOutput(logits, out.hidden_states, out.attentions)
 
     def forward_packed(
         self, batch: PackedBatch, prefix: torch.Tensor | None = None
@@ -559,11 +645,14 @@ def set_impl(model: nn.Module, impl: str) -> None:
         A model of this module, or a part of one.
     impl : {"auto", "fused", "triton", "reference"}
         ``"reference"``: padded batches, and every operation written out as its equation, as
-        Hugging Face computes it; it can be differentiated twice. ``"auto"``, the default: packed
-        batches and the best form of every operation that the machine has. ``"fused"``: as
-        ``"auto"``, but an operation without a fused form for the tensors at hand raises.
-        ``"triton"``: the Triton kernels for linear maps, for attention over packed sequences, and
-        for dropout with LayerNorm; dropout alone, which has none, is as in ``"auto"``.
+        Hugging Face computes it; it can be differentiated twice, hooks on the sub-modules see
+        tensors (B, T, ...), and attention probabilities can be had (``output_attentions=True``).
+        ``"auto"``, the default: packed batches and the best form of every operation that the
+        machine has; hooks see tensors (N, ...) of the real tokens, except for the last layer, which
+        may compute [CLS] alone. ``"fused"``: as ``"auto"``, but an operation without a fused form
+        for the tensors at hand raises. ``"triton"``: the Triton kernels for linear maps, for
+        attention over packed sequences, and for dropout with LayerNorm; dropout alone, which has
+        none, is as in ``"auto"``.
 
     Raises
     ------

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
-from spafit.kernels import attention, packed_attention
+from spafit.kernels import attention, packed_attention, reference
 from spafit.kernels.packed_attention import Bundle, Spans, bundling, make_bundles, padded_rows
 
 # The number of rows is rounded up to a multiple of this, so that fewer sizes occur: oneDNN prepares
@@ -37,10 +37,18 @@ class Padded:
     ----------
     keep : torch.Tensor of bool, (B, T), optional
         True at real tokens; None means that all are real.
+    probabilities : list, optional
+        A list to which :meth:`attend` appends the attention probabilities (B, A, T, T) of each
+        layer, as its plain form computes them.
     """
 
-    def __init__(self, keep: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        keep: torch.Tensor | None = None,
+        probabilities: list[torch.Tensor] | None = None,
+    ) -> None:
         self.keep = None if keep is None else keep[:, None, None, :]  # (B, 1, 1, T)
+        self.probabilities = probabilities
 
     def attend(
         self, QKV: torch.Tensor, num_heads: int, dropout: float = 0.0, impl: str = "auto"
@@ -48,7 +56,12 @@ class Padded:
         """Return H1 (B, T, D), Eq. (4), for QKV (B, T, 3·D): Q, K and V side by side."""
         B, T, _ = QKV.shape
         Q, K, V = QKV.view(B, T, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, A, T, Dh) each
-        H1 = attention(Q, K, V, self.keep, dropout, impl)
+        if self.probabilities is None:
+            H1 = attention(Q, K, V, self.keep, dropout, impl)
+        else:
+            P = reference.attention_probabilities(Q, K, self.keep, dropout)
+            self.probabilities.append(P)
+            H1 = P @ V  # (B, A, T, Dh)
         return H1.transpose(1, 2).flatten(2)
 
     def attend_first(

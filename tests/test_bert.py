@@ -133,6 +133,16 @@ class TestOutputs:
         assert out.last_hidden_state.shape == (B, T, 20)
         assert out.pooler_output.shape == (B, 20)
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+    def test_device_and_dtype(
+        self, model: BertForSequenceClassification, dtype: torch.dtype
+    ) -> None:
+        for each in (model, model.bert):
+            assert (each.device, each.dtype) == (torch.device("cpu"), torch.float32)
+        model.to(dtype).to("meta")
+        for each in (model, model.bert):
+            assert (each.device, each.dtype) == (torch.device("meta"), dtype)
+
     def test_hidden_states_only_when_asked_for(
         self, model: BertForSequenceClassification, batch: dict[str, torch.Tensor]
     ) -> None:

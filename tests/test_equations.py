@@ -37,6 +37,7 @@ from support.hf_twin import (
 )
 
 from spafit.bert import set_impl
+from spafit.errors import ConfigError
 from spafit.layout import Packed, Padded
 
 
@@ -214,6 +215,122 @@ class TestWholeModel:
             assert_same(state, hf_state, f"hidden state {i}")
         assert_same(mine.last_hidden_state, expected.last_hidden_state)
         assert_same(mine.pooler_output, expected.pooler_output)
+
+    def test_asked_for_attentions(self, batch: str, dtype: torch.dtype) -> None:
+        """``output_attentions=True`` gives Hugging Face's tuple, from either entry point."""
+        config, inputs = BATCHES[batch]
+        ours, theirs = make_pair(config, dtype)
+        with torch.no_grad():
+            alone = ours(**inputs)
+            mine = ours(**inputs, output_hidden_states=True, output_attentions=True)
+            inner = ours.bert(**inputs, output_attentions=True)
+            expected = theirs(**inputs, output_hidden_states=True, output_attentions=True)
+        A, length = config.num_attention_heads, inputs["input_ids"].shape[1]
+        assert len(mine.attentions) == config.num_hidden_layers
+        assert inner.hidden_states is None
+        for name in ("attentions", "hidden_states"):
+            for i, (found, hf) in enumerate(
+                zip(getattr(mine, name), getattr(expected, name), strict=True)
+            ):
+                assert_same(found, hf, f"{name} {i}")
+        for found, again in zip(mine.attentions, inner.attentions, strict=True):
+            assert found.shape == (len(found), A, length, length)
+            assert torch.equal(found, again)
+        assert torch.equal(mine.logits, alone)
+
+
+class TestHooks:
+    """Oracle: a hook on the module of the same path in Hugging Face's BERT."""
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "embeddings.LayerNorm",
+            "encoder.layer.1",
+            "encoder.layer.0.attention",
+            "encoder.layer.2.attention.self.query",
+            "encoder.layer.2.attention.self.value",
+            "encoder.layer.3.attention.output",
+            "encoder.layer.3.attention.output.dense",
+            "encoder.layer.4.attention.output.LayerNorm",
+            "encoder.layer.4.attention.output.dropout",
+            "encoder.layer.0.intermediate",
+            "encoder.layer.5.intermediate.dense",
+            "encoder.layer.5.output",
+            "encoder.layer.5.output.dense",
+            "encoder.layer.5.output.LayerNorm",
+        ],
+    )
+    def test_a_hook_sees_the_padded_batch(self, path: str) -> None:
+        """A single hook: no other module is called by itself on its account."""
+        seen = []
+        for model in make_pair(CONFIG, torch.float64):
+            model.get_submodule(f"bert.{path}").register_forward_hook(
+                lambda module, given, found: seen.append(
+                    (given[0], found[0] if isinstance(found, tuple) else found)
+                )
+            )
+            with torch.no_grad():
+                model(**PADDED)
+        [(given, found), (hf_given, hf_found)] = seen
+        assert found.shape[:2] == (B, T)
+        assert_same(found, hf_found, path)
+        assert_same(given, hf_given, path)
+
+
+class TestAttentionsAskedFor:
+    """Oracle: the probabilities that Hugging Face gives, or the message of a refusal."""
+
+    def test_in_training_they_are_what_v_is_multiplied_by(self) -> None:
+        """After dropout: dropped entries are 0, and they have a gradient."""
+        model, _ = make_pair(CONFIG, torch.float64)
+        out = model.train()(**PADDED, output_attentions=True)
+        for P in out.attentions:
+            P.retain_grad()
+        torch.autograd.backward(out.logits.sum())
+        kept = PADDED["attention_mask"].bool()[:, None, None, :].expand_as(out.attentions[0])
+        dropped = (out.attentions[0] == 0) & kept
+        assert 0.01 < dropped.sum() / kept.sum() < 0.3  # the rate is 0.1
+        assert all(float(P.grad.abs().max()) > 0 for P in out.attentions)
+
+    @pytest.mark.parametrize("impl", ["auto", "fused"])
+    def test_a_fast_form_has_none_and_says_what_to_do(self, impl: str) -> None:
+        model, _ = make_pair(CONFIG, torch.float64)
+        set_impl(model, impl)
+        for entry in (model, model.bert):
+            with pytest.raises(ConfigError, match=r'set_impl\(model, "reference"\)'):
+                entry(**PADDED, output_attentions=True)
+        set_impl(model, "reference")
+        set_impl(model.bert.encoder.layer[2], impl)  # also a single layer
+        with pytest.raises(ConfigError, match=r'set_impl\(model, "reference"\)'):
+            model(**PADDED, output_attentions=True)
+
+    def test_an_attention_that_gives_none_is_noticed(self) -> None:
+        class Own(torch.nn.Module):
+            def forward(self, X: torch.Tensor, *_: Any) -> torch.Tensor:
+                return X
+
+        model, _ = make_pair(CONFIG, torch.float64)
+        model.bert.encoder.layer[1].attention.self = Own()
+        with pytest.raises(ConfigError, match="5 of 6 layers gave attention probabilities"):
+            model(**PADDED, output_attentions=True)
+
+    def test_cls_of_every_layer_from_both_entries_in_every_form(self) -> None:
+        model, theirs = make_pair(CONFIG, torch.float64)
+        with torch.no_grad():
+            expected = theirs(**PADDED, output_hidden_states=True)
+            for impl in ("reference", "auto", "fused"):
+                set_impl(model, impl)
+                found = model(**PADDED, output_hidden_states=True)
+                inner = model.bert(**PADDED, output_hidden_states=True)
+                assert found.attentions is None
+                assert_same(found.logits, expected.logits, impl)
+                assert len(found.hidden_states) == len(inner.hidden_states) == L + 1
+                for state, other, hf in zip(
+                    found.hidden_states, inner.hidden_states, expected.hidden_states, strict=True
+                ):
+                    assert_same(state[:, 0], hf[:, 0], impl)
+                    assert torch.equal(state, other)
 
 
 class TestTheseTestsCanFail:

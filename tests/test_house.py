@@ -14,7 +14,7 @@ PACKAGE = Path(spafit.__file__).parent
 
 # From the ground up: a room may import what stands before it. The files at the top of the package
 # are the core (tests/test_core_stands_alone.py), with kernels/.
-ROOMS = "core files machine weights text tasks runs training demo cli".split()
+ROOMS = "core files machine weights text tasks runs training interop demo cli".split()
 OUTSIDE = ("__init__", "__main__", "version")  # they belong to no room
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
@@ -134,6 +134,7 @@ def test_import_is_light_and_costs_at_most_300_ms_beyond_torch() -> None:
         times.append(float(seconds))
         for package in "transformers peft matplotlib triton pyarrow sklearn scipy".split():
             assert package not in loaded
+        assert not {"accelerate", "pytorch_lightning"} & set(loaded)
     assert min(times) <= 0.3, times
 
 

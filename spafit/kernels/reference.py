@@ -80,12 +80,18 @@ def attention(
     is H_2 = Dropout(H_1); the checkpoint was trained with dropout on the probabilities instead,
     which is computed here.
     """
+    return attention_probabilities(Q, K, keep, dropout) @ V  # (B, A, T, Dh)
+
+
+def attention_probabilities(
+    Q: torch.Tensor, K: torch.Tensor, keep: torch.Tensor | None = None, dropout: float = 0.0
+) -> torch.Tensor:
+    """Compute Dropout(softmax(QKᵀ / √Dh)), (B, A, T, T): what Eq. (4) multiplies V by."""
     Dh = Q.shape[-1]
     scores = Q @ K.transpose(-2, -1) / math.sqrt(Dh)  # (B, A, T, T)
     if keep is not None:
         scores = scores.masked_fill(~keep, float("-inf"))
-    probabilities = torch.softmax(scores, dim=-1)  # (B, A, T, T)
-    return F.dropout(probabilities, dropout) @ V  # (B, A, T, Dh)
+    return F.dropout(torch.softmax(scores, dim=-1), dropout)
 
 
 def packed_attention(

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from spafit.errors import ConfigError, DataError, WeightsError
+from spafit.errors import ConfigError, DataError, WeightsError, one_line
 from spafit.files.replacing import replacing
 from spafit.layout import Bucket, Packed, PackedBatch
 from spafit.text.added_tokens import CLS, PAD, SEP, SPECIAL_TOKENS
@@ -34,7 +35,10 @@ _CHUNK = 1024
 
 
 class Batch(NamedTuple):
-    """Some examples as int64 tensors of shape (B, T), padded on the right to the longest."""
+    """Some examples as int64 tensors of shape (B, T), padded on the right to the longest.
+
+    A model takes it by position, ``model(*batch)``, or by name, ``model(**batch)``.
+    """
 
     input_ids: torch.Tensor
     """Token ids; the id of [PAD] where there is no token."""
@@ -42,6 +46,14 @@ class Batch(NamedTuple):
     """1 where there is a token, else 0."""
     token_type_ids: torch.Tensor
     """1 for the second text and its [SEP], else 0."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names, which are Hugging Face's."""
+        return self._fields
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a tensor by its name or its place."""
+        return getattr(self, key) if key in self._fields else tuple.__getitem__(self, key)
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to a device asynchronously."""
@@ -258,6 +270,93 @@ class Tokenizer:
                 input_ids.append(first + second)
                 token_type_ids.append([0] * len(first) + [1] * len(second))
         return Encodings(input_ids, token_type_ids, truncated, self.pad_id)
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        text_pairs: Sequence[str | None] | None = None,
+        max_length: int | None = None,
+    ) -> Batch:
+        """Tokenize texts to one padded batch: ``model(**tokenizer(["A text.", "Another"]))``.
+
+        Parameters
+        ----------
+        texts, text_pairs
+            First and second texts, at least one, as for :meth:`encode`.
+        max_length : int, optional
+            The most tokens of an example. None truncates nothing; the model refuses an example that
+            is longer than its positions.
+
+        Returns
+        -------
+        Batch
+            ``input_ids``, ``attention_mask`` and ``token_type_ids``, on the CPU; ``.to(device)``
+            moves them.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As :meth:`encode`; also if there are no texts.
+        """
+        limit = sys.maxsize if max_length is None else max_length
+        encodings = self.encode(texts, text_pairs, max_length=limit)
+        if not len(encodings):
+            raise DataError("there are no texts; give one or more")
+        return encodings.batch(range(len(encodings)))
+
+    def decode(
+        self, ids: Sequence[int] | torch.Tensor, *, skip_special_tokens: bool = False
+    ) -> str:
+        """Return the text of token ids, as nearly as the ids tell.
+
+        Word pieces are joined to words, and words by spaces, as transformers does; case, accents
+        and spaces that the tokenizer took away, and words that became [UNK], do not come back.
+
+        Parameters
+        ----------
+        ids : sequence of int or torch.Tensor, (T,)
+            The ids of one sequence; for several see :meth:`batch_decode`.
+        skip_special_tokens : bool
+            Whether to leave out [CLS], [SEP], [PAD] and the other special tokens.
+
+        Raises
+        ------
+        DataError
+            If they are not the ids of one sequence, or one is not in the vocabulary.
+        """
+        try:
+            tensor = torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise DataError(f"these are no token ids: {one_line(str(error))}") from None
+        no_ids = tensor.is_floating_point() or tensor.dtype == torch.bool
+        if tensor.dim() != 1 or (no_ids and len(tensor)):
+            raise DataError(
+                f"decode takes the ids of one sequence, (T,), found {tuple(tensor.shape)} of "
+                f"{tensor.dtype}; for several sequences call batch_decode"
+            )
+        numbers, size = tensor.tolist(), self.vocab_size
+        outside = [number for number in numbers if not 0 <= number < size]
+        if outside:
+            raise DataError(
+                f"{outside[0]} is no token id: they go from 0 to {size - 1}; are these the ids of "
+                "this tokenizer?"
+            )
+        if skip_special_tokens:
+            special = {token.id for token in self.recipe.added if token.special}
+            numbers = [number for number in numbers if number not in special]
+        return self._backend.decode(numbers, skip_special_tokens=False)
+
+    def batch_decode(
+        self,
+        batch: Sequence[Sequence[int]] | torch.Tensor,
+        *,
+        skip_special_tokens: bool = False,
+    ) -> list[str]:
+        """Return the text of each of B sequences, such as of ``input_ids`` (B, T).
+
+        Other arguments and errors as for :meth:`decode`.
+        """
+        return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in batch]
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, for both spafit and transformers.

@@ -11,6 +11,7 @@ import torch
 from spafit import glue
 from spafit.errors import ConfigError, DataError, SpafitError, WeightsError
 from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
+from spafit.weights.pretrained import load_pretrained
 
 FILES = {
     "cola": ("CoLA/train.tsv",),
@@ -432,3 +433,84 @@ class TestBatch:
     def test_rows_that_are_not_there(self, rows: list[int]):
         with pytest.raises(DataError, match="row numbers from 0 to 2"):
             self.ENCODINGS.batch(rows)
+
+    def test_taken_by_name_or_by_place(self):
+        batch = self.ENCODINGS.batch([0])
+        by_name = {**batch}
+        assert list(by_name) == ["input_ids", "attention_mask", "token_type_ids"]
+        assert all(by_name[name] is getattr(batch, name) for name in by_name)
+        assert list(by_name.values()) == [*batch] == [batch[0], batch[1], batch[-1]]
+        assert batch[:2] == (batch.input_ids, batch.attention_mask)
+        with pytest.raises(TypeError):
+            batch["labels"]
+
+
+class TestCall:
+    """Oracle: encode and batch; transformers for the text of ids."""
+
+    TEXTS = ("The dog's 3 cats, don't sleep .", "a [MASK] child!", "")
+
+    def test_what_a_model_takes(self, tiny: Path):
+        tokenizer, model = load_tokenizer(tiny), load_pretrained(tiny)
+        for texts, pairs, most in (
+            (["a", "the dogs sleep"], None, None),
+            (["a", "the dogs sleep"], ["cat", None], None),
+            (["a", "the dogs " * 9], ["the cat " * 9, "b"], 11),
+        ):
+            batch = tokenizer(texts, pairs, most)
+            expected = tokenizer.encode(texts, pairs, max_length=most or 99).batch([0, 1])
+            assert all(map(torch.equal, batch, expected))
+            assert torch.equal(model(**batch), model(*expected))
+        assert tokenizer(["the " * 600]).input_ids.shape == (1, 602)  # nothing is truncated
+        with pytest.raises(ConfigError, match="602 tokens do not fit the model's 53 positions"):
+            model(**tokenizer(["the " * 600]))
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (([],), "no texts"),
+            (("one text",), r"give \[text\]"),
+            ((["a"], ["b", "c"]), "1 first texts but 2 second"),
+            ((["a", 3],), "row 1, first text"),
+        ],
+    )
+    def test_what_it_refuses(self, toy: Tokenizer, arguments: tuple, says: str):
+        with pytest.raises(DataError, match=says):
+            toy(*arguments)
+
+    @pytest.mark.parametrize("skip", [False, True])
+    def test_decode_is_transformers(self, tiny: Path, skip: bool):
+        transformers = pytest.importorskip("transformers")
+        theirs = transformers.AutoTokenizer.from_pretrained(tiny)
+        ours = load_tokenizer(tiny)
+        ids = ours(self.TEXTS, ["a cat", None, "b"]).input_ids
+        expected = [theirs.decode(row, skip_special_tokens=skip) for row in ids]
+        assert ours.batch_decode(ids, skip_special_tokens=skip) == expected
+        assert ours.batch_decode(ids.tolist(), skip_special_tokens=skip) == expected
+        assert ours.decode(ids[1], skip_special_tokens=skip) == expected[1]
+        assert ours.decode(ids[1].numpy(), skip_special_tokens=skip) == expected[1]
+        split = load_tokenizer(tiny, split_special_tokens=True)
+        assert split.batch_decode(ids, skip_special_tokens=skip) == expected
+
+    def test_decode_by_hand(self, toy: Tokenizer):
+        assert toy.decode([2, 5, 7, 8, 3, 0]) == "[CLS] the dogs [SEP] [PAD]"
+        assert toy.decode([2, 5, 7, 8, 3, 0], skip_special_tokens=True) == "the dogs"
+        assert toy.decode([]) == ""
+
+    @pytest.mark.parametrize(
+        ("ids", "says"),
+        [
+            ([5, 12], "12 is no token id: they go from 0 to 11"),
+            ([-1], "-1 is no token id"),
+            ([[5], [6]], r"found \(2, 1\) .*batch_decode"),
+            ([0.5], "float32"),
+            ([True], "bool"),
+            (5, r"found \(\)"),
+            ("the", "these are no token ids"),
+            ([[5], [6, 7]], "these are no token ids"),
+            ([2**70], "these are no token ids"),
+        ],
+    )
+    def test_what_are_no_ids(self, toy: Tokenizer, ids: object, says: str):
+        with pytest.raises(DataError, match=says):
+            toy.decode(ids)
