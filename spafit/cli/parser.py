@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
+import itertools
 import os
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from spafit.cli import commands, doctor
 from spafit.cli.option_types import (
     as_name,
     as_number,
@@ -22,13 +25,15 @@ from spafit.cli.option_types import (
     as_whole,
     one_line,
 )
-from spafit.demo.run import run_demo
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
-from spafit.machine.precision import PRECISIONS
-from spafit.runs.progress import lasting
-from spafit.tasks.download import glue_cache
-from spafit.training.settings import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
+from spafit.machine import PRECISIONS
+from spafit.machine.terminal import lasting
+from spafit.runs.train_config import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
+from spafit.tasks.table import get_task
 from spafit.version import __version__
+
+if TYPE_CHECKING:  # it imports torch, for which no help and no wrong option waits
+    from spafit.cli.commands import PlanOptions
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
 
@@ -102,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 if training failed or the doctor found a fault; 2 if the input is wrong; 128 + n if a
-        run was stopped by signal n.
+        0; 1 if training failed or the doctor found a fault; 2 if the input is wrong or there is
+        none; 128 + n if a run was stopped by signal n.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -114,7 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with contextlib.redirect_stderr(lasting(sys.stderr)):
-            return _run(_parser().parse_args(arguments))
+            given = sys.argv[1:] if arguments is None else arguments
+            parser = _parser()
+            if not given:
+                parser.print_help()
+                parser.error("a verb is missing")
+            _refuse_unknown(parser, given)
+            return _run(parser.parse_args(given))
     finally:
         _let_go(sys.stdout)
         _let_go(sys.stderr)
@@ -162,28 +173,42 @@ def _let_go(stream: TextIO) -> None:
 class _Parser(argparse.ArgumentParser):
     """A parser with one-line errors, without the usage before them."""
 
+    verbs: Mapping[str, _Parser] = MappingProxyType({})
+
+    def options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
+        see = "" if message.endswith("?") else f"; see {self.prog} --help"
+        self.exit(2, f"{self.prog}: {one_line(message)}{see}\n")
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.verb == "doctor":
+        from spafit.cli import doctor
+
         text, well = doctor.report()
         print(text)
         return 0 if well else 1
     if parsed.verb == "demo":
+        from spafit.demo.run import run_demo
+
         run_demo(out=parsed.out, model=parsed.model, seed=parsed.seed)
-    elif parsed.verb == "plan":
+        return 0
+    if parsed.verb == "train":
+        _train(parsed)
+        return 0
+    if parsed.verb == "predict" and parsed.output is not None and parsed.input is None:
+        raise ConfigError("--output needs --input; --submission names its files itself")
+    from spafit.cli import commands
+
+    if parsed.verb == "plan":
         commands.run_plan(_plan_options(parsed), parsed.model, parsed.num_labels, parsed.save)
     elif parsed.verb == "download":
         commands.run_download(parsed.what, parsed.names, parsed.folder)
-    elif parsed.verb == "train":
-        _train(parsed)
     elif parsed.verb == "eval":
         commands.run_eval(parsed.run, parsed.data, parsed.split, parsed.model)
     else:
-        if parsed.output is not None and parsed.input is None:
-            raise ConfigError("--output needs --input; --submission names its files itself")
         commands.run_predict(
             parsed.run, parsed.input, parsed.output, parsed.submission, parsed.data, parsed.model
         )
@@ -191,7 +216,12 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> None:
+    get_task(parsed.task)
     settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
+    config = TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings)
+    from spafit.cli import commands  # after what is wrong without it
+    from spafit.tasks.download import glue_cache
+
     commands.run_train(
         parsed.task,
         _plan_options(parsed),
@@ -199,14 +229,16 @@ def _train(parsed: argparse.Namespace) -> None:
         parsed.revision,
         glue_cache() if parsed.data is None else parsed.data,
         parsed.seeds,
-        TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings),
+        config,
         parsed.max_bad_rows,
         parsed.split_special_tokens,
     )
 
 
-def _plan_options(parsed: argparse.Namespace) -> commands.PlanOptions:
-    return commands.PlanOptions(
+def _plan_options(parsed: argparse.Namespace) -> PlanOptions:
+    from spafit.cli.commands import PlanOptions
+
+    return PlanOptions(
         parsed.method,
         parsed.r,
         parsed.alpha,
@@ -216,9 +248,34 @@ def _plan_options(parsed: argparse.Namespace) -> commands.PlanOptions:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _refuse_unknown(parser: _Parser, given: Sequence[str]) -> None:
+    """Name an unknown verb or option before argparse names what is lacking for want of it."""
+    of = parser
+    for text in itertools.takewhile(lambda text: text != "--", given):
+        option = text.partition("=")[0]
+        if re.match("--?[A-Za-z]", text) and " " not in text:  # argparse takes others for values
+            if option not in of.options():
+                of.error(f"unknown option {option:.60}{_did_you_mean(option, of.options())}")
+        elif of is parser and text in parser.verbs:
+            of = parser.verbs[text]
+        elif of is parser:
+            known = ", ".join(parser.verbs)
+            nearest = _did_you_mean(text, parser.verbs) or f"; the verbs are {known}"
+            of.error(f"unknown verb {text:.60}{nearest}")
+
+
+def _did_you_mean(text: str, known: Iterable[str]) -> str:
+    """Return the end of a message: the known words that a word begins, or else the nearest one."""
+    known = list(known)
+    near = [each for each in known if text.strip("-") and each.startswith(text)]
+    near = near or difflib.get_close_matches(text, known, n=1)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="spafit",
+        allow_abbrev=False,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -227,6 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    parser.verbs = verbs.choices
 
     def verb(name: str, summary: str, example: str) -> argparse.ArgumentParser:
         return verbs.add_parser(
@@ -235,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example:\n  {example}",
             parents=[common],
+            allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
