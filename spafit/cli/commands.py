@@ -27,7 +27,7 @@ from spafit.tasks.table import Label
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.fit import fit
 from spafit.training.inference import evaluate, predict
-from spafit.training.result import Result, result_screen, spread_screen
+from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 from spafit.training.settings import TrainConfig
 from spafit.weights.adapter_files import load_adapter, read_adapter_header
 from spafit.weights.hub import local_folder, pinned_revision
@@ -70,7 +70,7 @@ def run_plan(options: PlanOptions, model: str | None, num_labels: int, save: Pat
     with torch.device("meta"):
         shadow = BertForSequenceClassification(config, num_labels)
     plan = options.make(config.num_hidden_layers)
-    print(adapt(shadow, plan))
+    print(plan_screen(adapt(shadow, plan)))
     if save is not None:
         with replacing(save, ConfigError) as temporary:
             temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
@@ -121,7 +121,7 @@ def run_train(
         summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=seed)
         if seed == seeds[0]:
             print(load_report(network))
-            print(summary)
+            print(plan_screen(summary))
         about = {
             "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
             "revision": revision,
@@ -157,10 +157,12 @@ def run_eval(run: Path, data: Path | None, split: str, model: str | None) -> Non
         )
         majority = metrics.majority(dataset.task, dataset.labels)
         for metric, score in scores.items():
-            print(
+            shown = (
                 f"{dataset.task.display} {split} ({len(dataset)} examples): {metric} {score:.4f}"
-                f"   (always the commonest class: {majority[metric]:.4f})"
             )
+            commonest = f"(always the commonest class: {majority[metric]:.4f})"
+            fits = len(f"{shown}   {commonest}") <= 80
+            print(shown, commonest, sep="   " if fits else "\n  ")
 
 
 def run_predict(

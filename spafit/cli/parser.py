@@ -35,7 +35,7 @@ from spafit.version import __version__
 if TYPE_CHECKING:  # it imports torch, for which no help and no wrong option waits
     from spafit.cli.commands import PlanOptions
 
-_DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
+_DESCRIPTION = "Fine-tune BERT by strata of layers (SPAFIT): frozen, biases, LoRA and biases."
 
 # The settings of TrainConfig that are options of `spafit train`, by name: the parser of a value, or
 # the choices, and the help text. Their defaults are TrainConfig's own.
@@ -85,11 +85,12 @@ examples:
   spafit demo
   spafit plan SPAFIT-4-9-II
   spafit download glue rte && spafit download model google-bert/bert-large-cased
-  spafit train --task rte --method SPAFIT-4-9-II --model google-bert/bert-large-cased --out runs/rte
+  spafit train --task rte --method SPAFIT-4-9-II --out runs/rte
   spafit eval runs/rte
   spafit predict runs/rte --submission submissions
 
-exit codes: 0 success, 1 the run failed, 2 the input is wrong, 128 + n stopped by signal n
+exit codes: 0 success, 1 the run failed, 2 the input is wrong,
+            128 + n stopped by signal n
 """
 
 
@@ -312,8 +313,7 @@ def _parser() -> _Parser:
         verb(
             "train",
             "fine-tune on a GLUE task",
-            "spafit train --task rte --method SPAFIT-4-9-II --data glue --out runs/rte "
-            "--seeds 0 1 2",
+            "spafit train --task rte --method SPAFIT-4-9-II --out runs/rte --seeds 0 1 2",
         )
     )
     evaluate = verb("eval", "score a run on a labelled split", "spafit eval runs/rte")
