@@ -29,7 +29,6 @@ from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
 from spafit.machine import PRECISIONS
 from spafit.machine.terminal import lasting
 from spafit.runs.train_config import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
-from spafit.tasks.table import get_task
 from spafit.version import __version__
 
 if TYPE_CHECKING:  # it imports torch, for which no help and no wrong option waits
@@ -217,6 +216,8 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> None:
+    from spafit.tasks.table import get_task
+
     get_task(parsed.task)
     settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
     config = TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings)

@@ -92,10 +92,11 @@ import importlib, os, sys, spafit
 assert set(spafit.__all__) <= set(dir(spafit))
 for name in ("__path__", "__wrapped__", "__file__"):
     hasattr(spafit, name)
-from spafit.glue import load
-assert "torch" not in sys.modules
-import spafit.tasks.glue
-assert spafit.tasks.glue.load is load
+if os.fork() == 0:
+    from spafit.glue import load
+    import spafit.tasks.glue
+    os._exit("torch" in sys.modules or spafit.tasks.glue.load is not load)
+assert os.wait()[1] == 0
 import torch
 for entry in ("weights.pretrained", "machine.precision"):  # one of them is part of all others
     if os.fork() == 0:
@@ -103,6 +104,7 @@ for entry in ("weights.pretrained", "machine.precision"):  # one of them is part
         from spafit.kernels.gpu import choices
         os._exit(type(choices._memory).__name__ != "KernelsFile")
     assert os.wait()[1] == 0, entry
+assert spafit.glue.load
 from spafit import *
 assert fit is spafit.fit and glue is spafit.glue is sys.modules["spafit.glue"] is spafit.tasks.glue
 assert spafit.training.settings.complete and spafit.kernels.reference  # as modules of a package
