@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from spafit.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOMES says the same
-    from spafit import glue
     from spafit.adapters import (
         BiasDelta,
         DirectBias,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.runs.train_config import TrainConfig
     from spafit.strata import adapt, adapters_disabled, fingerprint, merged_state_dict, summarise
     from spafit.summary import Summary
+    from spafit.tasks import glue
     from spafit.text.tokenization import Tokenizer, load_tokenizer
     from spafit.training.fit import fit
     from spafit.training.inference import Predictions, evaluate, predict
