@@ -1,55 +1,55 @@
 """Stratified fine-tuning of BERT (SPAFIT, arXiv 2405.00201), from scratch in PyTorch.
 
-The public names, in the order of the tour in README.md.
+The public names, in the order of the tour in README.md. They are imported when the first of them is
+used, so that ``spafit --help`` does not wait for torch.
 """
 
-import sys
+from __future__ import annotations
 
-from spafit import interop
-from spafit.adapters import (
-    BiasDelta,
-    DirectBias,
-    Full,
-    LayerNorm,
-    Linear,
-    LoRA,
-    LoRALinear,
-    Technique,
-    register,
-)
-from spafit.bert import BertForSequenceClassification, BertModel, set_impl
-from spafit.config import BertConfig
-from spafit.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    PlanError,
-    SpafitError,
-    StoppedError,
-    TrainingError,
-    WeightsError,
-)
-from spafit.kernels.gpu import choices
-from spafit.machine.kernel_choices import KernelsFile
-from spafit.methods import METHODS, plan
-from spafit.plans import Plan, Stratum
-from spafit.strata import adapt, adapters_disabled, fingerprint, merged_state_dict, summarise
-from spafit.summary import Summary
-from spafit.tasks import glue
-from spafit.text.tokenization import Tokenizer, load_tokenizer
-from spafit.training.fit import fit
-from spafit.training.inference import Predictions, evaluate, predict
-from spafit.training.result import Result
-from spafit.training.settings import TrainConfig
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from spafit.version import __version__
-from spafit.weights.adapter_files import load_adapter, save_adapter
-from spafit.weights.pretrained import load_pretrained, load_report
 
-# Which form of an operation was fastest on a GPU is remembered in the cache folder.
-choices.remember_in(KernelsFile())
-
-# GLUE is known as spafit.glue: ``from spafit.glue import load`` finds it there too.
-sys.modules["spafit.glue"] = glue
+if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOMES says the same
+    from spafit import interop
+    from spafit.adapters import (
+        BiasDelta,
+        DirectBias,
+        Full,
+        LayerNorm,
+        Linear,
+        LoRA,
+        LoRALinear,
+        Technique,
+        register,
+    )
+    from spafit.bert import BertForSequenceClassification, BertModel, set_impl
+    from spafit.config import BertConfig
+    from spafit.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        PlanError,
+        SpafitError,
+        StoppedError,
+        TrainingError,
+        WeightsError,
+    )
+    from spafit.methods import METHODS, plan
+    from spafit.plans import Plan, Stratum
+    from spafit.runs.train_config import TrainConfig
+    from spafit.strata import adapt, adapters_disabled, fingerprint, merged_state_dict, summarise
+    from spafit.summary import Summary
+    from spafit.tasks import glue
+    from spafit.tasks.own import dataset
+    from spafit.tasks.task import Dataset, Example, Task
+    from spafit.text.tokenization import Tokenizer, load_tokenizer
+    from spafit.training.fit import fit
+    from spafit.training.inference import Predictions, evaluate, predict
+    from spafit.training.result import Result
+    from spafit.weights.adapter_files import load_adapter, save_adapter
+    from spafit.weights.pretrained import load_pretrained, load_report
 
 __all__ = [
     "__version__",
@@ -87,6 +87,10 @@ __all__ = [
     "load_adapter",
     # data, training, prediction
     "glue",
+    "Task",
+    "Dataset",
+    "Example",
+    "dataset",
     "TrainConfig",
     "Result",
     "fit",
@@ -105,3 +109,42 @@ __all__ = [
     "CheckpointError",
     "StoppedError",
 ]
+
+_HOMES = {
+    "adapters": "BiasDelta DirectBias Full LayerNorm Linear LoRA LoRALinear Technique register",
+    "bert": "BertForSequenceClassification BertModel set_impl",
+    "config": "BertConfig",
+    "errors": "CheckpointError ConfigError DataError PlanError SpafitError StoppedError "
+    "TrainingError WeightsError",
+    "methods": "METHODS plan",
+    "plans": "Plan Stratum",
+    "runs.train_config": "TrainConfig",
+    "strata": "adapt adapters_disabled fingerprint merged_state_dict summarise",
+    "summary": "Summary",
+    "tasks.own": "dataset",
+    "tasks.task": "Dataset Example Task",
+    "text.tokenization": "Tokenizer load_tokenizer",
+    "training.fit": "fit",
+    "training.inference": "Predictions evaluate predict",
+    "training.result": "Result",
+    "weights.adapter_files": "load_adapter save_adapter",
+    "weights.pretrained": "load_pretrained load_report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import all that is public when something of it is first used (PEP 562)."""
+    if not name.startswith("__") and "fit" not in globals():
+        modules = ("glue", "interop")
+        found = {each: importlib.import_module(f"{__name__}.{each}") for each in modules}
+        for home, names in _HOMES.items():
+            module = importlib.import_module(f"{__name__}.{home}")
+            found |= {each: getattr(module, each) for each in names.split()}
+        globals().update(found)
+        if name in globals():  # public, or a module that is imported now
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

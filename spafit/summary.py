@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import textwrap
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,6 +12,9 @@ from torch import nn
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import one_line
 from spafit.plans import MODULES, Plan, Stratum
+
+# Of a terminal, in columns.
+_WIDTH = 80
 
 # The sub-layers of an encoder layer in the paper's Figure 1.
 _SUBLAYERS = ("attention.self", "attention.output", "intermediate", "output")
@@ -41,6 +47,8 @@ class GroupSummary:
 class Summary:
     """What trains in a model; ``print(summary)`` draws it as the paper's Figure 2 does.
 
+    The drawing takes at most 80 columns.
+
     Attributes
     ----------
     plan : Plan
@@ -64,47 +72,62 @@ class Summary:
         return 100.0 * self.trainable / self.pretrained
 
     def __str__(self) -> str:
-        header = ("", "layers", *_SUBLAYERS, "trainable", "share")
-        blank = ("",) * len(_SUBLAYERS)
         rows = [
+            ("", "layers", ("what trains",), "trainable", "%"),
+            *(
+                (
+                    one_line(group.name),
+                    group.layers,
+                    group.trains,
+                    f"{group.trainable:,}",
+                    f"{100 * group.trainable / self.pretrained:.2f}",
+                )
+                for group in self.groups
+            ),
             (
-                one_line(group.name),
-                group.layers,
-                *(blank if len(group.trains) == 1 else group.trains),
-                f"{group.trainable:,}",
-                f"{100 * group.trainable / self.pretrained:.2f} %",
-            )
-            for group in self.groups
+                "total",
+                f"{self.plan.num_layers}",
+                ("",),
+                f"{self.trainable:,}",
+                f"{self.percent:.2f}",
+            ),
         ]
-        share = f"{self.percent:.2f} %"
-        total = ("total", f"{self.plan.num_layers}", *blank, f"{self.trainable:,}", share)
-        widths = [max(map(len, column)) for column in zip(header, *rows, total, strict=True)]
+        # A name, or what trains, takes more lines where it would not fit.
+        taken = sum(max(len(row[column]) for row in rows) for column in (1, 3, 4))
+        names = min(max(len(row[0]) for row in rows), 12)
+        trains = _WIDTH - taken - names - len("│  │  │  │  │  │")
+        cells = [
+            (textwrap.wrap(name, names), [layers], _in_lines(words, trains), [count], [share])
+            for name, layers, words, count, share in rows
+        ]
+        widths = [max(len(line) for row in cells for line in row[column]) for column in range(5)]
 
-        def line(cells: tuple[str, ...], across: str = "") -> str:
-            aligned = [
-                cell.rjust(width) if column >= 6 else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ]
-            if across:  # one word for the part, across the columns of the four sub-layers
-                aligned[2:6] = [f" {across} ".center(len(" │ ".join(aligned[2:6])), "·")]
-            return "│ " + " │ ".join(aligned) + " │"
+        def drawn(row: tuple[list[str], ...]) -> str:
+            lines = []
+            for line in itertools.zip_longest(*row, fillvalue=""):
+                aligned = [
+                    cell.rjust(width) if column >= 3 else cell.ljust(width)
+                    for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+                ]
+                lines.append(f"│ {' │ '.join(aligned)} │")
+            return "\n".join(lines)
 
         def rule(left: str, middle: str, right: str) -> str:
             return left + middle.join("─" * (width + 2) for width in widths) + right
 
+        title = (
+            f"{one_line(self.plan.name)}: {self.trainable:,} of {self.pretrained:,} numbers train "
+            f"({self.percent:.2f} %)"
+        )
         return "\n".join(
             [
-                f"{one_line(self.plan.name)}: {self.trainable:,} of {self.pretrained:,} numbers "
-                f"train ({share})",
+                *textwrap.wrap(title, _WIDTH),
                 rule("┌", "┬", "┐"),
-                line(header),
+                drawn(cells[0]),
                 rule("├", "┼", "┤"),
-                *(
-                    line(row, group.trains[0] if len(group.trains) == 1 else "")
-                    for group, row in zip(self.groups, rows, strict=True)
-                ),
+                *map(drawn, cells[1:-1]),
                 rule("├", "┼", "┤"),
-                line(total),
+                drawn(cells[-1]),
                 rule("└", "┴", "┘"),
             ]
         )
@@ -127,6 +150,22 @@ def summarise_plan(model: BertForSequenceClassification, plan: Plan, pretrained:
         groups.append(GroupSummary("pooler", "", (plan.pooler,), _count(model.bert.pooler)))
     groups.append(GroupSummary("classifier", "", ("full",), _count(model.classifier)))
     return Summary(plan, tuple(groups), _count(model), pretrained)
+
+
+def _in_lines(trains: tuple[str, ...], width: int) -> list[str]:
+    """Return a line for each sub-layer, or more if one is too wide; one line if all are equal."""
+    if len(set(trains)) == 1:
+        return textwrap.wrap(trains[0], width) or [""]
+    lines = []
+    for sublayer, words in zip(_SUBLAYERS, trains, strict=True):
+        line = f"{sublayer:<{max(map(len, _SUBLAYERS))}} {words}"
+        if len(line) <= width:
+            lines.append(line)
+            continue
+        lines.append(sublayer)
+        for each in re.split("(?<=,) ", words):
+            lines += textwrap.wrap(each, width, initial_indent="  ", subsequent_indent="  ")
+    return lines
 
 
 def _count(module: nn.Module) -> int:

@@ -131,11 +131,15 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def pytest_configure() -> None:
-    """Have signals end processes again, which nohup or a background shell has us all ignore."""
+    """Have signals end processes again, which nohup or a background shell has us all ignore.
+
+    And have the command draw in Unicode, wherever the tests run.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
+    os.environ.update(TERM="xterm", LC_ALL="C.UTF-8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

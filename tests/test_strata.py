@@ -35,12 +35,14 @@ from support.tiny_bert import (
 from torch.nn.utils import parametrize
 
 import spafit
-from spafit.adapters import LoRA
+from spafit.adapters import BiasDelta, LoRA
 from spafit.bert import BertForSequenceClassification
+from spafit.config import BertConfig
 from spafit.errors import PlanError
-from spafit.methods import plan
+from spafit.methods import METHODS, plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, summarise
+from spafit.summary import Summary
 
 
 def snapshot(model: BertForSequenceClassification) -> dict[str, Any]:
@@ -235,6 +237,13 @@ class TestDraws:
                 assert torch.count_nonzero(parameter) > 0, name
 
 
+def large(plan: Plan) -> Summary:
+    """Adapt a BERT of BERT-large's sizes, without values, and with as many layers as the plan."""
+    with torch.device("meta"):
+        config = BertConfig(num_hidden_layers=plan.num_layers)
+        return adapt(BertForSequenceClassification(config, num_labels=3), plan)
+
+
 GOLDEN = Path(__file__).parent / "golden" / "summary.txt"
 
 
@@ -281,12 +290,56 @@ class TestSummary:
         summary = adapt(tiny_bert(), ROWS[row][0])
         lines = str(summary).splitlines()
         assert len({len(line) for line in lines[1:]}) == 1, "a straight right edge"
-        cells = [re.split(r"\s*│\s*", line.strip("│ ")) for line in lines[1:] if "│" in line]
-        counts = [int(row[-2].replace(",", "")) for row in cells[1:]]
+        cells = [re.split(r"\s*│\s*", line) for line in lines[1:] if "│" in line]
+        first = [row for row in cells[1:] if row[1]]  # of each group
+        counts = [int(row[4].replace(",", "")) for row in first]
         assert sum(counts[:-1]) == counts[-1] == summary.trainable
-        shares = [float(row[-1].removesuffix(" %")) for row in cells[1:]]
+        shares = [float(row[5]) for row in first]
         for count, share in zip(counts, shares, strict=True):
             assert abs(share - 100 * count / summary.pretrained) <= 0.005
+
+    @pytest.mark.parametrize(
+        ("name", "layers"),
+        [
+            *((name, 24) for name in METHODS),
+            *((name, 6) for name in ("lora-ii", "SPAFIT-1-3-I", "SPAFIT-20%-40%-II")),
+            *((name, 48) for name in ("full", "SPAFIT-8-16-II", "SPAFIT-20%-40%-I")),
+        ],
+    )
+    def test_fits_80_columns(self, name: str, layers: int) -> None:
+        """And every sub-layer has one line; oracle: the groups, at BERT-large's sizes."""
+        summary = large(plan(name, layers))
+        lines = str(summary).splitlines()
+        assert max(map(len, lines)) <= 80, str(summary)
+        assert len({len(line) for line in lines[1:]}) == 1
+        sublayers = sum(4 if len(set(group.trains)) > 1 else 1 for group in summary.groups)
+        assert len(lines) == 1 + 4 + 2 + sublayers, "none takes two lines"
+
+    def test_absurd_plans_fit_80_columns(self) -> None:
+        """Oracle: the words are all there, and each line of the table is as long as the others."""
+        every = "query key value attention.output.dense attention.output.LayerNorm".split()
+        every += ["intermediate.dense", "layer.output.dense", "layer.output.LayerNorm"]
+        strata = [
+            Stratum(
+                f"stratum {'of a long name ' * (i == 3)}{i}", i, i, {every[i % 8]: [LoRA(r=7777)]}
+            )
+            if i % 8 not in (4, 7)
+            else Stratum(f"{'x' * 300}", i, i, {every[i % 8]: [BiasDelta()]})
+            for i in range(11)
+        ]
+        strata += [
+            Stratum("both", 11, 11, {"query": [LoRA(r=9), BiasDelta()], "value": [BiasDelta()]}),
+            Stratum("  ", 12, 12, {}),
+        ]
+        summary = large(Plan("a plan of a long name " * 9, 13, strata, embeddings="full"))
+        lines = str(summary).splitlines()
+        assert max(map(len, lines)) <= 80, str(summary)
+        table = [line for line in lines if line[0] in "┌│├└"]
+        assert len({len(line) for line in table}) == 1
+        assert lines[-len(table) :] == table
+        assert "".join(lines[: -len(table)]).startswith("a plan of a long name a plan")
+        for words in ("LoRA r=7777 (dense)", "bias + LoRA r=9 (query)", "bias (value)"):
+            assert words in str(summary), str(summary)
 
     def test_a_model_that_was_not_adapted(self) -> None:
         with pytest.raises(PlanError, match="not adapted"):

@@ -17,6 +17,7 @@ from spafit.plans import Plan
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.tasks.download import download_glue, glue_cache
+from spafit.training.result import plan_screen
 from spafit.weights.hub import local_folder, pinned_revision
 
 
@@ -54,7 +55,7 @@ def run_plan(options: PlanOptions, model: str | None, num_labels: int, save: Pat
     with torch.device("meta"):
         shadow = BertForSequenceClassification(config, num_labels)
     plan = options.make(config.num_hidden_layers)
-    print(adapt(shadow, plan))
+    print(plan_screen(adapt(shadow, plan)))
     if save is not None:
         with replacing(save, ConfigError) as temporary:
             temporary.write_text(plan.to_json() + "\n", encoding="utf-8")

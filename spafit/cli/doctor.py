@@ -71,14 +71,12 @@ def _kernels() -> Iterator[Finding]:
     names = {"mkl": "PyTorch's own (MKL on x86)", "onednn": "oneDNN"}
     yield Finding(
         "kernels",
-        f"float32 products on the CPU: {names[library()]} ({LIBRARY_VARIABLE}=mkl or onednn "
-        "overrides)",
+        f"float32 products on the CPU: {names[library()]}",
+        f"{LIBRARY_VARIABLE}=mkl or onednn overrides",
     )
+    yield Finding("kernels", "linear maps on the CPU: fused, LoRA merged or added, as is cheaper")
     yield Finding(
-        "kernels", "linear maps on the CPU: fused, LoRA merged or added, whichever is cheaper"
-    )
-    yield Finding(
-        "kernels", "attention on the CPU: fused, over packed sequences in groups of similar length"
+        "kernels", "attention on the CPU: fused, over packed sequences, grouped by length"
     )
     yield Finding("kernels", "dropout and dropout_add_norm on the CPU: fused")
     if torch.cuda.is_available():

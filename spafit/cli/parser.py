@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
+import itertools
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from spafit.cli import bus_errors, commands, doctor
-from spafit.cli.evaluating import evaluate_run
+from spafit.cli import bus_errors
 from spafit.cli.option_types import (
     as_delimiter,
     as_name,
@@ -26,22 +29,16 @@ from spafit.cli.option_types import (
     as_whole,
     one_line,
 )
-from spafit.cli.own_data import DataOptions, read_class_weights
-from spafit.cli.predicting import predict_rows, predict_texts, refuse_to_replace, write_submissions
-from spafit.cli.trained import Trained
-from spafit.cli.training import ModelOptions, run_train
-from spafit.demo.run import run_demo
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
-from spafit.files.replacing import refuse_place
-from spafit.machine.precision import PRECISIONS
-from spafit.runs.progress import lasting
-from spafit.tasks.download import glue_cache
-from spafit.tasks.own_files import TableForm
-from spafit.training.settings import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
+from spafit.machine import PRECISIONS
+from spafit.machine.terminal import lasting
+from spafit.runs.train_config import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 from spafit.version import __version__
-from spafit.weights.pretrained import LARGEST_COPIED_BYTES
 
-_DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
+if TYPE_CHECKING:  # it imports torch, for which no help and no wrong option waits
+    from spafit.cli.commands import PlanOptions
+
+_DESCRIPTION = "Fine-tune BERT by strata of layers (SPAFIT): frozen, biases, LoRA and biases."
 
 # The settings of TrainConfig that are options of `spafit train`, by name: the parser of a value, or
 # the choices, and the help text. Their defaults are TrainConfig's own.
@@ -98,11 +95,12 @@ examples:
   spafit demo
   spafit plan SPAFIT-4-9-II
   spafit download glue rte && spafit download model google-bert/bert-large-cased
-  spafit train --task rte --method SPAFIT-4-9-II --model google-bert/bert-large-cased --out runs/rte
+  spafit train --task rte --method SPAFIT-4-9-II --out runs/rte
   spafit eval runs/rte
   spafit predict runs/rte --submission submissions
 
-exit codes: 0 success, 1 the run failed, 2 the input is wrong, 128 + n stopped by signal n
+exit codes: 0 success, 1 the run failed, 2 the input is wrong,
+            128 + n stopped by signal n
 """
 
 
@@ -120,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 if training failed or the doctor found a fault; 2 if the input is wrong; 128 + n if a
-        run was stopped by signal n.
+        0; 1 if training failed or the doctor found a fault; 2 if the input is wrong or there is
+        none; 128 + n if a run was stopped by signal n.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -133,7 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.redirect_stderr(lasting(sys.stderr)), warnings.catch_warnings():
             warnings.showwarning = _print_note
-            return _run(_parser().parse_args(arguments))
+            given = sys.argv[1:] if arguments is None else arguments
+            parser = _parser()
+            if not given:
+                parser.print_help()
+                parser.error("a verb is missing")
+            _refuse_unknown(parser, given)
+            return _run(parser.parse_args(given))
     finally:
         _let_go(sys.stdout)
         _let_go(sys.stderr)
@@ -199,24 +203,38 @@ def _let_go(stream: TextIO) -> None:
 class _Parser(argparse.ArgumentParser):
     """A parser with one-line errors, without the usage before them."""
 
+    verbs: Mapping[str, _Parser] = MappingProxyType({})
+
+    def options(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
+        see = "" if message.endswith("?") else f"; see {self.prog} --help"
+        self.exit(2, f"{self.prog}: {one_line(message)}{see}\n")
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.verb == "doctor":
+        from spafit.cli import doctor
+
         text, well = doctor.report()
         print(text)
         return 0 if well else 1
     if parsed.verb == "demo":
+        from spafit.demo.run import run_demo
+
         run_demo(out=parsed.out, model=parsed.model, seed=parsed.seed)
-    elif parsed.verb == "plan":
-        commands.run_plan(_plan_options(parsed), parsed.model, parsed.num_labels, parsed.save)
-    elif parsed.verb == "download":
-        commands.run_download(parsed.what, parsed.names, parsed.folder)
-    elif parsed.verb == "train":
+        return 0
+    if parsed.verb == "train":
         _train(parsed)
-    elif parsed.verb == "eval":
+        return 0
+    if parsed.verb == "predict":
+        _predict(parsed)
+        return 0
+    if parsed.verb == "eval":
+        from spafit.cli.evaluating import evaluate_run
+        from spafit.cli.trained import Trained
+
         trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average)
         evaluate_run(
             trained,
@@ -226,14 +244,35 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             max_bad_rows=trained.bad_rows_allowed(parsed.max_bad_rows),
             errors=parsed.errors,
         )
+        return 0
+    from spafit.cli import commands
+
+    if parsed.verb == "plan":
+        commands.run_plan(_plan_options(parsed), parsed.model, parsed.num_labels, parsed.save)
     else:
-        _predict(parsed)
+        commands.run_download(parsed.what, parsed.names, parsed.folder)
     return 0
 
 
 def _train(parsed: argparse.Namespace) -> None:
+    if parsed.task is not None and (parsed.data is None or parsed.data.is_dir()):
+        from spafit.tasks.table import get_task
+
+        get_task(parsed.task)
+    from spafit.cli.own_data import DataOptions, read_class_weights
+    from spafit.tasks.download import glue_cache
+    from spafit.tasks.own_files import TableForm
+
     without = ("recompute", "class_weights")
     settings = {name: getattr(parsed, name) for name in _SETTINGS if name not in without}
+    config = TrainConfig(
+        seed=parsed.seeds[0],
+        recompute=tuple(parsed.recompute),
+        class_weights=read_class_weights(parsed.class_weights),
+        **settings,
+    )
+    from spafit.cli.training import ModelOptions, run_train  # after what is wrong without torch
+
     run_train(
         DataOptions(
             task=parsed.task,
@@ -257,12 +296,7 @@ def _train(parsed: argparse.Namespace) -> None:
             parsed.mapped,
         ),
         parsed.seeds,
-        TrainConfig(
-            seed=parsed.seeds[0],
-            recompute=tuple(parsed.recompute),
-            class_weights=read_class_weights(parsed.class_weights),
-            **settings,
-        ),
+        config,
     )
 
 
@@ -273,21 +307,27 @@ def _predict(parsed: argparse.Namespace) -> None:
         raise ConfigError("--max-bad-rows needs --input; a submission has every row")
     if parsed.text2 and not parsed.text:
         raise ConfigError("--text2 needs --text")
+    from spafit.cli import predicting
+    from spafit.cli.trained import Trained
+    from spafit.files.replacing import refuse_place
+
     output = None if parsed.output == Path("-") else parsed.output
     is_stream = parsed.input == Path("-")
     if output is not None:
         refuse_place(output)
-        refuse_to_replace(output, None if is_stream else parsed.input)
+        predicting.refuse_to_replace(output, None if is_stream else parsed.input)
     if parsed.submission is not None:
         refuse_place(parsed.submission, is_folder=True)
     trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average)
     if parsed.text:
-        predict_texts(trained, parsed.text, parsed.text2, probabilities=parsed.probabilities)
+        predicting.predict_texts(
+            trained, parsed.text, parsed.text2, probabilities=parsed.probabilities
+        )
     elif parsed.submission is not None:
         data = parsed.data or Path(trained.recorded("data", "--data"))
-        write_submissions(trained, data, parsed.submission)
+        predicting.write_submissions(trained, data, parsed.submission)
     else:
-        predict_rows(
+        predicting.predict_rows(
             trained,
             sys.stdin.buffer if is_stream else parsed.input,
             output,
@@ -297,8 +337,10 @@ def _predict(parsed: argparse.Namespace) -> None:
         )
 
 
-def _plan_options(parsed: argparse.Namespace) -> commands.PlanOptions:
-    return commands.PlanOptions(
+def _plan_options(parsed: argparse.Namespace) -> PlanOptions:
+    from spafit.cli.commands import PlanOptions
+
+    return PlanOptions(
         parsed.method,
         parsed.r,
         parsed.alpha,
@@ -308,9 +350,34 @@ def _plan_options(parsed: argparse.Namespace) -> commands.PlanOptions:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _refuse_unknown(parser: _Parser, given: Sequence[str]) -> None:
+    """Name an unknown verb or option before argparse names what is lacking for want of it."""
+    of = parser
+    for text in itertools.takewhile(lambda text: text != "--", given):
+        option = text.partition("=")[0]
+        if re.match("--?[A-Za-z]", text) and " " not in text:  # argparse takes others for values
+            if option not in of.options():
+                of.error(f"unknown option {option:.60}{_did_you_mean(option, of.options())}")
+        elif of is parser and text in parser.verbs:
+            of = parser.verbs[text]
+        elif of is parser:
+            known = ", ".join(parser.verbs)
+            nearest = _did_you_mean(text, parser.verbs) or f"; the verbs are {known}"
+            of.error(f"unknown verb {text:.60}{nearest}")
+
+
+def _did_you_mean(text: str, known: Iterable[str]) -> str:
+    """Return the end of a message: the known words that a word begins, or else the nearest one."""
+    known = list(known)
+    near = [each for each in known if text.strip("-") and each.startswith(text)]
+    near = near or difflib.get_close_matches(text, known, n=1)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="spafit",
+        allow_abbrev=False,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -319,6 +386,7 @@ def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    parser.verbs = verbs.choices
 
     def verb(name: str, summary: str, example: str) -> argparse.ArgumentParser:
         return verbs.add_parser(
@@ -327,6 +395,7 @@ def _parser() -> argparse.ArgumentParser:
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example:\n  {example}",
             parents=[common],
+            allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
@@ -345,7 +414,7 @@ def _parser() -> argparse.ArgumentParser:
         verb(
             "train",
             "fine-tune on a GLUE task, or on data of your own",
-            "spafit train --task rte --method SPAFIT-4-9-II --data glue --out runs/rte "
+            "spafit train --task rte --method SPAFIT-4-9-II --out runs/rte "
             "--seeds 0 1 2\n"
             "  spafit train --data tickets.csv --text text --label label --method SPAFIT-4-9-II "
             "--out runs/tickets",
@@ -531,7 +600,7 @@ def _add_no_mapped(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const=False,
         help="copy the weights, if another program may write to their file (default: those of more "
-        f"than {LARGEST_COPIED_BYTES >> 20} MiB are mapped)",
+        "than 512 MiB are mapped)",
     )
 
 

@@ -18,7 +18,7 @@ from spafit.strata import adapt
 from spafit.tasks.metrics import is_better
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.fit import fit
-from spafit.training.result import Result, result_screen, spread_screen
+from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 from spafit.training.settings import TrainConfig
 from spafit.weights.hub import pinned_revision
 from spafit.weights.pretrained import load_pretrained, load_report
@@ -76,7 +76,7 @@ def run_train(
         summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=seed)
         if seed == seeds[0]:
             print(load_report(network))
-            print(summary)
+            print(plan_screen(summary))
         is_folder = Path(base.model).is_dir()
         about = {
             "model": str(Path(base.model).resolve()) if is_folder else base.model,

@@ -13,7 +13,7 @@ from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.fit import fit
-from spafit.training.result import result_screen
+from spafit.training.result import plan_screen, result_screen
 from spafit.training.settings import TrainConfig
 from spafit.weights.pretrained import load_pretrained
 
@@ -76,7 +76,7 @@ def run_demo(*, out: Path, model: str | None, seed: int) -> None:
 
     tuned = load_pretrained(folder, num_labels=train.task.num_labels, seed=seed)
     summary = adapt(tuned, METHOD, seed=seed)
-    print(f"\nNow SPAFIT:\n{summary}")
+    print(f"\nNow SPAFIT:\n{plan_screen(summary)}")
     settings = TrainConfig(
         out=out,
         seed=seed,

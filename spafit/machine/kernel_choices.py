@@ -3,6 +3,9 @@
 The file is in spafit's cache folder (``$SPAFIT_CACHE``). It has one entry for each device, version
 of PyTorch, operation and shape, with the measured times and the reasons why a form was not used
 (:mod:`spafit.kernels.gpu.choices`). It may be deleted at any time; forms are then measured again.
+
+It is in use in every process that has imported this module, as all do that load weights or choose a
+device by :mod:`spafit.machine.precision`.
 """
 
 from __future__ import annotations
@@ -72,3 +75,6 @@ def remembered(device: torch.device) -> dict[str, dict[str, Any]]:
         for operation, shapes in here.items()
         if isinstance(shapes, dict)
     }
+
+
+choices.remember_in(KernelsFile())

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
+import spafit.machine.kernel_choices  # noqa: F401 (what it remembers is used from here on)
 from spafit.errors import ConfigError
-
-PRECISIONS = ("auto", "float32", "tf32", "bf16", "fp16")
+from spafit.machine import PRECISIONS
 
 
 def resolve_device(name: str) -> torch.device:

@@ -5,60 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any, TextIO, cast
+from typing import TextIO
 
 from tqdm import tqdm
 
+from spafit.machine.terminal import columns, is_ascii, lasting
 
-class _Lasting:
-    """A stream that drops everything after the first failure of the stream it wraps."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._is_lost = False
-
-    def write(self, text: str) -> int:
-        if not self._is_lost:
-            try:
-                self._stream.write(text)
-            except (OSError, ValueError):  # ValueError: the stream was closed
-                self._is_lost = True
-        return len(text)
-
-    def flush(self) -> None:
-        if not self._is_lost:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):
-                self._is_lost = True
-
-    def isatty(self) -> bool:
-        try:
-            return self._stream.isatty()
-        except (OSError, ValueError):
-            return False
-
-    def __getattr__(self, name: str) -> Any:  # encoding, fileno ...
-        return getattr(self._stream, name)
-
-
-def lasting(stream: TextIO) -> TextIO:
-    """Wrap a stream so that writing never raises; after the first failure nothing is written.
-
-    A pipe's reader may exit, a terminal close, a disk fill up: that must not end a long run.
-
-    Parameters
-    ----------
-    stream : TextIO
-        The stream to wrap; it is never closed.
-    """
-    return stream if isinstance(stream, _Lasting) else cast(TextIO, _Lasting(stream))
+# tqdm's own form has steps per second too, and would be cut at 80 columns.
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress:
     """Show steps, loss, examples per second and the time left; a context manager.
 
-    If the stream fails (see :func:`lasting`), nothing more is shown.
+    If the stream fails (see :func:`~spafit.machine.terminal.lasting`), nothing more is shown.
 
     Parameters
     ----------
@@ -77,7 +37,13 @@ class Progress:
         self._stream = lasting(shown)
         self._bar = None
         if not self._quiet and self._stream.isatty():
-            self._bar = tqdm(total=total, unit="step", file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total,
+                file=self._stream,
+                ncols=columns(self._stream),
+                ascii=is_ascii(self._stream),
+                bar_format=_BAR,
+            )
         self._start = self._last_line = time.perf_counter()
         self._begun = 0
 
@@ -103,9 +69,12 @@ class Progress:
     def step(self, step: int, epoch: int, loss: float, examples_per_s: float) -> None:
         """Show that ``step`` steps are done; plain lines at most every 10 s, and at the end."""
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"epoch {epoch}, loss {loss:.4f}, {examples_per_s:.1f} examples/s", refresh=False
-            )
+            self._bar.ncols = columns(self._stream)  # of a window whose size may change
+            rest = f"100%|#| {self._total}/{self._total} [1:00:00<1:00:00, ]"
+            words = [f"epoch {epoch}", f"loss {loss:.4f}", f"{examples_per_s:.1f} examples/s"]
+            while len(rest + ", ".join(words)) > self._bar.ncols and words:
+                words.pop()  # better than half a word at the edge
+            self._bar.set_postfix_str(", ".join(words), refresh=False)
             self._bar.update()
             return
         now = time.perf_counter()

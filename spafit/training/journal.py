@@ -58,7 +58,7 @@ class Journal:
         self, found: dict[str, Any], majority: dict[str, float], *, is_best: bool
     ) -> None:
         """Report the scores of an evaluation (step, epoch, metrics) and those of the majority."""
-        scores = ", ".join(
+        scores = ",\n  ".join(  # two metrics would be wider than a terminal
             f"{name} {score:.4f} (majority {majority[name]:.4f})"
             for name, score in found["metrics"].items()
         )

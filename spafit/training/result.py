@@ -1,14 +1,19 @@
-"""The result of a run, and the text that shows it."""
+"""The result of a run, and the texts that show what trains and what came of it."""
 
 from __future__ import annotations
 
 import statistics
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spafit.errors import one_line
+from spafit.machine.terminal import fitted
 from spafit.summary import Summary
+
+# On a terminal, by the number of an ANSI escape sequence: what is frozen steps back.
+_COLOURS = {"frozen": "2", "bias": "36", "LoRA": "33", "full": "35"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,11 @@ class Result:
     skipped: int = 0
 
 
+def plan_screen(summary: Summary) -> str:
+    """Return the drawing of what trains, in the characters and colours of standard output."""
+    return fitted(str(summary), _COLOURS)
+
+
 def result_screen(result: Result, summary: Summary, display: str) -> str:
     """Return the text of a run's result, one screen long."""
     scores = [
@@ -88,12 +98,12 @@ def result_screen(result: Result, summary: Summary, display: str) -> str:
 
 def spread_screen(results: list[Result], seeds: list[int]) -> str:
     """Return the text of several seeds' results: mean and spread first, then the best."""
-    lines = [f"\n{len(seeds)} seeds ({', '.join(map(str, seeds))})"]
+    lines = ["", *textwrap.wrap(f"{len(seeds)} seeds ({', '.join(map(str, seeds))})", 80)]
     for name, majority in results[0].majority.items():
         scores = [result.metrics[name] for result in results]
-        lines.append(
+        lines += [
             f"{name:>10}  mean {statistics.mean(scores):.4f}, standard deviation "
-            f"{statistics.stdev(scores):.4f}, maximum {max(scores):.4f}, "
-            f"commonest class {majority:.4f}"
-        )
+            f"{statistics.stdev(scores):.4f}, maximum {max(scores):.4f}",
+            f"{'':>10}  (always the commonest class: {majority:.4f})",
+        ]
     return "\n".join(lines)

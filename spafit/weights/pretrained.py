@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import spafit.machine.kernel_choices  # noqa: F401 (what it remembers is used from here on)
 from spafit.bert import BertForSequenceClassification, lay_side_by_side
 from spafit.config import BertConfig
 from spafit.errors import WeightsError, one_line

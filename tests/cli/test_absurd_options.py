@@ -271,8 +271,8 @@ class TestEveryOption:
 
         for name in ("fit", "predict", "evaluate", "download_glue", "adapt"):
             monkeypatch.setattr(commands, name, reached)
-        monkeypatch.setattr(cli, "run_demo", reached)
-        monkeypatch.setattr(cli.doctor, "report", reached)
+        monkeypatch.setattr("spafit.demo.run.run_demo", reached)
+        monkeypatch.setattr("spafit.cli.doctor.report", reached)
         for verb in TABLE:
             with pytest.raises(Reached):
                 main(base_of(verb, small))

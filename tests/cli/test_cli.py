@@ -90,6 +90,24 @@ class TestHelp:
         assert main(["train", "--task", "rte", "--method", "bitfit", option]) == 0
         assert made == [TrainConfig(dropout_in_group_1=False)]
 
+    @pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS)])
+    def test_fits_80_columns(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: list[str],
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        _, out, _ = run(capsys, *arguments, "--help")
+        assert out.isascii()
+        assert max(map(len, out.splitlines())) <= 80
+
+    def test_without_a_verb(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Nothing was asked for and nothing done, which a script must notice: exit code 2."""
+        _, help_text, _ = run(capsys, "--help")
+        error = "spafit: a verb is missing; see spafit --help\n"
+        assert run(capsys) == (2, help_text, error)
+
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(capsys, "--version") == (0, f"spafit {__version__}\n", "")
 
@@ -286,6 +304,35 @@ class TestRefusals:
         self, capsys: pytest.CaptureFixture[str], place: Path, arguments: list[str]
     ) -> None:
         self.refuse(capsys, place, arguments)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error"),
+        [
+            ("trian --task rte", "spafit: unknown verb trian; did you mean train?"),
+            ("xyzzy", "spafit: unknown verb xyzzy; the verbs are demo, plan, download, train, "),
+            ("--verison", "spafit: unknown option --verison; did you mean --version?"),
+            ("train --epoch 3", "spafit train: unknown option --epoch; did you mean --epochs?"),
+            ("train --taks=rte", "spafit train: unknown option --taks; did you mean --task?"),
+            ("train -epochs 3", "spafit train: unknown option -epochs; did you mean --epochs?"),
+            ("plan X --xyzzy", "spafit plan: unknown option --xyzzy; see spafit plan --help"),
+            ("doctor --task rte", "spafit doctor: unknown option --task; see spafit doctor --help"),
+            (
+                "train --max 3",
+                "spafit train: unknown option --max; did you mean --max-bad-rows or "
+                "--max-grad-norm or --max-length?",
+            ),
+        ],
+    )
+    def test_the_nearest_is_named(
+        self, capsys: pytest.CaptureFixture[str], place: Path, arguments: str, error: str
+    ) -> None:
+        """Before what is lacking; an abbreviation is not taken for what it may mean."""
+        assert self.refuse(capsys, place, arguments.split()).startswith(error)
+
+    def test_what_only_looks_like_an_option(self) -> None:
+        """Negative numbers, texts with a space, and all after ``--``."""
+        given = shlex.split("train --method '--a plan' --learning-rate -1 --task=--rte -- --x")
+        cli._refuse_unknown(cli._parser(), given)
 
     def test_a_seed_twice(
         self, capsys: pytest.CaptureFixture[str], place: Path, small: SmallRun

@@ -15,7 +15,6 @@ import pytest
 from support.tortured_runs import arguments, leftovers, logged_steps, record_of
 
 from spafit.cli import commands, main
-from spafit.cli import parser as cli
 from spafit.errors import StoppedError
 
 Capture = pytest.CaptureFixture[str]
@@ -223,7 +222,7 @@ class TestExitCodes:
             print("a line")
             done.append(out)
 
-        monkeypatch.setattr(cli, "run_demo", run_demo)
+        monkeypatch.setattr("spafit.demo.run.run_demo", run_demo)
         monkeypatch.setattr(sys, "stdout", Closed())
         assert main(["demo", "--out", str(tmp_path)]) == 0
         assert done == [tmp_path]

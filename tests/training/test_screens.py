@@ -1,0 +1,133 @@
+"""What a run prints fits 80 columns, in the characters of the stream.
+
+Oracle: results with the widest values of GLUE's tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spafit.bert import BertForSequenceClassification
+from spafit.cli import commands, main
+from spafit.config import BertConfig
+from spafit.runs.progress import Progress
+from spafit.strata import adapt
+from spafit.summary import Summary
+from spafit.training.journal import Journal
+from spafit.training.result import Result, plan_screen, result_screen, spread_screen
+
+SCORES = {"matthews": -0.12345, "spearman": -0.98765}
+RESULT = Result(
+    metrics=SCORES,
+    majority=SCORES,
+    best_epoch=100,
+    best_step=4_548_100,
+    history=(),
+    losses=(),
+    trainable=333_582_339,
+    percent=100.0,
+    examples_per_s=12345.6,
+    peak_memory_mib=123_456.7,
+    seconds=1_234_567.8,
+    truncated={"train": 392_702, "dev": 9_832},
+    files=(Path("runs/run.json"),),
+    skipped=12_345,
+)
+
+
+@pytest.fixture
+def summary() -> Summary:
+    with torch.device("meta"):
+        return adapt(BertForSequenceClassification(BertConfig(), num_labels=3), "SPAFIT-4-14-II")
+
+
+def fits(text: str) -> bool:
+    return max(map(len, text.splitlines())) <= 80
+
+
+def test_of_a_result(summary: Summary) -> None:
+    assert fits(result_screen(RESULT, summary, "MNLI-mm"))
+
+
+def test_of_many_seeds() -> None:
+    seeds = list(range(100_000, 100_030))
+    results = [dataclasses.replace(RESULT, metrics={**SCORES, "matthews": 1 / s}) for s in seeds]
+    screen = spread_screen(results, seeds)
+    assert fits(screen), screen
+    assert " ".join(screen.split()).startswith("30 seeds (100000, 100001, ")
+    assert "  matthews  mean 0.0000, standard deviation 0.0000, maximum 0.0000\n" in screen
+    assert screen.count("\n            (always the commonest class: -0.") == 2
+
+
+def test_of_an_evaluation() -> None:
+    stream = io.StringIO()
+    found = {"epoch": 10, "step": 454_810, "metrics": SCORES}
+    Journal(Progress(9, stream=stream), None).evaluation(found, SCORES, is_best=True)
+    assert stream.getvalue() == (
+        "epoch 10, step 454810: dev matthews -0.1235 (majority -0.1235),\n"
+        "  spearman -0.9877 (majority -0.9877), best so far\n"
+    )
+
+
+def test_of_eval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line where it fits, else two."""
+    record = {"task": "mnli", "settings": {"max_length": 32, "precision": "float32"}}
+    monkeypatch.setattr(commands, "_load_run", lambda *_: (None, None, record))
+    monkeypatch.setattr(commands, "evaluate", lambda *_, **__: {"accuracy": 0.5})
+    monkeypatch.setattr(commands.metrics, "majority", lambda *_: {"accuracy": 0.25})
+
+    def load(name: str, *_: object, **__: object) -> object:
+        class Sized(SimpleNamespace):
+            def __len__(self) -> int:
+                return 9832 if name == "mnli-mm" else 11
+
+        return Sized(task=SimpleNamespace(display=name.upper()), labels=(), bad_rows=0)
+
+    monkeypatch.setattr(commands.glue, "load", load)
+    assert main(["eval", "runs/mnli", "--data", "glue"]) == 0
+    assert capsys.readouterr().out == (
+        "MNLI dev (11 examples): accuracy 0.5000   (always the commonest class: 0.2500)\n"
+        "MNLI-MM dev (9832 examples): accuracy 0.5000\n"
+        "  (always the commonest class: 0.2500)\n"
+    )
+
+
+class TestPlan:
+    """Oracle: ``str(summary)``, which is always in Unicode and without colours."""
+
+    def test_in_ascii(self, monkeypatch: pytest.MonkeyPatch, summary: Summary) -> None:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", stream)
+        screen = plan_screen(summary)
+        assert re.sub("[─│┌┬┐├┼┤└┴┘]", "#", str(summary)) == re.sub(r"[-|+](?![\dI])", "#", screen)
+
+    def test_in_colours(self, monkeypatch: pytest.MonkeyPatch, summary: Summary) -> None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdout", stream)
+        screen = plan_screen(summary)
+        assert "\x1b[2mfrozen\x1b[m" in screen
+        assert re.sub(r"\x1b\[\d*m", "", screen) == str(summary)
+
+    @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"LC_ALL": "C"}])
+    def test_by_the_command(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        variables: dict[str, str],
+    ) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert main(["plan", "bitfit"]) == 0
+        out = capsys.readouterr().out
+        assert out.isascii()
+        assert "| all layers | 0-23   | bias        |   270,336 | 0.08 |\n" in out
