@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spafit.cli.own_data import own_dataset, report_bad_rows
+from spafit.cli.predicting import refuse_to_replace
 from spafit.cli.trained import Trained
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import replacing
@@ -36,6 +37,8 @@ def evaluate_run(
     """Score a run, print the scores and the mistakes, and write all mistakes if asked to."""
     for number, dataset in enumerate(_datasets(trained, data, split, form, max_bad_rows)):
         report_bad_rows(dataset)
+        if errors is not None:
+            refuse_to_replace(errors, Path(dataset.source))
         if None in dataset.labels:
             raise DataError(f"{dataset.source} has no labels to score against; predict it instead")
         labels, probabilities = trained.predict(dataset)

@@ -50,10 +50,32 @@ def as_seed(text: str) -> int:
     return int(text)
 
 
+def as_class_weights(text: str) -> str | dict[str, float]:
+    """Parse "balanced", or read a JSON file of label names and weights."""
+    if text == "balanced":
+        return text
+    from spafit.config import read_json  # it is not needed for help
+
+    try:
+        weights = read_json(as_path(text))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f'{text!r:.200} is neither "balanced" nor a JSON file such as {{"spam": 2.0}} '
+            f"({error!s:.300})"
+        ) from None
+    if not isinstance(weights, dict):
+        raise argparse.ArgumentTypeError(f"{text!r:.200} holds no JSON object of labels")
+    return weights
+
+
 def as_delimiter(text: str) -> str:
     """Parse the character between the fields of a table."""
     character = "\t" if text in ("tab", "\\t") else text
-    if len(character) != 1 or character in '\r\n"':
+    if (
+        len(character) != 1
+        or not (character == "\t" or character.isprintable())
+        or character in ' "'
+    ):
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not one character, nor the word tab")
     return character
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spafit.config import read_json
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.tasks import glue, own
 from spafit.tasks.own_files import TableForm
@@ -71,7 +69,7 @@ class DataOptions:
         given: dict[str, object] = {"--dev": self.dev, "--text": self.text, "--text2": self.text2}
         given |= {"--label": self.label, "--regression": self.regression or None}
         for option, value in given.items():
-            if value:
+            if value is not None:
                 raise ConfigError(f"{option} is for a file of your own, and --data is a folder")
         return self.task
 
@@ -151,19 +149,3 @@ def report_bad_rows(dataset: Dataset) -> None:
     if dataset.bad_rows:
         text = f"{dataset.source}: {dataset.bad_rows} malformed rows left out"
         print(one_line(text, 1000), file=sys.stderr)
-
-
-def read_class_weights(text: str | None) -> str | dict[str, float] | None:
-    """Read ``--class-weights``: "balanced", or a JSON file of label names and weights."""
-    if text is None or text == "balanced":
-        return text
-    try:
-        weights = read_json(Path(text))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f'--class-weights is "balanced" or a JSON file such as {json.dumps({"spam": 2.0})}; '
-            f"{text!r:.200} cannot be read: {error}"
-        ) from None
-    if not isinstance(weights, dict):
-        raise ConfigError(f"{text} must hold a JSON object of label names and weights")
-    return weights

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from spafit.cli import bus_errors
 from spafit.cli.option_types import (
+    as_class_weights,
     as_delimiter,
     as_name,
     as_new_path,
@@ -57,7 +58,10 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "warmup": (as_number, "share of the steps over which the learning rate rises"),
     "max_grad_norm": (as_number, "norm to which the gradient is clipped; 0: no clipping"),
     "metric": (str, "metric by which the best epoch is chosen, such as macro_f1"),
-    "class_weights": (str, 'weights of labels in the loss: "balanced", or a JSON file'),
+    "class_weights": (
+        as_class_weights,
+        'weights of labels in the loss: "balanced", or a JSON file',
+    ),
     "label_smoothing": (as_number, "share of the loss that is spread over all labels"),
     "early_stopping": (as_whole, "evaluations without a better score after which to stop"),
     "max_length": (as_whole, "tokens per example (default: the model's maximum)"),
@@ -234,7 +238,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.verb == "eval":
         from spafit.cli.evaluating import evaluate_run
         from spafit.cli.trained import Trained
+        from spafit.files.replacing import refuse_place
 
+        if parsed.errors is not None:
+            refuse_place(parsed.errors)
         trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average)
         evaluate_run(
             trained,
@@ -255,22 +262,15 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    if parsed.task is not None and (parsed.data is None or parsed.data.is_dir()):
-        from spafit.tasks.table import get_task
-
-        get_task(parsed.task)
-    from spafit.cli.own_data import DataOptions, read_class_weights
+    settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
+    config = TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings)
+    from spafit.cli.own_data import DataOptions
     from spafit.tasks.download import glue_cache
     from spafit.tasks.own_files import TableForm
+    from spafit.tasks.table import get_task
 
-    without = ("recompute", "class_weights")
-    settings = {name: getattr(parsed, name) for name in _SETTINGS if name not in without}
-    config = TrainConfig(
-        seed=parsed.seeds[0],
-        recompute=tuple(parsed.recompute),
-        class_weights=read_class_weights(parsed.class_weights),
-        **settings,
-    )
+    if parsed.task is not None and (parsed.data is None or parsed.data.is_dir()):
+        get_task(parsed.task)
     from spafit.cli.training import ModelOptions, run_train  # after what is wrong without torch
 
     run_train(
@@ -416,8 +416,7 @@ def _parser() -> _Parser:
             "fine-tune on a GLUE task, or on data of your own",
             "spafit train --task rte --method SPAFIT-4-9-II --out runs/rte "
             "--seeds 0 1 2\n"
-            "  spafit train --data tickets.csv --text text --label label --method SPAFIT-4-9-II "
-            "--out runs/tickets",
+            "  spafit train --data tickets.csv --method SPAFIT-4-9-II --out runs/tickets",
         )
     )
     evaluate = verb("eval", "score a run on a labelled split", "spafit eval runs/rte")
@@ -486,6 +485,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=as_path,
         help="GLUE's root, or a file of your own; default: as in training",
+    )
+    parser.add_argument(
+        "--max-bad-rows",
+        type=as_whole,
+        help="malformed rows that may be left out; default: as in training",
     )
     parser.add_argument(
         "--average",

@@ -24,7 +24,7 @@ import torch
 from support.absurd_values import LONG, NO_FLAG, PAIRS, TABLE
 from support.small_runs import SmallRun, write_glue
 
-from spafit.cli import commands, main, option_types
+from spafit.cli import commands, main, option_types, trained, training
 from spafit.cli import parser as cli
 from spafit.training.settings import complete
 
@@ -269,8 +269,11 @@ class TestEveryOption:
         def reached(*_: Any, **__: Any) -> None:
             raise Reached
 
-        for name in ("fit", "predict", "evaluate", "download_glue", "adapt"):
-            monkeypatch.setattr(commands, name, reached)
+        for module, name in (
+            *((training, "fit"), (training, "adapt"), (trained, "predict")),
+            *((commands, "download_glue"), (commands, "adapt")),
+        ):
+            monkeypatch.setattr(module, name, reached)
         monkeypatch.setattr("spafit.demo.run.run_demo", reached)
         monkeypatch.setattr("spafit.cli.doctor.report", reached)
         for verb in TABLE:
@@ -292,7 +295,7 @@ class TestEveryOption:
         monkeypatch.chdir(place)
         made = []
         monkeypatch.setattr(
-            commands, "fit", lambda *arguments, **_: made.append(arguments) or 1 / 0
+            training, "fit", lambda *arguments, **_: made.append(arguments) or 1 / 0
         )
         with pytest.raises(ZeroDivisionError):
             main(with_option(base_of("train", small), "train", option, value))

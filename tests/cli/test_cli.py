@@ -17,7 +17,7 @@ import pytest
 import torch
 from support.small_runs import SmallRun, write_glue
 
-from spafit.cli import commands, doctor, main
+from spafit.cli import commands, doctor, main, training
 from spafit.cli import parser as cli
 from spafit.kernels import forms
 from spafit.kernels.gpu import choices
@@ -71,7 +71,7 @@ class TestHelp:
     ) -> None:
         """Oracle: ``TrainConfig()``; every setting is an option, and its help says the default."""
         made: list[TrainConfig] = []
-        monkeypatch.setattr(commands, "run_train", lambda *given: made.append(given[6]))
+        monkeypatch.setattr(training, "run_train", lambda *given: made.append(given[4]))
         assert main("train --task rte --method bitfit".split()) == 0
         assert made == [TrainConfig()]
         _, out, _ = run(capsys, "train", "--help")
@@ -86,7 +86,7 @@ class TestHelp:
     @pytest.mark.parametrize("option", ["--no-dropout-in-group-1", "--no-frozen-dropout"])
     def test_no_dropout_in_group_1(self, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
         made: list[TrainConfig] = []
-        monkeypatch.setattr(commands, "run_train", lambda *given: made.append(given[6]))
+        monkeypatch.setattr(training, "run_train", lambda *given: made.append(given[4]))
         assert main(["train", "--task", "rte", "--method", "bitfit", option]) == 0
         assert made == [TrainConfig(dropout_in_group_1=False)]
 
@@ -211,6 +211,14 @@ ABSURD_TRAIN = {
     "--frozen-weights": ["half", "int8"],  # half: this run is in float32
     "--step": ["captured", "graph", ""],  # captured: this run is on a CPU
     "--device": ["banana", "meta", "xla", "cuda:77", ""],
+    "--metric": ["f2", "", "pearson"],
+    "--class-weights": ["even", "", "nowhere.json"],
+    "--label-smoothing": ["-0.1", "1.1", "nan"],
+    "--early-stopping": ["0", "-1", "1.5"],
+    **{option: ["file", ""] for option in ("--dev", "--text", "--text2", "--label")},
+    "--dev-share": ["x", "nan"],
+    "--split-seed": ["-1", "x"],
+    "--delimiter": ["", "ab", '"'],
 }
 ABSURD_OTHERS = [
     [],

@@ -22,7 +22,7 @@ import spafit
 import spafit.training.fit
 import spafit.training.step
 from spafit import glue
-from spafit.cli import commands, main
+from spafit.cli import main, trained, training
 from spafit.weights.safefile import SafeFile, save_tensors
 from weights_tools.tiny import make_tiny
 
@@ -76,7 +76,7 @@ def refuse(capsys: Capture, *arguments: str | Path) -> str:
     """Expect exit code 2 and one line."""
     code, _, err = call(capsys, *arguments)
     assert code == 2
-    assert len(err.splitlines()) == 1
+    assert len([line for line in err.splitlines() if not line.startswith("spafit: note: ")]) == 1
     return err
 
 
@@ -168,9 +168,10 @@ class TestTrain:
 
             return instead
 
-        monkeypatch.setattr(commands, "load_pretrained", from_hub(spafit.load_pretrained))
-        monkeypatch.setattr(commands, "load_tokenizer", from_hub(spafit.load_tokenizer))
-        monkeypatch.setattr(commands, "pinned_revision", lambda *_: "c" * 40)
+        for module in (training, trained):
+            monkeypatch.setattr(module, "load_pretrained", from_hub(spafit.load_pretrained))
+            monkeypatch.setattr(module, "load_tokenizer", from_hub(spafit.load_tokenizer))
+        monkeypatch.setattr(training, "pinned_revision", lambda *_: "c" * 40)
         for number, revision in enumerate((["--revision", "v2"], [])):
             name = "owner/bert" if revision else "owner/bert@v1"
             out = tmp_path / str(number)
@@ -201,7 +202,7 @@ class TestTrain:
         assert text.count("numbers train (") == 1  # the plan is drawn once
         assert text.count("      task  RTE") == 3
         scores = [record["result"]["metrics"]["accuracy"] for record in records]
-        assert text.endswith(
+        assert text.partition("\nwritten: ")[0].endswith(
             "\n3 seeds (4, 0, 7)\n"
             f"  accuracy  mean {statistics.mean(scores):.4f}, standard deviation "
             f"{statistics.stdev(scores):.4f}, maximum {max(scores):.4f}\n"
@@ -334,7 +335,8 @@ class TestTrain:
             asked.append(mapped)
             return spafit.load_pretrained(name, **settings)
 
-        monkeypatch.setattr(commands, "load_pretrained", load)
+        for module in (training, trained):
+            monkeypatch.setattr(module, "load_pretrained", load)
         rows = root / "glue" / "RTE" / "dev.tsv"
         for arguments in (
             train_arguments(small, root, "--quiet", "--epochs", "1"),
@@ -457,7 +459,7 @@ class TestEval:
         assert (code, err) == (0, "")
         score = f"accuracy {result['metrics']['accuracy']:.4f}"
         majority = f"{result['majority']['accuracy']:.4f}"
-        assert out == (
+        assert out.startswith(
             f"RTE dev ({N_DEV} examples): {score}   (always the commonest class: {majority})\n"
         )
         code, out, _ = call(capsys, "eval", run, "--split", "train")
@@ -542,7 +544,7 @@ class TestEval:
             assert (code, out) == usual[:2]
             assert "its run is interrupted, its process ended without a word: " in err
             assert err.endswith("; this is its best adapter so far\n")
-            assert len(err.splitlines()) == 1
+            assert len([line for line in err.splitlines() if ": note: " not in line]) == 1
         assert record_of(tmp_path / "run")["status"] == "interrupted"
 
     def test_another_base_is_refused(self, capsys: Capture, run: Path, tmp_path: Path) -> None:
@@ -606,11 +608,11 @@ class TestEval:
         assert call(capsys, *arguments, "--task", "mnli")[0] == 0
         code, out, err = call(capsys, "eval", tmp_path / "run")
         assert (code, err) == (0, "")
-        assert re.fullmatch(r"MNLI-m dev \(7 .*\nMNLI-mm dev \(5 .*\n", out)
+        assert re.match(r"MNLI-m dev \(7 .*\nMNLI-mm dev \(5 ", out, re.DOTALL)
         (folder / "dev_mismatched.jsonl").unlink()
         code, out, err = call(capsys, "eval", tmp_path / "run")
         assert code == 0
-        assert re.fullmatch(r"MNLI-m dev \(7 .*\n", out)
+        assert re.match(r"MNLI-m dev \(7 .*\n", out)
         assert err.startswith("mnli-mm left out: no file for the dev split")
 
 
@@ -644,7 +646,7 @@ class TestBadRows:
         labels = [row.partition("\t")[2] for row in clean.splitlines()]
         rows = [row.split("\t") for row in out.splitlines()]
         assert [label for _, label in rows] == labels
-        assert [index for index, _ in rows[1:]] == ["0", "1", "2", *map(str, range(4, N_DEV + 1))]
+        assert [index for index, _ in rows[1:]] == [*map(str, range(N_DEV))]  # the file's own
         for arguments in (["eval", run], ["predict", run, "--input", spoilt]):
             err = refuse(capsys, *arguments, "--max-bad-rows", "0")
             assert "allow more (--max-bad-rows)" in err

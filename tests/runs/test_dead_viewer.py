@@ -209,7 +209,7 @@ class TestExitCodes:
             print("a line", flush=True)
             raise error
 
-        monkeypatch.setattr(commands, "run_train", run_train)
+        monkeypatch.setattr("spafit.cli.training.run_train", run_train)
         for name in dead:
             monkeypatch.setattr(sys, name, Closed())
         assert main(["train", "--task", "rte", "--method", "full"]) == code

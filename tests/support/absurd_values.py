@@ -62,6 +62,12 @@ PLAN = {
 }
 SEED = Option((*NO_WHOLE, "-1"), {"0": "a seed like any", str(2**63 - 1): "the largest"})
 BAD_ROWS = Option((*NO_WHOLE[:-2], "-1"), {"0": "none, the default"})
+TABLES = {
+    "--delimiter": Option(
+        ("", " ", "\0", "ab", "\n", '"', LONG), {"tab": "a word for it", ";": "a character"}
+    ),
+    "--unquoted": FLAG,
+}
 RUN = Option((*NO_PATH, "nowhere", ".", "/", "file", "pipe", "circle", "dangling", "damaged"))
 DATA = Option((*NO_PATH, "nowhere", "folder", "file", "pipe", "circle", "dangling", "/proc"))
 
@@ -91,6 +97,9 @@ TABLE: dict[str, dict[str, Option]] = {
         "--no-mapped": FLAG,
         "--max-bad-rows": BAD_ROWS,
         "--split": Option((*NO_CHOICE, "test")),
+        "--average": FLAG,
+        "--errors": Option(NO_FILE_TO_BE),
+        **TABLES,
     },
     "predict": {
         **COMMON,
@@ -102,6 +111,11 @@ TABLE: dict[str, dict[str, Option]] = {
         "--input": Option((*NO_FILE_HERE, "file", "bad.tsv", "empty.tsv", "/proc/nope.tsv")),
         "--submission": Option(NO_FOLDER_TO_BE),
         "--output": Option((*NO_FILE_TO_BE, "rows.tsv")),  # the last is what --input names
+        "--text": Option(("", " ", "\0", LONG)),  # there is an --input already
+        "--text2": Option(("", " ", "\0", LONG)),  # without --text
+        "--probabilities": FLAG,
+        "--average": FLAG,
+        **TABLES,
     },
     "train": {
         **COMMON,
@@ -129,6 +143,18 @@ TABLE: dict[str, dict[str, Option]] = {
         "--weight-decay": Option((*NO_NUMBER, "-1", "1e308", "1.1"), {"0": "no decay", "1": "all"}),
         "--decay-biases": FLAG,
         "--warmup": Option((*NO_NUMBER, "-0.1", "1e308", "1.1"), {"0": "none", "1": "all steps"}),
+        "--dev": Option((*NO_PATH, "rows.tsv")),  # these are not for a folder of GLUE's
+        "--text": Option((*NO_NAME, "sentence1")),
+        "--text2": Option((*NO_NAME, "sentence2")),
+        "--label": Option((*NO_NAME, "label")),
+        "--regression": FLAG,
+        "--dev-share": Option(NO_NUMBER),
+        "--split-seed": Option((*NO_WHOLE, "-1")),
+        **TABLES,
+        "--metric": Option((*NO_NAME, "pearson", "F1")),
+        "--class-weights": Option((*NO_FILE_HERE, "even", "file")),
+        "--label-smoothing": Option((*NO_NUMBER, "-1", "1.1"), {"0": "none, the default"}),
+        "--early-stopping": Option((*NO_WHOLE, "0", "-1"), {"1": "at the first"}),
         "--max-grad-norm": Option((*NO_NUMBER, "-1"), {"0": "no clipping", "1e308": "the same"}),
         "--max-length": Option((*NO_WHOLE, "0", "-1", "7", "54"), {"8": "the least"}),
         "--eval-every": Option((*NO_WHOLE, "0", "-1"), {"1": "after each step"}),
