@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from spafit.errors import DataError
 from spafit.tasks import metrics
 from spafit.tasks.glue import TASKS, load
-from spafit.tasks.scoring import compute, majority
+from spafit.tasks.scoring import compute, intervals, majority, mistakes
+from spafit.tasks.task import Task
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 scipy_stats = pytest.importorskip("scipy.stats")
@@ -186,3 +187,95 @@ class TestMajority:
         for name in ("rte", "sts-b"):
             with pytest.raises(DataError, match="there are no references"):
                 majority(name, [])
+
+
+class TestOfOwnTasks:
+    """Oracle: sklearn.metrics by the same names, on random labels and scores, to 1e-12."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(columns=two_columns)
+    def test_labels(self, columns: tuple[list[str], list[str]]) -> None:
+        predictions, references = columns
+        every = [f"{a}_{b}" for a in ("macro", "weighted") for b in ("precision", "recall", "f1")]
+        task = Task("t", ("text",), LABELS, (*every, "accuracy", "matthews"))
+        found = compute(task, predictions, references)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in every:
+                average, _, score = name.partition("_")
+                function = getattr(sklearn_metrics, f"{score}_score")
+                expected = function(references, predictions, average=average, zero_division=0.0)
+                assert found[name] == pytest.approx(expected, abs=TOLERANCE), name
+
+    @pytest.mark.parametrize("name", ["precision", "recall", "f1"])
+    def test_two_labels(self, name: str) -> None:
+        predictions, references = list("aabbbab"), list("abbabaa")
+        task = Task("t", ("text",), ("a", "b"), (name,))
+        expected = getattr(sklearn_metrics, f"{name}_score")(references, predictions, pos_label="b")
+        assert compute(task, predictions, references)[name] == pytest.approx(expected)
+
+    @settings(max_examples=30, deadline=None)
+    @given(columns=two_score_columns)
+    def test_scores(self, columns: tuple[list[float], list[float]]) -> None:
+        names = ("mean_squared_error", "mean_absolute_error")
+        with np.errstate(over="ignore"):
+            found = compute(Task("t", ("text",), (), names), *columns)
+            for name in names:
+                expected = getattr(sklearn_metrics, name)(columns[1], columns[0])
+                assert found[name] == pytest.approx(expected, rel=1e-9)
+
+    def test_log_loss(self) -> None:
+        sure = np.array([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]])
+        task = Task("t", ("text",), ("a", "b", "c"), ("log_loss",))
+        expected = sklearn_metrics.log_loss(["a", "c", "b"], sure, labels=["a", "b", "c"])
+        found = compute(task, ["a", "b", "c"], ["a", "c", "b"], sure)["log_loss"]
+        assert found == pytest.approx(expected, rel=1e-9)
+        with pytest.raises(DataError, match="need probabilities"):
+            compute(task, ["a"], ["a"])
+        shares = -np.mean(np.log([0.5, 0.5, 0.25, 0.25]))
+        assert majority(task, ["a", "a", "b", "c"])["log_loss"] == pytest.approx(shares)
+
+    def test_which_is_better(self) -> None:
+        assert metrics.is_better("accuracy", 0.6, 0.5)
+        assert not metrics.is_better("accuracy", 0.5, 0.5)
+        assert metrics.is_better("log_loss", 0.5, 0.6)
+
+
+class TestIntervals:
+    """Oracle: the normal approximation of a share, which holds for many examples."""
+
+    def test_accuracy_of_many(self) -> None:
+        task = Task("t", ("text",), ("a", "b"), ("accuracy",))
+        references = ["a"] * 1000
+        predictions = ["a"] * 800 + ["b"] * 200
+        low, high = intervals(task, predictions, references)["accuracy"]
+        half = 1.96 * (0.8 * 0.2 / 1000) ** 0.5
+        assert (low, high) == pytest.approx((0.8 - half, 0.8 + half), abs=0.004)
+        assert intervals(task, predictions, references)["accuracy"] == (low, high)
+
+    def test_rows_and_counts_are_drawn_alike(self) -> None:
+        """With log loss whole rows are drawn, else the cells of the confusion matrix."""
+        generator = np.random.default_rng(0)
+        true = generator.integers(2, size=400)
+        sure = generator.dirichlet([2, 2], size=400)
+        names = np.array(["a", "b"])
+        given = names[sure.argmax(1)].tolist(), names[true].tolist()
+        bounds = []
+        for more in ((), ("log_loss",)):
+            task = Task("t", ("text",), ("a", "b"), ("accuracy", *more))
+            bounds.append(intervals(task, *given, sure)["accuracy"])
+        assert bounds[0] == pytest.approx(bounds[1], abs=0.01)
+
+    def test_scores(self) -> None:
+        task = Task("t", ("text",), (), ("mean_absolute_error", "pearson"))
+        found = intervals(task, [1.0, 2.0, 3.5, 9.0], [1.5, 2.5, 4.0, 9.5])
+        assert found["mean_absolute_error"] == (0.5, 0.5)
+
+
+def test_mistakes_the_surest_first() -> None:
+    task = Task("t", ("text",), ("a", "b"), ("accuracy",))
+    sure = np.array([[0.6, 0.4], [0.1, 0.9], [0.8, 0.2]])
+    found = mistakes(task, ["a", "b", "a"], ["b", "a", "a"], sure)
+    assert [(each.row, each.weight) for each in found] == [(1, 0.9), (0, 0.6)]
+    scores = Task("t", ("text",), (), ("pearson",))
+    assert [each.row for each in mistakes(scores, [1.0, 5.0], [2.0, 0.0])] == [1, 0]

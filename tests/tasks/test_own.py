@@ -1,0 +1,241 @@
+"""Data of one's own: files as programs write them, lists, dicts, frames; the split; the report.
+
+Oracle: pandas' and Python's own writers, and rows written out by hand.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import spafit
+from spafit.errors import DataError
+from spafit.tasks import own
+from spafit.tasks.own_files import TableForm, read_rows
+
+ROWS = [
+    ("1", 'the "new" app, crashes', "bug"),
+    ("2", "line one\nline two; three", "bug"),
+    ("3", "a\ttab and a | bar", "praise"),
+    ("4", "", "praise"),
+    ("5", "Ünïcode \u2028 text", "a label"),
+]
+HEADER = ("id", "text", "label")
+
+
+def written(path: Path, delimiter: str = ",", newline: str = "\r\n") -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator=newline)
+        writer.writerows([HEADER, *ROWS])
+    return path
+
+
+class TestFiles:
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+    @pytest.mark.parametrize("newline", ["\n", "\r\n"])
+    def test_tables(self, tmp_path: Path, delimiter: str, newline: str) -> None:
+        path = written(tmp_path / "t.csv", delimiter, newline)
+        if newline == "\r\n":
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        data = spafit.dataset(path)
+        assert [(e.carried["id"], e.text_a, e.label) for e in data] == ROWS
+        assert data.task.labels == ("a label", "bug", "praise")
+        assert data.task.metrics == ("macro_f1", "accuracy", "matthews")
+        assert (data.task.name, data.source) == ("t", str(path))
+
+    def test_jsonl_and_parquet(self, tmp_path: Path) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+
+        records = [{"id": int(a), "text": b, "label": c, "at": None} for a, b, c in ROWS]
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "t.parquet")
+        for name in ("t.jsonl", "t.parquet"):
+            data = spafit.dataset(tmp_path / name)
+            assert [(e.carried["id"], e.text_a, e.label) for e in data] == ROWS
+            assert data[0].carried == {"id": "1", "at": ""}
+
+    def test_a_stream(self) -> None:
+        """A table, or JSON if it begins so; without labels."""
+        task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
+        for content in ("id;text\n7;x;y\n", "id;text\n7;x\n", '{"id": 7, "text": "x"}\n'):
+            rows = read_rows(task, io.BytesIO(content.encode()), max_bad_rows=1)
+            found = [(e.carried["id"], e.text_a, e.label) for e in rows]
+            assert found == ([("7", "x", None)] if rows.bad_rows == 0 else [])
+
+    @pytest.mark.parametrize(
+        ("content", "match"),
+        [
+            ("text,label\nx,a\ny\n", r"t\.csv, line 3: expected 2 fields \(text, label\), found 1"),
+            ("text,label\nx,a\ny,\nz,b\n", r"line 3: there is no label in the column 'label'"),
+            ('text,label\n"x,a\ny,b\n', r"begins on line 2; if a quote .*\(--unquoted\)"),
+            ('text,label\n"x"y,a\n', "line 2: not a table of fields"),
+            ("words,label\nx,a\n", "no column 'text'; its columns are words, label: name that"),
+            ("text,text,label\nx,y,a\n", "has two columns 'text'"),
+            ("text,label\nx,a\ny,a\n", "1 different labels in 2 rows"),
+            ("text,label\n", "holds no rows"),
+            ("", "is empty"),
+            ("text,label\nx,a\x07b\ny,c\n", "characters that cannot be printed"),
+        ],
+    )
+    def test_refusals(self, tmp_path: Path, content: str, match: str) -> None:
+        (tmp_path / "t.csv").write_text(content, newline="")
+        with pytest.raises(DataError, match=match):
+            spafit.dataset(tmp_path / "t.csv", labelled=True)
+
+    def test_bytes_that_are_no_utf_8(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_bytes("text,label\nx,a\nü,b\n".encode("latin-1"))
+        with pytest.raises(DataError, match="line 3: not UTF-8 at byte 0"):
+            spafit.dataset(tmp_path / "t.csv")
+        (tmp_path / "t.csv").write_bytes("text,label\nx,a\n".encode("utf-16"))
+        with pytest.raises(DataError, match="is in UTF-16; convert it"):
+            spafit.dataset(tmp_path / "t.csv")
+
+    def test_quotes_that_are_characters(self, tmp_path: Path) -> None:
+        (tmp_path / "t.tsv").write_text('text\tlabel\na 5" disk\tx\n"y\tz\n')
+        data = spafit.dataset(tmp_path / "t.tsv", form=TableForm(quoted=False))
+        assert data.texts_a == ['a 5" disk', '"y']
+
+    def test_a_text_longer_than_csv_usually_takes(self, tmp_path: Path) -> None:
+        before = csv.field_size_limit()
+        (tmp_path / "t.csv").write_text(f"text,label\n{'x' * 200_000},a\ny,b\n")
+        assert len(spafit.dataset(tmp_path / "t.csv")[0].text_a) == 200_000
+        assert csv.field_size_limit() == before
+
+    def test_bad_rows_that_are_allowed(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("text,label\nx,a\ny\nz,\nw,b\n")
+        data = spafit.dataset(tmp_path / "t.csv", max_bad_rows=2)
+        assert (data.texts_a, data.bad_rows) == (["x", "w"], 2)
+        with pytest.raises(DataError, match="Bad row number 2, 1 allowed"):
+            spafit.dataset(tmp_path / "t.csv", max_bad_rows=1)
+
+
+class TestMemory:
+    def test_texts_and_labels(self) -> None:
+        data = spafit.dataset(["x", "y", "z"], [2, 10, 2.0])
+        assert data.task.labels == ("2", "10")  # in the order of their values
+        assert data.labels == ["2", "10", "2"]
+        assert [each.text_a for each in data] == ["x", "y", "z"]
+        assert (len(data), data[1].label, data[1:].texts_a) == (3, "10", ["y", "z"])
+        same = spafit.dataset(["x", "y", "z"], ["2", "10", "2"])
+        assert same.sha256 == data.sha256 != data[1:].sha256
+
+    def test_pairs(self) -> None:
+        data = spafit.dataset([("a", "b"), ("c", "d")], [True, False])
+        assert (data.texts_a, data.texts_b) == (["a", "c"], ["b", "d"])
+        assert data.task.labels == ("False", "True")
+        again = spafit.dataset([("e", "f")], ["True"], task=data.task)
+        assert again.task is data.task
+        with pytest.raises(DataError, match="unknown label 'maybe'"):
+            spafit.dataset([("e", "f")], ["maybe"], task=data.task)
+        with pytest.raises(DataError, match="needs pairs of texts"):
+            spafit.dataset(["e"], ["True"], task=data.task)
+
+    def test_rows_of_dicts_and_a_frame(self) -> None:
+        rows = [{"s": "x", "y": 1, "n": 7}, {"s": "y", "y": 0, "n": 8}]
+        of_dicts = spafit.dataset(rows, text="s", label="y")
+        assert of_dicts[1].carried == {"n": "8"}
+        pandas = pytest.importorskip("pandas")
+        of_frame = spafit.dataset(pandas.DataFrame(rows), text="s", label="y")
+        assert of_frame.examples == of_dicts.examples
+        assert of_frame.task == of_dicts.task
+
+    def test_numbers_of_a_class_label(self) -> None:
+        """As a split of the datasets library has them: names in its features, -1 for none."""
+
+        class ClassLabel:
+            names = ("neg", "pos")
+
+        class Split(list):  # type: ignore[type-arg]
+            features = {"text": None, "label": ClassLabel()}  # noqa: RUF012
+
+        rows = Split([{"text": "x", "label": 1}, {"text": "y", "label": 0}])
+        assert spafit.dataset(rows).labels == ["pos", "neg"]
+        with pytest.raises(DataError, match="there is no label"):
+            spafit.dataset(Split([{"text": "x", "label": -1}]), labelled=True)
+
+    def test_scores(self) -> None:
+        data = spafit.dataset(["x", "y", "z"], [-100, 0.5, "3e2"], regression=True)
+        assert data.labels == [-100.0, 0.5, 300.0]
+        center, spread = data.task.scale
+        assert center == pytest.approx(66.8333333)
+        assert spread == pytest.approx(169.902, abs=1e-3)
+        with pytest.raises(DataError, match="the score 'high' is not a finite number"):
+            spafit.dataset(["x"], ["high"], regression=True)
+        with pytest.raises(DataError, match=r"for scores use regression \(--regression\)"):
+            spafit.dataset([str(k) for k in range(50)], [k / 7 for k in range(50)])
+
+    def test_refusals(self) -> None:
+        with pytest.raises(DataError, match="there are 2 texts and 1 labels"):
+            spafit.dataset(["x", "y"], ["a"])
+        with pytest.raises(DataError, match="text is 3, expected a text"):
+            spafit.dataset([3, 4], ["a", "b"])
+
+
+class TestTask:
+    def test_needs_no_more_than_four_things(self) -> None:
+        task = spafit.Task("t", ["a", "b"], ["x", "y", "z"], "macro_f1")  # type: ignore[arg-type]
+        assert (task.fields, task.metrics, task.display) == (("a", "b"), ("macro_f1",), "t")
+        assert spafit.Task.from_json_dict(json.loads(json.dumps(task.to_json_dict()))) == task
+
+    @pytest.mark.parametrize(
+        ("changes", "match"),
+        [
+            ({"metrics": ("f1",)}, "'f1' is defined for two labels; t has 3; t can have accuracy"),
+            ({"metrics": ("pearson",)}, "'pearson' does not fit a task with labels"),
+            ({"labels": (), "metrics": ("accuracy",)}, "does not fit a task of scores; .* pearson"),
+            ({"metrics": ("bleu",)}, "'bleu' is no metric"),
+            ({"metrics": ()}, "needs a metric"),
+            ({"labels": ("a",)}, "nothing to tell apart"),
+            ({"labels": ("a", "a")}, "a name twice"),
+            ({"labels": ("a", "b\n")}, "can be printed"),
+            ({"fields": ()}, "one text field or two"),
+            ({"name": ""}, "not names of a task"),
+            ({"scale": (0.0, 0.0)}, "scale of t"),
+        ],
+    )
+    def test_refusals(self, changes: dict[str, object], match: str) -> None:
+        usual = {"name": "t", "fields": ("text",), "labels": ("a", "b", "c")}
+        with pytest.raises(DataError, match=match):
+            spafit.Task(**{**usual, "metrics": ("accuracy",), **changes})  # type: ignore[arg-type]
+
+
+class TestSplit:
+    def test_stratified_whole_and_without_shared_texts(self) -> None:
+        texts = [f"text {k // 2}" for k in range(200)]  # each twice
+        data = spafit.dataset(texts, ["rare" if k < 20 else "common" for k in range(200)])
+        train, dev = own.split(data, 0.2, seed=3)
+        assert sorted([*train.examples, *dev.examples], key=lambda e: e.index) == list(data)
+        assert Counter(dev.labels) == {"rare": 4, "common": 36}
+        assert not set(train.texts_a) & set(dev.texts_a)
+        assert own.split(data, 0.2, seed=3)[1].sha256 == dev.sha256
+        assert own.split(data, 0.2, seed=4)[1].sha256 != dev.sha256
+
+    def test_scores_by_tenths(self) -> None:
+        scores = [float(k) for k in range(100)]
+        data = spafit.dataset([f"t{k}" for k in range(100)], scores, regression=True)
+        _, dev = own.split(data, 0.2, seed=0)
+        assert Counter(int(float(s or 0)) // 10 for s in dev.labels) == dict.fromkeys(range(10), 2)
+
+    def test_too_little(self) -> None:
+        with pytest.raises(DataError, match=r"too few different texts to split; .*\(--dev\)"):
+            own.split(spafit.dataset(["x", "x"], ["a", "b"]), 0.5, 0)
+
+
+def test_the_report_before_training() -> None:
+    data = spafit.dataset(["x", " X ", "y", "", "z", "z", "q"], ["a", "b", "a", "b", "a", "a", "b"])
+    text = own.describe(data[:6], data[6:])
+    for line in (
+        "  0  a        4        0",
+        "1 empty texts (row 3)",
+        "2 rows have the text of an earlier one (row 1, 5)",
+        "1 of them with another label (row 1)",
+        "no row has the label a",
+    ):
+        assert line in text
+    assert "rows of dev have a text of train" in own.describe(data[:1], data[1:2])
