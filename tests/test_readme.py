@@ -1,8 +1,8 @@
 """The README is true: its commands and snippets run, and what it prints is what they print.
 
-Oracle: the README's own text. ``FOLDER``, ``DATA`` and ``FILE.tsv`` stand in it for a folder of
-weights, GLUE's root and a file of the reader's; here they are a tiny checkpoint and a few rows in
-RTE's form.
+Oracle: the README's own text. ``FOLDER``, ``DATA``, ``FILE.tsv``, ``tickets.csv`` and ``new.csv``
+stand in it for a folder of weights, GLUE's root and files of the reader's; here they are a tiny
+checkpoint and a few rows.
 """
 
 import re
@@ -46,7 +46,12 @@ def places(tmp_path_factory) -> dict[str, str]:
             label = ("\tnot_entailment", "\tentailment")[index % 2] if labelled else ""
             lines.append(f"{index}\t{first}\t{second}{label}")
         (rte / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = "".join(f'"{a}, {b}",{"ab"[k % 2]}\n' for k, (a, b) in enumerate(texts * 6))
+    for name in ("tickets.csv", "new.csv"):
+        (root / name).write_text("text,label\n" + rows, encoding="utf-8")
     return {
+        "tickets.csv": str(root / "tickets.csv"),
+        "new.csv": str(root / "new.csv"),
         "FOLDER": str(folder),
         "DATA": str(root / "glue"),
         "FILE.tsv": str(rte / "dev.tsv"),
@@ -55,7 +60,7 @@ def places(tmp_path_factory) -> dict[str, str]:
 
 
 def fill_in(text: str, places: dict[str, str]) -> str:
-    for name in ("FOLDER", "DATA", "FILE.tsv"):
+    for name in ("FOLDER", "DATA", "FILE.tsv", "tickets.csv", "new.csv"):
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", places[name].replace("\\", "/"), text)
     return text
 

@@ -453,3 +453,35 @@ class TestHubForms:
         pytest.importorskip("pyarrow")
         with pytest.raises(DataError, match="not a readable parquet file"):
             read_file("rte", write(tmp_path / "train.parquet", "PAR1 and then nothing"))
+
+
+class TestWhatIdentifiesARow:
+    """Oracle: the files' own columns, in the order of the rows."""
+
+    @pytest.mark.parametrize(
+        ("task", "name", "content", "expected"),
+        [
+            ("rte", "x.tsv", "index\tsentence1\tsentence2\n49\ta\tb\n9\tc\td\n", "index"),
+            ("qqp", "x.tsv", "id\tquestion1\tquestion2\n49\ta\tb\n9\tc\td\n", "id"),
+            ("cola", "x.tsv", "g\t1\t\ta\ng\t0\t*\tb\n", None),
+            (
+                "sst-2",
+                "x.jsonl",
+                '{"idx": 49, "sentence": "a"}\n{"idx": 9, "sentence": "b"}\n',
+                "idx",
+            ),
+            (
+                "sst-2",
+                "x.jsonl",
+                '{"id": "49", "sentence": "a"}\n{"id": "9", "sentence": "b"}\n',
+                "id",
+            ),
+        ],
+    )
+    def test_it_is_kept(
+        self, tmp_path: Path, task: str, name: str, content: str, expected: str | None
+    ) -> None:
+        (tmp_path / name).write_text(content)
+        found = [example.carried for example in read_file(task, tmp_path / name)]
+        values = [{expected: value} for value in ("49", "9")] if expected else [{}, {}]
+        assert found == values
