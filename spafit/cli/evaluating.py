@@ -100,10 +100,10 @@ def evaluation_screen(
     lines = []
     for name, score in scores.items():
         low, high = bounds[name]
-        lines.append(
-            f"{task.display} {dataset.split} ({len(dataset)} examples): {name} {score:.4f}   "
-            f"(always the {constant}: {majority[name]:.4f})"
-        )
+        shown = f"{task.display} {dataset.split} ({len(dataset)} examples): {name} {score:.4f}"
+        guess = f"(always the {constant}: {majority[name]:.4f})"
+        fits = len(f"{shown}   {guess}") <= max(width, 80)
+        lines += [f"{shown}   {guess}"] if fits else [shown, f"    {guess}"]
         lines.append(f"    95 % of bootstrap samples: {low:.4f} to {high:.4f}")
     if not task.is_regression:
         k = scoring.confusion_matrix(task, labels, true)

@@ -10,17 +10,18 @@ import io
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.cli import commands, main
+from spafit.cli import main
+from spafit.cli.evaluating import evaluation_screen
 from spafit.config import BertConfig
 from spafit.runs.progress import Progress
 from spafit.strata import adapt
 from spafit.summary import Summary
+from spafit.tasks.task import Dataset, Example, Task
 from spafit.training.journal import Journal
 from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 
@@ -77,27 +78,16 @@ def test_of_an_evaluation() -> None:
     )
 
 
-def test_of_eval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_eval() -> None:
     """One line where it fits, else two."""
-    record = {"task": "mnli", "settings": {"max_length": 32, "precision": "float32"}}
-    monkeypatch.setattr(commands, "_load_run", lambda *_: (None, None, record))
-    monkeypatch.setattr(commands, "evaluate", lambda *_, **__: {"accuracy": 0.5})
-    monkeypatch.setattr(commands.metrics, "majority", lambda *_: {"accuracy": 0.25})
-
-    def load(name: str, *_: object, **__: object) -> object:
-        class Sized(SimpleNamespace):
-            def __len__(self) -> int:
-                return 9832 if name == "mnli-mm" else 11
-
-        return Sized(task=SimpleNamespace(display=name.upper()), labels=(), bad_rows=0)
-
-    monkeypatch.setattr(commands.glue, "load", load)
-    assert main(["eval", "runs/mnli", "--data", "glue"]) == 0
-    assert capsys.readouterr().out == (
-        "MNLI dev (11 examples): accuracy 0.5000   (always the commonest class: 0.2500)\n"
-        "MNLI-MM dev (9832 examples): accuracy 0.5000\n"
-        "  (always the commonest class: 0.2500)\n"
-    )
+    for name, expected in (
+        ("t", "t dev (4 examples): accuracy 0.7500   (always the commonest class: 0.5000)\n"),
+        ("t" * 40, f"{'t' * 40} dev (4 examples): accuracy 0.7500\n    (always the commonest"),
+    ):
+        task = Task(name, ("text",), ("a", "b"), ("accuracy",))
+        examples = tuple(Example(k, "x", None, "ab"[k % 2]) for k in range(4))
+        screen = evaluation_screen(Dataset(task, "dev", examples, "x"), list("abaa"), None, 80)
+        assert screen.startswith(expected)
 
 
 class TestPlan:
