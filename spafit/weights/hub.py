@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spafit.errors import WeightsError
+from spafit.weights import minilm
 from spafit.weights.hub_files import cached_folder, explained, fetch, found_in_cache, is_refusal
 from spafit.weights.pins import (
     COMMIT,
@@ -50,8 +51,9 @@ def local_folder(
     Parameters
     ----------
     name_or_path : str or Path
-        An existing folder, which is returned as it is, or the name of a model on the hub,
-        ``owner/name`` or ``owner/name@revision``.
+        An existing folder, which is returned as it is; ``minilm``, the weights of an installed
+        package (:mod:`spafit.weights.minilm`); or the name of a model on the hub, ``owner/name`` or
+        ``owner/name@revision``.
     revision : str, optional
         A branch, tag or commit of the hub name; None takes the one after ``@``, else ``main``. Each
         revision is pinned separately.
@@ -76,7 +78,7 @@ def local_folder(
         name or revision, does not give access or stops sending, the repository has no safetensors,
         a file does not have the hash that the hub lists, or ``pins.json`` cannot be used.
     """
-    folder = _expanded(name_or_path)
+    folder = _place(name_or_path)
     if _is_folder(folder):
         if revision is not None:
             raise WeightsError(
@@ -124,27 +126,30 @@ def pinned_revision(name: str | Path, revision: str | None = None) -> str | None
     Returns
     -------
     str or None
-        40 hexadecimal digits; None for a folder and for a name that was not downloaded yet.
+        40 hexadecimal digits; None for a folder, for ``minilm``, and for a name that was not
+        downloaded yet.
 
     Raises
     ------
     WeightsError
         If the name is neither a folder nor a hub name, or ``pins.json`` cannot be used.
     """
-    if _is_folder(_expanded(name)):
+    if _is_folder(_place(name)):
         return None
     repository, revision = _parse(name, revision)
     pin = read_pins().get(f"{repository}@{revision}")
     return None if pin is None else pin.commit
 
 
-def _expanded(name_or_path: str | Path) -> Path:
+def _place(name_or_path: str | Path) -> Path:
+    """Return the folder that is named, which need not exist; ``minilm`` is its package's."""
     try:
-        return Path(name_or_path).expanduser()
+        path = Path(name_or_path).expanduser()
     except RuntimeError:
         raise WeightsError(
             f"{name_or_path!s:.200} begins with ~ and an unknown user's name; give the full path"
         ) from None
+    return minilm.minilm_folder() if name_or_path == minilm.NAME and not path.is_dir() else path
 
 
 def _is_folder(path: Path) -> bool:
@@ -161,7 +166,7 @@ def _parse(name_or_path: str | Path, revision: str | None) -> tuple[str, str]:
         raise WeightsError(
             f"{name_or_path} is neither an existing folder nor a hub name; give the folder that "
             "holds config.json and model.safetensors, or owner/name, as in "
-            "google-bert/bert-large-cased"
+            "google-bert/bert-large-cased, or minilm"
         )
     named = match["revision"]
     asked = revision or named or "main"

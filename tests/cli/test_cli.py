@@ -25,6 +25,7 @@ from spafit.methods import plan
 from spafit.plans import Plan
 from spafit.training.settings import TrainConfig
 from spafit.version import __version__
+from spafit.weights import minilm
 
 VERBS = ("demo", "plan", "download", "train", "eval", "predict", "doctor")
 
@@ -575,3 +576,24 @@ class TestDoctor:
         assert ("-> this card's forms are PyTorch's own" in out) == ("triton" not in had)
         assert "attention by triton" not in out
         assert len(re.findall("attention by ", out)) == 2 * len({"flash", "efficient"} - set(had))
+
+
+def test_minilm_is_a_model_to_every_verb(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small: SmallRun, tmp_path
+) -> None:
+    monkeypatch.setattr(minilm, "minilm_folder", lambda: small.folder)
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "demo", "--where") == (0, f"{small.folder}\n", "")
+    assert run(capsys, "download", "model", "minilm") == (0, f"minilm: {small.folder}\n", "")
+    assert run(capsys, "plan", "bitfit", "--model", "minilm") == run(
+        capsys, "plan", "bitfit", "--model", str(small.folder)
+    )
+    data, out = str(write_glue(tmp_path / "glue")), str(tmp_path / "run")
+    words = f"train --task rte --method bitfit --model minilm --data {data} --out {out} --epochs 1"
+    words = f"{words} --max-length 8 --quiet"
+    assert run(capsys, *words.split())[0] == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["about"]["model"] == "minilm"
+    assert run(capsys, "eval", out)[0] == 0
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("index\tsentence1\tsentence2\n0\ta cat\ta dog\n", encoding="utf-8")
+    assert run(capsys, "predict", out, "--input", str(rows), "--model", "minilm")[0] == 0

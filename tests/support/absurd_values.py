@@ -74,7 +74,14 @@ DATA = Option((*NO_PATH, "nowhere", "folder", "file", "pipe", "circle", "danglin
 TABLE: dict[str, dict[str, Option]] = {
     "": {**HELP, "--version": FLAG, "verb": Option((*NO_CHOICE, "Train"))},
     "doctor": COMMON,
-    "demo": {**COMMON, "--out": Option(NO_FOLDER_TO_BE), "--model": MODEL, "--seed": SEED},
+    "demo": {
+        **COMMON,
+        "--out": Option(NO_FOLDER_TO_BE),
+        "--model": MODEL,
+        "--seed": SEED,
+        "--ask": FLAG,
+        "--where": FLAG,
+    },
     "plan": {
         **COMMON,
         **PLAN,

