@@ -209,6 +209,7 @@ class TestPredict:
         for kind in KINDS:
             mean = statistics.mean(float(each[f"p_{kind}"]) for each in alone)
             assert float(row[f"p_{kind}"]) == pytest.approx(mean, abs=1e-5)
+        assert row["prediction"] == max(KINDS, key=lambda kind: float(row[f"p_{kind}"]))
 
 
 def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
