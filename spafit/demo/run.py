@@ -26,8 +26,9 @@ from spafit.weights.pretrained import load_pretrained
 PROBE = "linear probe"
 SPAFIT = "SPAFIT-1-3-II"
 
-# The methods by how much they train. A rate each, fixed beforehand: of two tried, the one with the
-# higher mean on seeds 11 and 12. A small model and a short run need more than the paper's 6e-5.
+# The methods by how much they train, each with one rate. On seeds 11 and 12 a lower one was better for
+# BitFit (2e-3) and full fine-tuning (5e-5). A small model and a short run need more than the paper's
+# 6e-5.
 LEARNING_RATES = {
     PROBE: 5e-3,
     "Full BitFit": 5e-3,
