@@ -34,16 +34,19 @@ def draw(results: dict[str, Result], path: Path) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     scores, losses = figure.subplots(1, 2)
-    for (method, result), colour in zip(results.items(), _COLOURS, strict=False):
+    for number, ((method, result), colour) in enumerate(
+        zip(results.items(), _COLOURS, strict=False)
+    ):
         metric, score = next(iter(result.metrics.items()))
         scores.plot(result.trainable, score, "o", color=colour, markersize=10)
         # Above and below the point in turn, so that neighbours stay legible.
         scores.annotate(
             f"{method}\n{result.trainable:,}: {score:.3f}",
             (result.trainable, score),
-            xytext=(0, 10),
+            xytext=(0, -10 if number % 2 else 10),
             textcoords="offset points",
             ha="center",
+            va="top" if number % 2 else "bottom",
             color=colour,
         )
         running, smooth = result.losses[0], []
@@ -58,7 +61,8 @@ def draw(results: dict[str, Result], path: Path) -> None:
     )
     scores.set_xscale("log")
     scores.margins(x=0.2)
-    scores.set_ylim(0.4, 1.1)
+    scores.set_ylim(0.4, 1.12)
+    scores.set_yticks([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     scores.set_xlabel("numbers that train")
     scores.set_ylabel(f"{metric} on dev")
     scores.set_title("score by what trains")

@@ -83,6 +83,7 @@ class TestResults:
             assert re.search(row, printed), (row, printed)
         assert re.search(r"commonest class +0\.500 ██████████\n", printed)
         assert "spafit train --task rte" in printed
+        assert all(len(line) <= 80 or line.startswith("Figure: ") for line in printed.splitlines())
         assert printed.count("\n  positive: ") + printed.count("\n  negative: ") == 4
 
     def test_a_linear_probe_trains_the_head_alone(self, done):
