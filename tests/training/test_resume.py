@@ -32,6 +32,7 @@ from support.small_runs import (
 from spafit.errors import CheckpointError, ConfigError, StoppedError
 from spafit.methods import plan
 from spafit.tasks.glue import Dataset
+from spafit.training import fit as fitting
 from spafit.training.batches import Feed
 
 STEPS = 60
@@ -265,10 +266,10 @@ class TestWhatMayChange:
     def test_another_library_of_products_is_recorded(
         self, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("spafit.training.fit.library_on", lambda device: "one")
+        monkeypatch.setattr(fitting, "library_on", lambda device: "one")
         with stopped_after(3), pytest.raises(StoppedError):
             small.fit(out=tmp_path, epochs=1)
-        monkeypatch.setattr("spafit.training.fit.library_on", lambda device: "another")
+        monkeypatch.setattr(fitting, "library_on", lambda device: "another")
         small.fit(out=tmp_path, epochs=1)
         record = json.loads((tmp_path / "run.json").read_text())
         assert record["resumed"] == [{"step": 3, "changed": {"products": ["one", "another"]}}]
