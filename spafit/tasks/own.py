@@ -203,7 +203,6 @@ def _doubts(data: Dataset) -> list[str]:
     if empty:
         notes.append(f"{len(empty)} empty texts ({_rows(empty)})")
     of_text: dict[object, set[Label | None]] = {}
-    first: dict[object, int] = {}
     again, torn = [], []
     for example in data:
         key = _same_text(example)
@@ -213,7 +212,6 @@ def _doubts(data: Dataset) -> list[str]:
             if example.label not in known:
                 torn.append(example.index)
         known.add(example.label)
-        first.setdefault(key, example.index)
     if again:
         notes.append(f"{len(again)} rows have the text of an earlier one ({_rows(again)})")
     if torn:
@@ -310,6 +308,7 @@ def _from_memory(
     name: str,
 ) -> tuple[Task, Iterator[tuple[int, Mapping[str, object]]]]:
     """Return the task's shape, and the rows of data in memory by the names of their columns."""
+    label = label if task is None else task.label_field
     features = getattr(data, "features", None)
     names = getattr(features.get(label), "names", None) if isinstance(features, dict) else None
     if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a pandas frame

@@ -6,6 +6,7 @@ Oracle: pandas' and Python's own writers, and rows written out by hand.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -155,7 +156,12 @@ class TestMemory:
             features = {"text": None, "label": ClassLabel()}  # noqa: RUF012
 
         rows = Split([{"text": "x", "label": 1}, {"text": "y", "label": 0}])
-        assert spafit.dataset(rows).labels == ["pos", "neg"]
+        data = spafit.dataset(rows)
+        assert data.labels == ["pos", "neg"]
+        Split.features = {"kind": ClassLabel()}
+        again = dataclasses.replace(data.task, label_field="kind")
+        assert spafit.dataset(Split([{"text": "x", "kind": 1}]), task=again).labels == ["pos"]
+        Split.features = {"text": None, "label": ClassLabel()}
         with pytest.raises(DataError, match="there is no label"):
             spafit.dataset(Split([{"text": "x", "label": -1}]), labelled=True)
 
