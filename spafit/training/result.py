@@ -11,6 +11,7 @@ from typing import Any
 from spafit.errors import one_line
 from spafit.machine.terminal import fitted
 from spafit.summary import Summary
+from spafit.tasks.metrics import METRICS
 
 # On a terminal, by the number of an ANSI escape sequence: what is frozen steps back.
 _COLOURS = {"frozen": "2", "bias": "36", "LoRA": "33", "full": "35"}
@@ -101,9 +102,11 @@ def spread_screen(results: list[Result], seeds: list[int]) -> str:
     lines = ["", *textwrap.wrap(f"{len(seeds)} seeds ({', '.join(map(str, seeds))})", 80)]
     for name, majority in results[0].majority.items():
         scores = [result.metrics[name] for result in results]
+        is_error = METRICS[name].smaller_is_better
+        best = f"minimum {min(scores):.4f}" if is_error else f"maximum {max(scores):.4f}"
         lines += [
             f"{name:>10}  mean {statistics.mean(scores):.4f}, standard deviation "
-            f"{statistics.stdev(scores):.4f}, maximum {max(scores):.4f}",
+            f"{statistics.stdev(scores):.4f}, {best}",
             f"{'':>10}  (always the commonest class: {majority:.4f})",
         ]
     return "\n".join(lines)

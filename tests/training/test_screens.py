@@ -68,6 +68,14 @@ def test_of_many_seeds() -> None:
     assert screen.count("\n            (always the commonest class: -0.") == 2
 
 
+def test_the_best_of_many_errors_is_the_smallest() -> None:
+    results = [
+        dataclasses.replace(RESULT, metrics={"log_loss": x}, majority={"log_loss": 9.0})
+        for x in (0.5, 0.25)
+    ]
+    assert "minimum 0.2500\n" in spread_screen(results, [0, 1])
+
+
 def test_of_an_evaluation() -> None:
     stream = io.StringIO()
     found = {"epoch": 10, "step": 454_810, "metrics": SCORES}
