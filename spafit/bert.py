@@ -391,9 +391,8 @@ class BertModel(nn.Module):
             If types or shapes do not fit each other or the model, an id is outside its vocabulary,
             the mask holds other values than 0 and 1, or a sequence has no real token. (Values of
             ids and masks on a GPU are not checked, because the host would wait for it at every
-            step.) If attention
-            probabilities are asked for in another form than the plain one, or a layer with an
-            attention of the user's own does not give any.
+            step.) If attention probabilities are asked for in another form than the plain one, or a
+            layer with an attention of the user's own does not give any.
         """
         tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
         probabilities: list[torch.Tensor] = []

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from spafit.cli.own_data import own_dataset, report_bad_rows
-from spafit.cli.predicting import refuse_to_replace
+from spafit.cli.predicting import identifying, identity, refuse_to_replace
 from spafit.cli.trained import Trained
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import replacing
+from spafit.machine import terminal
 from spafit.tasks import glue, own, scoring
 from spafit.tasks.metrics import Floats, Ints, of_each_class
 from spafit.tasks.own_files import TableForm
@@ -92,7 +92,7 @@ def evaluation_screen(
         Columns of the screen; by default those of the terminal.
     """
     task, true = dataset.task, dataset.labels
-    width = width or shutil.get_terminal_size().columns
+    width = width or terminal.columns(sys.stdout)
     scores = scoring.compute(task, labels, true, probabilities)
     bounds = scoring.intervals(task, labels, true, probabilities)
     majority = scoring.majority(task, true)
@@ -102,7 +102,7 @@ def evaluation_screen(
         low, high = bounds[name]
         shown = f"{task.display} {dataset.split} ({len(dataset)} examples): {name} {score:.4f}"
         guess = f"(always the {constant}: {majority[name]:.4f})"
-        fits = len(f"{shown}   {guess}") <= max(width, 80)
+        fits = len(f"{shown}   {guess}") <= width
         lines += [f"{shown}   {guess}"] if fits else [shown, f"    {guess}"]
         lines.append(f"    95 % of bootstrap samples: {low:.4f} to {high:.4f}")
     if not task.is_regression:
@@ -114,13 +114,12 @@ def evaluation_screen(
         lines += ["", f"the {farthest} of {len(wrong)} mistakes:"]
     for each in wrong[:_SHOWN_MISTAKES]:
         example = dataset[each.row]
-        said = _label(each.predicted), _label(each.true)
-        identity = " ".join(f"{name} {value}" for name, value in example.carried.items())
-        start = (
-            f"  {each.weight:.3f}  {said[0]}, is {said[1]} ({identity or f'row {example.index}'}): "
-        )
+        columns = identifying(example)
+        named = zip(columns, identity(example, columns), strict=True)
+        where = " ".join(f"{name} {value}" for name, value in named)
+        said = f"{_label(each.predicted)}, is {_label(each.true)} ({where})"
         texts = " | ".join(text for text in (example.text_a, example.text_b) if text)
-        lines.append(_cut(start + " ".join(texts.split()), max(width, 60)))
+        lines.append(_cut(f"  {each.weight:.3f}  {said}: {' '.join(texts.split())}", width))
     return "\n".join(lines)
 
 
@@ -173,7 +172,7 @@ def write_mistakes(
     """Write all wrong predictions as a table, the most confident first."""
     wrong = scoring.mistakes(dataset.task, labels, dataset.labels, probabilities)
     weight = "distance" if dataset.task.is_regression else "probability"
-    columns = list(dataset[0].carried) or ["row"]
+    columns = identifying(dataset[0])
     with (
         replacing(path, ConfigError) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
@@ -183,10 +182,9 @@ def write_mistakes(
         writer.writerow([*columns, "label", "prediction", weight, *dataset.task.fields])
         for each in wrong:
             example = dataset[each.row]
-            carried = {"row": example.index, **example.carried}
             texts = [example.text_a, example.text_b][: len(dataset.task.fields)]
-            identity = [carried.get(column, "") for column in columns]
-            writer.writerow([*identity, each.true, each.predicted, f"{each.weight:.6g}", *texts])
+            said = [each.true, each.predicted, f"{each.weight:.6g}"]
+            writer.writerow([*identity(example, columns), *said, *texts])
     print(f"written: {path} ({len(wrong)} mistakes)")
 
 

@@ -535,7 +535,9 @@ def _add_predict_options(predict: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write GLUE's submission file for the test split",
     )
-    predict.add_argument("--text2", nargs="+", metavar="TEXT", default=[], help="of pairs")
+    predict.add_argument(
+        "--text2", nargs="+", metavar="TEXT", default=[], help="second texts of pairs"
+    )
     predict.add_argument(
         "--output",
         type=as_new_path,

@@ -48,10 +48,11 @@ def predict_rows(
             "and complete?"
         )
     count = 0
-    with _table(output, _columns(first), trained.task, probabilities) as write:
+    with _table(output, identifying(first), trained.task, probabilities) as write:
         every = itertools.chain([first], examples)
         while some := tuple(itertools.islice(every, _CHUNK)):
-            dataset = Dataset(trained.task, "input", some, name_of(source), 0, "-")
+            # No record has its hash, which is therefore not computed.
+            dataset = Dataset(trained.task, "input", some, name_of(source), sha256="-")
             write(some, *trained.predict(dataset))
             count += len(some)
     if rows.bad_rows:
@@ -74,7 +75,7 @@ def predict_texts(
         Example(row, text, second, None)
         for row, (text, second) in enumerate(zip(texts, seconds, strict=True))
     )
-    dataset = Dataset(trained.task, "input", examples, "--text", 0, "-")
+    dataset = Dataset(trained.task, "input", examples, "--text")
     with _table(None, ("row",), trained.task, probabilities) as write:
         write(examples, *trained.predict(dataset))
 
@@ -125,9 +126,15 @@ def _rows(task: Task, source: Path | BinaryIO, form: TableForm, max_bad_rows: in
     return read_rows(task, source, form=form, max_bad_rows=max_bad_rows)
 
 
-def _columns(first: Example) -> tuple[str, ...]:
-    """Return the columns that identify a row: those of the file, or its number."""
+def identifying(first: Example) -> tuple[str, ...]:
+    """Return the columns that identify a row: those that the file carries, or its number."""
     return tuple(first.carried) or ("row",)
+
+
+def identity(example: Example, columns: tuple[str, ...]) -> list[object]:
+    """Return what a row has in the columns that identify it."""
+    known = {"row": example.index, **example.carried}
+    return [known.get(column, "") for column in columns]
 
 
 @contextmanager
@@ -144,18 +151,15 @@ def _table(
         examples: Sequence[Example], labels: Sequence[Label], found: Floats | None
     ) -> Iterator[list[object]]:
         for row, (example, label) in enumerate(zip(examples, labels, strict=True)):
-            carried = {"row": example.index, **example.carried}
-            identity = [carried.get(column, "") for column in columns]
-            shown = [] if found is None or not sure else [f"{p:.6g}" for p in found[row]]
-            yield [*identity, label, *shown]
+            rounded = [] if found is None or not sure else [float(f"{p:.6g}") for p in found[row]]
+            yield [*identity(example, columns), label, *rounded]
 
     with _opened(output) as file:
         if output is not None and output.suffix.lower() == ".jsonl":
 
             def write(*given: Any) -> None:
                 for row in values(*given):
-                    numbers = [float(str(p)) for p in row[len(columns) + 1 :]]
-                    record = dict(zip(header, [*row[: len(columns) + 1], *numbers], strict=True))
+                    record = dict(zip(header, row, strict=True))
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
         else:

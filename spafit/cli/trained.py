@@ -81,8 +81,6 @@ class Trained:
                 )
             )
         if dataset.task.is_regression:
-            if len(found) == 1:
-                return list(found[0].labels), None
             scores = np.array([each.labels for each in found], dtype=np.float64)
             return scores.mean(axis=0).tolist(), None
         every = [probabilities_of(each.logits, each.names, dataset.task) for each in found]

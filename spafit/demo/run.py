@@ -6,8 +6,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import torch
-
 from spafit.bert import BertForSequenceClassification
 from spafit.demo.figure import draw
 from spafit.demo.sentiment import datasets, unlabelled
@@ -179,6 +177,6 @@ def _classify(network: BertForSequenceClassification, tokenizer: Tokenizer) -> N
         if not sentence:
             break
         found = predict(network, tokenizer, unlabelled([sentence], "standard input"))
-        sure = torch.from_numpy(found.logits).softmax(dim=-1).max()
+        sure = found.probabilities.max()
         echo = "" if sys.stdin.isatty() else f"  {one_line(sentence)}"
         print(f"  {found.labels[0]} ({sure:.0%}){echo}")

@@ -105,7 +105,7 @@ def datasets(seed: int = 0, train_size: int = 2400, dev_size: int = 400) -> tupl
 def unlabelled(sentences: list[str], source: str) -> Dataset:
     """Return a reader's own sentences, to be predicted."""
     examples = tuple(Example(n, text, None, None) for n, text in enumerate(sentences))
-    return Dataset(TASK, "input", examples, source, 0, "")
+    return Dataset(TASK, "input", examples, source)
 
 
 def _dataset(split: str, size: int, seed: int) -> Dataset:

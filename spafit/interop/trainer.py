@@ -18,11 +18,9 @@ from torch import nn
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, WeightsError, listed
 from spafit.plans import Adaptation
+from spafit.runs.record import ADAPTER
 from spafit.training.optimisation import loss_function, trained_parameters
 from spafit.weights.adapter_files import save_adapter
-
-ADAPTER_FILE = "adapter.safetensors"
-"""The file that :meth:`TrainerModel.save_pretrained` writes."""
 
 
 class LossAndLogits(dict[str, torch.Tensor]):
@@ -143,7 +141,7 @@ class TrainerModel(nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WeightsError(f"{folder} cannot be created: {error.strerror}") from None
-        save_adapter(self.model, folder / ADAPTER_FILE)
+        save_adapter(self.model, folder / ADAPTER)
 
 
 def for_trainer(

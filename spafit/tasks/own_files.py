@@ -159,7 +159,7 @@ def _from_table_row(parse: Any, row: tuple[list[str], list[str]]) -> Fields:
 
 
 def _text_lines(source: Source) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file with their ends, from UTF-8, or UTF-16 if its mark comes first."""
+    """Yield the lines of a file with their numbers, from 1, and with their ends; refuse UTF-16."""
     for number, raw in raw_lines(source):
         if number == 1:
             if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -109,12 +109,14 @@ def confusion_matrix(
     task: Task, predictions: Sequence[Label | None], references: Sequence[Label | None]
 ) -> Ints:
     """Return K (C, C): how many examples of each label (rows) were predicted as each (columns)."""
-    number = {name: k for k, name in enumerate(task.labels)}
-    true, predicted = (
-        np.array([number[str(each)] for each in labels], dtype=np.int64)
-        for labels in (references, predictions)
-    )
+    predicted, true = _class_numbers(task, predictions), _class_numbers(task, references)
     return confusion(predicted, true, len(task.labels))
+
+
+def _class_numbers(task: Task, labels: Sequence[Label | None]) -> Ints:
+    """Return the class number of each label, (n,)."""
+    number = {name: k for k, name in enumerate(task.labels)}
+    return np.array([number[str(each)] for each in labels], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -220,9 +222,7 @@ def _scored(
         return _Scored(task, matrix)
     if probabilities is None:
         raise DataError(f"{', '.join(task.metrics)} need probabilities, found none")
-    number = {name: k for k, name in enumerate(task.labels)}
-    true = np.array([number[str(each)] for each in references], dtype=np.int64)
-    return _Scored(task, matrix, None, probabilities, true)
+    return _Scored(task, matrix, None, probabilities, _class_numbers(task, references))
 
 
 def _check(task: Task, what: str, values: Sequence[Label | None]) -> None:

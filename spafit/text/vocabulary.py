@@ -430,7 +430,7 @@ def _complete(
     special = [
         tokenizers.AddedToken(each, special=True) for each in SPECIAL_TOKENS if each in vocab
     ]
-    for each in (*listed, *(Listed(Path(), token) for token in special if token.content in vocab)):
+    for each in (*listed, *(Listed(Path(), token) for token in special)):
         content = each.token.content
         if content not in added:
             if content not in vocab and has_holes:

@@ -26,6 +26,7 @@ from spafit.plans import Plan
 from spafit.training.settings import TrainConfig
 from spafit.version import __version__
 from spafit.weights import minilm
+from spafit.weights.pretrained import LARGEST_COPIED_BYTES
 
 VERBS = ("demo", "plan", "download", "train", "eval", "predict", "doctor")
 
@@ -83,6 +84,13 @@ class TestHelp:
             [text] = [each for each in options if re.match(rf"{option}\b(?!-)", each)]
             if field.default not in (None, (), False, True):
                 assert f"(default {field.default})" in " ".join(text.split())
+
+    def test_the_size_from_which_weights_are_mapped(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The parser does without torch, and so without the constant itself."""
+        _, out, _ = run(capsys, "eval", "--help")
+        assert f"more than {LARGEST_COPIED_BYTES >> 20} MiB" in " ".join(out.split())
 
     @pytest.mark.parametrize("option", ["--no-dropout-in-group-1", "--no-frozen-dropout"])
     def test_no_dropout_in_group_1(self, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
