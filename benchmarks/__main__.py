@@ -10,23 +10,31 @@ projection. Each benchmark runs in a separate process and writes its CSV, table 
 folder. Run the scripts themselves for the full benchmarks and all options. Those that use
 torch.compile run last, because compiling takes the most time.
 
-Failures do not stop the other benchmarks; they are listed at the end.
+Each row has its command and what other programs used meanwhile; where that was much, or the rounds
+differ much, a warning says so, once more at the end. A line a minute says what is running. Failures
+do not stop the other benchmarks; they and the places of the results are listed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.quiet import warnings
+from benchmarks.report import read_rows
+
+EVERY_S = 60.0
+
 #: Name of the output -> module and options.
 SHORT_SET = {
     "train_step_large": "train_step --task rte --batches 3 --kept-prefix",
     "train_step_minilm": "train_step --task rte --batches 5 --model-shape minilm --memory",
-    "inference_large": "inference --task rte --rows 64 --repeats 1",
+    "inference_large": "inference --task rte --rows 64 --repeats 3",
     "load_large": "load --repeats 3",
 }
 
@@ -66,14 +74,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     commands = commands_of(parsed)
     began = time.monotonic()
-    failed = []
-    for name, command in commands.items():
-        print(f"\npython -m {' '.join(command)}\n", flush=True)
-        if subprocess.run([sys.executable, "-m", *command]).returncode:
+    failed, warned, written = [], [], []
+    for number, (name, command) in enumerate(commands.items(), start=1):
+        print(f"\npython -m {shlex.join(command)}\n", flush=True)
+        out = parsed.out / name
+        earlier = len(read_rows(out.with_suffix(".csv")))
+        if run(command, f"{number} of {len(commands)}, {name}", began):
             failed.append(name)
-        print(f"{time.monotonic() - began:.0f} s so far", flush=True)
+        rows = read_rows(out.with_suffix(".csv"))[earlier:]
+        warned += [f"{name}: {warning}" for warning in warnings(rows)]
+        written += sorted(map(str, parsed.out.glob(f"{name}.*"))) if rows else []
+    print(f"\nDone after {time.monotonic() - began:.0f} s. Written:", *written, sep="\n  ")
+    for warning in warned:
+        print(f"Warning: {warning}.")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def run(command: Sequence[str], what: str, began: float) -> int:
+    """Run a module in a process, and say each minute what is running; return its exit code."""
+    with subprocess.Popen([sys.executable, "-m", *command]) as process:
+        while True:
+            try:
+                return process.wait(timeout=EVERY_S)
+            except subprocess.TimeoutExpired:
+                print(f"[{what}: {time.monotonic() - began:.0f} s so far]", flush=True)
 
 
 def commands_of(parsed: argparse.Namespace) -> dict[str, list[str]]:

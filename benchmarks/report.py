@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Timing
+from benchmarks.quiet import other_load, warnings
 from spafit.kernels.products import library_on
 from spafit.machine.versions import machine, versions
 
@@ -20,15 +23,19 @@ SETTINGS = (
     "task", "split", "lengths", "method", "model", "layers", "hidden", "intermediate", "rank",
     "max_length", "batch_size", "epochs", "train_rows", "dev_rows", "seed",
     "device", "processor", "cpus", "threads", "dtype", "torch", "cuda", "triton", "transformers",
-    "peft", "spafit", "commit",
+    "peft", "spafit", "commit", "command",
 )  # fmt: skip
 """The columns that say what was measured, where, and with what; a table names them once, below."""
 
+_LATER = ("other_load", "command")
 _QUARTILES = ("ratio_low_quartile", "ratio_high_quartile")
 
 
 def place(device: torch.device, dtype: str) -> dict[str, str | int]:
-    """Return the machine, versions and commit of a measurement."""
+    """Return the machine, what else it did, versions, commit and command of a measurement.
+
+    To be called when it is done.
+    """
     where, installed = machine(), versions()
     gpu = {} if device.type == "cpu" else {"cuda": str(torch.version.cuda), "triton": _triton()}
     return {
@@ -44,6 +51,8 @@ def place(device: torch.device, dtype: str) -> dict[str, str | int]:
         "peft": metadata.version("peft"),
         "spafit": installed["spafit"],
         "commit": commit(),
+        "other_load": other_load(),
+        "command": command(),
     }
 
 
@@ -70,6 +79,13 @@ def commit() -> str:
     return ran.stdout.strip()
 
 
+def command() -> str:
+    """Return the command line of this process, as it would be typed."""
+    module = sys.modules["__main__"].__spec__
+    program = [Path(sys.argv[0]).name] if module is None else ["python", "-m", module.name]
+    return shlex.join([*program, *sys.argv[1:]]).replace(".__main__", "")
+
+
 def text(value: str | int | float) -> str:
     """Return a value's text with four digits, or rounded to a tenth if it is large."""
     if not isinstance(value, float):
@@ -80,6 +96,8 @@ def text(value: str | int | float) -> str:
 def append_rows(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
     """Append rows to a CSV, created if missing; return all its rows.
 
+    Rows of before load and command were recorded have these columns empty.
+
     Raises
     ------
     ValueError
@@ -87,14 +105,14 @@ def append_rows(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
     """
     columns = list(rows[0])
     earlier = read_rows(path)
-    if earlier and list(earlier[0]) != columns:
-        differing = sorted(set(earlier[0]) ^ set(columns))
+    differing = sorted(set(earlier[0]) ^ set(columns)) if earlier else []
+    if not set(differing) <= set(_LATER):
         raise ValueError(
-            f"{path} has other columns ({', '.join(differing) or 'in another order'}); move it "
-            "away, or give another --out"
+            f"{path} has other columns ({', '.join(differing)}); move it away, or give another "
+            "--out"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    every = earlier + [{key: text(value) for key, value in row.items()} for row in rows]
+    every = [{key: text(row.get(key, "")) for key in columns} for row in [*earlier, *rows]]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
@@ -121,7 +139,7 @@ def markdown(rows: Sequence[Row], in_table: Sequence[str] = ()) -> str:
     settings: list[str] = []
     lines = [f"| {' | '.join([*columns, 'setting'])} |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
-        setting = ", ".join(f"{key} {text(row[key])}" for key in below if key in row)
+        setting = ", ".join(f"{key} {text(row[key])}" for key in below if text(row.get(key, "")))
         if setting not in settings:
             settings.append(setting)
         cells = [text(row[key]) for key in columns]
@@ -163,6 +181,9 @@ def write_results(
 ) -> None:
     """Append rows to OUT.csv, write OUT.md from all its rows, and draw OUT.png of the new ones.
 
+    The new rows are printed, with what speaks against them (:mod:`benchmarks.quiet`), and where
+    they are.
+
     Parameters
     ----------
     out : Path
@@ -179,8 +200,13 @@ def write_results(
     every = append_rows(out.with_suffix(".csv"), rows)
     written = markdown(every, in_table) + (f"\n{below}" if below else "")
     out.with_suffix(".md").write_text(written, encoding="utf-8")
+    places = f"{out}.csv, {out}.md"
     if "ratio" in rows[0]:
         draw_ratios(rows, out.with_suffix(".png"), title)
+        places += f", {out}.png"
     print(markdown(rows, in_table))
     if below:
         print(below)
+    for warning in warnings(rows):
+        print(f"Warning: {warning}.")
+    print(f"Written: {places}", flush=True)
