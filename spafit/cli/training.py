@@ -13,7 +13,7 @@ from spafit.cli.own_data import DataOptions
 from spafit.cli.trained import SUMMARY
 from spafit.errors import ConfigError
 from spafit.files.replacing import refuse_place, replacing
-from spafit.runs.record import refuse_other_run
+from spafit.runs.record import RUN, refuse_other_run
 from spafit.strata import adapt
 from spafit.tasks.metrics import is_better
 from spafit.text.tokenization import load_tokenizer
@@ -46,6 +46,8 @@ def run_train(
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    if config.out is not None:
+        _refuse_mixture(Path(config.out), several=len(seeds) > 1)
     if config.out is not None and len(seeds) > 1:
         configs = [
             dataclasses.replace(each, out=Path(config.out) / f"seed-{each.seed}")
@@ -94,6 +96,16 @@ def run_train(
         if config.out is not None:
             path = _write_summary(Path(config.out), results, seeds, train.task.name, plan.method)
             print(f"\nwritten: {path}")
+
+
+def _refuse_mixture(folder: Path, several: bool) -> None:
+    """Refuse a folder of one run for several, and the reverse: `eval` takes it as one of them."""
+    if several and (folder / RUN).is_file():
+        raise ConfigError(f"{folder} holds one run; give another folder (--out) for several seeds")
+    if not several and (folder / SUMMARY).is_file():
+        raise ConfigError(
+            f"{folder} holds the runs of several seeds; give another folder (--out) for one"
+        )
 
 
 def _write_summary(

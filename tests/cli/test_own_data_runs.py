@@ -65,6 +65,21 @@ class TestTrained:
         assert record["about"]["dev_share"] == 0.2
         assert set(record["settings"]["class_weights"]) == set(KINDS)
 
+    def test_one_run_and_several_seeds_do_not_share_a_folder(
+        self, capsys: Capture, folder: Path, small: SmallRun
+    ) -> None:
+        words = ["train", "--text", "message", "--label", "kind", "--method", "SPAFIT-0-1-II"]
+        words += ["--model", str(small.folder), "--data", str(folder / "tickets.csv")]
+        before = sorted((folder / "runs").rglob("*"))
+        for out, seeds, reason in (
+            (folder / "runs", ["3"], "holds the runs of several seeds"),
+            (folder / "runs" / "seed-1", ["1", "2"], "holds one run"),
+        ):
+            code, _, error = call(capsys, *words, "--out", out, "--overwrite", "--seeds", *seeds)
+            assert (code, error.count("\n")) == (2, 1)
+            assert f"{reason}; give another folder (--out)" in error
+        assert sorted((folder / "runs").rglob("*")) == before
+
     def test_summary_of_the_seeds(self, folder: Path) -> None:
         summary = json.loads((folder / "runs" / "summary.json").read_text())
         assert summary["runs"] == ["seed-1", "seed-2"]
