@@ -40,6 +40,7 @@ def dataset(
     regression: bool = False,
     name: str | None = None,
     form: TableForm | None = None,
+    encoding: str | None = None,
     labelled: bool = False,
     max_bad_rows: int = 0,
 ) -> Dataset:
@@ -64,6 +65,9 @@ def dataset(
         Name of the task; by default that of the file.
     form : TableForm, optional
         How a CSV or TSV file is written, if not as its extension and its first line show.
+    encoding : str, optional
+        The encoding of a text file, such as "cp1252"; by default that of ``form``, UTF-8. A file
+        that begins with a byte-order mark, in UTF-16 too, needs none.
     labelled : bool
         Whether a row without a label is malformed.
     max_bad_rows : int
@@ -78,7 +82,12 @@ def dataset(
     DataError
         If a text or label is missing or of another type, or the file cannot be read; the message
         names the row.
+    ConfigError
+        If there is no such encoding.
     """
+    form = form or TableForm()
+    if encoding is not None:
+        form = dataclasses.replace(form, encoding=encoding)
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser()
         sha256 = sha256_of_data(path)
@@ -92,6 +101,8 @@ def dataset(
             any_label=task is None,
         )
         source = str(path)
+        if form.encoding != "utf-8":  # the same bytes are other texts in another encoding
+            sha256 = ""
     else:
         shape, records = _from_memory(data, labels, task, text, text2, label, name or "own")
         parse = partial(from_record, shape, labelled, task is None)
@@ -103,7 +114,7 @@ def dataset(
     if task is None:
         found = [example.label for example in examples if example.label is not None]
         shape, examples = _with_task(shape, examples, found, regression, source)
-    return Dataset(shape, "input", examples, source, rows.bad_rows, sha256)
+    return Dataset(shape, "input", examples, source, rows.bad_rows, sha256, rows.encoding)
 
 
 def split(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -167,9 +178,12 @@ def split(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 def describe(train: Dataset, dev: Dataset) -> str:
     """Return what a user should know of the data before training: labels, counts, doubtful rows."""
     task = train.task
+    read_as = [
+        "" if each.encoding == "utf-8" else f", read as {each.encoding}" for each in (train, dev)
+    ]
     lines = [
-        f"train: {len(train):,} rows of {train.source}",
-        f"dev:   {len(dev):,} of {dev.source}",
+        f"train: {len(train):,} rows of {train.source}{read_as[0]}",
+        f"dev:   {len(dev):,} of {dev.source}{read_as[1]}",
     ]
     if task.is_regression:
         scores = np.array([example.label for example in train], dtype=np.float64)

@@ -194,6 +194,8 @@ class Dataset:
     sha256: str = ""
     """SHA-256 of the file's bytes, in hexadecimal, for the record of a run. Computed from the
     examples if it is not given."""
+    encoding: str = "utf-8"
+    """The encoding of the file, if it is a text."""
 
     def __post_init__(self) -> None:
         if not self.sha256:

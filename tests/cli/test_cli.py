@@ -228,6 +228,7 @@ ABSURD_TRAIN = {
     "--dev-share": ["x", "nan"],
     "--split-seed": ["-1", "x"],
     "--delimiter": ["", "ab", '"'],
+    "--encoding": ["", "nosuch", "hex", "rot13", "cp1252"],  # the last: GLUE's files are in UTF-8
 }
 ABSURD_OTHERS = [
     [],
