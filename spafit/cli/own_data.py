@@ -11,6 +11,7 @@ from typing import Any
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.tasks import glue, own
 from spafit.tasks.own_files import TableForm
+from spafit.tasks.reading import kind_of
 from spafit.tasks.task import Dataset, Task
 
 
@@ -120,6 +121,23 @@ class DataOptions:
             "quoted": self.form.quoted,
             "encoding": self.form.encoding,
         }
+
+
+def refuse_wrong_place(task: str | None, data: Path | None) -> None:
+    """Refuse data that is not there, and a task that GLUE lacks without a file of your own."""
+    own_file = "for data of your own name its file with --data"
+    if data is None and task is None:
+        raise ConfigError(f"name a task of GLUE with --task, such as rte; {own_file}")
+    if data is not None and (kind := kind_of(data)) in ("nothing", "a link to nothing"):
+        raise DataError(
+            f"there is {kind} at {data} (--data); name GLUE's folder for a task of GLUE, or a "
+            "file of your own, for which --task is but a name and may be left out"
+        )
+    if task is not None and (data is None or data.is_dir()):
+        try:
+            glue.get_task(task)
+        except DataError as error:
+            raise DataError(f"{error}; {own_file}") from None
 
 
 def own_dataset(

@@ -271,13 +271,11 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 def _train(parsed: argparse.Namespace) -> None:
     settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
     config = TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings)
-    from spafit.cli.own_data import DataOptions
+    from spafit.cli.own_data import DataOptions, refuse_wrong_place
     from spafit.tasks.download import glue_cache
     from spafit.tasks.own_files import TableForm
-    from spafit.tasks.table import get_task
 
-    if parsed.task is not None and (parsed.data is None or parsed.data.is_dir()):
-        get_task(parsed.task)
+    refuse_wrong_place(parsed.task, parsed.data)
     from spafit.cli.training import ModelOptions, run_train  # after what is wrong without torch
 
     run_train(
