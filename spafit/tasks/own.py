@@ -20,7 +20,7 @@ import numpy as np
 from spafit.errors import DataError
 from spafit.tasks.own_files import NUMBER, TableForm, from_record, read_rows, score_of
 from spafit.tasks.reading import Rows, sha256_of_data
-from spafit.tasks.task import Dataset, Example, Label, Task
+from spafit.tasks.task import Dataset, Example, Label, Task, UnlabelledTask
 
 METRICS_OF_LABELS = ("macro_f1", "accuracy", "matthews")
 METRICS_OF_SCORES = ("pearson", "spearman", "mean_absolute_error")
@@ -55,7 +55,8 @@ def dataset(
         The label of each text, if ``data`` has texts.
     task : Task, optional
         The task, such as that of the training data, ``train.task``. By default one is made of the
-        columns and of the labels that occur.
+        columns and of the labels that occur; without any labels, the texts can be predicted by any
+        trained model.
     text, text2, label : str, optional
         Names of the columns: of the text, which is "text" by default; of the second text of a pair;
         and of the label. Not used if ``task`` is given.
@@ -258,13 +259,13 @@ def _tenths(data: Dataset) -> Any:
 # Making a task of the labels that occur.
 
 
-def _shape(text: str | None, text2: str | None, label: str, name: str) -> Task:
+def _shape(text: str | None, text2: str | None, label: str, name: str) -> UnlabelledTask:
     """Return a task whose labels are not known yet."""
     fields = (text or "text",) if text2 is None else (text or "text", text2)
     if label in fields:
         raise DataError(f"the column {label!r:.80} cannot be both the text and the label")
     name = "".join(c if c.isprintable() else "_" for c in name).strip() or "own"
-    return Task(name, fields, (), METRICS_OF_SCORES, label_field=label)
+    return UnlabelledTask(name, fields, (), METRICS_OF_SCORES, label_field=label)
 
 
 def _with_task(
@@ -279,7 +280,7 @@ def _with_task(
         scores = np.array([score_of(each, source) for each in found], dtype=np.float64)
         spread = float(scores.std()) if len(scores) else 0.0
         scale = (float(scores.mean()), spread) if spread else (0.0, 1.0)
-        task = dataclasses.replace(shape, scale=scale)
+        task = Task(**{**vars(shape), "scale": scale})
         every = iter(scores.tolist())
         examples = tuple(
             dataclasses.replace(each, label=None if each.label is None else next(every))
@@ -296,9 +297,9 @@ def _with_task(
             f"{shape.label_field!r:.80}; a task needs two or more, each in several rows: name "
             f"another column (--label){offer}"
         )
-    if not names:  # unlabelled texts: a task of scores has no labels to check
+    if not names:
         return shape, examples
-    task = dataclasses.replace(shape, labels=tuple(names), metrics=METRICS_OF_LABELS)
+    task = Task(**{**vars(shape), "labels": tuple(names), "metrics": METRICS_OF_LABELS})
     return task, examples
 
 

@@ -152,6 +152,13 @@ class Task:
             raise DataError(f"the definition of a task is damaged: {definition!r:.200}") from None
 
 
+class UnlabelledTask(Task):
+    """The task of texts without labels: a model predicts them by the task that it was trained for.
+
+    Until then it is like a task of scores.
+    """
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
