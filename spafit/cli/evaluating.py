@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spafit.cli.own_data import own_dataset, report_bad_rows
+from spafit.cli.own_data import own_dataset, refuse_encoding, report_bad_rows, report_encoding
 from spafit.cli.predicting import identifying, identity, refuse_to_replace
 from spafit.cli.trained import Trained
 from spafit.errors import ConfigError, DataError, one_line
@@ -36,6 +36,7 @@ def evaluate_run(
 ) -> None:
     """Score a run, print the scores and the mistakes, and write all mistakes if asked to."""
     for number, dataset in enumerate(_datasets(trained, data, split, form, max_bad_rows)):
+        report_encoding(dataset.source, dataset.encoding)
         report_bad_rows(dataset)
         if errors is not None:
             refuse_to_replace(errors, Path(dataset.source))
@@ -59,6 +60,7 @@ def _datasets(
             )
             return [dataclasses.replace(found, split=data.name)]
         return [own_dataset(task, trained.record, split, form, max_bad_rows)]
+    refuse_encoding(task, form)
     folder = Path(trained.recorded("data", "--data")) if data is None else data
     names = [task.name] if task.name != "mnli" else ["mnli", "mnli-mm"]
     read = []

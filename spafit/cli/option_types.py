@@ -12,6 +12,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+from spafit.errors import ConfigError
+
 
 def one_line(text: str) -> str:
     """Return a text, which may contain a hostile name, as one printable line of limited length."""
@@ -78,6 +80,16 @@ def as_delimiter(text: str) -> str:
     ):
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not one character, nor the word tab")
     return character
+
+
+def as_encoding(text: str) -> str:
+    """Parse the name of an encoding of texts."""
+    from spafit.tasks.own_files import known_encoding  # it is not needed for help
+
+    try:
+        return known_encoding(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def as_name(text: str) -> str:

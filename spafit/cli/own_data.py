@@ -11,6 +11,7 @@ from typing import Any
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.tasks import glue, own
 from spafit.tasks.own_files import TableForm
+from spafit.tasks.reading import kind_of
 from spafit.tasks.task import Dataset, Task
 
 
@@ -29,7 +30,7 @@ class DataOptions:
     regression : bool
         Whether labels are scores.
     form : TableForm
-        How CSV and TSV files are written.
+        How text files are written.
     dev_share, split_seed : float, int
         How train and dev are split where there is no file for dev.
     max_bad_rows : int
@@ -68,6 +69,7 @@ class DataOptions:
             )
         given: dict[str, object] = {"--dev": self.dev, "--text": self.text, "--text2": self.text2}
         given |= {"--label": self.label, "--regression": self.regression or None}
+        given["--encoding"] = None if self.form.encoding == "utf-8" else self.form.encoding
         for option, value in given.items():
             if value is not None:
                 raise ConfigError(f"{option} is for a file of your own, and --data is a folder")
@@ -117,7 +119,25 @@ class DataOptions:
             "data": str(self.data.resolve()),
             **(split if self.dev is None else {"dev": str(self.dev.resolve())}),
             "quoted": self.form.quoted,
+            "encoding": self.form.encoding,
         }
+
+
+def refuse_wrong_place(task: str | None, data: Path | None) -> None:
+    """Refuse data that is not there, and a task that GLUE lacks without a file of your own."""
+    own_file = "for data of your own name its file with --data"
+    if data is None and task is None:
+        raise ConfigError(f"name a task of GLUE with --task, such as rte; {own_file}")
+    if data is not None and (kind := kind_of(data)) in ("nothing", "a link to nothing"):
+        raise DataError(
+            f"there is {kind} at {data} (--data); name GLUE's folder for a task of GLUE, or a "
+            "file of your own, for which --task is but a name and may be left out"
+        )
+    if task is not None and (data is None or data.is_dir()):
+        try:
+            glue.get_task(task)
+        except DataError as error:
+            raise DataError(f"{error}; {own_file}") from None
 
 
 def own_dataset(
@@ -142,6 +162,20 @@ def own_dataset(
             "--data"
         )
     return dataclasses.replace(found, split=split)
+
+
+def refuse_encoding(task: Task, form: TableForm) -> None:
+    """Refuse an encoding that was asked for of a file in GLUE's own form."""
+    if form.encoding != "utf-8":
+        raise ConfigError(
+            f"--encoding is for a file of your own; those of {task.display} are in UTF-8"
+        )
+
+
+def report_encoding(source: str, encoding: str) -> None:
+    """Say in which encoding a file was read, if not in UTF-8."""
+    if encoding != "utf-8":
+        print(one_line(f"{source}: read as {encoding} (--encoding)", 1000), file=sys.stderr)
 
 
 def report_bad_rows(dataset: Dataset) -> None:

@@ -21,6 +21,7 @@ from spafit.cli import bus_errors
 from spafit.cli.option_types import (
     as_class_weights,
     as_delimiter,
+    as_encoding,
     as_name,
     as_new_path,
     as_number,
@@ -259,7 +260,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             trained,
             parsed.data,
             parsed.split,
-            form=trained.table_form(parsed.delimiter, parsed.unquoted),
+            form=trained.table_form(parsed.delimiter, parsed.unquoted, parsed.encoding),
             max_bad_rows=trained.bad_rows_allowed(parsed.max_bad_rows),
             errors=parsed.errors,
         )
@@ -276,13 +277,11 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 def _train(parsed: argparse.Namespace) -> None:
     settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
     config = TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings)
-    from spafit.cli.own_data import DataOptions
+    from spafit.cli.own_data import DataOptions, refuse_wrong_place
     from spafit.tasks.download import glue_cache
     from spafit.tasks.own_files import TableForm
-    from spafit.tasks.table import get_task
 
-    if parsed.task is not None and (parsed.data is None or parsed.data.is_dir()):
-        get_task(parsed.task)
+    refuse_wrong_place(parsed.task, parsed.data)
     from spafit.cli.training import ModelOptions, run_train  # after what is wrong without torch
 
     run_train(
@@ -294,7 +293,7 @@ def _train(parsed: argparse.Namespace) -> None:
             text2=parsed.text2,
             label=parsed.label,
             regression=parsed.regression,
-            form=TableForm(parsed.delimiter, not parsed.unquoted),
+            form=TableForm(parsed.delimiter, not parsed.unquoted, parsed.encoding or "utf-8"),
             dev_share=parsed.dev_share,
             split_seed=parsed.split_seed,
             max_bad_rows=parsed.max_bad_rows,
@@ -317,6 +316,8 @@ def _predict(parsed: argparse.Namespace) -> None:
         raise ConfigError("--output needs --input; --submission names its files itself")
     if parsed.max_bad_rows is not None and parsed.input is None:
         raise ConfigError("--max-bad-rows needs --input; a submission has every row")
+    if parsed.encoding is not None and parsed.input is None:
+        raise ConfigError("--encoding needs --input; GLUE's files are in UTF-8")
     if parsed.text2 and not parsed.text:
         raise ConfigError("--text2 needs --text")
     from spafit.cli import predicting
@@ -344,7 +345,7 @@ def _predict(parsed: argparse.Namespace) -> None:
             sys.stdin.buffer if is_stream else parsed.input,
             output,
             probabilities=parsed.probabilities,
-            form=trained.table_form(parsed.delimiter, parsed.unquoted),
+            form=trained.table_form(parsed.delimiter, parsed.unquoted, parsed.encoding),
             max_bad_rows=trained.bad_rows_allowed(parsed.max_bad_rows),
         )
 
@@ -518,7 +519,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="average the probabilities of all seeds in the folder, instead of taking the best",
     )
-    _add_table_options(parser)
+    _add_table_options(parser, "as in training")
     parser.add_argument(
         "--model",
         type=as_name,
@@ -533,7 +534,7 @@ def _add_predict_options(predict: argparse.ArgumentParser) -> None:
         "--input",
         type=as_path,
         metavar="FILE",
-        help="CSV, TSV, JSONL or parquet file; - is standard input",
+        help="CSV, TSV, JSONL or parquet file, its labels are not read; - is standard input",
     )
     target.add_argument("--text", nargs="+", metavar="TEXT", help="predict texts given here")
     target.add_argument(
@@ -654,10 +655,10 @@ def _add_own_data_options(train: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split-seed", type=as_seed, default=0, help="seed of the split (default %(default)s)"
     )
-    _add_table_options(group)
+    _add_table_options(group, "utf-8")
 
 
-def _add_table_options(group: argparse._ActionsContainer) -> None:
+def _add_table_options(group: argparse._ActionsContainer, default: str) -> None:
     group.add_argument(
         "--delimiter",
         type=as_delimiter,
@@ -666,6 +667,12 @@ def _add_table_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--unquoted", action="store_true", help="a quote in a CSV or TSV file is just a character"
+    )
+    group.add_argument(
+        "--encoding",
+        type=as_encoding,
+        metavar="NAME",
+        help=f"of a text file without a byte-order mark, such as cp1252; default: {default}",
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from spafit.cli.own_data import report_bad_rows
+from spafit.cli.own_data import refuse_encoding, report_bad_rows, report_encoding
 from spafit.cli.trained import Trained
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import refuse_place, replacing
@@ -40,6 +40,7 @@ def predict_rows(
 ) -> None:
     """Predict a file or a stream, and write a table to a file or to standard output."""
     rows = _rows(trained.task, source, form, max_bad_rows)
+    report_encoding(name_of(source), rows.encoding)
     examples = iter(rows)
     first = next(examples, None)
     if first is None:
@@ -115,15 +116,23 @@ def refuse_to_replace(output: Path, source: Path | None) -> None:
 
 
 def _rows(task: Task, source: Path | BinaryIO, form: TableForm, max_bad_rows: int) -> Rows:
-    """Return the rows of a source, in GLUE's own format if it is one of its tasks."""
+    """Return the rows of a source, in GLUE's own format if it is one of its tasks.
+
+    Labels are not read: some may be new, and what is predicted does not depend on them.
+    """
     if isinstance(task, GlueTask):
+        is_table = isinstance(source, Path) and source.suffix.lower() == ".csv"
+        if not is_table:
+            refuse_encoding(task, form)
         if not isinstance(source, Path):
             start = source.peek(1)[:1]  # type: ignore[attr-defined]
             ending = ".jsonl" if start == b"{" else ".tsv"
-            return glue.read_rows(task, source, ending=ending, max_bad_rows=max_bad_rows)
-        if source.suffix.lower() != ".csv":
-            return glue.read_rows(task, source, max_bad_rows=max_bad_rows)
-    return read_rows(task, source, form=form, max_bad_rows=max_bad_rows)
+            return glue.read_rows(
+                task, source, ending=ending, max_bad_rows=max_bad_rows, read_labels=False
+            )
+        if not is_table:
+            return glue.read_rows(task, source, max_bad_rows=max_bad_rows, read_labels=False)
+    return read_rows(task, source, form=form, max_bad_rows=max_bad_rows, read_labels=False)
 
 
 def identifying(first: Example) -> tuple[str, ...]:

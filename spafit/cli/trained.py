@@ -89,11 +89,12 @@ class Trained:
             return list(found[0].labels), probabilities
         return [dataset.task.labels[k] for k in probabilities.argmax(axis=1)], probabilities
 
-    def table_form(self, delimiter: str | None, unquoted: bool) -> TableForm:
-        """Return how a table is written: as asked for, else as that of the training data was."""
+    def table_form(self, delimiter: str | None, unquoted: bool, encoding: str | None) -> TableForm:
+        """Return how a file is written: as asked for, else as the training data was."""
         about = self.record["about"]
         quoted = False if unquoted else about.get("quoted", True)
-        return TableForm(delimiter, quoted if isinstance(quoted, bool) else True)
+        encoding = encoding or about.get("encoding", "utf-8")
+        return TableForm(delimiter, quoted if isinstance(quoted, bool) else True, encoding)
 
     def bad_rows_allowed(self, asked: int | None) -> int:
         """Return how many malformed rows may be left out: as asked for, else as in training."""

@@ -15,6 +15,7 @@ between files, models and submissions. A score is a decimal number in ASCII: "3.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -157,10 +158,12 @@ def read_rows(
     *,
     ending: str | None = None,
     max_bad_rows: int = 0,
+    read_labels: bool = True,
 ) -> Rows:
     """Return the examples of a file or a stream one after the other, without keeping them.
 
     Parameters and errors are those of :func:`read_file`; ``ending`` is the extension of a stream.
+    Without ``read_labels`` every label is None, whatever the file has in its place.
     """
     task = get_task(task)
     if split is not None:
@@ -168,15 +171,17 @@ def read_rows(
     needs_label = split in ("train", "dev")
     ending = (source.suffix.lower() if isinstance(source, Path) else ending) or ""
     name = name_of(source)
+    from_record = partial(_from_record, task, needs_label, read_labels)
     rows: Iterable[tuple[int, Any]]
     parse: Callable[[Any], Fields]
     if ending == ".tsv":
         form, rows = _tsv_form(task, split, source)
+        form = form if read_labels else dataclasses.replace(form, label=None)
         parse = partial(_from_line, task, form)
     elif ending == ".jsonl":
-        rows, parse = lines(source), partial(_from_json, task, needs_label)
+        rows, parse = lines(source), lambda line: from_record(json_object(line))
     elif ending == ".parquet" and isinstance(source, Path):
-        rows, parse = parquet_records(source), partial(_from_record, task, needs_label)
+        rows, parse = parquet_records(source), from_record
     else:
         raise DataError(f"cannot tell the form of {name}: expected .tsv, .jsonl or .parquet")
     return Rows(name, rows, parse, max_bad_rows, may_lack_rows=split != "test")
@@ -250,14 +255,12 @@ def _checked_score(task: GlueTask, score: float) -> float:
     return float(score)  # it may be an int, and beyond any float
 
 
-def _from_json(task: GlueTask, needs_label: bool, line: str) -> Fields:
-    return _from_record(task, needs_label, json_object(line))
-
-
-def _from_record(task: GlueTask, needs_label: bool, record: Mapping[str, object]) -> Fields:
+def _from_record(
+    task: GlueTask, needs_label: bool, read_labels: bool, record: Mapping[str, object]
+) -> Fields:
     """Return the fields of a JSON object or a parquet row with the hub's names and numbers."""
     texts = [text_of(record, name) for name in task.fields]
-    label = _label_from_value(task, record.get("label"))
+    label = _label_from_value(task, record.get("label") if read_labels else None)
     if label is None and needs_label:
         raise DataError("there is no label, but a train or dev file must have one in each row")
     name = next((name for name in _IDENTIFIERS if name in record), None)

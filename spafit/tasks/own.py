@@ -20,7 +20,7 @@ import numpy as np
 from spafit.errors import DataError
 from spafit.tasks.own_files import NUMBER, TableForm, from_record, read_rows, score_of
 from spafit.tasks.reading import Rows, sha256_of_data
-from spafit.tasks.task import Dataset, Example, Label, Task
+from spafit.tasks.task import Dataset, Example, Label, Task, UnlabelledTask
 
 METRICS_OF_LABELS = ("macro_f1", "accuracy", "matthews")
 METRICS_OF_SCORES = ("pearson", "spearman", "mean_absolute_error")
@@ -40,6 +40,7 @@ def dataset(
     regression: bool = False,
     name: str | None = None,
     form: TableForm | None = None,
+    encoding: str | None = None,
     labelled: bool = False,
     max_bad_rows: int = 0,
 ) -> Dataset:
@@ -54,7 +55,8 @@ def dataset(
         The label of each text, if ``data`` has texts.
     task : Task, optional
         The task, such as that of the training data, ``train.task``. By default one is made of the
-        columns and of the labels that occur.
+        columns and of the labels that occur; without any labels, the texts can be predicted by any
+        trained model.
     text, text2, label : str, optional
         Names of the columns: of the text, which is "text" by default; of the second text of a pair;
         and of the label. Not used if ``task`` is given.
@@ -64,6 +66,9 @@ def dataset(
         Name of the task; by default that of the file.
     form : TableForm, optional
         How a CSV or TSV file is written, if not as its extension and its first line show.
+    encoding : str, optional
+        The encoding of a text file, such as "cp1252"; by default that of ``form``, UTF-8. A file
+        that begins with a byte-order mark, in UTF-16 too, needs none.
     labelled : bool
         Whether a row without a label is malformed.
     max_bad_rows : int
@@ -78,7 +83,12 @@ def dataset(
     DataError
         If a text or label is missing or of another type, or the file cannot be read; the message
         names the row.
+    ConfigError
+        If there is no such encoding.
     """
+    form = form or TableForm()
+    if encoding is not None:
+        form = dataclasses.replace(form, encoding=encoding)
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser()
         sha256 = sha256_of_data(path)
@@ -92,6 +102,8 @@ def dataset(
             any_label=task is None,
         )
         source = str(path)
+        if form.encoding != "utf-8":  # the same bytes are other texts in another encoding
+            sha256 = ""
     else:
         shape, records = _from_memory(data, labels, task, text, text2, label, name or "own")
         parse = partial(from_record, shape, labelled, task is None)
@@ -103,7 +115,7 @@ def dataset(
     if task is None:
         found = [example.label for example in examples if example.label is not None]
         shape, examples = _with_task(shape, examples, found, regression, source)
-    return Dataset(shape, "input", examples, source, rows.bad_rows, sha256)
+    return Dataset(shape, "input", examples, source, rows.bad_rows, sha256, rows.encoding)
 
 
 def split(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -167,9 +179,12 @@ def split(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 def describe(train: Dataset, dev: Dataset) -> str:
     """Return what a user should know of the data before training: labels, counts, doubtful rows."""
     task = train.task
+    read_as = [
+        "" if each.encoding == "utf-8" else f", read as {each.encoding}" for each in (train, dev)
+    ]
     lines = [
-        f"train: {len(train):,} rows of {train.source}",
-        f"dev:   {len(dev):,} of {dev.source}",
+        f"train: {len(train):,} rows of {train.source}{read_as[0]}",
+        f"dev:   {len(dev):,} of {dev.source}{read_as[1]}",
     ]
     if task.is_regression:
         scores = np.array([example.label for example in train], dtype=np.float64)
@@ -244,13 +259,13 @@ def _tenths(data: Dataset) -> Any:
 # Making a task of the labels that occur.
 
 
-def _shape(text: str | None, text2: str | None, label: str, name: str) -> Task:
+def _shape(text: str | None, text2: str | None, label: str, name: str) -> UnlabelledTask:
     """Return a task whose labels are not known yet."""
     fields = (text or "text",) if text2 is None else (text or "text", text2)
     if label in fields:
         raise DataError(f"the column {label!r:.80} cannot be both the text and the label")
     name = "".join(c if c.isprintable() else "_" for c in name).strip() or "own"
-    return Task(name, fields, (), METRICS_OF_SCORES, label_field=label)
+    return UnlabelledTask(name, fields, (), METRICS_OF_SCORES, label_field=label)
 
 
 def _with_task(
@@ -265,7 +280,7 @@ def _with_task(
         scores = np.array([score_of(each, source) for each in found], dtype=np.float64)
         spread = float(scores.std()) if len(scores) else 0.0
         scale = (float(scores.mean()), spread) if spread else (0.0, 1.0)
-        task = dataclasses.replace(shape, scale=scale)
+        task = Task(**{**vars(shape), "scale": scale})
         every = iter(scores.tolist())
         examples = tuple(
             dataclasses.replace(each, label=None if each.label is None else next(every))
@@ -282,9 +297,9 @@ def _with_task(
             f"{shape.label_field!r:.80}; a task needs two or more, each in several rows: name "
             f"another column (--label){offer}"
         )
-    if not names:  # unlabelled texts: a task of scores has no labels to check
+    if not names:
         return shape, examples
-    task = dataclasses.replace(shape, labels=tuple(names), metrics=METRICS_OF_LABELS)
+    task = Task(**{**vars(shape), "labels": tuple(names), "metrics": METRICS_OF_LABELS})
     return task, examples
 
 

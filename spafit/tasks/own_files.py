@@ -2,7 +2,8 @@
 
 CSV and TSV are read as spreadsheets write them: a field may be quoted, a quote in it is doubled, a
 quoted field may hold delimiters and line breaks. The delimiter is the one of ``, ; TAB |`` by which
-the first line has the columns that are needed.
+the first line has the columns that are needed. A text file is in UTF-8, or in the encoding that its
+byte-order mark or its user names; which one it is in is never guessed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import csv
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,16 +22,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spafit.errors import DataError
+from spafit.errors import ConfigError, DataError
 from spafit.tasks.reading import (
     Fields,
     MalformedRowError,
     Rows,
     Source,
     as_text,
-    decoded,
     json_object,
-    lines,
     name_of,
     parquet_records,
     raw_lines,
@@ -40,12 +40,19 @@ from spafit.tasks.reading import (
 from spafit.tasks.task import Label, Task, is_name
 
 _DELIMITERS = (",", ";", "\t", "|")
+_MARKS = (  # those of UTF-32 first: the little-endian one begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 _LONGEST_FIELD = 2**24  # csv's own limit, 131,072 characters, is shorter than some documents
 
 
 @dataclass(frozen=True)
 class TableForm:
-    """How a CSV or TSV file is written.
+    """How a text file is written: CSV, TSV, or (only its encoding matters) JSONL.
 
     Attributes
     ----------
@@ -53,15 +60,47 @@ class TableForm:
         The character between fields; None: found from the first line.
     quoted : bool
         Whether ``"`` quotes a field; False where it is a character like any other.
+    encoding : str
+        The encoding of a file without a byte-order mark, by any name that Python knows.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such encoding of texts.
     """
 
     delimiter: str | None = None
     quoted: bool = True
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoding", known_encoding(self.encoding))
 
     @property
     def quoting(self) -> Literal[0, 3]:
         """The csv module's name for it."""
         return csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
+
+
+def known_encoding(name: str) -> str:
+    """Return Python's own name of an encoding of texts: "iso8859-1" for "latin-1".
+
+    Raises
+    ------
+    ConfigError
+        If there is no such encoding, or it does not encode texts, as "hex" does not.
+    """
+    known = ""
+    with suppress(LookupError, TypeError, ValueError):
+        "".encode(name)  # unlike codecs.lookup, it refuses "hex"
+        codecs.getincrementaldecoder(name)
+        known = codecs.lookup(name).name
+    if known in ("", "idna", "punycode"):  # the last two are for the names of hosts
+        raise ConfigError(
+            f"unknown encoding {name!r:.80}; name that of the text, such as utf-8, cp1252 or "
+            "shift_jis"
+        )
+    return known.removesuffix("-sig")  # the mark of UTF-8 is always taken
 
 
 def read_rows(
@@ -72,6 +111,7 @@ def read_rows(
     max_bad_rows: int = 0,
     labelled: bool = False,
     any_label: bool = False,
+    read_labels: bool = True,
 ) -> Rows:
     """Return the examples of a file or a stream one after the other, without keeping them.
 
@@ -85,43 +125,51 @@ def read_rows(
         As for :func:`dataset`.
     any_label : bool
         Whether to take labels as they come, instead of only those of the task.
+    read_labels : bool
+        False: every label is None, whatever its column has.
     """
     form = form or TableForm()
     ending = source.suffix.lower() if isinstance(source, Path) else None
     if isinstance(source, Path):
         require_file(source)
-    parse = partial(from_record, task, labelled, any_label)
+    parse = partial(from_record, task, labelled, any_label, read_labels=read_labels)
     if ending == ".parquet" and isinstance(source, Path):
         return Rows(name_of(source), parquet_records(source), parse, max_bad_rows)
-    if ending == ".jsonl":
-        return Rows(name_of(source), lines(source), _parsed(parse), max_bad_rows)
-    if ending in (".csv", ".tsv", ".txt", None):
-        numbered = _text_lines(source)
-        first = next(numbered, None)
-        if first is None:
-            raise DataError(f"{name_of(source)} is empty; is it the right file, and complete?")
-        numbered = itertools.chain([first], numbered)
-        if ending is None and first[1].startswith("{"):
-            stripped = ((number, line.rstrip("\r\n")) for number, line in numbered)
-            return Rows(name_of(source), stripped, _parsed(parse), max_bad_rows)
+    if ending not in (".csv", ".tsv", ".txt", ".jsonl", None):
+        raise DataError(
+            f"cannot tell the form of {name_of(source)}: expected .csv, .tsv, .jsonl or .parquet"
+        )
+    encoding, numbered = _text_lines(source, form.encoding)
+    first = next(numbered, None)
+    if first is None:
+        raise DataError(f"{name_of(source)} is empty; is it the right file, and complete?")
+    if "\0" in first[1]:
+        raise DataError(
+            f"{name_of(source)}, line 1 has a NUL; if the file is in UTF-16 without a byte-order "
+            "mark, name the order of its bytes (--encoding utf-16-le or utf-16-be)"
+        )
+    numbered = itertools.chain([first], numbered)
+    rows: Iterator[tuple[int, Any]]
+    if ending == ".jsonl" or (ending is None and first[1].startswith("{")):
+        rows = ((number, line.rstrip("\r\n")) for number, line in numbered)
+        from_row = partial(_from_line_of_json, parse)
+    else:
         rows = _table(task, name_of(source), numbered, form)
-        return Rows(name_of(source), rows, partial(_from_table_row, parse), max_bad_rows)
-    raise DataError(
-        f"cannot tell the form of {name_of(source)}: expected .csv, .tsv, .jsonl or .parquet"
-    )
-
-
-def _parsed(parse: Any) -> Any:
-    """Return a parser of lines of JSON."""
-    return lambda line: parse(json_object(line))
+        from_row = partial(_from_table_row, parse)
+    return Rows(name_of(source), rows, from_row, max_bad_rows, encoding=encoding)
 
 
 def from_record(
-    task: Task, labelled: bool, any_label: bool, record: Mapping[str, object]
+    task: Task,
+    labelled: bool,
+    any_label: bool,
+    record: Mapping[str, object],
+    *,
+    read_labels: bool = True,
 ) -> Fields:
     """Return the fields of a row by the names of its columns (see :func:`read_rows`)."""
     texts = [text_of(record, name) for name in task.fields]
-    label: Label | None = _label_name(record.get(task.label_field))
+    label: Label | None = _label_name(record.get(task.label_field)) if read_labels else None
     if label is None and (labelled or (any_label and task.label_field in record)):
         raise MalformedRowError(
             f"there is no label in the column {task.label_field!r:.80}; the columns are "
@@ -147,6 +195,11 @@ def _known_label(task: Task, label: str) -> Label:
     return label
 
 
+def _from_line_of_json(parse: Any, line: str) -> Fields:
+    result: Fields = parse(json_object(line))
+    return result
+
+
 def _from_table_row(parse: Any, row: tuple[list[str], list[str]]) -> Fields:
     header, fields = row
     if len(fields) != len(header):
@@ -158,19 +211,58 @@ def _from_table_row(parse: Any, row: tuple[list[str], list[str]]) -> Fields:
     return result
 
 
-def _text_lines(source: Source) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file with their numbers, from 1, and with their ends; refuse UTF-16."""
-    for number, raw in raw_lines(source):
-        if number == 1:
-            if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(
-                    f"{name_of(source)} is in UTF-16; convert it to UTF-8, such as by "
-                    'iconv -f UTF-16 -t UTF-8, or by saving it as "CSV UTF-8"'
-                )
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-            if not raw:
-                return
-        yield number, decoded(raw, number, source)
+def _text_lines(source: Source, encoding: str) -> tuple[str, Iterator[tuple[int, str]]]:
+    """Return the encoding of a file, and its lines with their numbers, from 1, and their ends.
+
+    A byte-order mark says what the encoding is, whichever was named.
+    """
+    pieces = (piece for _, piece in raw_lines(source))
+    first = next(pieces, b"")
+    for mark, marked in _MARKS:
+        if first.startswith(mark):
+            first, encoding = first.removeprefix(mark), marked
+            break
+    return encoding, _decoded(source, itertools.chain([first], pieces, [b""]), encoding)
+
+
+def _decoded(source: Source, pieces: Iterable[bytes], encoding: str) -> Iterator[tuple[int, str]]:
+    r"""Yield the lines of a text that comes in pieces, the last of them empty.
+
+    A piece ends at a byte 0A, which is the end of a line in UTF-8, but a half of it in UTF-16.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    number, line = 1, ""
+    for piece in pieces:
+        try:
+            text = decoder.decode(piece, final=not piece)
+        except UnicodeError as error:
+            raise _undecodable(source, encoding, number, line, error) from None
+        *whole, rest = text.split("\n")
+        for each in whole:
+            yield number, f"{line}{each}\n"
+            number, line = number + 1, ""
+        line += rest
+    if line:
+        yield number, line
+
+
+def _undecodable(
+    source: Source, encoding: str, number: int, line: str, error: UnicodeError
+) -> DataError:
+    """Return an error that names the line and the bytes that an encoding does not have."""
+    where, name = "", "UTF-8" if encoding == "utf-8" else encoding
+    if isinstance(error, UnicodeDecodeError):
+        start = error.start
+        line += error.object[:start].decode(encoding, "replace")
+        number += line.count("\n")
+        place = len(line.rpartition("\n")[2].encode(encoding, "replace"))
+        where = f" at byte {place} of the line ({error.object[start : start + 4]!r})"
+    elif encoding in ("utf-16", "utf-32"):
+        name += f" with a byte-order mark; without one it is {encoding}-le or {encoding}-be"
+    return DataError(
+        f"{name_of(source)}, line {number}: not {name}{where}; name its encoding, such as "
+        "--encoding cp1252, convert the file to UTF-8, or unpack it if it is compressed"
+    )
 
 
 def _table(
@@ -206,7 +298,10 @@ def _delimiter(task: Task, name: str, header: str, form: TableForm) -> str:
     candidates = _DELIMITERS if form.delimiter is None else (form.delimiter,)
     found = []
     for each in candidates:
-        columns = next(csv.reader([header], delimiter=each, quoting=form.quoting), [])
+        try:
+            columns = next(csv.reader([header], delimiter=each, quoting=form.quoting), [])
+        except csv.Error as error:  # a line end inside it, such as the \r of old Macintoshes
+            raise DataError(f"{name}, line 1: not a table of fields ({error})") from None
         if all(columns.count(field) == 1 for field in task.fields):
             return each
         found.append(columns)

@@ -46,6 +46,8 @@ class Rows:
         How many malformed rows may be left out.
     may_lack_rows : bool
         Whether rows may be left out at all; a submission needs a prediction for each.
+    encoding : str
+        That of the file, if it is a text.
 
     Attributes
     ----------
@@ -68,13 +70,14 @@ class Rows:
         max_bad_rows: int = 0,
         *,
         may_lack_rows: bool = True,
+        encoding: str = "utf-8",
     ) -> None:
         if type(max_bad_rows) is not int or max_bad_rows < 0:
             raise ConfigError(
                 f"max_bad_rows must be a whole number of at least 0: {max_bad_rows!r:.80}"
             )
         self.source, self.max_bad_rows, self.bad_rows = source, max_bad_rows, 0
-        self._rows, self._parse = rows, parse
+        self.encoding, self._rows, self._parse = encoding, rows, parse
         self._mend = "correct the file"
         if may_lack_rows:
             self._mend += ", or allow more (--max-bad-rows)"

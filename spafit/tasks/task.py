@@ -152,6 +152,13 @@ class Task:
             raise DataError(f"the definition of a task is damaged: {definition!r:.200}") from None
 
 
+class UnlabelledTask(Task):
+    """The task of texts without labels: a model predicts them by the task that it was trained for.
+
+    Until then it is like a task of scores.
+    """
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -194,6 +201,8 @@ class Dataset:
     sha256: str = ""
     """SHA-256 of the file's bytes, in hexadecimal, for the record of a run. Computed from the
     examples if it is not given."""
+    encoding: str = "utf-8"
+    """The encoding of the file, if it is a text."""
 
     def __post_init__(self) -> None:
         if not self.sha256:

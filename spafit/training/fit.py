@@ -172,13 +172,13 @@ def _check(model: BertForSequenceClassification, train: Dataset, dev: Dataset) -
                 f"{name} was made under torch.inference_mode, so that no gradient can pass it; "
                 "load and adapt the model outside of it"
             )
+    for dataset in (train, dev):
+        if len(dataset) == 0 or None in dataset.labels:
+            raise DataError(f"{dataset.source} has no labels to learn from or score against")
     if dev.task.labels != train.task.labels:
         raise DataError(
             f"train is {train.task.display} and dev {dev.task.display}: not the same labels"
         )
-    for dataset in (train, dev):
-        if len(dataset) == 0 or None in dataset.labels:
-            raise DataError(f"{dataset.source} has no labels to learn from or score against")
     return label_names(model, train)
 
 

@@ -228,6 +228,7 @@ ABSURD_TRAIN = {
     "--dev-share": ["x", "nan"],
     "--split-seed": ["-1", "x"],
     "--delimiter": ["", "ab", '"'],
+    "--encoding": ["", "nosuch", "hex", "rot13", "cp1252"],  # the last: GLUE's files are in UTF-8
 }
 ABSURD_OTHERS = [
     [],
@@ -321,6 +322,37 @@ class TestRefusals:
         self, capsys: pytest.CaptureFixture[str], place: Path, arguments: list[str]
     ) -> None:
         self.refuse(capsys, place, arguments)
+
+    @pytest.mark.parametrize(
+        ("arguments", "match"),
+        [
+            ("--task tickets --data nowhere.csv", r"nothing at nowhere\.csv .*but a name and may"),
+            ("--task rte --data nowhere.csv", r"nothing at nowhere\.csv \(--data\); name GLUE's "),
+            ("--task rte --data nowhere", r"there is nothing at nowhere \(--data\)"),
+            ("--data nowhere.csv", r"there is nothing at nowhere\.csv"),
+            ("--task rte --data file/below", "there is nothing at file/below"),
+            ("--task rte --data link", "there is a link to nothing at link"),
+            ("--task tickets --data glue", "unknown GLUE task 'tickets'.*name its file with --dat"),
+            ("--task tickets", "unknown GLUE task 'tickets'.*of your own name its file with --dat"),
+            ("", "name a task of GLUE with --task, such as rte; for data of your own name its fil"),
+            ("--data glue", "glue is a folder: name its GLUE task with --task, or name a file of"),
+            ("--task tickets --data file", "cannot tell the form of file: expected .csv"),
+            ("--task rte --data pipe", "cannot read pipe: it is a pipe or a device"),
+        ],
+    )
+    def test_a_task_and_where_its_data_is(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        place: Path,
+        small: SmallRun,
+        arguments: str,
+        match: str,
+    ) -> None:
+        (place / "link").symlink_to("nowhere")
+        if "pipe" in arguments:
+            os.mkfifo(place / "pipe")
+        given = ["train", "--method", "bitfit", "--model", str(small.folder), *arguments.split()]
+        assert re.search(match, self.refuse(capsys, place, given))
 
     @pytest.mark.parametrize(
         ("arguments", "error"),

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.small_runs import SmallRun, make_dataset
+from support.interruptions import stopped_after
+from support.small_runs import SmallRun, make_dataset, read_log, write_glue
 
 import spafit
 from spafit.cli import main, predicting
@@ -182,6 +183,26 @@ class TestPredict:
         lines = (tmp_path / "o.jsonl").read_text().splitlines()
         assert [json.loads(line)["id"] for line in lines] == ["T-7", "T-9"]
 
+    def test_labels_are_not_read(self, capsys: Capture, folder: Path, tmp_path: Path) -> None:
+        """Some tickets bear a new label, none, or one that could be no label."""
+        run = folder / "runs" / "seed-1"
+        with (folder / "tickets.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        whole = call(capsys, "predict", run, "--input", folder / "tickets.csv")
+        for row, label in zip(rows, ("refund", "", "a\x07b"), strict=False):
+            row["kind"] = label
+        with (tmp_path / "new.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["id", "message", "kind"])
+            writer.writeheader()
+            writer.writerows(rows)
+        (tmp_path / "new.jsonl").write_text(
+            "".join(json.dumps({**row, "kind": ["x"]}) + "\n" for row in rows)
+        )
+        for name in ("new.csv", "new.jsonl"):
+            assert call(capsys, "predict", run, "--input", tmp_path / name) == whole
+        code, _, err = call(capsys, "eval", run, "--data", tmp_path / "new.csv")
+        assert (code, "unknown label 'refund'; tickets has billing" in err) == (2, True)
+
     def test_in_pieces(
         self, capsys: Capture, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -251,3 +272,96 @@ def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_p
     assert -500 < float(table(out)[0]["prediction"]) < 1000
     code, _, err = call(capsys, "predict", tmp_path / "run", "--text", "one")
     assert (code, "needs pairs: give --text2" in err) == (2, True)
+
+
+class TestEncoding:
+    """A CSV of an old Excel, in cp1252; its words are not those of other encodings.
+
+    Oracle: the same rows in UTF-8.
+    """
+
+    def write(self, path: Path, encoding: str) -> Path:
+        lines = ["text,label"]
+        for row, each in enumerate(make_dataset("rte", 20, seed=5).examples):
+            lines.append(f"{each.text_a} grüße {row},{('bug', 'praise')[row % 2]}")
+        path.write_bytes(("\n".join(lines) + "\n").encode(encoding))
+        return path
+
+    def train(self, small: SmallRun, data: Path, out: Path, *more: str | Path) -> list[str | Path]:
+        words = "train --method bitfit --epochs 2 --batch-size 6 --max-length 16 --device cpu"
+        places = ["--model", small.folder, "--data", data, "--out", out]
+        return [*words.split(), "--quiet", "--learning-rate", "1e-2", *places, *more]
+
+    def test_from_training_to_predictions(
+        self, capsys: Capture, small: SmallRun, tmp_path: Path
+    ) -> None:
+        data = self.write(tmp_path / "old.csv", "cp1252")
+        dev = self.write(tmp_path / "dev.csv", "cp1252")
+        asked = ("--encoding", "cp1252", "--dev", dev)
+        train = self.train(small, data, tmp_path / "run", *asked)
+        code, _, err = call(capsys, *train[: -len(asked)], "--dev", dev)
+        assert (code, "line 2: not UTF-8" in err, "--encoding cp1252" in err) == (2, True, True)
+
+        with stopped_after(3):
+            assert call(capsys, *train)[0] == 128 + 15
+        code, _, err = call(capsys, *self.train(small, data, tmp_path / "run", "--encoding",
+                                                "cp1251", "--dev", dev))  # fmt: skip
+        assert (code, "holds another run: data.dev.sha256 is " in err) == (2, True)
+        code, out, _ = call(capsys, *train)
+        assert (code, f"rows of {data}, read as cp1252\n" in out) == (0, True)
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert record["about"]["encoding"] == "cp1252"
+        whole = self.train(small, data, tmp_path / "whole", *asked)
+        assert call(capsys, *whole)[0] == 0
+        found = [tmp_path / run / "adapter.safetensors" for run in ("run", "whole")]
+        assert found[0].read_bytes() == found[1].read_bytes()
+        losses = [
+            [(row["step"], row["loss"]) for row in read_log(tmp_path / run, "loss")]
+            for run in ("run", "whole")
+        ]
+        assert losses[0] == losses[1]
+
+        code, out, err = call(capsys, "eval", tmp_path / "run")
+        assert (code, err) == (0, f"{dev}: read as cp1252 (--encoding)\n")
+        code, old, err = call(capsys, "predict", tmp_path / "run", "--input", data)
+        assert (code, err) == (0, f"{data}: read as cp1252 (--encoding)\n")
+        new = self.write(tmp_path / "new.csv", "utf-8")
+        asked = ("--encoding", "utf-8")
+        arguments = ("predict", tmp_path / "run", "--input", new)
+        assert call(capsys, *arguments, "--encoding", "utf-8") == (0, old, "")
+        marked = self.write(tmp_path / "marked.csv", "utf-16")
+        code, out, err = call(capsys, "predict", tmp_path / "run", "--input", marked)
+        assert (code, out, err.count("read as utf-16-le")) == (0, old, 1)
+        for where in (["--text", "x"], ["--submission", tmp_path / "s"]):
+            code, _, err = call(capsys, "predict", tmp_path / "run", *where, *asked)
+            assert (code, "--encoding needs --input" in err) == (2, True)
+        # In this encoding the texts are the same, and so is the run.
+        same = self.train(small, data, tmp_path / "run", "--encoding", "latin-1", "--dev", dev)
+        assert call(capsys, *same)[0] == 0
+
+    def test_files_of_glue_are_in_utf_8(
+        self, capsys: Capture, small: SmallRun, tmp_path: Path
+    ) -> None:
+        write_glue(tmp_path / "glue")
+        run = tmp_path / "run"
+        code, *_ = call(capsys, *self.train(small, tmp_path / "glue", run, "--task", "rte"))
+        assert code == 0
+        dev = tmp_path / "glue" / "RTE" / "dev.tsv"
+        for arguments in (("eval", run), ("predict", run, "--input", dev)):
+            code, _, err = call(capsys, *arguments, "--encoding", "cp1252")
+            assert (code, "those of RTE are in UTF-8" in err) == (2, True)
+        table = "sentence1,sentence2\r\ncafé,the dog\r\n".encode("cp1252")
+        (tmp_path / "t.csv").write_bytes(table)
+        arguments = ("predict", run, "--input", tmp_path / "t.csv", "--encoding", "cp1252")
+        assert call(capsys, *arguments)[0] == 0
+        # Labels are not read, those of GLUE's own form neither.
+        whole = call(capsys, "predict", run, "--input", dev)
+        lines = dev.read_text().splitlines()
+        cut = [line.rpartition("\t")[0] for line in lines[1:]]
+        dev.write_text("\n".join([lines[0], *(f"{line}\tnew" for line in cut)]) + "\n")
+        assert call(capsys, "predict", run, "--input", dev) == whole
+        fields = [line.split("\t") for line in cut]
+        rows = [{"idx": int(a), "sentence1": b, "sentence2": c, "label": 7} for a, b, c in fields]
+        (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, out, _ = call(capsys, "predict", run, "--input", tmp_path / "d.jsonl")
+        assert out.splitlines()[1:] == whole[1].splitlines()[1:]

@@ -67,6 +67,10 @@ TABLES = {
         ("", " ", "\0", "ab", "\n", '"', LONG), {"tab": "a word for it", ";": "a character"}
     ),
     "--unquoted": FLAG,
+    "--encoding": Option(
+        ("", " ", "\0", "no-such", "hex", "rot13", "idna", "\u0663", LONG),
+        {"utf8": "the default by another name"},
+    ),
 }
 RUN = Option((*NO_PATH, "nowhere", ".", "/", "file", "pipe", "circle", "dangling", "damaged"))
 DATA = Option((*NO_PATH, "nowhere", "folder", "file", "pipe", "circle", "dangling", "/proc"))

@@ -14,11 +14,12 @@ from support.small_runs import SmallRun, make_dataset, undecided, without_labels
 
 from spafit import set_impl
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import CheckpointError
+from spafit.errors import CheckpointError, DataError
 from spafit.methods import plan
 from spafit.strata import adapt, adapters_disabled
 from spafit.tasks.glue import get_task
 from spafit.tasks.label_order import label_names
+from spafit.tasks.own import dataset
 from spafit.training import plain
 from spafit.training.inference import evaluate, predict
 from spafit.weights.adapter_files import load_adapter, read_adapter_header, save_adapter
@@ -177,3 +178,62 @@ class TestAHeadInAnotherOrder:
         with pytest.raises(CheckpointError, match=r"labels\.0 is 'not_entailment', asked for is"):
             run("same", epochs=2)
         assert run("other", epochs=1).metrics == result.metrics
+
+
+class TestTextsWithoutLabels:
+    """They need no task: they are those of the model's own."""
+
+    TEXTS = ("the cat sees", "a dog sleeps", "students like the teacher")
+    PAIRS = (("the cat", "a dog"), ("a child", "the teacher"))
+
+    def test_of_a_task_of_your_own(self, small: SmallRun, tmp_path: Path) -> None:
+        data = dataset(list(self.TEXTS) * 4, ["b", "a", "c"] * 4)
+        model = small.model(num_labels=3)
+        small.fit(model, data=(data, data), epochs=1)
+        expected = predict(model, small.tokenizer, dataset(self.TEXTS, task=data.task))
+        assert set(expected.labels) <= {"a", "b", "c"}
+        (tmp_path / "new.csv").write_text("text\n" + "\n".join(self.TEXTS) + "\n")
+        for given in (self.TEXTS, [{"text": text} for text in self.TEXTS], tmp_path / "new.csv"):
+            found = predict(model, small.tokenizer, dataset(given))
+            assert (found.labels, found.names) == (expected.labels, expected.names)
+            assert (found.logits == expected.logits).all()
+        with pytest.raises(
+            DataError, match="has pairs of texts, and the model was trained for own"
+        ):
+            predict(model, small.tokenizer, dataset(self.PAIRS))
+        with pytest.raises(DataError, match="memory has no labels to score against"):
+            evaluate(model, small.tokenizer, dataset(self.TEXTS))
+        for both in ((dataset(self.TEXTS), data), (data, dataset(self.TEXTS))):
+            with pytest.raises(DataError, match="memory has no labels to learn from"):
+                small.fit(model, data=both)
+        scores = dataset(self.TEXTS, regression=True)  # that is another task
+        with pytest.raises(DataError, match="trained for the labels a, b, c, own has a score"):
+            predict(model, small.tokenizer, scores)
+        as_scores = dataset(self.TEXTS, [1, 2, 3], task=dataset(self.TEXTS).task)
+        with pytest.raises(DataError, match="trained for the labels a, b, c, own has a score"):
+            evaluate(model, small.tokenizer, as_scores)
+        others = without_labels(dataset(self.TEXTS, ["x", "y", "z"]))
+        with pytest.raises(DataError, match="trained for the labels a, b, c, own has x, y, z"):
+            predict(model, small.tokenizer, others)
+
+    def test_of_scores(self, small: SmallRun) -> None:
+        data = dataset(list(self.TEXTS) * 2, [100.0, 300.0, 200.0] * 2, regression=True)
+        model = small.model(num_labels=1)
+        small.fit(model, data=(data, data), epochs=1)
+        found = predict(model, small.tokenizer, dataset(self.TEXTS))
+        assert found.labels == predict(model, small.tokenizer, data[:3]).labels
+        assert all(50 < float(score) < 400 for score in found.labels)
+
+    def test_of_a_task_of_glue(self, small: SmallRun) -> None:
+        model = small.model()
+        small.fit(model, epochs=1)
+        found = predict(model, small.tokenizer, dataset(self.PAIRS))
+        assert found.names == RTE
+        with pytest.raises(DataError, match="single texts, and the model was trained for RTE"):
+            predict(model, small.tokenizer, dataset(self.TEXTS))
+
+    def test_of_a_head_from_a_file(self, small: SmallRun, folders: dict[str, Path]) -> None:
+        names = predict(loaded(folders["other"]), small.tokenizer, dataset(self.PAIRS)).names
+        assert names == RTE[::-1]
+        with pytest.raises(DataError, match=r"not trained for any: name the task .*\(task=\)"):
+            predict(small.model(), small.tokenizer, dataset(self.PAIRS))

@@ -89,14 +89,6 @@ class TestFiles:
         with pytest.raises(DataError, match=match):
             spafit.dataset(tmp_path / "t.csv", labelled=True)
 
-    def test_bytes_that_are_no_utf_8(self, tmp_path: Path) -> None:
-        (tmp_path / "t.csv").write_bytes("text,label\nx,a\nü,b\n".encode("latin-1"))
-        with pytest.raises(DataError, match="line 3: not UTF-8 at byte 0"):
-            spafit.dataset(tmp_path / "t.csv")
-        (tmp_path / "t.csv").write_bytes("text,label\nx,a\n".encode("utf-16"))
-        with pytest.raises(DataError, match="is in UTF-16; convert it"):
-            spafit.dataset(tmp_path / "t.csv")
-
     def test_quotes_that_are_characters(self, tmp_path: Path) -> None:
         (tmp_path / "t.tsv").write_text('text\tlabel\na 5" disk\tx\n"y\tz\n')
         data = spafit.dataset(tmp_path / "t.tsv", form=TableForm(quoted=False))
