@@ -130,6 +130,9 @@ class TestReading:
         unset: dict[str, object] = {
             "adapters": {"adapters": {}, "config_map": {"text_task": None}, "fusion": [""]},
             "pruned_heads": {"3": []},
+            "quantization": {"is_on": False},
+            "hidden_act": None,
+            "position_embedding_type": None,
             "layer_types": ["full_attention"] * 6,
         }
         with warnings.catch_warnings():
