@@ -85,6 +85,7 @@ class TestTransformers:
         for name, value in vars(ours).items():
             assert getattr(theirs, name) == value, name
         assert theirs.hidden_act == "gelu"
+        assert ours.to_json_dict()["position_embedding_type"] == "absolute"
 
 
 class TestReading:
