@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spafit.cli.option_types import as_class_weights, as_delimiter
+from spafit.cli.option_types import as_class_weights, as_delimiter, as_name
 
 
 @pytest.mark.parametrize("text", ["tab", "\\t", "\t", ";"])
@@ -19,6 +19,14 @@ def test_delimiters(text: str) -> None:
 def test_what_is_no_delimiter(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not one character"):
         as_delimiter(text)
+
+
+def test_a_folder_that_is_there_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a\nb"
+    with pytest.raises(argparse.ArgumentTypeError, match="nor a folder that is there"):
+        as_name(str(folder))
+    folder.mkdir()
+    assert as_name(str(folder)) == str(folder)
 
 
 def test_class_weights(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from support.small_runs import SmallRun, make_dataset
 import spafit
 from spafit.cli import main, predicting
 from spafit.cli.evaluating import evaluation_screen, write_mistakes
-from spafit.tasks import scoring
+from spafit.cli.trained import Trained
+from spafit.tasks import own, scoring
+from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Example
 
 Capture = pytest.CaptureFixture[str]
@@ -53,7 +55,8 @@ def folder(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = "--learning-rate 1e-2 --max-length 16 --device cpu --quiet --class-weights balanced"
     places = ["--model", str(small.folder), "--data", str(folder / "tickets.csv")]
     arguments = ["train", *words.split(), *more.split(), *places, "--out", str(folder / "runs")]
-    assert main([*arguments, "--seeds", "2", "1", "3"]) == 0
+    split = ["--dev-share", "0.25", "--split-seed", "4"]
+    assert main([*arguments, *split, "--seeds", "2", "1", "3"]) == 0
     return folder
 
 
@@ -63,7 +66,11 @@ class TestTrained:
         task = spafit.Task.from_json_dict(record["definition"])
         assert (task.name, task.fields, task.label_field) == ("tickets", ("message",), "kind")
         assert task.labels == KINDS
-        assert record["about"]["dev_share"] == 0.2
+        about = record["about"]
+        assert [about[name] for name in ("dev_share", "split_seed", "quoted")] == [0.25, 4, True]
+        every = spafit.dataset(folder / "tickets.csv", text="message", label="kind")
+        for part in own.split(every, 0.25, 4):
+            assert record["data"][part.split]["sha256"] == part.sha256
         assert set(record["settings"]["class_weights"]) == set(KINDS)
 
     def test_summary_of_the_seeds(self, folder: Path) -> None:
@@ -83,11 +90,14 @@ class TestTrained:
 class TestEval:
     def test_the_rows_that_were_split_off(self, capsys: Capture, folder: Path) -> None:
         run = folder / "runs" / "seed-1"
-        result = json.loads((run / "run.json").read_text())["result"]
+        record = json.loads((run / "run.json").read_text())
+        rows = record["data"]["train"]["rows"]
+        code, out, _ = call(capsys, "eval", run, "--split", "train")
+        assert (code, f"tickets train ({rows} examples): macro_f1 " in out) == (0, True)
         code, out, _ = call(capsys, "eval", run)
         assert code == 0
-        for name, score in result["metrics"].items():
-            assert f"examples): {name} {score:.4f}   " in out
+        for name, score in record["result"]["metrics"].items():
+            assert f"examples): {name} {score:.4f}" in out
 
     def test_other_rows_and_all_mistakes(
         self, capsys: Capture, folder: Path, tmp_path: Path
@@ -122,6 +132,10 @@ class TestEval:
         code, _, err = call(capsys, "eval", tmp_path / "run")
         assert code == 2
         assert "has changed since the run was trained; name the rows to score with --data" in err
+        del record["about"]["split_seed"]
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        code, _, err = call(capsys, "eval", tmp_path / "run")
+        assert (code, "does not say how its data was split; give --data" in err) == (2, True)
 
     def test_the_screen_fits(self) -> None:
         """A matrix that is too wide becomes a list of its largest cells."""
@@ -215,8 +229,16 @@ class TestPredict:
             capsys, "predict", folder / "runs" / "seed-1", "--input", folder / "tickets.csv"
         )
         monkeypatch.setattr(predicting, "_CHUNK", 7)
+        sizes, usual = [], Trained.predict
+
+        def noted(self: Trained, dataset: Dataset) -> Any:
+            sizes.append(len(dataset))
+            return usual(self, dataset)
+
+        monkeypatch.setattr(Trained, "predict", noted)
         arguments = ("predict", folder / "runs" / "seed-1", "--input")
         assert call(capsys, *arguments, folder / "tickets.csv") == whole
+        assert sizes == [7, 7, 7, 7, 7, 5]
         assert len(table(whole[1])) == 40
 
         class Stdin:
@@ -233,6 +255,8 @@ class TestPredict:
         for more in (["--text2", "x", "y"], []):
             where = ["--text", "x", *more] if more else ["--submission", "s"]
             assert call(capsys, "predict", run, *where)[0] == 2
+        code, _, err = call(capsys, "predict", run, "--input", "x.csv", "--text2", "y")
+        assert (code, "--text2 needs --text" in err) == (2, True)
 
     def test_seeds(self, capsys: Capture, folder: Path) -> None:
         """The best of them, or the mean of their probabilities."""
@@ -251,6 +275,23 @@ class TestPredict:
             mean = statistics.mean(float(each[f"p_{kind}"]) for each in alone)
             assert float(row[f"p_{kind}"]) == pytest.approx(mean, abs=1e-5)
         assert row["prediction"] == max(KINDS, key=lambda kind: float(row[f"p_{kind}"]))
+        one = folder / "runs" / "seed-1"
+        code, _, err = call(capsys, "predict", one, *arguments, "--average")
+        assert (code, "is for a folder of several seeds" in err) == (2, True)
+
+    @pytest.mark.parametrize(
+        ("about", "unquoted", "quoted"),
+        [
+            ({}, False, True),
+            ({"quoted": False}, False, False),
+            ({"quoted": True}, True, False),
+            ({"quoted": "damaged"}, False, True),
+        ],
+    )
+    def test_quotes_are_as_in_training(self, about: Any, unquoted: bool, quoted: bool) -> None:
+        trained = Trained.__new__(Trained)
+        trained.record = {"about": about}
+        assert trained.table_form(";", unquoted) == TableForm(";", quoted)
 
 
 def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
@@ -272,6 +313,8 @@ def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_p
     runs = [tmp_path / "run" / f"seed-{seed}" for seed in (1, 2)]
     results = [json.loads((run / "run.json").read_text())["result"]["metrics"] for run in runs]
     errors = [each["mean_absolute_error"] for each in results]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metrics"]["mean_absolute_error"]["best"] == min(errors)
     code, out, err = call(capsys, "eval", tmp_path / "run")
     assert (code, f"the best of 2 seeds, seed-{1 + errors.index(min(errors))}" in err) == (0, True)
     assert out.startswith(f"train dev (9 examples): mean_absolute_error {min(errors):.4f}\n")
