@@ -532,6 +532,13 @@ class TestEval:
         save_tensors(tmp_path / "run" / "adapter.safetensors", tensors, metadata)
         assert named in refuse(capsys, "eval", tmp_path / "run")
 
+    def test_the_record_of_another_base(self, capsys: Capture, run: Path, tmp_path: Path) -> None:
+        """As where an adapter was put into the folder of another run."""
+        shutil.copytree(run, tmp_path / "run")
+        record = {**record_of(run), "base_fingerprint": "c" * 64}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        assert "base_fingerprint is 'cccc" in refuse(capsys, "eval", tmp_path / "run")
+
     def test_a_run_that_did_not_end_well_is_spoken_of(
         self, capsys: Capture, run: Path, tmp_path: Path
     ) -> None:
@@ -671,7 +678,10 @@ class TestBadRows:
         ):
             found = {**record, "about": {**record["about"], **about}, "data": data}
             file.write_text(json.dumps(found))
-            assert call(capsys, "eval", tmp_path / "run")[0] == code
+            result = call(capsys, "eval", tmp_path / "run")
+            assert result[0] == code
+            is_damaged = about.get("max_bad_rows") in (-1, "1")
+            assert ("record is damaged: max_bad_rows is" in result[2]) == is_damaged
 
     def test_a_submission_has_every_row(
         self, capsys: Capture, root: Path, run: Path, tmp_path: Path

@@ -19,12 +19,13 @@ import pytest
 from support.small_runs import SmallRun, make_dataset
 
 import spafit
-from spafit.cli import main, predicting
+from spafit.cli import main, predicting, trained
 from spafit.cli.evaluating import evaluation_screen, write_mistakes
-from spafit.cli.trained import Trained
+from spafit.cli.trained import Run, Trained
 from spafit.tasks import own, scoring
 from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Example
+from spafit.training.inference import Predictions
 
 Capture = pytest.CaptureFixture[str]
 
@@ -279,6 +280,21 @@ class TestPredict:
         code, _, err = call(capsys, "predict", one, *arguments, "--average")
         assert (code, "is for a folder of several seeds" in err) == (2, True)
 
+    def test_the_label_of_an_average(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By hand, of two heads that number their labels differently."""
+        found = iter(
+            Predictions(np.log(np.array([sure], dtype=np.float32)), [names[0]], 0, names)
+            for sure, names in (((0.6, 0.4), ("a", "b")), ((0.9, 0.1), ("b", "a")))
+        )
+        monkeypatch.setattr(trained, "predict", lambda *_, **__: next(found))
+        both, run = Trained.__new__(Trained), {"settings": {"max_length": 9, "precision": "auto"}}
+        both.runs = [Run(None, None, run)] * 2  # type: ignore[arg-type]
+        task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
+        labels, sure = both.predict(Dataset(task, "input", (Example(0, "x", None, None),), "x"))
+        assert labels == ["b"]
+        assert sure is not None
+        assert sure.tolist() == [pytest.approx([0.35, 0.65])]
+
     @pytest.mark.parametrize(
         ("about", "unquoted", "quoted"),
         [
@@ -289,9 +305,9 @@ class TestPredict:
         ],
     )
     def test_quotes_are_as_in_training(self, about: Any, unquoted: bool, quoted: bool) -> None:
-        trained = Trained.__new__(Trained)
-        trained.record = {"about": about}
-        assert trained.table_form(";", unquoted) == TableForm(";", quoted)
+        run = Trained.__new__(Trained)
+        run.record = {"about": about}
+        assert run.table_form(";", unquoted) == TableForm(";", quoted)
 
 
 def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
