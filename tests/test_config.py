@@ -85,6 +85,7 @@ class TestTransformers:
         for name, value in vars(ours).items():
             assert getattr(theirs, name) == value, name
         assert theirs.hidden_act == "gelu"
+        assert ours.to_json_dict()["position_embedding_type"] == "absolute"
 
 
 class TestReading:
@@ -130,6 +131,9 @@ class TestReading:
         unset: dict[str, object] = {
             "adapters": {"adapters": {}, "config_map": {"text_task": None}, "fusion": [""]},
             "pruned_heads": {"3": []},
+            "quantization": {"is_on": False},
+            "hidden_act": None,
+            "position_embedding_type": None,
             "layer_types": ["full_attention"] * 6,
         }
         with warnings.catch_warnings():

@@ -40,8 +40,6 @@ def evaluate_run(
         report_bad_rows(dataset)
         if errors is not None:
             refuse_to_replace(errors, Path(dataset.source))
-        if None in dataset.labels:
-            raise DataError(f"{dataset.source} has no labels to score against; predict it instead")
         labels, probabilities = trained.predict(dataset)
         print(evaluation_screen(dataset, labels, probabilities))
         if errors is not None and number == 0:

@@ -89,7 +89,7 @@ def label_names_of(entries: dict[str, Any], num_labels: int) -> tuple[tuple[str,
         return None, "a score"
     names = _in_order(entries.get("id2label"), num_labels)
     ids = entries.get("label2id")
-    if isinstance(ids, dict) and all(type(row) is int for row in ids.values()):
+    if isinstance(ids, dict):
         others = _in_order({str(row): name for name, row in ids.items()}, num_labels)
         if names is not None and others is not None and plain(names) != plain(others):
             return None, "the order of its labels is unknown: id2label and label2id do not agree"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -531,6 +532,13 @@ class TestEval:
         save_tensors(tmp_path / "run" / "adapter.safetensors", tensors, metadata)
         assert named in refuse(capsys, "eval", tmp_path / "run")
 
+    def test_the_record_of_another_base(self, capsys: Capture, run: Path, tmp_path: Path) -> None:
+        """As where an adapter was put into the folder of another run."""
+        shutil.copytree(run, tmp_path / "run")
+        record = {**record_of(run), "base_fingerprint": "c" * 64}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        assert "base_fingerprint is 'cccc" in refuse(capsys, "eval", tmp_path / "run")
+
     def test_a_run_that_did_not_end_well_is_spoken_of(
         self, capsys: Capture, run: Path, tmp_path: Path
     ) -> None:
@@ -605,10 +613,11 @@ class TestEval:
             ]
             (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
         arguments = train_arguments(small, tmp_path, "--out", str(tmp_path / "run"), "--quiet")
-        assert call(capsys, *arguments, "--task", "mnli")[0] == 0
+        assert call(capsys, *arguments, "--task", "mnli", "--metric", "macro_f1")[0] == 0
         code, out, err = call(capsys, "eval", tmp_path / "run")
         assert (code, err) == (0, "")
-        assert re.match(r"MNLI-m dev \(7 .*\nMNLI-mm dev \(5 ", out, re.DOTALL)
+        pattern = r"MNLI-m dev \(7 [^:]*: macro_f1 .*\nMNLI-mm dev \(5 [^:]*: macro_f1 "
+        assert re.match(pattern, out, re.DOTALL)
         (folder / "dev_mismatched.jsonl").unlink()
         code, out, err = call(capsys, "eval", tmp_path / "run")
         assert code == 0
@@ -660,6 +669,7 @@ class TestBadRows:
         file = tmp_path / "run" / "run.json"
         for about, data, code in (
             ({}, record["data"], 0),
+            ({}, {"train": record["data"]["dev"], "dev": record["data"]["train"]}, 0),
             ({}, None, 2),
             ({"max_bad_rows": 1}, None, 0),
             ({"max_bad_rows": 0}, record["data"], 2),
@@ -668,7 +678,10 @@ class TestBadRows:
         ):
             found = {**record, "about": {**record["about"], **about}, "data": data}
             file.write_text(json.dumps(found))
-            assert call(capsys, "eval", tmp_path / "run")[0] == code
+            result = call(capsys, "eval", tmp_path / "run")
+            assert result[0] == code
+            is_damaged = about.get("max_bad_rows") in (-1, "1")
+            assert ("record is damaged: max_bad_rows is" in result[2]) == is_damaged
 
     def test_a_submission_has_every_row(
         self, capsys: Capture, root: Path, run: Path, tmp_path: Path
@@ -712,6 +725,27 @@ class TestPredict:
         for file in (labelled, bare):
             found = call(capsys, "predict", run, "--input", file)
             assert found == (0, f"index\tprediction\n{rows}", "")
+
+    def test_a_table_of_a_spreadsheet_and_a_stream(
+        self,
+        capsys: Capture,
+        root: Path,
+        run: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Of a GLUE task too; a stream may be JSON."""
+        dev = root / "glue" / "RTE" / "dev.tsv"
+        whole = call(capsys, "predict", run, "--input", dev)
+        names, *rows = [line.split("\t")[:3] for line in dev.read_text().splitlines()]
+        with (tmp_path / "dev.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([names, *rows])
+        assert call(capsys, "predict", run, "--input", tmp_path / "dev.csv") == whole
+        text = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+        for content in (text.encode(), dev.read_bytes()):
+            stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))  # type: ignore[arg-type]
+            monkeypatch.setattr(sys, "stdin", stdin)
+            assert call(capsys, "predict", run, "--input", "-") == whole
 
     def test_output(
         self, capsys: Capture, root: Path, run: Path, tmp_path: Path, expected: list[str]

@@ -20,9 +20,13 @@ from support.interruptions import stopped_after
 from support.small_runs import SmallRun, make_dataset, read_log, write_glue
 
 import spafit
-from spafit.cli import main, predicting
-from spafit.cli.evaluating import evaluation_screen
+from spafit.cli import main, predicting, trained
+from spafit.cli.evaluating import evaluation_screen, write_mistakes
+from spafit.cli.trained import Run, Trained
+from spafit.tasks import own, scoring
+from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Example
+from spafit.training.inference import Predictions
 
 Capture = pytest.CaptureFixture[str]
 
@@ -53,7 +57,8 @@ def folder(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = "--learning-rate 1e-2 --max-length 16 --device cpu --quiet --class-weights balanced"
     places = ["--model", str(small.folder), "--data", str(folder / "tickets.csv")]
     arguments = ["train", *words.split(), *more.split(), *places, "--out", str(folder / "runs")]
-    assert main([*arguments, "--seeds", "1", "2"]) == 0
+    split = ["--dev-share", "0.25", "--split-seed", "4"]
+    assert main([*arguments, *split, "--seeds", "2", "1", "3"]) == 0
     return folder
 
 
@@ -63,7 +68,11 @@ class TestTrained:
         task = spafit.Task.from_json_dict(record["definition"])
         assert (task.name, task.fields, task.label_field) == ("tickets", ("message",), "kind")
         assert task.labels == KINDS
-        assert record["about"]["dev_share"] == 0.2
+        about = record["about"]
+        assert [about[name] for name in ("dev_share", "split_seed", "quoted")] == [0.25, 4, True]
+        every = spafit.dataset(folder / "tickets.csv", text="message", label="kind")
+        for part in own.split(every, 0.25, 4):
+            assert record["data"][part.split]["sha256"] == part.sha256
         assert set(record["settings"]["class_weights"]) == set(KINDS)
 
     def test_one_run_and_several_seeds_do_not_share_a_folder(
@@ -83,7 +92,7 @@ class TestTrained:
 
     def test_summary_of_the_seeds(self, folder: Path) -> None:
         summary = json.loads((folder / "runs" / "summary.json").read_text())
-        assert summary["runs"] == ["seed-1", "seed-2"]
+        assert (summary["seeds"], summary["runs"]) == ([2, 1, 3], ["seed-2", "seed-1", "seed-3"])
         values = []
         for name in summary["runs"]:
             record = json.loads((folder / "runs" / name / "run.json").read_text())
@@ -92,17 +101,20 @@ class TestTrained:
         assert (found["values"], found["best"]) == (values, max(values))
         assert found["mean"] == pytest.approx(statistics.mean(values))
         assert found["standard_deviation"] == pytest.approx(statistics.stdev(values))
-        assert summary["best"] == f"seed-{1 + values.index(max(values))}"
+        assert summary["best"] == summary["runs"][values.index(max(values))]
 
 
 class TestEval:
     def test_the_rows_that_were_split_off(self, capsys: Capture, folder: Path) -> None:
         run = folder / "runs" / "seed-1"
-        result = json.loads((run / "run.json").read_text())["result"]
+        record = json.loads((run / "run.json").read_text())
+        rows = record["data"]["train"]["rows"]
+        code, out, _ = call(capsys, "eval", run, "--split", "train")
+        assert (code, f"tickets train ({rows} examples): macro_f1 " in out) == (0, True)
         code, out, _ = call(capsys, "eval", run)
         assert code == 0
-        for name, score in result["metrics"].items():
-            assert f"examples): {name} {score:.4f}   " in out
+        for name, score in record["result"]["metrics"].items():
+            assert f"examples): {name} {score:.4f}" in out
 
     def test_other_rows_and_all_mistakes(
         self, capsys: Capture, folder: Path, tmp_path: Path
@@ -114,9 +126,13 @@ class TestEval:
         assert code == 0
         assert "tickets new.csv (11 examples): macro_f1 " in out
         wrong = table((tmp_path / "e.tsv").read_text())
-        assert all(row["kind" if "kind" in row else "label"] != row["prediction"] for row in wrong)
+        assert wrong
+        assert all(row["label"] != row["prediction"] for row in wrong)
         assert f"({len(wrong)} mistakes)" in out
-        assert {row["id"] for row in wrong} <= {f"T-{k}" for k in range(11)}
+        rows = {row["id"]: row for row in table((tmp_path / "new.csv").read_text(), ",")}
+        for row in wrong:
+            true = rows[row["id"]]
+            assert (row["label"], row["message"]) == (true["kind"], true["message"])
         code, _, err = call(capsys, *arguments, "--errors", tmp_path / "new.csv")
         assert code == 2
         assert "is the data itself" in err
@@ -133,23 +149,63 @@ class TestEval:
         code, _, err = call(capsys, "eval", tmp_path / "run")
         assert code == 2
         assert "has changed since the run was trained; name the rows to score with --data" in err
+        del record["about"]["split_seed"]
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        code, _, err = call(capsys, "eval", tmp_path / "run")
+        assert (code, "does not say how its data was split; give --data" in err) == (2, True)
 
     def test_the_screen_fits(self) -> None:
         """A matrix that is too wide becomes a list of its largest cells."""
         names = tuple(f"a rather long label {k}" for k in range(30))
         task = spafit.Task("t", ("text",), names, ("accuracy",))
         examples = tuple(Example(k, "word " * 50, None, names[k % 30]) for k in range(90))
-        predicted = [names[k % 7] for k in range(90)]
+        predicted = [names[5 if k % 30 == 3 else 2 if k in (8, 38) else k % 30] for k in range(90)]
         sure = np.full((90, 30), 1 / 30)
         screen = evaluation_screen(Dataset(task, "dev", examples, "x"), list(predicted), sure, 80)
         assert max(map(len, screen.splitlines())) <= 80
-        assert "the commonest confusions:" in screen
-        narrow = spafit.Task("t", ("text",), names[:3], ("accuracy",))
-        few = tuple(Example(k, "word", None, names[k % 3]) for k in range(9))
-        screen = evaluation_screen(
-            Dataset(narrow, "dev", few, "x"), list(names[:3]) * 3, sure[:9, :3], 80
-        )
-        assert "    0  3  0  0\n    1  0  3  0\n    2  0  0  3" in screen
+        assert (
+            "the commonest confusions:\n"
+            "      3  a rather long label 3 taken for a rather long label 5\n"
+            "      2  a rather long label 8 taken for a rather long label 2\n\n"
+        ) in screen
+        screen = evaluation_screen(Dataset(task, "dev", examples, "x"), [names[0]] * 90, sure, 80)
+        assert screen.partition("of 87 mistakes:\n")[2].count("\n") == 9  # ten lines
+
+    def test_the_screen_and_the_file_of_mistakes(self, capsys: Capture, tmp_path: Path) -> None:
+        """Worked out by hand."""
+        task = spafit.Task("t", ("text",), ("a", "b", "c"), ("accuracy",))
+        examples = tuple(Example(k, f"text {k}", None, each) for k, each in enumerate("aaabbc"))
+        data, predicted = Dataset(task, "dev", examples, "x"), list("abbbba")
+        sure = np.full((6, 3), 0.25)
+        sure[2, 1], sure[5, 0] = 0.5, 0.75
+        low, high = scoring.intervals(task, predicted, data.labels)["accuracy"]
+        lines = evaluation_screen(data, predicted, sure, 80).splitlines()
+        assert lines == [
+            "t dev (6 examples): accuracy 0.5000   (always the commonest class: 0.5000)",
+            f"    95 % of bootstrap samples: {low:.4f} to {high:.4f}",
+            "",
+            "     label  precision  recall      F1    rows",
+            "  0  a         0.5000  0.3333  0.4000       3",
+            "  1  b         0.5000  1.0000  0.6667       2",
+            "  2  c         0.0000  0.0000  0.0000       1",
+            "",
+            "true label (rows) and predicted label (columns), by number:",
+            "       0  1  2",
+            "    0  1  2  0",
+            "    1  0  2  0",
+            "    2  1  0  0",
+            "",
+            "the most confident of 3 mistakes:",
+            "  0.750  a, is c (row 5): text 5",
+            "  0.500  b, is a (row 2): text 2",
+            "  0.250  b, is a (row 1): text 1",
+        ]
+        for name, between in (("e.csv", ","), ("e.tsv", "\t")):
+            write_mistakes(tmp_path / name, data, predicted, sure)
+            found = table((tmp_path / name).read_text(), between)
+            assert list(found[0]) == ["row", "label", "prediction", "probability", "text"]
+            assert list(found[0].values()) == ["5", "c", "a", "0.75", "text 5"]
+            assert [each["row"] for each in found] == ["5", "2", "1"]
 
 
 class TestPredict:
@@ -210,8 +266,16 @@ class TestPredict:
             capsys, "predict", folder / "runs" / "seed-1", "--input", folder / "tickets.csv"
         )
         monkeypatch.setattr(predicting, "_CHUNK", 7)
+        sizes, usual = [], Trained.predict
+
+        def noted(self: Trained, dataset: Dataset) -> Any:
+            sizes.append(len(dataset))
+            return usual(self, dataset)
+
+        monkeypatch.setattr(Trained, "predict", noted)
         arguments = ("predict", folder / "runs" / "seed-1", "--input")
         assert call(capsys, *arguments, folder / "tickets.csv") == whole
+        assert sizes == [7, 7, 7, 7, 7, 5]
         assert len(table(whole[1])) == 40
 
         class Stdin:
@@ -228,24 +292,58 @@ class TestPredict:
         for more in (["--text2", "x", "y"], []):
             where = ["--text", "x", *more] if more else ["--submission", "s"]
             assert call(capsys, "predict", run, *where)[0] == 2
+        code, _, err = call(capsys, "predict", run, "--input", "x.csv", "--text2", "y")
+        assert (code, "--text2 needs --text" in err) == (2, True)
 
     def test_seeds(self, capsys: Capture, folder: Path) -> None:
         """The best of them, or the mean of their probabilities."""
         arguments: tuple[Any, ...] = ("--text", "it crashes", "--probabilities")
         alone = [
             table(call(capsys, "predict", folder / "runs" / f"seed-{seed}", *arguments)[1])[0]
-            for seed in (1, 2)
+            for seed in (1, 2, 3)
         ]
         best = json.loads((folder / "runs" / "summary.json").read_text())["best"]
         code, out, err = call(capsys, "predict", folder / "runs", *arguments)
         assert code == 0
-        assert f"the best of 2 seeds, {best}" in err
+        assert f"the best of 3 seeds, {best}" in err
         assert table(out)[0] == alone[int(best[-1]) - 1]
         [row] = table(call(capsys, "predict", folder / "runs", *arguments, "--average")[1])
         for kind in KINDS:
             mean = statistics.mean(float(each[f"p_{kind}"]) for each in alone)
             assert float(row[f"p_{kind}"]) == pytest.approx(mean, abs=1e-5)
         assert row["prediction"] == max(KINDS, key=lambda kind: float(row[f"p_{kind}"]))
+        one = folder / "runs" / "seed-1"
+        code, _, err = call(capsys, "predict", one, *arguments, "--average")
+        assert (code, "is for a folder of several seeds" in err) == (2, True)
+
+    def test_the_label_of_an_average(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By hand, of two heads that number their labels differently."""
+        found = iter(
+            Predictions(np.log(np.array([sure], dtype=np.float32)), [names[0]], 0, names)
+            for sure, names in (((0.6, 0.4), ("a", "b")), ((0.9, 0.1), ("b", "a")))
+        )
+        monkeypatch.setattr(trained, "predict", lambda *_, **__: next(found))
+        both, run = Trained.__new__(Trained), {"settings": {"max_length": 9, "precision": "auto"}}
+        both.runs = [Run(None, None, run)] * 2  # type: ignore[arg-type]
+        task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
+        labels, sure = both.predict(Dataset(task, "input", (Example(0, "x", None, None),), "x"))
+        assert labels == ["b"]
+        assert sure is not None
+        assert sure.tolist() == [pytest.approx([0.35, 0.65])]
+
+    @pytest.mark.parametrize(
+        ("about", "unquoted", "quoted"),
+        [
+            ({}, False, True),
+            ({"quoted": False}, False, False),
+            ({"quoted": True}, True, False),
+            ({"quoted": "damaged"}, False, True),
+        ],
+    )
+    def test_quotes_are_as_in_training(self, about: Any, unquoted: bool, quoted: bool) -> None:
+        run = Trained.__new__(Trained)
+        run.record = {"about": about}
+        assert run.table_form(";", unquoted, None) == TableForm(";", quoted)
 
 
 def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
@@ -260,18 +358,31 @@ def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_p
     more = ["--dev", tmp_path / "dev.jsonl", "--out", tmp_path / "run", "--device", "cpu"]
     code, out, _ = call(
         capsys, "train", *words.split(), *places, *more, "--max-length", "16", "--quiet",
-        "--metric", "mean_absolute_error",
+        "--metric", "mean_absolute_error", "--seeds", "1", "2",
     )  # fmt: skip
     assert code == 0
     assert "scores of train: " in out
-    code, out, _ = call(capsys, "eval", tmp_path / "run")
-    assert code == 0
-    assert out.startswith("train dev (9 examples): mean_absolute_error ")
-    code, out, err = call(capsys, "predict", tmp_path / "run", "--text", "one", "--text2", "two")
+    runs = [tmp_path / "run" / f"seed-{seed}" for seed in (1, 2)]
+    results = [json.loads((run / "run.json").read_text())["result"]["metrics"] for run in runs]
+    errors = [each["mean_absolute_error"] for each in results]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["metrics"]["mean_absolute_error"]["best"] == min(errors)
+    code, out, err = call(capsys, "eval", tmp_path / "run")
+    assert (code, f"the best of 2 seeds, seed-{1 + errors.index(min(errors))}" in err) == (0, True)
+    assert out.startswith(f"train dev (9 examples): mean_absolute_error {min(errors):.4f}\n")
+    pair = ("--text", "one", "--text2", "two")
+    alone = [float(table(call(capsys, "predict", run, *pair)[1])[0]["prediction"]) for run in runs]
+    assert -500 < min(alone) < max(alone) < 1000
+    code, out, err = call(capsys, "predict", tmp_path / "run", *pair, "--average")
     assert code == 0, err
-    assert -500 < float(table(out)[0]["prediction"]) < 1000
-    code, _, err = call(capsys, "predict", tmp_path / "run", "--text", "one")
-    assert (code, "needs pairs: give --text2" in err) == (2, True)
+    assert float(table(out)[0]["prediction"]) == pytest.approx(statistics.mean(alone))
+    for more, says in (
+        ((), "needs pairs: give --text2"),
+        (("--text2", "two", "three"), "--text has 1 texts, and --text2 2"),
+        (("--text2", "two", "--probabilities"), "has scores, which have no --probabilities"),
+    ):
+        code, _, err = call(capsys, "predict", tmp_path / "run", "--text", "one", *more)
+        assert (code, says in err) == (2, True)
 
 
 class TestEncoding:

@@ -86,6 +86,7 @@ class TestCharacters:
             ("utf-8", {"LC_ALL": "C"}, True),
             ("utf-8", {"LC_ALL": "POSIX", "LANG": "de_DE.UTF-8"}, True),
             ("utf-8", {"LC_CTYPE": "C"}, True),
+            ("utf-8", {"LC_ALL": "C.UTF-8", "LC_CTYPE": "C"}, False),
             ("utf-8", {"TERM": "dumb"}, True),
         ],
     )

@@ -367,6 +367,18 @@ class TestReadRecord:
             run.log.sync()
         assert status(tmp_path) == "finished"
 
+    def test_one_that_ends_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        left_running(tmp_path)
+        ended = {**json.loads((tmp_path / "run.json").read_text()), "status": "finished"}
+
+        def lock(file: int, wait: bool) -> bool:
+            (tmp_path / "run.json").write_text(json.dumps(ended))
+            return True
+
+        monkeypatch.setattr(run_record, "lock", lock)
+        assert read_record(tmp_path) == ended
+        assert status(tmp_path) == "finished"
+
     @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES])
     def test_where_nothing_is_known_it_is_left_alone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -72,6 +72,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("method", "Full LoRA-I", "method is 'SPAFIT-0-1-II', asked for is 'Full LoRA-I'"),
     ("plan.strata.1.layers.0", 0, r"plan\.strata\.1\.layers\.0 is 1, asked for is 0"),
     ("plan.num_layers", 5, r"plan\.num_layers is 4, asked for is 5"),
+    ("loss", "own.focal", r"loss is None, asked for is 'own\.focal'"),
     ("base_fingerprint", "c" * 64, "base_fingerprint is 'a+', asked for is 'c+'"),
     ("tokenizer_fingerprint", "c" * 64, "tokenizer_fingerprint is 'b+', asked for is 'c+'"),
     ("data.train.sha256", "3" * 64, r"data\.train\.sha256 is '1+', asked for is '3+'"),
@@ -205,7 +206,7 @@ class TestRequireSameRun:
         with pytest.raises(CheckpointError) as caught:
             require_same_run(FOLDER, record(), other)
         message = str(caught.value)
-        names = ["task", "method", "base_fingerprint", "tokenizer_fingerprint"]
+        names = ["task", "loss", "method", "base_fingerprint"]
         places = [message.index(f"{name} is ") for name in names]
         assert places == sorted(places)
         assert message.count(" asked for is ") == 4

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,11 +18,11 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, DataError
 from spafit.methods import plan
 from spafit.strata import adapt, adapters_disabled
-from spafit.tasks.glue import get_task
+from spafit.tasks.glue import TASKS, get_task
 from spafit.tasks.label_order import label_names
 from spafit.tasks.own import dataset
 from spafit.training import plain
-from spafit.training.inference import evaluate, predict
+from spafit.training.inference import evaluate, predict, probabilities_of
 from spafit.weights.adapter_files import load_adapter, read_adapter_header, save_adapter
 from spafit.weights.pretrained import load_pretrained
 from weights_tools import make_tiny
@@ -82,6 +83,7 @@ class TestNamesOfAFile:
             ("rte", "NOT_ENTAILMENT|ENTAILMENT", (1, 0)),
             ("rte", "Entailment|not entailment", (0, 1)),
             ("qnli", "non-entailment|entailment", (1, 0)),
+            ("rte", "no_entailment|entailment", (1, 0)),
             ("wnli", "entailment|NotEntailment", (1, 0)),
             ("sst-2", "POSITIVE|NEGATIVE", (1, 0)),
             ("sst-2", "1|0", (1, 0)),
@@ -129,12 +131,19 @@ class TestAHeadInAnotherOrder:
         scores = evaluate(same, small.tokenizer, small.train)
         assert evaluate(other, small.tokenizer, small.train) == scores
 
+    def test_probabilities_are_in_the_order_of_the_task(self) -> None:
+        logits = np.log(np.array([[0.5, 0.2, 0.3]], dtype=np.float32))
+        found = probabilities_of(logits, ("neutral", "contradiction", "entailment"), TASKS["mnli"])
+        assert found is not None
+        assert found.tolist() == [pytest.approx([0.3, 0.5, 0.2])]
+
     def test_trains_alike_and_is_saved_by_name(
         self, small: SmallRun, folders: dict[str, Path], tmp_path: Path
     ) -> None:
         same, other = (loaded(folders[name], adapted=True) for name in ("same", "other"))
-        theirs = small.fit(same, epochs=2)
-        ours = small.fit(other, epochs=2)
+        weights = {"entailment": 1.5, "not_entailment": 0.75}
+        theirs = small.fit(same, epochs=2, class_weights=weights)
+        ours = small.fit(other, epochs=2, class_weights=weights)
         assert ours.losses == pytest.approx(theirs.losses, rel=1e-4)
         assert ours.losses[-1] < 0.9 * ours.losses[0]
         assert ours.metrics == theirs.metrics

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spafit.errors import DataError
@@ -194,6 +194,7 @@ class TestOfOwnTasks:
 
     @settings(max_examples=60, deadline=None)
     @given(columns=two_columns)
+    @example(columns=(["a", "c"], ["a", "a"]))  # a class that is predicted and never true
     def test_labels(self, columns: tuple[list[str], list[str]]) -> None:
         predictions, references = columns
         every = [f"{a}_{b}" for a in ("macro", "weighted") for b in ("precision", "recall", "f1")]
@@ -235,10 +236,16 @@ class TestOfOwnTasks:
         shares = -np.mean(np.log([0.5, 0.5, 0.25, 0.25]))
         assert majority(task, ["a", "a", "b", "c"])["log_loss"] == pytest.approx(shares)
 
-    def test_which_is_better(self) -> None:
-        assert metrics.is_better("accuracy", 0.6, 0.5)
-        assert not metrics.is_better("accuracy", 0.5, 0.5)
-        assert metrics.is_better("log_loss", 0.5, 0.6)
+    def test_the_mean_score(self) -> None:
+        task = Task("t", ("text",), (), ("mean_squared_error",))
+        assert majority(task, [0.0, 0.0, 3.0]) == {"mean_squared_error": pytest.approx(2.0)}
+
+    @pytest.mark.parametrize("name", metrics.METRICS)
+    def test_which_is_better(self, name: str) -> None:
+        is_error = name in ("log_loss", "mean_squared_error", "mean_absolute_error")
+        assert metrics.is_better(name, 0.6, 0.5) != is_error
+        assert metrics.is_better(name, 0.5, 0.6) == is_error
+        assert not metrics.is_better(name, 0.5, 0.5)
 
 
 class TestIntervals:
@@ -251,25 +258,32 @@ class TestIntervals:
         low, high = intervals(task, predictions, references)["accuracy"]
         half = 1.96 * (0.8 * 0.2 / 1000) ** 0.5
         assert (low, high) == pytest.approx((0.8 - half, 0.8 + half), abs=0.004)
-        assert intervals(task, predictions, references)["accuracy"] == (low, high)
+        again = intervals(task, predictions, references, samples=1000, seed=0)
+        assert again["accuracy"] == (low, high)
 
     def test_rows_and_counts_are_drawn_alike(self) -> None:
         """With log loss whole rows are drawn, else the cells of the confusion matrix."""
         generator = np.random.default_rng(0)
         true = generator.integers(2, size=400)
-        sure = generator.dirichlet([2, 2], size=400)
+        sure = generator.dirichlet([2, 1], size=400)
         names = np.array(["a", "b"])
         given = names[sure.argmax(1)].tolist(), names[true].tolist()
         bounds = []
         for more in ((), ("log_loss",)):
-            task = Task("t", ("text",), ("a", "b"), ("accuracy", *more))
-            bounds.append(intervals(task, *given, sure)["accuracy"])
-        assert bounds[0] == pytest.approx(bounds[1], abs=0.01)
+            task = Task("t", ("text",), ("a", "b"), ("accuracy", "recall", *more))
+            found = intervals(task, *given, sure)
+            bounds.append((*found["accuracy"], *found["recall"]))
+        assert bounds[0] == pytest.approx(bounds[1], abs=0.015)
 
     def test_scores(self) -> None:
         task = Task("t", ("text",), (), ("mean_absolute_error", "pearson"))
         found = intervals(task, [1.0, 2.0, 3.5, 9.0], [1.5, 2.5, 4.0, 9.5])
         assert found["mean_absolute_error"] == (0.5, 0.5)
+        references = [float(k) for k in range(1000)]
+        predictions = [k + (k % 5 == 0) for k in references]
+        half = 1.96 * (0.8 * 0.2 / 1000) ** 0.5
+        found = intervals(task, predictions, references)
+        assert found["mean_absolute_error"] == pytest.approx((0.2 - half, 0.2 + half), abs=0.004)
 
 
 def test_mistakes_the_surest_first() -> None:
@@ -277,5 +291,7 @@ def test_mistakes_the_surest_first() -> None:
     sure = np.array([[0.6, 0.4], [0.1, 0.9], [0.8, 0.2]])
     found = mistakes(task, ["a", "b", "a"], ["b", "a", "a"], sure)
     assert [(each.row, each.weight) for each in found] == [(1, 0.9), (0, 0.6)]
+    assert mistakes(task, ["a", "b", "a"], ["b", None, "a"], sure) == found[1:]
     scores = Task("t", ("text",), (), ("pearson",))
-    assert [each.row for each in mistakes(scores, [1.0, 5.0], [2.0, 0.0])] == [1, 0]
+    found = mistakes(scores, [1.0, 5.0, 0.0], [2.0, 0.0, 9.0])
+    assert [(each.row, each.weight) for each in found] == [(2, 9.0), (1, 5.0), (0, 1.0)]

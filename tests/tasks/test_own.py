@@ -129,6 +129,14 @@ class TestMemory:
         with pytest.raises(DataError, match="needs pairs of texts"):
             spafit.dataset(["e"], ["True"], task=data.task)
 
+    def test_the_hash_is_of_all_texts_and_labels(self) -> None:
+        found = {
+            spafit.dataset([("x", second), ("y", "z")], labels).sha256
+            for second in "ab"
+            for labels in (["p", "q"], ["q", "p"])
+        }
+        assert len(found) == 4
+
     def test_rows_of_dicts_and_a_frame(self) -> None:
         rows = [{"s": "x", "y": 1, "n": 7}, {"s": "y", "y": 0, "n": 8}]
         of_dicts = spafit.dataset(rows, text="s", label="y")
@@ -163,6 +171,8 @@ class TestMemory:
         center, spread = data.task.scale
         assert center == pytest.approx(66.8333333)
         assert spread == pytest.approx(169.902, abs=1e-3)
+        assert data.task.metrics == ("pearson", "spearman", "mean_absolute_error")
+        assert spafit.dataset(["x", "y"], [3, 3], regression=True).task.scale == (0.0, 1.0)
         with pytest.raises(DataError, match="the score 'high' is not a finite number"):
             spafit.dataset(["x"], ["high"], regression=True)
         with pytest.raises(DataError, match=r"for scores use regression \(--regression\)"):
@@ -171,8 +181,16 @@ class TestMemory:
     def test_refusals(self) -> None:
         with pytest.raises(DataError, match="there are 2 texts and 1 labels"):
             spafit.dataset(["x", "y"], ["a"])
-        with pytest.raises(DataError, match="text is 3, expected a text"):
-            spafit.dataset([3, 4], ["a", "b"])
+        with pytest.raises(DataError, match="the data, line 2: text is 3, expected a text"):
+            spafit.dataset(["x", 3], ["a", "b"])
+        with pytest.raises(DataError, match="the data, line 2: text is 3, expected a text"):
+            spafit.dataset([{"text": "x", "label": "a"}, {"text": 3, "label": "b"}])
+        with pytest.raises(DataError, match="labels in a column; give no others"):
+            spafit.dataset([{"text": "x", "label": "a"}], ["a"])
+        with pytest.raises(DataError, match="'label' cannot be both the text and the label"):
+            spafit.dataset([{"text": "x", "label": "a"}], text="label")
+        with pytest.raises(DataError, match="row 1 has 3 texts, expected two"):
+            spafit.dataset([("x", "y"), ("x", "y", "z")], ["a", "b"])
 
 
 class TestTask:
@@ -209,10 +227,30 @@ class TestSplit:
         data = spafit.dataset(texts, ["rare" if k < 20 else "common" for k in range(200)])
         train, dev = own.split(data, 0.2, seed=3)
         assert sorted([*train.examples, *dev.examples], key=lambda e: e.index) == list(data)
+        assert (train.split, dev.split) == ("train", "dev")
         assert Counter(dev.labels) == {"rare": 4, "common": 36}
+        assert Counter(own.split(data, 0.4, seed=3)[1].labels) == {"rare": 8, "common": 72}
         assert not set(train.texts_a) & set(dev.texts_a)
         assert own.split(data, 0.2, seed=3)[1].sha256 == dev.sha256
         assert own.split(data, 0.2, seed=4)[1].sha256 != dev.sha256
+
+    def test_stays_the_same(self) -> None:
+        """Runs are evaluated on what was split off by an older version. Oracle: its rows."""
+        data = spafit.dataset([f"t{k}" for k in range(20)], ["b", "a", "b", "b"] * 5)
+        _, dev = own.split(data, 0.3, seed=1)
+        assert [each.index for each in dev] == [1, 2, 8, 14, 15, 16, 17]
+
+    @pytest.mark.parametrize("share", [0.1, 0.9])
+    def test_every_label_is_on_both_sides(self, share: float) -> None:
+        """And pairs are the same only if both texts are."""
+        data = spafit.dataset([("q", str(k)) for k in range(12)], [*"aabbbbbbbbbb"])
+        for part in own.split(data, share, seed=0):
+            assert set(part.labels) == {"a", "b"}
+
+    @pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
+    def test_no_share(self, share: float) -> None:
+        with pytest.raises(DataError, match="share of dev must be between 0 and 1"):
+            own.split(spafit.dataset(["x", "y"], ["a", "b"]), share, 0)
 
     def test_scores_by_tenths(self) -> None:
         scores = [float(k) for k in range(100)]

@@ -116,6 +116,14 @@ class TestByHand:
         assert SIZE not in split.encode(TEXTS[:1], max_length=40).input_ids[0], "it is special"
         assert ours.encode(["@USER"], max_length=9).input_ids == [[2, SIZE + 1, 3]]
 
+    def test_they_make_another_tokenizer(self, tmp_path: Path) -> None:
+        """Of another fingerprint; a text keeps those that are not special, as normalized."""
+        plain = load_tokenizer(write(tmp_path, PIECES, {}, {}, {})).fingerprint
+        decoder = {"added_tokens_decoder": DECODER}
+        ours = load_tokenizer(write(tmp_path, PIECES, decoder, {}, {}))
+        assert ours.fingerprint != plain
+        assert ours.decode([SIZE, 5, SIZE + 1], skip_special_tokens=True) == "the @user"
+
     def test_they_complete_a_tokenizer_json(self, tmp_path: Path) -> None:
         load_tokenizer(write(tmp_path, (*PIECES, "[E1]"), {}, {}, {})).save(tmp_path / "new")
         (tmp_path / "new" / "added_tokens.json").write_text(json.dumps({"[E1]": SIZE}))

@@ -91,6 +91,38 @@ class TestClass:
         load_tokenizer(write(tmp_path, UNCASED, **{file: {key: berts}}))
 
 
+class TestTokenizerJson:
+    """Oracle: the message, of a file of BERT's that was changed in one place."""
+
+    @pytest.mark.parametrize(
+        ("old", "new", "says"),
+        [
+            (
+                '"lowercase": true',
+                '"lowercase": false',
+                "it has do_lower_case False, but tokenizer",
+            ),
+            ('"unk_token": "[UNK]"', '"unk_token": "[PAD]"', "its unknown token and prefix are"),
+            ('"type_id": 1', '"type_id": 0', "it encodes a pair of texts as"),
+        ],
+    )
+    def test_of_other_settings(self, tmp_path: Path, old: str, new: str, says: str) -> None:
+        load_tokenizer(write(tmp_path, UNCASED)).save(tmp_path)
+        path = tmp_path / "tokenizer.json"
+        content = path.read_text()
+        assert old in content
+        path.write_text(content.replace(old, new))
+        with pytest.raises(ConfigError, match=says):
+            load_tokenizer(tmp_path)
+
+    def test_signs_before_a_vocabulary(self, tmp_path: Path) -> None:
+        """A byte-order mark is no part of the first entry."""
+        plain = load_tokenizer(write(tmp_path, UNCASED)).fingerprint
+        path = tmp_path / "vocab.txt"
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        assert load_tokenizer(tmp_path).fingerprint == plain
+
+
 class TestCaseOfALoneVocabulary:
     """Oracle: what the vocabularies are, by their making."""
 

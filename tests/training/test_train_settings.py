@@ -52,7 +52,7 @@ ABSURD: list[tuple[str, Any]] = [
     *(("out", v) for v in [0, 1.0, -1, math.nan, 1e308, ["runs"], b"runs", True, "", "a\0b"]),
     *(("metric", v) for v in [0, True, ["f1"]]),
     *(("class_weights", v) for v in ["even", 1, [1.0, 2.0], {"a": -1}, {"a": math.nan}]),
-    *(("class_weights", v) for v in [{"a": True}, {"a": "1"}, {1: 1.0}]),
+    *(("class_weights", v) for v in [{"a": True}, {"a": "1"}, {1: 1.0}, {"a": math.inf}]),
     *((f.name, None) for f in dataclasses.fields(TrainConfig) if f.name not in MAY_BE_NONE),
 ]
 

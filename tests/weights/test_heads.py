@@ -122,7 +122,9 @@ class TestNames:
             (NAMES, ("NO", "YES")),
             ({"id2label": {"1": "YES", "0": "NO"}}, ("NO", "YES")),
             ({"id2label": {"0": 1, "1": 0}}, ("1", "0")),
+            ({"id2label": {"0": "note", "1": "none"}}, ("note", "none")),
             ({"label2id": {"YES": 1, "NO": 0}}, ("NO", "YES")),
+            ({"label2id": {"YES": "1", "NO": "0"}}, ("NO", "YES")),
             ({**NAMES, "label2id": {"yes": 1, "no": 0}}, ("NO", "YES")),
             ({**NAMES, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}, ("NO", "YES")),
             ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"a": 1, "b": 0}}, "ba"),
@@ -160,8 +162,10 @@ class TestNames:
             "the order of its labels is unknown, because config.json does not name them",
         )
 
-    def test_that_contradict_each_other_are_unknown(self) -> None:
-        found, words = label_names_of({**NAMES, "label2id": {"YES": 0, "NO": 1}}, 2)
+    @pytest.mark.parametrize("kind", [int, str])
+    def test_that_contradict_each_other_are_unknown(self, kind: type) -> None:
+        ids = {"YES": kind(0), "NO": kind(1)}
+        found, words = label_names_of({**NAMES, "label2id": ids}, 2)
         assert found is None
         assert "id2label and label2id do not agree" in words
 
