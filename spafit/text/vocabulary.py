@@ -337,7 +337,10 @@ def _from_tokenizer_json(
     path: Path, settings: dict[str, bool], listed: list[Listed], lowercase: bool | None
 ) -> Recipe:
     try:
-        own = tokenizers.Tokenizer.from_buffer(path.read_bytes())  # its from_file wants UTF-8 paths
+        raw = path.read_bytes()
+        own = tokenizers.Tokenizer.from_buffer(raw)  # its from_file wants UTF-8 paths
+        # The library numbers the added tokens in the order of the file, whatever their ids there.
+        entries = json.loads(raw).get("added_tokens") or ()
     except Exception as error:  # the library raises nothing narrower
         _require_word_limit(path)
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
@@ -371,15 +374,12 @@ def _from_tokenizer_json(
     if lowercase is None:
         lowercase = normalizer.lowercase
     vocab = own.get_vocab(with_added_tokens=False)
+    ids = {entry["content"]: entry["id"] for entry in entries}
+    added = own.get_added_tokens_decoder().values()
     recipe = Recipe(
         vocab,
         _complete(
-            vocab,
-            tuple(
-                AddedToken.of(token, number)
-                for number, token in own.get_added_tokens_decoder().items()
-            ),
-            listed,
+            vocab, tuple(AddedToken.of(token, ids[token.content]) for token in added), listed
         ),
         lowercase,
         strip_accents=lowercase if normalizer.strip_accents is None else normalizer.strip_accents,
@@ -387,7 +387,15 @@ def _from_tokenizer_json(
         clean_text=normalizer.clean_text,
         max_word_chars=model.max_input_chars_per_word,
     )
-    theirs, ours = own.encode("a", "b"), recipe.build().encode("a", "b")
+    built = recipe.build()
+    for token in recipe.added:
+        number = built.token_to_id(token.content)
+        if number != token.id:
+            raise ConfigError(
+                f"it gives the added token {token.content!r:.80} the id {token.id}, but its "
+                f"{len(vocab)} entries and the tokens added before give it {number}; correct it"
+            )
+    theirs, ours = own.encode("a", "b"), built.encode("a", "b")
     if (theirs.ids, theirs.type_ids) != (ours.ids, ours.type_ids):
         raise ConfigError(
             f"it encodes a pair of texts as {theirs.tokens} of types {theirs.type_ids}, BERT does "
