@@ -257,19 +257,22 @@ def _warn_of_case(path: Path, recipe: Recipe, is_guess: bool) -> None:
     """Warn if capitals are never used by a cased vocabulary, or if the case is in doubt."""
     with_capitals, words = recipe.capitals()
     if is_guess and 0 < with_capitals < 2 * _CASED_SHARE * words:
-        taken, other = ("uncased", "False") if recipe.lowercase else ("cased", "True")
-        option = "--no-lowercase" if recipe.lowercase else "--lowercase"
+        taken, remedy = (
+            ("uncased", "lowercase=False (spafit train --no-lowercase)")
+            if recipe.lowercase
+            else ("cased", "lowercase=True (spafit train --lowercase)")
+        )
         warnings.warn(
             f"{path} is taken as {taken}, because {with_capitals} of its {words} words and pieces "
             f"of words have capitals and no file sets do_lower_case. If that is a mistake, load "
-            f"with lowercase={other} ({option} on the command line)",
+            f"with {remedy}",
             stacklevel=4,
         )
     elif recipe.lowercase and recipe.is_cased:
         warnings.warn(
             f"{path.parent} asks for lower-casing, but its vocabulary is cased: the entries with "
             "upper-case letters are never used. If that is a mistake, load with lowercase=False "
-            "(--no-lowercase on the command line), or set do_lower_case to false",
+            "(spafit train --no-lowercase), or set do_lower_case to false",
             stacklevel=4,
         )
 
@@ -363,16 +366,23 @@ def _from_tokenizer_json(
         "strip_accents": normalizer.strip_accents,
         "tokenize_chinese_chars": normalizer.handle_chinese_chars,
     }
-    for key, value in settings.items() if lowercase is None else ():
-        found = says["do_lower_case"] if says[key] is None else says[key]
-        if value != found:
+    for key, value in settings.items():
+        found = normalizer.lowercase if says[key] is None else says[key]
+        is_settled = key == "do_lower_case" and lowercase is not None
+        if value != found and not is_settled:
+            remedy = (
+                ", or load with lowercase=True or lowercase=False (spafit train --lowercase or "
+                "--no-lowercase)"
+            )
             raise ConfigError(
                 f"it has {key} {found}, but tokenizer_config.json beside it says {value}; "
-                "correct one of them, or load with lowercase=True or lowercase=False (--lowercase "
-                "or --no-lowercase on the command line)"
+                f"correct one of them{remedy if key == 'do_lower_case' else ''}"
             )
     if lowercase is None:
         lowercase = normalizer.lowercase
+    strip_accents = normalizer.strip_accents
+    if strip_accents is None:
+        strip_accents = settings.get("strip_accents", lowercase)
     vocab = own.get_vocab(with_added_tokens=False)
     ids = {entry["content"]: entry["id"] for entry in entries}
     added = own.get_added_tokens_decoder().values()
@@ -382,7 +392,7 @@ def _from_tokenizer_json(
             vocab, tuple(AddedToken.of(token, ids[token.content]) for token in added), listed
         ),
         lowercase,
-        strip_accents=lowercase if normalizer.strip_accents is None else normalizer.strip_accents,
+        strip_accents,
         split_chinese=normalizer.handle_chinese_chars,
         clean_text=normalizer.clean_text,
         max_word_chars=model.max_input_chars_per_word,

@@ -230,7 +230,7 @@ class TestCase:
         config = folder / "tokenizer_config.json"
         config.write_text('{"do_lower_case": false, "strip_accents": null}')
         load_tokenizer(folder)
-        for key in ("do_lower_case", "strip_accents"):
+        for key in ("strip_accents", "do_lower_case"):
             config.write_text(json.dumps({key: True}))
             with pytest.raises(ConfigError, match=rf"tokenizer\.json.*{key} False.*says True"):
                 load_tokenizer(folder)

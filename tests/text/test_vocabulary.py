@@ -113,7 +113,7 @@ class TestCaseOfALoneVocabulary:
         lowercase, [note] = self.notes(write(tmp_path, entries))
         assert lowercase
         assert f"taken as uncased, because 3 of its {words} words" in note
-        assert "lowercase=False (--no-lowercase on the command line)" in note
+        assert "lowercase=False (spafit train --no-lowercase)" in note
         ids = load_tokenizer(tmp_path, lowercase=True).encode(["The Server"], max_length=9)
         assert ids.input_ids == [[2, entries.index("the"), entries.index("server"), 3]]
 
@@ -121,7 +121,7 @@ class TestCaseOfALoneVocabulary:
         lowercase, [note] = self.notes(write(tmp_path, (*UNCASED, *"ABCDEF")))
         assert not lowercase
         assert "taken as cased, because 6 of its " in note
-        assert "lowercase=True (--lowercase on the command line)" in note
+        assert "lowercase=True (spafit train --lowercase)" in note
 
     def test_what_the_files_say_is_no_guess(self, tmp_path: Path) -> None:
         for value in (True, False):
@@ -195,3 +195,62 @@ class TestHoles:
         with pytest.raises(ConfigError) as caught:
             load_tokenizer(tmp_path)
         assert f"tokenizer.json: max_input_chars_per_word is {limit!r}" in str(caught.value)
+
+
+class TestDisagreement:
+    """Oracle: the message, and the toy vocabulary, whose ids are known by their places."""
+
+    def folder(self, path: Path, normalizer: dict[str, Any], config: dict[str, Any]) -> Path:
+        """Write a tokenizer.json that lower-cases, changed, with a tokenizer_config.json."""
+        load_tokenizer(write(path, (*UNCASED, "é", "東京", "東", "京"))).save(path)
+        content = json.loads((path / "tokenizer.json").read_text())
+        content["normalizer"] |= normalizer
+        (path / "tokenizer.json").write_text(json.dumps(content))
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+        return path
+
+    @pytest.mark.parametrize("lowercase", [None, True, False])
+    @pytest.mark.parametrize(
+        ("normalizer", "config", "says"),
+        [
+            ({"strip_accents": False}, {"strip_accents": True}, "strip_accents False"),
+            ({"strip_accents": True}, {"strip_accents": False}, "strip_accents True"),
+            ({"strip_accents": None}, {"strip_accents": False}, "strip_accents True"),
+            (
+                {"handle_chinese_chars": False},
+                {"do_lower_case": False, "tokenize_chinese_chars": True},
+                "tokenize_chinese_chars False",
+            ),
+        ],
+    )
+    def test_what_has_nothing_to_do_with_lower_casing(
+        self,
+        tmp_path: Path,
+        lowercase: bool | None,
+        normalizer: dict[str, Any],
+        config: dict[str, Any],
+        says: str,
+    ) -> None:
+        config = {**config, "do_lower_case": None} if lowercase is None else config
+        folder = self.folder(tmp_path, normalizer, config)
+        with pytest.raises(ConfigError, match=rf"json: it has {says}, .* one of them$"):
+            load_tokenizer(folder, lowercase=lowercase)
+
+    def test_lowercase_settles_lower_casing(self, tmp_path: Path) -> None:
+        folder = self.folder(tmp_path, {}, {"do_lower_case": False})
+        with pytest.raises(
+            ConfigError,
+            match=r"has do_lower_case True, .* \(spafit train --lowercase or --no-lowercase\)$",
+        ):
+            load_tokenizer(folder)
+        for lowercase in (True, False):
+            assert load_tokenizer(folder, lowercase=lowercase).recipe.lowercase is lowercase
+
+    @pytest.mark.parametrize(("config", "strips"), [({"strip_accents": True}, True), ({}, False)])
+    def test_accents_that_follow_lower_casing(
+        self, tmp_path: Path, config: dict[str, Any], strips: bool
+    ) -> None:
+        """As beside a vocab.txt: what tokenizer_config.json sets is not undone by lowercase."""
+        folder = self.folder(tmp_path, {"strip_accents": None}, config)
+        assert load_tokenizer(folder).recipe.strip_accents
+        assert load_tokenizer(folder, lowercase=False).recipe.strip_accents is strips
