@@ -55,6 +55,9 @@ _BERT_CLASSES = frozenset(
 # How a Japanese tokenizer may split words and pieces; the value that is BERT's way.
 _SPLITTING = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece"}
 
+# What the tokenizers library takes for blank, which is less than Python does.
+_BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f")
+
 _CASED_SHARE = 0.1
 """A vocabulary is cased from this share of entries with capitals on; bert-large-cased has 0.31."""
 
@@ -205,7 +208,8 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
     upper-case letter: bert-large-cased has 31 of 100, and an uncased vocabulary none, except for a
     few placeholders such as USER.
 
-    An id is the number of the line in vocab.txt; of a repeated entry the last line counts.
+    An id is the number of the line in vocab.txt; of a repeated entry the last line counts. Blanks
+    at the end of a line are left out.
 
     Parameters
     ----------
@@ -219,7 +223,7 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
     UserWarning
         If the files ask for lower-casing although the vocabulary is cased; if the vocabulary alone
         decides, and fewer than a fifth of its words have capitals, but not none; if some ids have
-        no entry.
+        no entry; if lines end in blanks.
 
     Raises
     ------
@@ -319,7 +323,7 @@ def _require_bert_class(folder: Path, config: dict[str, Any]) -> None:
 def _from_vocabulary(
     path: Path, settings: dict[str, bool], listed: list[Listed], lowercase: bool | None
 ) -> Recipe:
-    vocab = _read_vocabulary(path)
+    vocab = _read_vocabulary(path, listed)
     if lowercase is None:
         lowercase = settings.get("do_lower_case")
     recipe = Recipe(
@@ -467,15 +471,33 @@ def _complete(
     return tuple(sorted(added.values(), key=lambda token: token.id))
 
 
-def _read_vocabulary(path: Path) -> dict[str, int]:
-    """Read a vocab.txt; an entry's id is its line number, from 0, or that of its last line."""
+def _read_vocabulary(path: Path, listed: list[Listed]) -> dict[str, int]:
+    """Read a vocab.txt; an entry's id is its line number, from 0, or that of its last line.
+
+    As in transformers, blanks at the end of a line are no part of its entry, and blank lines at the
+    end of the file take an id before the tokens that are added, unless a file gives it to one.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
     # Not splitlines(): U+2028 and similar characters are entries of large vocabularies.
-    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
-    return {piece: number for number, piece in enumerate(lines)}
+    text = text.replace("\r\n", "\n")
+    lines = text.rstrip("\n").split("\n")
+    pieces = [line.rstrip(_BLANKS) or line for line in lines]
+    padded = [line for line, piece in zip(lines, pieces, strict=True) if line != piece]
+    if padded:
+        warnings.warn(
+            f"{path}: {len(padded)} lines end in blanks, such as {padded[0]!r:.80}, which are left "
+            "out, as transformers does",
+            stacklevel=5,
+        )
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    ends_blank = text.endswith("\n\n")
+    adds = {each.id for each in listed if each.token.content not in vocab}
+    if ends_blank and adds and len(lines) not in adds:
+        vocab.setdefault("", len(lines))
+    return vocab
 
 
 def _flags(folder: Path, config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, bool]:

@@ -102,9 +102,35 @@ class TestAgainstTransformers:
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
         assert theirs(TEXTS)["input_ids"] == ours.encode(TEXTS, max_length=40).input_ids
 
+    @pytest.mark.parametrize("blank", [("",), ("", "", "")])
+    @pytest.mark.parametrize("pieces", [PIECES, (*PIECES[:9], "", *PIECES[9:])])
+    @pytest.mark.parametrize("has_ids", [True, False])
+    def test_blank_last_lines(
+        self, tmp_path: Path, blank: tuple[str, ...], pieces: tuple[str, ...], has_ids: bool
+    ) -> None:
+        """They count as one entry if there is no other blank one."""
+        transformers = pytest.importorskip("transformers")
+        tokens = {"[E1]": SIZE + 1, "@USER": SIZE + 2} if has_ids else {}
+        config = {} if has_ids else {"additional_special_tokens": ["[E1]", "@USER"]}
+        write(tmp_path, (*pieces, *blank), config, {}, tokens)
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        ids = load_tokenizer(tmp_path).encode(TEXTS, max_length=40).input_ids
+        assert theirs(TEXTS)["input_ids"] == ids
+        assert SIZE + 1 in ids[0]
+
 
 class TestByHand:
     """Oracle: the numbers of the lines."""
+
+    @pytest.mark.parametrize("added", [{}, {"[E1]": SIZE, "@USER": SIZE + 1}])
+    def test_blank_last_lines_whose_id_is_not_theirs(
+        self, tmp_path: Path, added: dict[str, int]
+    ) -> None:
+        plain = load_tokenizer(write(tmp_path, PIECES, {}, {}, added))
+        assert plain.vocab_size == SIZE + len(added)
+        write(tmp_path, (*PIECES, "", ""), {}, {}, added)
+        assert load_tokenizer(tmp_path).fingerprint == plain.fingerprint
 
     def test_tokens_written_out_in_the_older_map(self, tmp_path: Path) -> None:
         """As transformers 4 wrote them; transformers 5 cannot read them."""

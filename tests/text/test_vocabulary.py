@@ -254,3 +254,33 @@ class TestDisagreement:
         folder = self.folder(tmp_path, {"strip_accents": None}, config)
         assert load_tokenizer(folder).recipe.strip_accents
         assert load_tokenizer(folder, lowercase=False).recipe.strip_accents is strips
+
+
+class TestBlanks:
+    """Oracle: AutoTokenizer on the same files, and the numbers of the lines."""
+
+    @pytest.mark.parametrize(
+        ("end", "is_noted"),
+        [(" \n", 1), ("\t\n", 1), ("  \t\r\n", 1), ("\u3000\xa0\n", 1), ("\r\n", 0), ("\n", 0)],
+    )
+    def test_at_the_ends_of_lines(self, tmp_path: Path, end: str, is_noted: bool) -> None:
+        transformers = pytest.importorskip("transformers")
+        plain = load_tokenizer(write(tmp_path, UNCASED, config={"model_type": "bert"}))
+        lines = [f"{entry}{end}" for entry in UNCASED]
+        (tmp_path / "vocab.txt").write_bytes("".join(lines).encode())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours = load_tokenizer(tmp_path)
+        assert ours.fingerprint == plain.fingerprint
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert ours.recipe.vocab == theirs.get_vocab()
+        notes = [str(warning.message) for warning in caught]
+        assert len(notes) == is_noted
+        assert all(f"vocab.txt: {len(UNCASED)} lines end in blanks, such as '[PAD]" in note
+                   for note in notes)  # fmt: skip
+
+    def test_entries_of_blanks_keep_their_ids(self, tmp_path: Path) -> None:
+        entries = (*SPECIAL, "the", "\u2028", "\x85", " ", "dog")
+        assert load_tokenizer(write(tmp_path, entries)).recipe.vocab == {
+            entry: number for number, entry in enumerate(entries)
+        }
