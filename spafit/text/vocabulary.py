@@ -83,6 +83,8 @@ class Recipe:
         Remove control characters, and replace every kind of whitespace by a space.
     max_word_chars : int
         A longer word becomes [UNK].
+    truncates_left : bool
+        Truncate a text that is too long at its start, not at its end.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class Recipe:
     split_chinese: bool = True
     clean_text: bool = True
     max_word_chars: int = 100
+    truncates_left: bool = False
 
     def __post_init__(self) -> None:
         missing = [token for token in SPECIAL_TOKENS if token not in self.vocab]
@@ -156,6 +159,8 @@ class Recipe:
     def fingerprint(self) -> str:
         """SHA-256 of the recipe written as JSON with sorted keys, in hexadecimal."""
         content = {**vars(self), "added": [asdict(token) for token in self.added]}
+        if not self.truncates_left:
+            del content["truncates_left"]  # as in the fingerprints of older runs
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def build(self, split_special_tokens: bool = False) -> tokenizers.Tokenizer:
@@ -245,6 +250,13 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
         recipe = read(path, settings, listed, lowercase)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    side = config.get("truncation_side")
+    if side not in ("left", "right", None):
+        raise ConfigError(
+            f"{folder / CONFIG_FILE}: truncation_side is {side!r:.80}; expected 'left' or 'right'"
+        )
+    if side is not None:
+        recipe = replace(recipe, truncates_left=side == "left")
     if lowercase is None:
         is_guess = path.suffix == ".txt" and "do_lower_case" not in settings
         _warn_of_case(path, recipe, is_guess)
@@ -351,6 +363,7 @@ def _from_tokenizer_json(
     except Exception as error:  # the library raises nothing narrower
         _require_word_limit(path)
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
+    truncates_left = (own.truncation or {}).get("direction") == "left"
     own.no_truncation()
     own.no_padding()
     model, normalizer = own.model, own.normalizer
@@ -400,6 +413,7 @@ def _from_tokenizer_json(
         split_chinese=normalizer.handle_chinese_chars,
         clean_text=normalizer.clean_text,
         max_word_chars=model.max_input_chars_per_word,
+        truncates_left=truncates_left,
     )
     built = recipe.build()
     for token in recipe.added:

@@ -157,6 +157,34 @@ class TestAgainstTransformers:
         rows = (["the " * a for a, _ in pairs], ["dog " * b for _, b in pairs])
         self.check([toy], oracle, rows, (8, 9, 10, 11))
 
+    @pytest.mark.parametrize("source", ["config", "tokenizer.json", "the config first"])
+    def test_truncated_at_the_start(self, toy: Tokenizer, tmp_path: Path, source: str):
+        transformers = pytest.importorskip("transformers")
+        folder = tmp_path / "toy"
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        if source != "config":
+            toy.save(folder)
+            truncation = {"max_length": 9, "strategy": "LongestFirst", "stride": 0}
+            direction = "Left" if source == "tokenizer.json" else "Right"
+            truncation["direction"] = direction
+            edited_json(folder, folder, lambda content: content.update(truncation=truncation))
+        if source != "tokenizer.json":
+            config |= {"truncation_side": "left", "padding_side": "left"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+        ours = load_tokenizer(folder)
+        ours.save(tmp_path / "new")
+        again = load_tokenizer(tmp_path / "new")
+        assert ours.fingerprint == again.fingerprint != toy.fingerprint
+        # Pieces that differ, to tell the two ends apart.
+        words = ("the Dog dogs ! é e " * 3).split()
+        pairs = [(a, b) for a in range(0, 12, 2) for b in range(12)]
+        rows = ([" ".join(words[:a]) for a, _ in pairs], [" ".join(words[b:]) for _, b in pairs])
+        for path in (folder, tmp_path / "new"):
+            oracle = transformers.AutoTokenizer.from_pretrained(path)
+            self.check([ours, again], oracle, rows, (8, 9, 11))
+            self.check([ours, again], oracle, (rows[1], None), (8, 9))
+
     @pytest.mark.parametrize("source", ["tokenizer.json", "vocab.txt", "minilm"])
     def test_saved_is_read_back_by_both(
         self, source: str, cased: Path, cased_txt: Path, minilm_folder: Path, tmp_path: Path
@@ -299,6 +327,8 @@ class TestFiles:
             ("tokenizer_config.json", b"[]"),
             ("tokenizer_config.json", b"{"),
             ("tokenizer_config.json", b'{"do_lower_case": "no"}'),
+            ("tokenizer_config.json", b'{"truncation_side": "Left"}'),
+            ("tokenizer_config.json", b'{"truncation_side": ["left"]}'),
         ],
     )
     def test_spoiled_files_are_refused(self, tmp_path: Path, name: str, content: bytes):
