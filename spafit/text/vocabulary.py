@@ -24,6 +24,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
+from spafit.config import refuse_pointer
 from spafit.errors import ConfigError
 from spafit.text.added_tokens import (
     CLS,
@@ -357,6 +358,7 @@ def _from_tokenizer_json(
 ) -> Recipe:
     try:
         raw = path.read_bytes()
+        refuse_pointer(raw)
         own = tokenizers.Tokenizer.from_buffer(raw)  # its from_file wants UTF-8 paths
         # The library numbers the added tokens in the order of the file, whatever their ids there.
         entries = json.loads(raw).get("added_tokens") or ()
@@ -492,8 +494,10 @@ def _read_vocabulary(path: Path, listed: list[Listed]) -> dict[str, int]:
     end of the file take an id before the tokens that are added, unless a file gives it to one.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        raw = path.read_bytes()
+        refuse_pointer(raw)
+        text = raw.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
     # Not splitlines(): U+2028 and similar characters are entries of large vocabularies.
     text = text.replace("\r\n", "\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spafit.config import BertConfig
 from spafit.errors import ConfigError
 from spafit.text.tokenization import load_tokenizer
 
@@ -284,3 +285,32 @@ class TestBlanks:
         assert load_tokenizer(write(tmp_path, entries)).recipe.vocab == {
             entry: number for number, entry in enumerate(entries)
         }
+
+
+class TestPointers:
+    """Oracle: the message, which names the file and git's command."""
+
+    POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 466062\n"
+
+    @pytest.mark.parametrize(
+        "name",
+        ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+         "added_tokens.json", "config.json"],
+    )  # fmt: skip
+    def test_in_place_of_a_file(self, tmp_path: Path, name: str) -> None:
+        (write(tmp_path, UNCASED) / name).write_text(self.POINTER)
+        with pytest.raises(ConfigError) as caught:
+            load_tokenizer(tmp_path)
+        message = str(caught.value)
+        assert message.startswith(str(tmp_path / name))
+        assert "cannot be read: it is a Git LFS pointer" in message
+        assert "run `git lfs pull`" in message
+
+    def test_in_place_of_a_configuration(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(self.POINTER)
+        with pytest.raises(ConfigError, match=r"config\.json .* LFS pointer.*: run `git lfs pull`"):
+            BertConfig.from_json(tmp_path)
+
+    def test_a_vocabulary_may_begin_with_that_word(self, tmp_path: Path) -> None:
+        ours = load_tokenizer(write(tmp_path, ("version", "http", *UNCASED)))
+        assert ours.recipe.vocab["version"] == 0
