@@ -21,7 +21,9 @@ import tokenizers
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
+from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
 
 from spafit.config import refuse_pointer
@@ -368,14 +370,15 @@ def _from_tokenizer_json(
     truncates_left = (own.truncation or {}).get("direction") == "left"
     own.no_truncation()
     own.no_padding()
-    model, normalizer = own.model, own.normalizer
+    model, normalizer = own.model, _alone(own.normalizer)
+    pre_tokenizer = _alone(own.pre_tokenizer)
     if not isinstance(model, WordPiece):
         _require_word_limit(path)
         raise ConfigError(_foreign("model", model, WordPiece))
     if not isinstance(normalizer, BertNormalizer):
         raise ConfigError(_foreign("normalizer", normalizer, BertNormalizer))
-    if not isinstance(own.pre_tokenizer, BertPreTokenizer):
-        raise ConfigError(_foreign("pre_tokenizer", own.pre_tokenizer, BertPreTokenizer))
+    if not isinstance(pre_tokenizer, BertPreTokenizer):
+        raise ConfigError(_foreign("pre_tokenizer", pre_tokenizer, BertPreTokenizer))
     signs = (model.unk_token, model.continuing_subword_prefix)
     if signs != (UNK, PREFIX):
         raise ConfigError(f"its unknown token and prefix are {signs}, BERT's are {(UNK, PREFIX)}")
@@ -432,6 +435,12 @@ def _from_tokenizer_json(
             f"as {ours.tokens} of types {ours.type_ids}; give the files of a BERT model"
         )
     return recipe
+
+
+def _alone(part: Any) -> Any:
+    """Return the member of a sequence of one; anything else as it is."""
+    members = list(part) if isinstance(part, (Normalizers, PreTokenizers)) else [part]
+    return members[0] if len(members) == 1 else part
 
 
 def _foreign(part: str, found: object, expected: type) -> str:

@@ -314,3 +314,24 @@ class TestPointers:
     def test_a_vocabulary_may_begin_with_that_word(self, tmp_path: Path) -> None:
         ours = load_tokenizer(write(tmp_path, ("version", "http", *UNCASED)))
         assert ours.recipe.vocab["version"] == 0
+
+
+def test_a_sequence_of_one_is_its_member(tmp_path: Path) -> None:
+    """Oracle: the same files without the sequences."""
+    plain = load_tokenizer(write(tmp_path, UNCASED))
+    plain.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for count in (1, 2, 0):
+        changed = {
+            "normalizer": {"type": "Sequence", "normalizers": [content["normalizer"]] * count},
+            "pre_tokenizer": {"type": "Sequence",
+                              "pretokenizers": [content["pre_tokenizer"]] * count},
+        }  # fmt: skip
+        for part in changed:
+            path.write_text(json.dumps({**content, part: changed[part]}))
+            if count == 1:
+                assert load_tokenizer(tmp_path).fingerprint == plain.fingerprint
+            else:
+                with pytest.raises(ConfigError, match=f"its {part} is Sequence, that of a BERT"):
+                    load_tokenizer(tmp_path)
