@@ -31,6 +31,8 @@ from spafit.errors import ConfigError
 from spafit.text.added_tokens import (
     CLS,
     CONFIG_FILE,
+    MASK,
+    PAD,
     SEP,
     SPECIAL_TOKENS,
     UNK,
@@ -39,6 +41,9 @@ from spafit.text.added_tokens import (
     read_listed,
     read_object,
 )
+
+# Of the special tokens, those that a text is framed, filled up or replaced with.
+_NEEDED = (PAD, UNK, CLS, SEP)
 
 PREFIX = "##"
 """The prefix of a word piece that continues a word."""
@@ -92,7 +97,7 @@ class Recipe:
     Raises
     ------
     ConfigError
-        If a special token of BERT is missing, two entries have the same id, or
+        If a special token of BERT other than [MASK] is missing, two entries have the same id, or
         ``max_word_chars`` is below 1.
     """
 
@@ -106,11 +111,11 @@ class Recipe:
     truncates_left: bool = False
 
     def __post_init__(self) -> None:
-        missing = [token for token in SPECIAL_TOKENS if token not in self.vocab]
+        missing = [token for token in _NEEDED if token not in self.vocab]
         if missing:
             raise ConfigError(
                 f"the vocabulary of {len(self.vocab)} entries lacks {', '.join(missing)}; "
-                f"a BERT vocabulary has all of {', '.join(SPECIAL_TOKENS)}: give the files of one"
+                f"a BERT vocabulary has all of {', '.join(_NEEDED)}: give the files of one"
             )
         if self.max_word_chars < 1:
             raise ConfigError(
@@ -201,7 +206,8 @@ class Recipe:
             # BERT's own special tokens are in the vocabulary, but splitting words always breaks
             # them up. When they are to be split they must not be added, because a file may mark
             # one as not special.
-            if not (split_special_tokens and token.content in SPECIAL_TOKENS):
+            is_berts = token.content in SPECIAL_TOKENS and token.content in self.vocab
+            if not (split_special_tokens and is_berts):
                 backend.add_tokens([tokenizers.AddedToken(**flags)])
         backend.encode_special_tokens = split_special_tokens  # for the other special tokens
         return backend
@@ -439,7 +445,7 @@ def _from_tokenizer_json(
 
 def _alone(part: Any) -> Any:
     """Return the member of a sequence of one; anything else as it is."""
-    members = list(part) if isinstance(part, (Normalizers, PreTokenizers)) else [part]
+    members = list(part) if type(part) in (Normalizers, PreTokenizers) else [part]
     return members[0] if len(members) == 1 else part
 
 
@@ -477,7 +483,7 @@ def _complete(
     special = [
         tokenizers.AddedToken(each, special=True) for each in SPECIAL_TOKENS if each in vocab
     ]
-    for each in (*listed, *(Listed(Path(), token) for token in special)):
+    for each in (*_with_ids(listed, vocab), *(Listed(Path(), token) for token in special)):
         content = each.token.content
         if content not in added:
             if content not in vocab and has_holes:
@@ -494,6 +500,15 @@ def _complete(
                 "of the files"
             )
     return tuple(sorted(added.values(), key=lambda token: token.id))
+
+
+def _with_ids(listed: list[Listed], vocab: dict[str, int]) -> list[Listed]:
+    """Leave out a [MASK] that is only named, as in every BERT's files, where there is none."""
+    return [
+        each
+        for each in listed
+        if each.token.content != MASK or MASK in vocab or each.id is not None
+    ]
 
 
 def _read_vocabulary(path: Path, listed: list[Listed]) -> dict[str, int]:
@@ -521,7 +536,7 @@ def _read_vocabulary(path: Path, listed: list[Listed]) -> dict[str, int]:
         )
     vocab = {piece: number for number, piece in enumerate(pieces)}
     ends_blank = text.endswith("\n\n")
-    adds = {each.id for each in listed if each.token.content not in vocab}
+    adds = {each.id for each in _with_ids(listed, vocab) if each.token.content not in vocab}
     if ends_blank and adds and len(lines) not in adds:
         vocab.setdefault("", len(lines))
     return vocab

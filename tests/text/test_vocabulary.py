@@ -335,3 +335,39 @@ def test_a_sequence_of_one_is_its_member(tmp_path: Path) -> None:
             else:
                 with pytest.raises(ConfigError, match=f"its {part} is Sequence, that of a BERT"):
                     load_tokenizer(tmp_path)
+
+
+class TestWithoutMask:
+    """Oracle: AutoTokenizer on texts that do not spell [MASK] out, and the numbers of the lines."""
+
+    ENTRIES = (*UNCASED[:4], *UNCASED[5:], "[", "]")
+
+    def test_it_is_not_needed(self, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        folder = write(tmp_path / "a", self.ENTRIES, config={"model_type": "bert"})
+        plain = load_tokenizer(folder)
+        assert plain.vocab_size == len(self.ENTRIES), "as many rows as the model has"
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        texts = ["The dogs of a user!", ""]
+        assert plain.encode(texts, max_length=20).input_ids == theirs(texts)["input_ids"]
+        (folder / "vocab.txt").write_text("\n".join((*self.ENTRIES, "", "")))
+        write(folder, self.ENTRIES, tokenizer_config={"mask_token": "[MASK]"})
+        assert load_tokenizer(folder).fingerprint == plain.fingerprint
+        plain.save(tmp_path / "new")
+        assert load_tokenizer(tmp_path / "new").fingerprint == plain.fingerprint
+        (tmp_path / "new" / "special_tokens_map.json").write_text('{"mask_token": "[MASK]"}')
+        assert load_tokenizer(tmp_path / "new").fingerprint == plain.fingerprint
+
+    def test_where_a_file_gives_its_id(self, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        size = len(self.ENTRIES)
+        folder = write(
+            tmp_path, self.ENTRIES, added_tokens={"[MASK]": size, "<url>": size + 1},
+            config={"model_type": "bert"}, tokenizer_config={"do_lower_case": True},
+        )  # fmt: skip
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        ids = load_tokenizer(folder).encode(["a [MASK] <url>"], max_length=20).input_ids
+        assert ids == theirs(["a [MASK] <url>"])["input_ids"]
+        assert ids[0][-3:-1] == [size, size + 1]
+        split = load_tokenizer(folder, split_special_tokens=True)
+        assert split.encode(["<url>"], max_length=20).input_ids == [[2, size + 1, 3]]
