@@ -381,11 +381,7 @@ class Tokenizer:
             "do_lower_case": self.recipe.lowercase,
             "strip_accents": self.recipe.strip_accents,
             "tokenize_chinese_chars": self.recipe.split_chinese,
-            **{
-                f"{token.strip('[]').lower()}_token": token
-                for token in SPECIAL_TOKENS
-                if token in self.recipe.vocab
-            },
+            **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
             **({"split_special_tokens": True} if self.split_special_tokens else {}),
             **({"truncation_side": "left"} if self.recipe.truncates_left else {}),
         }

@@ -530,8 +530,8 @@ def _read_vocabulary(path: Path, listed: list[Listed]) -> dict[str, int]:
     padded = [line for line, piece in zip(lines, pieces, strict=True) if line != piece]
     if padded:
         warnings.warn(
-            f"{path}: {len(padded)} lines end in blanks, such as {padded[0]!r:.80}, which are left "
-            "out, as transformers does",
+            f"{path}: {len(padded)} of its lines end in blanks, such as {padded[0]!r:.80}, which "
+            "are left out, as transformers does",
             stacklevel=5,
         )
     vocab = {piece: number for number, piece in enumerate(pieces)}

@@ -184,6 +184,9 @@ class TestAgainstTransformers:
             oracle = transformers.AutoTokenizer.from_pretrained(path)
             self.check([ours, again], oracle, rows, (8, 9, 11))
             self.check([ours, again], oracle, (rows[1], None), (8, 9))
+        config["truncation_side"] = "right"
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        assert load_tokenizer(folder).fingerprint == toy.fingerprint
 
     @pytest.mark.parametrize("source", ["tokenizer.json", "vocab.txt", "minilm"])
     def test_saved_is_read_back_by_both(
