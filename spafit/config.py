@@ -315,14 +315,27 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def refuse_pointer(raw: bytes) -> None:
+    """Refuse what git leaves in place of a large file that it did not fetch.
+
+    Raises
+    ------
+    ValueError
+        If the bytes of the file are a Git LFS pointer.
+    """
+    if raw.startswith(b"version http"):
+        raise ValueError("it is a Git LFS pointer, not the file itself: run `git lfs pull`")
+
+
 def parse_json(raw: bytes) -> Any:
     """Read UTF-8 as JSON.
 
     Raises
     ------
     ValueError
-        If it is not both, holds a key twice, or is nested too deeply.
+        If it is not both, holds a key twice, is nested too deeply, or is a Git LFS pointer.
     """
+    refuse_pointer(raw)
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
     except RecursionError:

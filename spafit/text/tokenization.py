@@ -227,7 +227,8 @@ class Tokenizer:
             Second text of each example; None for an example that has one text.
         max_length : int
             The most tokens of an example, special tokens included. A longer pair is truncated
-            "longest first": the longer text at its end until both are equally long, then both.
+            "longest first": the longer text at its end until both are equally long, then both; at
+            the start instead of the end if the recipe says so.
 
         Raises
         ------
@@ -265,6 +266,8 @@ class Tokenizer:
                 budget = max_length - (2 if text_b is None else 3)
                 keep_A, keep_B = _longest_first(len(A), len(B), budget)
                 truncated += keep_A + keep_B < len(A) + len(B)
+                if self.recipe.truncates_left:
+                    A, B = A[len(A) - keep_A :], B[len(B) - keep_B :]
                 first = [self.cls_id, *A[:keep_A], self.sep_id]
                 second = [] if text_b is None else [*B[:keep_B], self.sep_id]
                 input_ids.append(first + second)
@@ -380,6 +383,7 @@ class Tokenizer:
             "tokenize_chinese_chars": self.recipe.split_chinese,
             **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
             **({"split_special_tokens": True} if self.split_special_tokens else {}),
+            **({"truncation_side": "left"} if self.recipe.truncates_left else {}),
         }
         folder = Path(folder)
         try:

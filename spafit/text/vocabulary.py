@@ -21,13 +21,18 @@ import tokenizers
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
+from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
 
+from spafit.config import refuse_pointer
 from spafit.errors import ConfigError
 from spafit.text.added_tokens import (
     CLS,
     CONFIG_FILE,
+    MASK,
+    PAD,
     SEP,
     SPECIAL_TOKENS,
     UNK,
@@ -36,6 +41,9 @@ from spafit.text.added_tokens import (
     read_listed,
     read_object,
 )
+
+# Of the special tokens, those that a text is framed, filled up or replaced with.
+_NEEDED = (PAD, UNK, CLS, SEP)
 
 PREFIX = "##"
 """The prefix of a word piece that continues a word."""
@@ -54,6 +62,9 @@ _BERT_CLASSES = frozenset(
 
 # How a Japanese tokenizer may split words and pieces; the value that is BERT's way.
 _SPLITTING = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece"}
+
+# What the tokenizers library takes for blank, which is less than Python does.
+_BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f")
 
 _CASED_SHARE = 0.1
 """A vocabulary is cased from this share of entries with capitals on; bert-large-cased has 0.31."""
@@ -80,11 +91,13 @@ class Recipe:
         Remove control characters, and replace every kind of whitespace by a space.
     max_word_chars : int
         A longer word becomes [UNK].
+    truncates_left : bool
+        Truncate a text that is too long at its start, not at its end.
 
     Raises
     ------
     ConfigError
-        If a special token of BERT is missing, two entries have the same id, or
+        If a special token of BERT other than [MASK] is missing, two entries have the same id, or
         ``max_word_chars`` is below 1.
     """
 
@@ -95,13 +108,14 @@ class Recipe:
     split_chinese: bool = True
     clean_text: bool = True
     max_word_chars: int = 100
+    truncates_left: bool = False
 
     def __post_init__(self) -> None:
-        missing = [token for token in SPECIAL_TOKENS if token not in self.vocab]
+        missing = [token for token in _NEEDED if token not in self.vocab]
         if missing:
             raise ConfigError(
                 f"the vocabulary of {len(self.vocab)} entries lacks {', '.join(missing)}; "
-                f"a BERT vocabulary has all of {', '.join(SPECIAL_TOKENS)}: give the files of one"
+                f"a BERT vocabulary has all of {', '.join(_NEEDED)}: give the files of one"
             )
         if self.max_word_chars < 1:
             raise ConfigError(
@@ -153,6 +167,8 @@ class Recipe:
     def fingerprint(self) -> str:
         """SHA-256 of the recipe written as JSON with sorted keys, in hexadecimal."""
         content = {**vars(self), "added": [asdict(token) for token in self.added]}
+        if not self.truncates_left:
+            del content["truncates_left"]  # as in the fingerprints of older runs
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def build(self, split_special_tokens: bool = False) -> tokenizers.Tokenizer:
@@ -190,7 +206,8 @@ class Recipe:
             # BERT's own special tokens are in the vocabulary, but splitting words always breaks
             # them up. When they are to be split they must not be added, because a file may mark
             # one as not special.
-            if not (split_special_tokens and token.content in SPECIAL_TOKENS):
+            is_berts = token.content in SPECIAL_TOKENS and token.content in self.vocab
+            if not (split_special_tokens and is_berts):
                 backend.add_tokens([tokenizers.AddedToken(**flags)])
         backend.encode_special_tokens = split_special_tokens  # for the other special tokens
         return backend
@@ -205,7 +222,8 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
     upper-case letter: bert-large-cased has 31 of 100, and an uncased vocabulary none, except for a
     few placeholders such as USER.
 
-    An id is the number of the line in vocab.txt; of a repeated entry the last line counts.
+    An id is the number of the line in vocab.txt; of a repeated entry the last line counts. Blanks
+    at the end of a line are left out.
 
     Parameters
     ----------
@@ -219,7 +237,7 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
     UserWarning
         If the files ask for lower-casing although the vocabulary is cased; if the vocabulary alone
         decides, and fewer than a fifth of its words have capitals, but not none; if some ids have
-        no entry.
+        no entry; if lines end in blanks.
 
     Raises
     ------
@@ -241,6 +259,13 @@ def read_recipe(folder: Path, lowercase: bool | None = None) -> Recipe:
         recipe = read(path, settings, listed, lowercase)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    side = config.get("truncation_side")
+    if side not in ("left", "right", None):
+        raise ConfigError(
+            f"{folder / CONFIG_FILE}: truncation_side is {side!r:.80}; expected 'left' or 'right'"
+        )
+    if side is not None:
+        recipe = replace(recipe, truncates_left=side == "left")
     if lowercase is None:
         is_guess = path.suffix == ".txt" and "do_lower_case" not in settings
         _warn_of_case(path, recipe, is_guess)
@@ -257,19 +282,22 @@ def _warn_of_case(path: Path, recipe: Recipe, is_guess: bool) -> None:
     """Warn if capitals are never used by a cased vocabulary, or if the case is in doubt."""
     with_capitals, words = recipe.capitals()
     if is_guess and 0 < with_capitals < 2 * _CASED_SHARE * words:
-        taken, other = ("uncased", "False") if recipe.lowercase else ("cased", "True")
-        option = "--no-lowercase" if recipe.lowercase else "--lowercase"
+        taken, remedy = (
+            ("uncased", "lowercase=False (spafit train --no-lowercase)")
+            if recipe.lowercase
+            else ("cased", "lowercase=True (spafit train --lowercase)")
+        )
         warnings.warn(
             f"{path} is taken as {taken}, because {with_capitals} of its {words} words and pieces "
             f"of words have capitals and no file sets do_lower_case. If that is a mistake, load "
-            f"with lowercase={other} ({option} on the command line)",
+            f"with {remedy}",
             stacklevel=4,
         )
     elif recipe.lowercase and recipe.is_cased:
         warnings.warn(
             f"{path.parent} asks for lower-casing, but its vocabulary is cased: the entries with "
             "upper-case letters are never used. If that is a mistake, load with lowercase=False "
-            "(--no-lowercase on the command line), or set do_lower_case to false",
+            "(spafit train --no-lowercase), or set do_lower_case to false",
             stacklevel=4,
         )
 
@@ -316,7 +344,7 @@ def _require_bert_class(folder: Path, config: dict[str, Any]) -> None:
 def _from_vocabulary(
     path: Path, settings: dict[str, bool], listed: list[Listed], lowercase: bool | None
 ) -> Recipe:
-    vocab = _read_vocabulary(path)
+    vocab = _read_vocabulary(path, listed)
     if lowercase is None:
         lowercase = settings.get("do_lower_case")
     recipe = Recipe(
@@ -337,20 +365,26 @@ def _from_tokenizer_json(
     path: Path, settings: dict[str, bool], listed: list[Listed], lowercase: bool | None
 ) -> Recipe:
     try:
-        own = tokenizers.Tokenizer.from_buffer(path.read_bytes())  # its from_file wants UTF-8 paths
+        raw = path.read_bytes()
+        refuse_pointer(raw)
+        own = tokenizers.Tokenizer.from_buffer(raw)  # its from_file wants UTF-8 paths
+        # The library numbers the added tokens in the order of the file, whatever their ids there.
+        entries = json.loads(raw).get("added_tokens") or ()
     except Exception as error:  # the library raises nothing narrower
         _require_word_limit(path)
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
+    truncates_left = (own.truncation or {}).get("direction") == "left"
     own.no_truncation()
     own.no_padding()
-    model, normalizer = own.model, own.normalizer
+    model, normalizer = own.model, _alone(own.normalizer)
+    pre_tokenizer = _alone(own.pre_tokenizer)
     if not isinstance(model, WordPiece):
         _require_word_limit(path)
         raise ConfigError(_foreign("model", model, WordPiece))
     if not isinstance(normalizer, BertNormalizer):
         raise ConfigError(_foreign("normalizer", normalizer, BertNormalizer))
-    if not isinstance(own.pre_tokenizer, BertPreTokenizer):
-        raise ConfigError(_foreign("pre_tokenizer", own.pre_tokenizer, BertPreTokenizer))
+    if not isinstance(pre_tokenizer, BertPreTokenizer):
+        raise ConfigError(_foreign("pre_tokenizer", pre_tokenizer, BertPreTokenizer))
     signs = (model.unk_token, model.continuing_subword_prefix)
     if signs != (UNK, PREFIX):
         raise ConfigError(f"its unknown token and prefix are {signs}, BERT's are {(UNK, PREFIX)}")
@@ -360,40 +394,59 @@ def _from_tokenizer_json(
         "strip_accents": normalizer.strip_accents,
         "tokenize_chinese_chars": normalizer.handle_chinese_chars,
     }
-    for key, value in settings.items() if lowercase is None else ():
-        found = says["do_lower_case"] if says[key] is None else says[key]
-        if value != found:
+    for key, value in settings.items():
+        found = normalizer.lowercase if says[key] is None else says[key]
+        is_settled = key == "do_lower_case" and lowercase is not None
+        if value != found and not is_settled:
+            remedy = (
+                ", or load with lowercase=True or lowercase=False (spafit train --lowercase or "
+                "--no-lowercase)"
+            )
             raise ConfigError(
                 f"it has {key} {found}, but tokenizer_config.json beside it says {value}; "
-                "correct one of them, or load with lowercase=True or lowercase=False (--lowercase "
-                "or --no-lowercase on the command line)"
+                f"correct one of them{remedy if key == 'do_lower_case' else ''}"
             )
     if lowercase is None:
         lowercase = normalizer.lowercase
+    strip_accents = normalizer.strip_accents
+    if strip_accents is None:
+        strip_accents = settings.get("strip_accents", lowercase)
     vocab = own.get_vocab(with_added_tokens=False)
+    ids = {entry["content"]: entry["id"] for entry in entries}
+    added = own.get_added_tokens_decoder().values()
     recipe = Recipe(
         vocab,
         _complete(
-            vocab,
-            tuple(
-                AddedToken.of(token, number)
-                for number, token in own.get_added_tokens_decoder().items()
-            ),
-            listed,
+            vocab, tuple(AddedToken.of(token, ids[token.content]) for token in added), listed
         ),
         lowercase,
-        strip_accents=lowercase if normalizer.strip_accents is None else normalizer.strip_accents,
+        strip_accents,
         split_chinese=normalizer.handle_chinese_chars,
         clean_text=normalizer.clean_text,
         max_word_chars=model.max_input_chars_per_word,
+        truncates_left=truncates_left,
     )
-    theirs, ours = own.encode("a", "b"), recipe.build().encode("a", "b")
+    built = recipe.build()
+    for token in recipe.added:
+        number = built.token_to_id(token.content)
+        if number != token.id:
+            raise ConfigError(
+                f"it gives the added token {token.content!r:.80} the id {token.id}, but its "
+                f"{len(vocab)} entries and the tokens added before give it {number}; correct it"
+            )
+    theirs, ours = own.encode("a", "b"), built.encode("a", "b")
     if (theirs.ids, theirs.type_ids) != (ours.ids, ours.type_ids):
         raise ConfigError(
             f"it encodes a pair of texts as {theirs.tokens} of types {theirs.type_ids}, BERT does "
             f"as {ours.tokens} of types {ours.type_ids}; give the files of a BERT model"
         )
     return recipe
+
+
+def _alone(part: Any) -> Any:
+    """Return the member of a sequence of one; anything else as it is."""
+    members = list(part) if type(part) in (Normalizers, PreTokenizers) else [part]
+    return members[0] if len(members) == 1 else part
 
 
 def _foreign(part: str, found: object, expected: type) -> str:
@@ -430,7 +483,7 @@ def _complete(
     special = [
         tokenizers.AddedToken(each, special=True) for each in SPECIAL_TOKENS if each in vocab
     ]
-    for each in (*listed, *(Listed(Path(), token) for token in special)):
+    for each in (*_with_ids(listed, vocab), *(Listed(Path(), token) for token in special)):
         content = each.token.content
         if content not in added:
             if content not in vocab and has_holes:
@@ -449,15 +502,44 @@ def _complete(
     return tuple(sorted(added.values(), key=lambda token: token.id))
 
 
-def _read_vocabulary(path: Path) -> dict[str, int]:
-    """Read a vocab.txt; an entry's id is its line number, from 0, or that of its last line."""
+def _with_ids(listed: list[Listed], vocab: dict[str, int]) -> list[Listed]:
+    """Leave out a [MASK] that is only named, as in every BERT's files, where there is none."""
+    return [
+        each
+        for each in listed
+        if each.token.content != MASK or MASK in vocab or each.id is not None
+    ]
+
+
+def _read_vocabulary(path: Path, listed: list[Listed]) -> dict[str, int]:
+    """Read a vocab.txt; an entry's id is its line number, from 0, or that of its last line.
+
+    As in transformers, blanks at the end of a line are no part of its entry, and blank lines at the
+    end of the file take an id before the tokens that are added, unless a file gives it to one.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        raw = path.read_bytes()
+        refuse_pointer(raw)
+        text = raw.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"it cannot be read: {error}; fetch it again") from None
     # Not splitlines(): U+2028 and similar characters are entries of large vocabularies.
-    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
-    return {piece: number for number, piece in enumerate(lines)}
+    text = text.replace("\r\n", "\n")
+    lines = text.rstrip("\n").split("\n")
+    pieces = [line.rstrip(_BLANKS) or line for line in lines]
+    padded = [line for line, piece in zip(lines, pieces, strict=True) if line != piece]
+    if padded:
+        warnings.warn(
+            f"{path}: {len(padded)} of its lines end in blanks, such as {padded[0]!r:.80}, which "
+            "are left out, as transformers does",
+            stacklevel=5,
+        )
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    ends_blank = text.endswith("\n\n")
+    adds = {each.id for each in _with_ids(listed, vocab) if each.token.content not in vocab}
+    if ends_blank and adds and len(lines) not in adds:
+        vocab.setdefault("", len(lines))
+    return vocab
 
 
 def _flags(folder: Path, config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, bool]:

@@ -399,7 +399,7 @@ class TestLowercase:
     ) -> None:
         assert main(self.arguments(small, root, folder)) == 2
         error = capsys.readouterr().err
-        assert "(--lowercase or --no-lowercase on the command line)" in error
+        assert "(spafit train --lowercase or --no-lowercase)" in error
         assert error.count("\n") == 1
 
     @pytest.mark.parametrize("choice", [True, False])

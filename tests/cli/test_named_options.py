@@ -20,6 +20,7 @@ from spafit.cli import parser as cli
 
 PACKAGE = Path(spafit.__file__).parent
 SHOWN_BY = {
+    "text/vocabulary.py": ("train", "eval", "predict", "plan"),
     "tasks/glue.py": ("train", "eval", "predict"),
     "training/inference.py": ("train", "eval", "predict"),
     "runs/record.py": ("eval", "predict"),

@@ -102,9 +102,35 @@ class TestAgainstTransformers:
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
         assert theirs(TEXTS)["input_ids"] == ours.encode(TEXTS, max_length=40).input_ids
 
+    @pytest.mark.parametrize("blank", [("",), ("", "", "")])
+    @pytest.mark.parametrize("pieces", [PIECES, (*PIECES[:9], "", *PIECES[9:])])
+    @pytest.mark.parametrize("has_ids", [True, False])
+    def test_blank_last_lines(
+        self, tmp_path: Path, blank: tuple[str, ...], pieces: tuple[str, ...], has_ids: bool
+    ) -> None:
+        """They count as one entry if there is no other blank one."""
+        transformers = pytest.importorskip("transformers")
+        tokens = {"[E1]": SIZE + 1, "@USER": SIZE + 2} if has_ids else {}
+        config = {} if has_ids else {"additional_special_tokens": ["[E1]", "@USER"]}
+        write(tmp_path, (*pieces, *blank), config, {}, tokens)
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        ids = load_tokenizer(tmp_path).encode(TEXTS, max_length=40).input_ids
+        assert theirs(TEXTS)["input_ids"] == ids
+        assert SIZE + 1 in ids[0]
+
 
 class TestByHand:
     """Oracle: the numbers of the lines."""
+
+    @pytest.mark.parametrize("added", [{}, {"[E1]": SIZE, "@USER": SIZE + 1}])
+    def test_blank_last_lines_whose_id_is_not_theirs(
+        self, tmp_path: Path, added: dict[str, int]
+    ) -> None:
+        plain = load_tokenizer(write(tmp_path, PIECES, {}, {}, added))
+        assert plain.vocab_size == SIZE + len(added)
+        write(tmp_path, (*PIECES, "", ""), {}, {}, added)
+        assert load_tokenizer(tmp_path).fingerprint == plain.fingerprint
 
     def test_tokens_written_out_in_the_older_map(self, tmp_path: Path) -> None:
         """As transformers 4 wrote them; transformers 5 cannot read them."""
@@ -179,3 +205,50 @@ class TestRefusals:
             ConfigError, match=r"'\[E1\]', which added_tokens\.json adds, is in doubt"
         ):
             load_tokenizer(tmp_path)
+
+
+class TestInTokenizerJson:
+    """Oracle: the ids in the file, and AutoTokenizer where it keeps to them."""
+
+    def edited(self, folder: Path, added: dict[str, int], left_out: tuple[str, ...] = ()) -> Path:
+        """Write a tokenizer.json with tokens added and entries left out."""
+        load_tokenizer(write(folder, PIECES, {}, {}, {})).save(folder / "new")
+        path = folder / "new" / "tokenizer.json"
+        content = json.loads(path.read_text())
+        content["added_tokens"] += [
+            {"id": number, "special": True, **marker(token)} for token, number in added.items()
+        ]
+        for piece in left_out:
+            del content["model"]["vocab"][piece]
+        path.write_text(json.dumps(content))
+        return path.parent
+
+    def test_in_another_order_than_their_ids(self, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        folder = self.edited(tmp_path, {"[/E1]": SIZE + 2, "@USER": SIZE, "[E1]": SIZE + 1})
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+        ours = load_tokenizer(folder)
+        ids = ours.encode(["[E1] the [/E1] @USER"], max_length=9).input_ids
+        assert ids == [[2, SIZE + 1, 5, SIZE + 2, SIZE, 3]]
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        assert theirs(["[E1] the [/E1] @USER"])["input_ids"] == ids
+        ours.save(tmp_path / "again")
+        assert load_tokenizer(tmp_path / "again").fingerprint == ours.fingerprint
+
+    @pytest.mark.parametrize(
+        ("added", "left_out", "says"),
+        [
+            ({"[E1]": SIZE + 5}, (), rf"'\[E1\]' the id {SIZE + 5}, but its {SIZE} .* it {SIZE};"),
+            ({"[E1]": SIZE, "a": SIZE + 2}, (), rf"'a' the id {SIZE + 2}, .* give it {SIZE + 1};"),
+            ({"[E1]": SIZE}, (">",), rf"'\[E1\]' the id {SIZE}, .* give it {SIZE - 1};"),
+            ({"[E1]": SIZE}, ("user",), rf"'\[E1\]' the id {SIZE}, .* give it {SIZE - 1};"),
+            ({"[E1]": 13}, ("user",), rf"'\[E1\]' the id 13, .* give it {SIZE - 1};"),
+            ({"the": SIZE}, (), rf"'the' the id {SIZE}, .* give it 5;"),
+            ({"[E1]": 5}, (), r"'\[E1\]' and 'the' have the same id, 5"),
+        ],
+    )
+    def test_ids_that_they_cannot_get(
+        self, tmp_path: Path, added: dict[str, int], left_out: tuple[str, ...], says: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=rf"tokenizer\.json: .*{says}"):
+            load_tokenizer(self.edited(tmp_path, added, left_out))

@@ -157,6 +157,37 @@ class TestAgainstTransformers:
         rows = (["the " * a for a, _ in pairs], ["dog " * b for _, b in pairs])
         self.check([toy], oracle, rows, (8, 9, 10, 11))
 
+    @pytest.mark.parametrize("source", ["config", "tokenizer.json", "the config first"])
+    def test_truncated_at_the_start(self, toy: Tokenizer, tmp_path: Path, source: str):
+        transformers = pytest.importorskip("transformers")
+        folder = tmp_path / "toy"
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        if source != "config":
+            toy.save(folder)
+            truncation = {"max_length": 9, "strategy": "LongestFirst", "stride": 0}
+            direction = "Left" if source == "tokenizer.json" else "Right"
+            truncation["direction"] = direction
+            edited_json(folder, folder, lambda content: content.update(truncation=truncation))
+        if source != "tokenizer.json":
+            config |= {"truncation_side": "left", "padding_side": "left"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+        ours = load_tokenizer(folder)
+        ours.save(tmp_path / "new")
+        again = load_tokenizer(tmp_path / "new")
+        assert ours.fingerprint == again.fingerprint != toy.fingerprint
+        # Pieces that differ, to tell the two ends apart.
+        words = ("the Dog dogs ! é e " * 3).split()
+        pairs = [(a, b) for a in range(0, 12, 2) for b in range(12)]
+        rows = ([" ".join(words[:a]) for a, _ in pairs], [" ".join(words[b:]) for _, b in pairs])
+        for path in (folder, tmp_path / "new"):
+            oracle = transformers.AutoTokenizer.from_pretrained(path)
+            self.check([ours, again], oracle, rows, (8, 9, 11))
+            self.check([ours, again], oracle, (rows[1], None), (8, 9))
+        config["truncation_side"] = "right"
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        assert load_tokenizer(folder).fingerprint == toy.fingerprint
+
     @pytest.mark.parametrize("source", ["tokenizer.json", "vocab.txt", "minilm"])
     def test_saved_is_read_back_by_both(
         self, source: str, cased: Path, cased_txt: Path, minilm_folder: Path, tmp_path: Path
@@ -230,7 +261,7 @@ class TestCase:
         config = folder / "tokenizer_config.json"
         config.write_text('{"do_lower_case": false, "strip_accents": null}')
         load_tokenizer(folder)
-        for key in ("do_lower_case", "strip_accents"):
+        for key in ("strip_accents", "do_lower_case"):
             config.write_text(json.dumps({key: True}))
             with pytest.raises(ConfigError, match=rf"tokenizer\.json.*{key} False.*says True"):
                 load_tokenizer(folder)
@@ -260,7 +291,7 @@ class TestFiles:
         tokenizer = load_tokenizer(write_vocabulary(tmp_path / "v", entries))
         assert tokenizer.recipe.vocab["last"] == 8
 
-    @pytest.mark.parametrize("missing", SPECIAL)
+    @pytest.mark.parametrize("missing", SPECIAL[:4])
     def test_missing_special_token(self, tmp_path: Path, missing: str):
         entries = tuple(entry for entry in CASED_TOY if entry != missing)
         folder = write_vocabulary(tmp_path / "v", entries)
@@ -299,6 +330,8 @@ class TestFiles:
             ("tokenizer_config.json", b"[]"),
             ("tokenizer_config.json", b"{"),
             ("tokenizer_config.json", b'{"do_lower_case": "no"}'),
+            ("tokenizer_config.json", b'{"truncation_side": "Left"}'),
+            ("tokenizer_config.json", b'{"truncation_side": ["left"]}'),
         ],
     )
     def test_spoiled_files_are_refused(self, tmp_path: Path, name: str, content: bytes):
@@ -321,7 +354,7 @@ class TestFiles:
                 lambda c: c["post_processor"]["pair"][3]["Sequence"].update(type_id=0),
             ),
             ("have the same id, 2", lambda c: c["model"]["vocab"].update(Paris=2)),
-            ("lacks .MASK.", lambda c: c["model"]["vocab"].pop("[MASK]")),
+            ("lacks .PAD.", lambda c: c["model"]["vocab"].pop("[PAD]")),
         ],
     )
     def test_tokenizers_other_than_berts_are_refused(self, cased, tmp_path, says, edit):
