@@ -4,8 +4,8 @@ Checkpoints of BERT differ in the names of their tensors. Each change to a name 
 :data:`CHECKPOINT_RULES` below. Every other name must be one of the model's, with the model's shape,
 and only the head's and the pooler's may be missing. So a tensor within the encoder that the model
 does not have is refused, because it may change what the encoder computes; one outside of it that is
-not the sentence classifier belongs to a head of another kind, and is left out, unless its name speaks
-of what is added to an encoder from outside.
+not the sentence classifier belongs to a head of another kind, and is left out, unless its name
+speaks of what is added to an encoder from outside.
 """
 
 from __future__ import annotations
