@@ -417,7 +417,7 @@ class TestLowercase:
         assert main(self.arguments(small, root, folder, *more)) == 0
         note = (
             f"spafit: note: {folder / 'config.json'} sets mlm_probability, total_flos, which "
-            "spafit does not know; ignored, as no part of a BERT encoder has such a name\n"
+            "spafit does not know; ignored, as nothing that a BERT encoder computes depends on it\n"
         )
         assert capsys.readouterr().err == note, "once for both seeds"
         record = record_of(tmp_path / "seed-1")
