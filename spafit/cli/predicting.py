@@ -17,7 +17,7 @@ from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.tasks import glue
 from spafit.tasks.metrics import Floats
-from spafit.tasks.own_files import TableForm, read_rows
+from spafit.tasks.own_files import TableForm, distinct, read_rows
 from spafit.tasks.reading import Rows, name_of
 from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
 from spafit.tasks.table import GlueTask
@@ -120,9 +120,11 @@ def _rows(task: Task, source: Path | BinaryIO, form: TableForm, max_bad_rows: in
         if not isinstance(source, Path):
             start = source.peek(1)[:1]  # type: ignore[attr-defined]
             ending = ".jsonl" if start == b"{" else ".tsv"
-            return glue.read_rows(task, source, ending=ending, max_bad_rows=max_bad_rows)
+            return glue.read_rows(
+                task, source, ending=ending, max_bad_rows=max_bad_rows, by_name=True
+            )
         if source.suffix.lower() != ".csv":
-            return glue.read_rows(task, source, max_bad_rows=max_bad_rows)
+            return glue.read_rows(task, source, max_bad_rows=max_bad_rows, by_name=True)
     return read_rows(task, source, form=form, max_bad_rows=max_bad_rows)
 
 
@@ -145,7 +147,8 @@ def _table(
     if probabilities and task.is_regression:
         raise ConfigError(f"{task.display} has scores, which have no --probabilities")
     sure = [f"p_{label}" for label in task.labels] if probabilities else []
-    header = [*columns, "prediction", *sure]
+    ours = ["prediction", *sure]
+    header = [*distinct(columns, ours), *ours]
 
     def values(
         examples: Sequence[Example], labels: Sequence[Label], found: Floats | None

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit.errors import DataError
+from spafit.tasks.own_files import distinct
 from spafit.tasks.reading import (
     Fields,
     MalformedRowError,
@@ -157,10 +158,13 @@ def read_rows(
     *,
     ending: str | None = None,
     max_bad_rows: int = 0,
+    by_name: bool = False,
 ) -> Rows:
     """Return the examples of a file or a stream one after the other, without keeping them.
 
     Parameters and errors are those of :func:`read_file`; ``ending`` is the extension of a stream.
+    With ``by_name`` a file that is no split may have other columns than GLUE's: the texts are found
+    by their names, and the others are carried through.
     """
     task = get_task(task)
     if split is not None:
@@ -170,22 +174,29 @@ def read_rows(
     name = name_of(source)
     rows: Iterable[tuple[int, Any]]
     parse: Callable[[Any], Fields]
+    carried = None if by_name else _IDENTIFIERS
     if ending == ".tsv":
-        form, rows = _tsv_form(task, split, source)
-        parse = partial(_from_line, task, form)
+        form, rows = _tsv_form(task, split, source, by_name)
+        if isinstance(form, Split):
+            parse = partial(_from_line, task, form)
+        else:
+            parse = partial(_from_named_columns, task, form)
     elif ending == ".jsonl":
-        rows, parse = lines(source), partial(_from_json, task, needs_label)
+        rows, parse = lines(source), partial(_from_json, task, needs_label, carried)
     elif ending == ".parquet" and isinstance(source, Path):
-        rows, parse = parquet_records(source), partial(_from_record, task, needs_label)
+        rows, parse = parquet_records(source), partial(_from_record, task, needs_label, carried)
     else:
         raise DataError(f"cannot tell the form of {name}: expected .tsv, .jsonl or .parquet")
     return Rows(name, rows, parse, max_bad_rows, may_lack_rows=split != "test")
 
 
 def _tsv_form(
-    task: GlueTask, split: str | None, source: Source
-) -> tuple[Split, Iterator[tuple[int, str]]]:
-    """Return the columns of a TSV file, found or checked by its header, and the rows after it."""
+    task: GlueTask, split: str | None, source: Source, by_name: bool
+) -> tuple[Split | list[str], Iterator[tuple[int, str]]]:
+    """Return the columns of a TSV file, found or checked by its header, and the rows after it.
+
+    With ``by_name`` they are a list of names where the header is none of GLUE's.
+    """
     rows = lines(source)
     head = next(rows, None)
     first = "" if head is None else head[1]
@@ -195,6 +206,9 @@ def _tsv_form(
     for form in wanted:
         if form.has_header and first == "\t".join(form.columns):
             return form, rows
+    header = first.split("\t")
+    if by_name and _text_columns(task, header):
+        return header, rows
     for form in wanted:
         if not form.has_header:
             return form, itertools.chain([] if head is None else [head], rows)
@@ -221,6 +235,39 @@ def _from_line(task: GlueTask, form: Split, line: str) -> Fields:
     first = form.columns[0]
     carried = {first: fields[0]} if first in _IDENTIFIERS else {}
     return fields[form.text_a], text_b, label, carried
+
+
+def _text_columns(task: GlueTask, header: list[str]) -> tuple[str, ...]:
+    """Return the names of the texts' columns in a header, by GLUE's files or the hub; or ()."""
+    forms = [form for form in (task.dev, task.test, task.train) if form]
+    in_files = [
+        tuple(form.columns[each] for each in (form.text_a, form.text_b) if each is not None)
+        for form in forms
+    ]
+    return next(
+        (
+            names
+            for names in (task.fields, *in_files)
+            if all(header.count(each) == 1 for each in names)
+        ),
+        (),
+    )
+
+
+def _from_named_columns(task: GlueTask, header: list[str], line: str) -> Fields:
+    fields = line.split("\t")
+    if len(fields) != len(header):
+        raise MalformedRowError(
+            f"expected {len(header)} fields ({', '.join(header):.200}), found {len(fields)}: "
+            f"{line[:80]!r:.140}"
+        )
+    record = dict(zip(distinct(header), fields, strict=True))
+    text_a, *text_b = (record.pop(name) for name in _text_columns(task, header))
+    label = None
+    for form in (task.dev, task.train):
+        if form and form.label is not None and (text := record.pop(form.columns[form.label], "")):
+            label = text if text in task.labels else _label_from_text(task, text)
+    return text_a, text_b[0] if text_b else None, label, record
 
 
 def _label_from_text(task: GlueTask, text: str) -> Label:
@@ -250,19 +297,36 @@ def _checked_score(task: GlueTask, score: float) -> float:
     return float(score)  # it may be an int, and beyond any float
 
 
-def _from_json(task: GlueTask, needs_label: bool, line: str) -> Fields:
-    return _from_record(task, needs_label, json_object(line))
+def _from_json(
+    task: GlueTask, needs_label: bool, carried: tuple[str, ...] | None, line: str
+) -> Fields:
+    return _from_record(task, needs_label, carried, json_object(line))
 
 
-def _from_record(task: GlueTask, needs_label: bool, record: Mapping[str, object]) -> Fields:
-    """Return the fields of a JSON object or a parquet row with the hub's names and numbers."""
+def _from_record(
+    task: GlueTask,
+    needs_label: bool,
+    carried: tuple[str, ...] | None,
+    record: Mapping[str, object],
+) -> Fields:
+    """Return the fields of a JSON object or a parquet row with the hub's names and numbers.
+
+    The first field in ``carried`` is carried through, or all others if that is None.
+    """
     texts = [text_of(record, name) for name in task.fields]
     label = _label_from_value(task, record.get("label"))
     if label is None and needs_label:
         raise DataError("there is no label, but a train or dev file must have one in each row")
-    name = next((name for name in _IDENTIFIERS if name in record), None)
-    carried = {} if name is None else {name: as_text(record[name])}
-    return texts[0], texts[1] if task.pair else None, label, carried
+    if carried is None:
+        names = [name for name in record if name not in (*task.fields, "label")]
+    else:
+        names = [name for name in carried if name in record][:1]
+    return (
+        texts[0],
+        texts[1] if task.pair else None,
+        label,
+        {str(name): as_text(record[name]) for name in names},
+    )
 
 
 def _label_from_value(task: GlueTask, value: object) -> Label | None:
