@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,9 @@ CHECKPOINT_RULES = (
 
 HEAD = ("classifier.weight", "classifier.bias")
 POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+
+# Of DataParallel, of a module of one's own around the model (Lightning), of torch.compile.
+_WRAPPERS = re.compile(r"((module|model|_orig_mod)\.)+")
 
 # The most faults that an error lists.
 _MOST_FAULTS = 12
@@ -346,6 +350,13 @@ def apply_rules(name: str) -> tuple[str | None, str]:
     return name, "; ".join(reasons)
 
 
+def wrapper_prefix(names: Iterable[str]) -> str:
+    """Return the prefix that a wrapper such as DataParallel gave all names; empty if none did."""
+    names = list(names)
+    found = _WRAPPERS.match(names[0]) if names else None
+    return found[0] if found and all(name.startswith(found[0]) for name in names) else ""
+
+
 @dataclass(frozen=True)
 class _Match:
     """Which tensor each parameter is read from, the dropped tensors, and the parameters to draw."""
@@ -405,10 +416,12 @@ def _match(
                 f"expected one of {', '.join(FLOAT_DTYPES)}"
             )
     if faults:
+        prefix = wrapper_prefix(tensors)
+        hint = f"all names begin with {prefix}, so save the model without its wrapper; "
+        inspect = f"`python -m weights_tools inspect {folder}` lists its tensors"
         raise WeightsError(
             f"the weights in {folder} do not fit its config.json, {_counted(faults)} "
-            f"(`python -m weights_tools inspect {folder}` lists its tensors):\n  "
-            + _some("\n  ", faults)
+            f"({hint if prefix else ''}{inspect}):\n  " + _some("\n  ", faults)
         )
     return _Match(sources, tuple(dropped), tuple(newly_drawn))
 
