@@ -259,6 +259,24 @@ class BertConfig:
             for key, value in entries.items()
             if key not in fields | _IRRELEVANT | _COMPUTED.keys() and _says_something(key, value)
         )
+        touching = [
+            key
+            for key in unknown
+            if len(key) > _LONGEST_NAME or not key.isprintable() or _TOUCHES.search(key)
+            if not _ELSEWHERE.fullmatch(key) and not _restates(key, entries)
+        ]
+        if touching:
+            raise ConfigError(
+                f"{source} sets {listed(touching, ', ')}, which spafit does not know and which may "
+                "change the model; if it changes nothing, give a folder with the model's files and "
+                "leave it out of the config.json there"
+            )
+        if unknown:
+            warnings.warn(
+                f"{source} sets {listed(unknown, ', ')}, which spafit does not know; ignored, as "
+                "nothing that a BERT encoder computes depends on it",
+                stacklevel=2,
+            )
         needed = (
             "vocab_size",
             "hidden_size",
@@ -273,32 +291,9 @@ class BertConfig:
         if known.get("pad_token_id") == -1:  # by convention no token
             known["pad_token_id"] = None
         try:
-            config = cls(**known)
+            return cls(**known)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        touching = [
-            key
-            for key in unknown
-            if len(key) > _LONGEST_NAME or not key.isprintable() or _TOUCHES.search(key)
-            if not _ELSEWHERE.fullmatch(key) and not config._restates(key, entries[key])
-        ]
-        if touching:
-            raise ConfigError(
-                f"{source} sets {listed(touching, ', ')}, which spafit does not know and which may "
-                "change the model; if it changes nothing, give a folder with the model's files and "
-                "leave it out of the config.json there"
-            )
-        if unknown:
-            warnings.warn(
-                f"{source} sets {listed(unknown, ', ')}, which spafit does not know; ignored, as "
-                "nothing that a BERT encoder computes depends on it",
-                stacklevel=2,
-            )
-        return config
-
-    def _restates(self, key: str, value: object) -> bool:
-        """Return whether a key is another name of a size, and is set to it."""
-        return type(value) is int and value == getattr(self, _RESTATED.get(key, ""), None)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the entries of a ``config.json`` that :meth:`from_json` and transformers read."""
@@ -308,6 +303,17 @@ class BertConfig:
             "position_embedding_type": "absolute",
             **dataclasses.asdict(self),
         }
+
+
+def _restates(key: str, entries: dict[str, Any]) -> bool:
+    """Return whether a key is another name of a size, and is set to it."""
+    name, value = _RESTATED.get(key), entries[key]
+    if type(value) is not int or name is None:
+        return False
+    if name == "head_size":
+        heads = entries.get("num_attention_heads")
+        return type(heads) is int and entries.get("hidden_size") == value * heads
+    return bool(entries.get(name, getattr(BertConfig, name, None)) == value)
 
 
 def _says_something(key: str, value: object) -> bool:
