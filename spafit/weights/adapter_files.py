@@ -124,8 +124,8 @@ def adaptation_to_save(model: BertForSequenceClassification) -> Adaptation:
     adaptation = model.adaptation
     if adaptation is None:
         raise PlanError(
-            "the model was not adapted, so there is nothing to train or to save; call "
-            "spafit.adapt(model, plan) first"
+            "the model was not adapted; call spafit.adapt(model, plan) first, so that there is an "
+            "adapter to train and to save"
         )
     adaptation.require_enabled()
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -713,6 +713,26 @@ class TestPredict:
             found = call(capsys, "predict", run, "--input", file)
             assert found == (0, f"index\tprediction\n{rows}", "")
 
+    def test_files_with_other_columns(
+        self, capsys: Capture, root: Path, run: Path, tmp_path: Path, expected: list[str]
+    ) -> None:
+        """A table and JSON; each row keeps all that is no text and no label."""
+        _, *lines = (root / "glue" / "RTE" / "dev.tsv").read_text().splitlines()
+        rows = [line.split("\t") for line in lines]
+        table = "".join(f"{text}\tT-{k}\t{k}\t{text2}\n" for k, text, text2, _ in rows)
+        (tmp_path / "x.tsv").write_text(f"sentence1\tID\tidx\tsentence2\n{table}")
+        records = [
+            {"ID": f"T-{k}", "sentence1": text, "idx": k, "sentence2": text2}
+            for k, text, text2, _ in rows
+        ]
+        (tmp_path / "x.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+        said = "".join(
+            f"T-{row[0]}\t{row[0]}\t{e}\n" for row, e in zip(rows, expected, strict=True)
+        )
+        for name in ("x.tsv", "x.jsonl"):
+            found = call(capsys, "predict", run, "--input", tmp_path / name)
+            assert found == (0, f"ID\tidx\tprediction\n{said}", "")
+
     def test_output(
         self, capsys: Capture, root: Path, run: Path, tmp_path: Path, expected: list[str]
     ) -> None:
