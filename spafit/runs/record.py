@@ -49,7 +49,11 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         record = _settled(path, record)
     if not (Path(folder) / ADAPTER).is_file():
         status = status_of(record)
-        mend = "; put it back, or train again (--overwrite)" if status == "finished" else ""
+        mend = (
+            "; put it back, or train again (--overwrite of spafit train)"
+            if status == "finished"
+            else ""
+        )
         raise CheckpointError(f"{folder} has no {ADAPTER}: its run is {status}{mend}")
     return record
 
