@@ -49,6 +49,38 @@ _TOUCHES = re.compile(
     re.IGNORECASE,
 )
 
+# Names of what comes before or after the encoder, or of how it was trained or is run, although
+# _TOUCHES finds a word in them. Rates of dropout have other names where BERT has them.
+_ELSEWHERE = re.compile(
+    r"summary_\w+|cls_head|mlp_only_train|\w*(freez|froz)\w*|\w*multi_?sample_?dropout\w*"
+    r"|(use_)?fused_(mlp|bias_fc|dense|attention|attn|softmax|dropout_add_ln|layer_?norm)"
+    r"|(use_)?((mean|max|avg|cls|sentence)_)?pooling(_(mode|strategy|method|output)\w*)?"
+    r"|((attention|hidden|activation|head|final|fc|cls|qa|seq_classif)_)?dropout(_prob|_rate)?",
+    re.IGNORECASE,
+)
+
+# Other names of a size, which say nothing if they are set to that size.
+_RESTATED = {
+    other: name
+    for name, others in {
+        "hidden_size": "embedding_size emb_size embedding_dim emb_dim embed_dim d_model dim n_embd",
+        "head_size": "head_dim d_head d_kv attention_head_size",
+        "num_hidden_layers": "n_layers n_layer num_layers encoder_layers num_encoder_layers",
+        "num_attention_heads": "n_heads n_head num_heads num_key_value_heads",
+        "intermediate_size": "d_ff ffn_dim encoder_ffn_dim n_inner",
+        "max_position_embeddings": "n_positions",
+    }.items()
+    for other in others.split()
+}
+
+# Settings that name what BERT does.
+_BERTS_OWN = {
+    ("layer_types", "full_attention"),
+    ("attention_type", "original_full"),
+    ("layernorm_type", "post"),
+    ("layer_norm_type", "post"),
+}
+
 # A longer name, or one that cannot be printed, is not a writer's, and says nothing to go by.
 _LONGEST_NAME = 100
 
@@ -57,14 +89,14 @@ _LARGEST_SIZE = 2**24
 MOST_LAYERS = 1024
 """A model of more layers is refused, which is far above any BERT."""
 
-# Where a config may ask for more than one thing and this encoder computes one: that one. A file
-# without the key, or with null, means the same.
-_COMPUTED: dict[str, Any] = {
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
+# Where a config may ask for more than one thing and this encoder computes one: the names of that
+# one. A file without the key, or with null, means the same.
+_COMPUTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("bert",),
+    "hidden_act": ("gelu", "gelu_python"),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
 }
 
 
@@ -217,10 +249,10 @@ class BertConfig:
         """Take the entries of a ``config.json`` (see :meth:`from_json`)."""
         fields = {field.name for field in dataclasses.fields(cls)}
         for key, computed in _COMPUTED.items():
-            if entries.get(key) not in (computed, None):
+            if entries.get(key) not in (*computed, None):
                 raise ConfigError(
                     f"{source} asks for {key} = {entries[key]!r:.200}, which this BERT does not "
-                    f"compute; only {computed!r} is honoured"
+                    f"compute; only {computed[0]!r} is honoured"
                 )
         unknown = sorted(
             key
@@ -231,6 +263,7 @@ class BertConfig:
             key
             for key in unknown
             if len(key) > _LONGEST_NAME or not key.isprintable() or _TOUCHES.search(key)
+            if not _ELSEWHERE.fullmatch(key) and not _restates(key, entries)
         ]
         if touching:
             raise ConfigError(
@@ -241,7 +274,7 @@ class BertConfig:
         if unknown:
             warnings.warn(
                 f"{source} sets {listed(unknown, ', ')}, which spafit does not know; ignored, as "
-                "no part of a BERT encoder has such a name",
+                "nothing that a BERT encoder computes depends on it",
                 stacklevel=2,
             )
         needed = (
@@ -255,6 +288,8 @@ class BertConfig:
         if missing:
             raise ConfigError(f"{source} lacks {', '.join(missing)}: is it a BERT's config.json?")
         known = {key: value for key, value in entries.items() if key in fields}
+        if known.get("pad_token_id") == -1:  # by convention no token
+            known["pad_token_id"] = None
         try:
             return cls(**known)
         except ConfigError as error:
@@ -270,6 +305,17 @@ class BertConfig:
         }
 
 
+def _restates(key: str, entries: dict[str, Any]) -> bool:
+    """Return whether a key is another name of a size, and is set to it."""
+    name, value = _RESTATED.get(key), entries[key]
+    if type(value) is not int or name is None:
+        return False
+    if name == "head_size":
+        heads = entries.get("num_attention_heads")
+        return type(heads) is int and entries.get("hidden_size") == value * heads
+    return bool(entries.get(name, getattr(BertConfig, name, None)) == value)
+
+
 def _says_something(key: str, value: object) -> bool:
     """Return whether a key is set to anything, or to a list or object that holds anything.
 
@@ -283,7 +329,7 @@ def _says_something(key: str, value: object) -> bool:
             inside += each.values() if isinstance(each, dict) else each
         elif each is None or each is False or each == "":
             continue
-        elif (key, each) != ("layer_types", "full_attention"):
+        elif (key, each) not in _BERTS_OWN:
             return True
     return False
 

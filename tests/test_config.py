@@ -169,6 +169,43 @@ class TestReading:
             warnings.simplefilter("error")
             BertConfig.from_dict({**TINY, key: {"a": "torch.nn.modules.linear.Identity"}})
 
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            *dict.fromkeys("embedding_size embedding_dim d_model dim".split(), 20).items(),
+            *dict.fromkeys("n_layers num_layers n_layer".split(), 6).items(),
+            *dict.fromkeys("num_key_value_heads n_heads num_heads".split(), 5).items(),
+            *(("head_dim", 4), ("d_ff", 37), ("n_positions", 512)),
+            *dict.fromkeys("dropout attention_dropout head_dropout_rate".split(), 0.1).items(),
+            *(("summary_type", "first"), ("summary_use_proj", True), ("summary_last_dropout", 0.1)),
+            *(("multi_sample_dropout", 5), ("use_multi_sample_dropout", True)),
+            *(("mlp_only_train", True), ("cls_head", 1), ("pooling", "mean")),
+            *(("use_mean_pooling", True), ("pooling_mode_mean_tokens", True)),
+            *(("num_layers_to_freeze", 2), ("freeze_layers", [0, 1]), ("unfreeze_embedding", 1)),
+            *(("fused_mlp", True), ("fused_bias_fc", True), ("fused_dropout_add_ln", True)),
+        ],
+    )  # fmt: skip
+    def test_what_is_elsewhere_or_restated_is_noted(self, key: str, value: object) -> None:
+        with pytest.warns(UserWarning, match=f"sets {key}, which spafit does not know; ignored"):
+            assert BertConfig.from_dict({**TINY, key: value}) == BertConfig.from_dict(TINY)
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            {"hidden_act": "gelu_python"},
+            {"attention_type": "original_full"},
+            {"layer_norm_type": "post"},
+        ],
+        ids=str,
+    )
+    def test_other_names_of_what_is_computed(self, entries: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert BertConfig.from_dict({**TINY, **entries}) == BertConfig.from_dict(TINY)
+
+    def test_no_padding_token(self) -> None:
+        assert BertConfig.from_dict({**TINY, "pad_token_id": -1}).pad_token_id is None
+
     def test_frozen(self) -> None:
         with pytest.raises(AttributeError):
             BertConfig().hidden_size = 5  # type: ignore[misc]
@@ -211,6 +248,22 @@ class TestRefusals:
     def test_a_name_that_a_bert_could_honour(self, key: str) -> None:
         with pytest.raises(ConfigError, match=f"sets {key}, which spafit does not know"):
             BertConfig.from_dict({**TINY, key: "x", "total_flos": 1})
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            *(("embedding_size", 16), ("embedding_size", 20.0), ("head_dim", 5), ("n_layers", 12)),
+            *(("num_key_value_heads", 1), ("d_ff", 20), ("n_positions", 513), ("dim", True)),
+            *(("attention_type", "block_sparse"), ("layer_norm_type", "pre"), ("n_layers", [6])),
+            *(("token_dropout", True), ("layerdrop", 0.1), ("attention_dropout_type", "x")),
+            *(("fused_swiglu", True), ("fused_gated_mlp", True), ("use_fused_rotary", True)),
+            *(("pooling_q_only", True), ("token_pooling", 2), ("cls_head_attention", 1)),
+            *(("num_hidden_groups", 1), ("share_layers", True), ("prompt_dropout", 0.1)),
+        ],
+    )
+    def test_what_only_resembles_what_is_elsewhere(self, key: str, value: object) -> None:
+        with pytest.raises(ConfigError, match=f"sets {key}, which spafit does not know and which"):
+            BertConfig.from_dict({**TINY, key: value})
 
     @pytest.mark.parametrize("key", ["x" * 101, "a\nb", "\ud800"])
     def test_a_name_that_says_nothing(self, key: str) -> None:
@@ -267,7 +320,7 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=f"{name} must be a small positive number"):
             BertConfig.from_dict({**TINY, name: value})
 
-    @pytest.mark.parametrize("token", [-1, 99, 0.0, "0", True])
+    @pytest.mark.parametrize("token", [-2, 99, 0.0, "0", True])
     def test_padding_token_outside_the_vocabulary(self, token: object) -> None:
         with pytest.raises(ConfigError, match=r"pad_token_id .* \(0 to 98\)"):
             BertConfig.from_dict({**TINY, "pad_token_id": token})

@@ -8,6 +8,7 @@ request, and never by a training run.
 from __future__ import annotations
 
 import argparse
+import errno
 import re
 import sys
 import warnings
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from spafit.errors import WeightsError, listed, one_line
+from spafit.weights.pretrained import wrapper_prefix
 from spafit.weights.safe_folder import read_index
 from spafit.weights.safefile import NO_WEIGHTS, TORCH_DTYPES, SafeFile, all_finite, save_tensors
 
@@ -75,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
 def convert(source: Path, target: Path) -> int:
     """Write the tensors of a pickle as safetensors, and read the file back to compare.
 
+    A prefix that a wrapper such as DataParallel gave all names is taken off, and told.
+
     Files in PyTorch's newer format are mapped, not read, so that memory need not hold them.
 
     Parameters
@@ -96,7 +100,16 @@ def convert(source: Path, target: Path) -> int:
         If torch is older than 2.10, a pickle is not such a dictionary or holds NaN or infinite
         values, index and files do not agree, or a file cannot be read or written.
     """
+    part = re.fullmatch(r"(.+)-[0-9]+-of-0*([0-9]+)\.bin", source.name)
+    if part is not None and part[2] != "1":
+        raise WeightsError(
+            f"{source} is one of {part[2]} parts; give the folder, or {part[1]}.bin.index.json"
+        )
     tensors = _load_parts(source) if source.suffix == ".json" else _load(source)
+    prefix = wrapper_prefix(tensors)
+    if prefix and any(name.endswith("embeddings.word_embeddings.weight") for name in tensors):
+        print(f"took {prefix} off all names, which a wrapper of the model added", file=sys.stderr)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         # The reader would refuse the file later, so do not write it.
         if tensor.is_floating_point() and not all_finite(tensor):
@@ -104,12 +117,16 @@ def convert(source: Path, target: Path) -> int:
                 f"{source}: {one_line(name)} holds NaN or infinite values; do not use it"
             )
     save_tensors(target, tensors, {"format": "pt"})
-    with SafeFile(target) as file:
-        for name, tensor in tensors.items():
-            if not torch.equal(file.read(name), tensor):
-                raise WeightsError(
-                    f"{target}: {one_line(name)} did not come back as written; is the disk ok?"
-                )
+    try:
+        with SafeFile(target) as file:
+            for name, tensor in tensors.items():
+                if not torch.equal(file.read(name), tensor):
+                    raise WeightsError(
+                        f"{target}: {one_line(name)} did not come back as written; is the disk ok?"
+                    )
+    except WeightsError:
+        target.unlink(missing_ok=True)
+        raise
     return len(tensors)
 
 
@@ -118,6 +135,12 @@ def _in_folder(folder: Path) -> Path:
     single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
     if single.exists() and index.exists():
         raise WeightsError(f"{folder} has both {single.name} and {index.name}; name the right one")
+    parts = sorted(path.name for path in folder.glob("pytorch_model-*-of-*.bin"))
+    if parts and not single.exists() and not index.exists():
+        raise WeightsError(
+            f"{folder} holds {listed(parts, ', ', 2)}, but no {index.name}, which says what they "
+            "hold; fetch it too"
+        )
     return index if index.exists() else single
 
 
@@ -181,6 +204,11 @@ def _load(source: Path) -> dict[str, torch.Tensor]:
                 f"{source} holds {name!r:.200}: {type(value).__name__}, expected only names and "
                 "tensors; save model.state_dict() alone"
             )
+        if value.is_meta or name == "__metadata__":
+            why = "without values" if value.is_meta else "which is no tensor's name in safetensors"
+            raise WeightsError(
+                f"{source} holds {one_line(name)}, {why}; save the state_dict of a model without it"
+            )
         if value.layout != torch.strided or value.dtype not in TORCH_DTYPES.values():
             raise WeightsError(
                 f"{source} holds {one_line(name)} as {value.dtype}, {value.layout}, which a "
@@ -191,7 +219,8 @@ def _load(source: Path) -> dict[str, torch.Tensor]:
 
 def _reason(error: Exception) -> str:
     """Say in our words what torch refuses; its own advise to load the file without the refusal."""
-    if isinstance(error, OSError):
+    # A file that is cut short at some places is an "Invalid argument", for it cannot be mapped.
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
         return f"{error.strerror or error}"
     if isinstance(error, UnicodeEncodeError):
         return "its path is not in UTF-8, which torch needs; rename the folder"

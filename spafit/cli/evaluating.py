@@ -17,7 +17,7 @@ from spafit.files.replacing import replacing
 from spafit.machine import terminal
 from spafit.tasks import glue, own, scoring
 from spafit.tasks.metrics import Floats, Ints, of_each_class
-from spafit.tasks.own_files import TableForm
+from spafit.tasks.own_files import TableForm, distinct
 from spafit.tasks.table import GlueTask
 from spafit.tasks.task import Dataset, Label
 
@@ -179,7 +179,8 @@ def write_mistakes(
     ):
         delimiter = "," if path.suffix.lower() == ".csv" else "\t"
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        writer.writerow([*columns, "label", "prediction", weight, *dataset.task.fields])
+        ours = ["label", "prediction", weight, *dataset.task.fields]
+        writer.writerow([*distinct(columns, ours), *ours])
         for each in wrong:
             example = dataset[each.row]
             texts = [example.text_a, example.text_b][: len(dataset.task.fields)]

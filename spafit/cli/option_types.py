@@ -100,7 +100,9 @@ def as_name(text: str) -> str:
     try:
         is_folder = text != "" and Path(text).expanduser().is_dir()
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r:.60}: there is no such user") from None
+        is_folder = Path(text).is_dir()  # a name that begins with ~, and no user's
+        if not is_folder:
+            raise argparse.ArgumentTypeError(f"{text!r:.60}: there is no such user") from None
     except OSError:  # too long a name, for example
         is_folder = False
     if not is_folder and (not text.strip() or not text.isprintable()):

@@ -17,7 +17,7 @@ from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.tasks import glue
 from spafit.tasks.metrics import Floats
-from spafit.tasks.own_files import TableForm, read_rows
+from spafit.tasks.own_files import TableForm, distinct, read_rows
 from spafit.tasks.reading import Rows, name_of
 from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
 from spafit.tasks.table import GlueTask
@@ -154,7 +154,8 @@ def _table(
     if probabilities and task.is_regression:
         raise ConfigError(f"{task.display} has scores, which have no --probabilities")
     sure = [f"p_{label}" for label in task.labels] if probabilities else []
-    header = [*columns, "prediction", *sure]
+    ours = ["prediction", *sure]
+    header = [*distinct(columns, ours), *ours]
 
     def values(
         examples: Sequence[Example], labels: Sequence[Label], found: Floats | None

@@ -20,7 +20,7 @@ from spafit.errors import ConfigError, DataError, WeightsError, listed
 from spafit.plans import Adaptation
 from spafit.runs.record import ADAPTER
 from spafit.training.optimisation import loss_function, trained_parameters
-from spafit.weights.adapter_files import save_adapter
+from spafit.weights.adapter_files import adaptation_to_save, save_adapter
 
 
 class LossAndLogits(dict[str, torch.Tensor]):
@@ -132,7 +132,8 @@ class TrainerModel(nn.Module):
         Raises
         ------
         PlanError
-            If the adapters are disabled at the moment.
+            If the adapters are disabled at the moment, or what trains is not what the plan
+            declares.
         WeightsError
             If a trained tensor holds NaN or infinite values, or the file cannot be written.
         """
@@ -233,8 +234,7 @@ def _keep_what_trains(
 ) -> None:
     """Take all that is frozen out of a state dict in the making."""
     assert isinstance(module, TrainerModel)
-    adaptation = _adaptation(module.model)
-    adaptation.require_enabled()
+    adaptation = adaptation_to_save(module.model)
     kept = {f"{prefix}model.{name}" for name in adaptation.trainable}
     for key in [key for key in state if key.startswith(f"{prefix}model.") and key not in kept]:
         del state[key]

@@ -30,6 +30,13 @@ _FIXED = (
 _ADDED = {"label_smoothing": 0.0}
 """Settings that older records lack, with the value that they had."""
 
+_TRAINING_ALONE = frozenset(
+    f"base_config.{name}"
+    for name in "initializer_range hidden_dropout_prob attention_probs_dropout_prob "
+    "classifier_dropout".split()
+)
+"""What no score or prediction depends on."""
+
 _MOST_NAMED = 4
 
 
@@ -95,7 +102,7 @@ def require_trained_with(folder: Path, record: dict[str, Any], loaded: dict[str,
     except RecursionError:
         raise CheckpointError(f"{folder} holds a run whose record is damaged") from None
     lacking = {key for key in now.keys() - before.keys() if key.startswith("base_config.")}
-    every = (before.keys() | now.keys()) - lacking
+    every = (before.keys() | now.keys()) - lacking - _TRAINING_ALONE
     differing = [key for key in every if before.get(key) != now.get(key)]
     if differing:
         raise CheckpointError(

@@ -48,7 +48,13 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if record.get("status") == "running":
         record = _settled(path, record)
     if not (Path(folder) / ADAPTER).is_file():
-        raise CheckpointError(f"{folder} has no {ADAPTER}: its run is {status_of(record)}")
+        status = status_of(record)
+        mend = (
+            "; put it back, or train again (--overwrite of spafit train)"
+            if status == "finished"
+            else ""
+        )
+        raise CheckpointError(f"{folder} has no {ADAPTER}: its run is {status}{mend}")
     return record
 
 

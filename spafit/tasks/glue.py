@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit.errors import DataError
+from spafit.tasks.own_files import distinct
 from spafit.tasks.reading import (
     Fields,
     MalformedRowError,
@@ -163,7 +164,8 @@ def read_rows(
     """Return the examples of a file or a stream one after the other, without keeping them.
 
     Parameters and errors are those of :func:`read_file`; ``ending`` is the extension of a stream.
-    Without ``read_labels`` every label is None, whatever the file has in its place.
+    Without ``read_labels``, as for predictions, every label is None, and a file may have other
+    columns than GLUE's: the texts are found by their names, and all others are carried through.
     """
     task = get_task(task)
     if split is not None:
@@ -175,9 +177,13 @@ def read_rows(
     rows: Iterable[tuple[int, Any]]
     parse: Callable[[Any], Fields]
     if ending == ".tsv":
-        form, rows = _tsv_form(task, split, source)
-        form = form if read_labels else dataclasses.replace(form, label=None)
-        parse = partial(_from_line, task, form)
+        form, rows = _tsv_form(task, split, source, by_name=not read_labels)
+        if not isinstance(form, Split):
+            parse = partial(_from_named_columns, task, form)
+        elif read_labels:
+            parse = partial(_from_line, task, form)
+        else:
+            parse = partial(_from_line, task, dataclasses.replace(form, label=None))
     elif ending == ".jsonl":
         rows, parse = lines(source), lambda line: from_record(json_object(line))
     elif ending == ".parquet" and isinstance(source, Path):
@@ -188,9 +194,12 @@ def read_rows(
 
 
 def _tsv_form(
-    task: GlueTask, split: str | None, source: Source
-) -> tuple[Split, Iterator[tuple[int, str]]]:
-    """Return the columns of a TSV file, found or checked by its header, and the rows after it."""
+    task: GlueTask, split: str | None, source: Source, by_name: bool
+) -> tuple[Split | list[str], Iterator[tuple[int, str]]]:
+    """Return the columns of a TSV file, found or checked by its header, and the rows after it.
+
+    With ``by_name`` they are a list of names where the header is none of GLUE's.
+    """
     rows = lines(source)
     head = next(rows, None)
     first = "" if head is None else head[1]
@@ -200,6 +209,9 @@ def _tsv_form(
     for form in wanted:
         if form.has_header and first == "\t".join(form.columns):
             return form, rows
+    header = first.split("\t")
+    if by_name and _text_columns(task, header):
+        return header, rows
     for form in wanted:
         if not form.has_header:
             return form, itertools.chain([] if head is None else [head], rows)
@@ -226,6 +238,38 @@ def _from_line(task: GlueTask, form: Split, line: str) -> Fields:
     first = form.columns[0]
     carried = {first: fields[0]} if first in _IDENTIFIERS else {}
     return fields[form.text_a], text_b, label, carried
+
+
+def _text_columns(task: GlueTask, header: list[str]) -> tuple[str, ...]:
+    """Return the names of the texts' columns in a header, by GLUE's files or the hub; or ()."""
+    forms = [form for form in (task.dev, task.test, task.train) if form]
+    in_files = [
+        tuple(form.columns[each] for each in (form.text_a, form.text_b) if each is not None)
+        for form in forms
+    ]
+    return next(
+        (
+            names
+            for names in (task.fields, *in_files)
+            if all(header.count(each) == 1 for each in names)
+        ),
+        (),
+    )
+
+
+def _from_named_columns(task: GlueTask, header: list[str], line: str) -> Fields:
+    fields = line.split("\t")
+    if len(fields) != len(header):
+        raise MalformedRowError(
+            f"expected {len(header)} fields ({', '.join(header):.200}), found {len(fields)}: "
+            f"{line[:80]!r:.140}"
+        )
+    record = dict(zip(distinct(header), fields, strict=True))
+    text_a, *text_b = (record.pop(name) for name in _text_columns(task, header))
+    for form in (task.dev, task.train):
+        if form and form.label is not None:
+            record.pop(form.columns[form.label], None)
+    return text_a, text_b[0] if text_b else None, None, record
 
 
 def _label_from_text(task: GlueTask, text: str) -> Label:
@@ -258,14 +302,24 @@ def _checked_score(task: GlueTask, score: float) -> float:
 def _from_record(
     task: GlueTask, needs_label: bool, read_labels: bool, record: Mapping[str, object]
 ) -> Fields:
-    """Return the fields of a JSON object or a parquet row with the hub's names and numbers."""
+    """Return the fields of a JSON object or a parquet row with the hub's names and numbers.
+
+    The field that identifies it is carried through; without ``read_labels`` all others are.
+    """
     texts = [text_of(record, name) for name in task.fields]
     label = _label_from_value(task, record.get("label") if read_labels else None)
     if label is None and needs_label:
         raise DataError("there is no label, but a train or dev file must have one in each row")
-    name = next((name for name in _IDENTIFIERS if name in record), None)
-    carried = {} if name is None else {name: as_text(record[name])}
-    return texts[0], texts[1] if task.pair else None, label, carried
+    if read_labels:
+        names = [name for name in _IDENTIFIERS if name in record][:1]
+    else:
+        names = [name for name in record if name not in (*task.fields, "label")]
+    return (
+        texts[0],
+        texts[1] if task.pair else None,
+        label,
+        {str(name): as_text(record[name]) for name in names},
+    )
 
 
 def _label_from_value(task: GlueTask, value: object) -> Label | None:

@@ -13,7 +13,7 @@ import csv
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -159,6 +159,18 @@ def read_rows(
     return Rows(name_of(source), rows, from_row, max_bad_rows, encoding=encoding)
 
 
+def distinct(names: Iterable[str], taken: Collection[str] = ()) -> list[str]:
+    """Return the names of columns, each repeated or taken one with a number: "id", "id (2)"."""
+    names, found = list(names), dict.fromkeys(taken)
+    for name in names:
+        shown, number = name, 1
+        while shown in found or (number > 1 and shown in names):
+            number += 1
+            shown = f"{name} ({number})".strip()
+        found[shown] = None
+    return list(found)[len(taken) :]
+
+
 def from_record(
     task: Task,
     labelled: bool,
@@ -276,6 +288,11 @@ def _table(
     reader = csv.reader(texts, delimiter=delimiter, quoting=form.quoting, strict=True)
     try:
         header = next(reader)
+        if header.count(task.label_field) > 1:
+            raise DataError(
+                f"{name} has two columns {task.label_field!r:.80}; rename the one that is not it"
+            )
+        header = distinct(header)
         while True:
             start = reader.line_num + 1
             fields = next(reader, None)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import PlanError, listed
+from spafit.errors import PlanError
+from spafit.weights.adapter_files import adaptation_to_save
 
 
 def trained_parameters(model: BertForSequenceClassification) -> dict[str, torch.nn.Parameter]:
@@ -28,21 +29,11 @@ def trained_parameters(model: BertForSequenceClassification) -> dict[str, torch.
     Raises
     ------
     PlanError
-        If the model was not adapted, its adapters are disabled at the moment, a parameter requires
-        a gradient that the plan does not declare, or no parameter requires one.
+        As :func:`~spafit.weights.adapter_files.adaptation_to_save`, or if no parameter requires a
+        gradient.
     """
-    adaptation = model.adaptation
-    if adaptation is None:
-        raise PlanError("the model was not adapted; call spafit.adapt(model, plan) first")
-    adaptation.require_enabled()
+    adaptation = adaptation_to_save(model)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    undeclared = [name for name in trained if name not in set(adaptation.trainable)]
-    if undeclared:
-        raise PlanError(
-            f"{listed(undeclared, ', ', 3)} would train, but the plan {adaptation.plan.name} does "
-            "not declare it, so it would not be saved; put it in the plan, or freeze it "
-            "(requires_grad_(False))"
-        )
     if not trained:
         raise PlanError(
             f"nothing trains: all parameters of the plan {adaptation.plan.name} are frozen; "

@@ -20,6 +20,7 @@ from spafit.errors import PlanError, WeightsError, listed, one_line
 from spafit.plans import Adaptation, Plan
 from spafit.strata import adapt, fingerprint
 from spafit.version import __version__
+from spafit.weights.pretrained import HEAD
 from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
 
 _FORMAT = "1"
@@ -98,11 +99,54 @@ def save_adapter(model: BertForSequenceClassification, path: str | Path) -> None
     Raises
     ------
     PlanError
-        If the model was not adapted, or its adapters are currently disabled.
+        As :func:`adaptation_to_save`.
     WeightsError
         If a trained tensor holds NaN or infinite values, or the file cannot be written.
     """
+    adaptation_to_save(model)
     save_tensors(path, *adapter_content(model))
+
+
+def adaptation_to_save(model: BertForSequenceClassification) -> Adaptation:
+    """Return a model's adaptation, if an adapter file would hold all that trains.
+
+    Raises
+    ------
+    PlanError
+        If this is not an adapted model itself, its adapters are disabled at the moment, it lacks a
+        parameter that its plan declares, or one requires a gradient that the plan does not declare.
+    """
+    if not isinstance(model, BertForSequenceClassification):
+        raise PlanError(
+            f"expected a BertForSequenceClassification, found a {type(model).__name__}; give the "
+            "model itself, without what was wrapped around it (DataParallel, torch.compile ...)"
+        )
+    adaptation = model.adaptation
+    if adaptation is None:
+        raise PlanError(
+            "the model was not adapted; call spafit.adapt(model, plan) first, so that there is an "
+            "adapter to train and to save"
+        )
+    adaptation.require_enabled()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    gone = [name for name in (*HEAD, *adaptation.trainable) if name not in parameters]
+    if gone:
+        raise PlanError(
+            f"the model lacks {listed(dict.fromkeys(gone), ', ', 3)}: a module was replaced by "
+            "another kind; load the model afresh and adapt it as it was built"
+        )
+    undeclared = [
+        name
+        for name, each in model.named_parameters()
+        if each.requires_grad and name not in set(adaptation.trainable)
+    ]
+    if undeclared:
+        raise PlanError(
+            f"{listed(undeclared, ', ', 3)} would train, but the plan {adaptation.plan.name} does "
+            "not declare it, so it would not be saved; put it in the plan, or freeze it "
+            "(requires_grad_(False))"
+        )
+    return adaptation
 
 
 def adapter_content(
@@ -119,12 +163,13 @@ def adapter_content(
 
     Raises
     ------
-    PlanError, WeightsError
+    PlanError
+        If the adapters are disabled at the moment.
+    WeightsError
         As :func:`save_adapter`.
     """
     adaptation = model.adaptation
-    if adaptation is None:
-        raise PlanError("the model was not adapted, so there is no adapter to save")
+    assert adaptation is not None
     adaptation.require_enabled()
     if values is None:
         values = {name: model.get_parameter(name).detach() for name in adaptation.trainable}

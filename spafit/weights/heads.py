@@ -7,6 +7,7 @@ all classified by a ``classifier.weight`` (C, D), and files order the labels as 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ _OF_SENTENCES = re.compile(r"(?!.*multi_?label)\w*ForSequenceClassification", re
 
 # What transformers writes where it was told no name.
 _NO_NAME = re.compile(r"LABEL_\d+")
+_POOLER = re.compile(r"(^|\.)pooler\.")
+_DIGITS = re.compile("[0-9]{1,9}")
+
+# What comes before or after a classifier that is not one of sentences by the pooler's output.
+_BETWEEN = re.compile(
+    r"(^|[._])(crf|(bi)?(lstm|gru|rnn)|(text)?cnn|conv\dd?|tcn)([._]|$)", re.IGNORECASE
+)
 
 
 def read_entries(folder: Path) -> dict[str, Any]:
@@ -72,6 +80,31 @@ def other_kind(entries: dict[str, Any], num_labels: int) -> str:
     return ""
 
 
+def reads_otherwise(names: Iterable[str]) -> str:
+    """Return why a file's classifier is not one of sentences, by the file's other tensors.
+
+    Parameters
+    ----------
+    names : iterable of str
+        All names in the file.
+
+    Returns
+    -------
+    str
+        Empty if nothing says so.
+    """
+    names = list(names)
+    between = next(filter(_BETWEEN.search, names), None)
+    if between is not None:
+        return f"the file has {one_line(between, 80)}: its classifier is of another kind"
+    if not any(_POOLER.search(name) for name in names):
+        return (
+            "the file has no pooler, so its classifier reads other hidden states, as one of tokens "
+            "does"
+        )
+    return ""
+
+
 def label_names_of(entries: dict[str, Any], num_labels: int) -> tuple[tuple[str, ...] | None, str]:
     """Return the names that a config.json gives a classifier's rows.
 
@@ -87,26 +120,53 @@ def label_names_of(entries: dict[str, Any], num_labels: int) -> tuple[tuple[str,
     """
     if num_labels == 1:
         return None, "a score"
-    names = _in_order(entries.get("id2label"), num_labels)
-    ids = entries.get("label2id")
-    if isinstance(ids, dict):
-        others = _in_order({str(row): name for name, row in ids.items()}, num_labels)
-        if names is not None and others is not None and plain(names) != plain(others):
-            return None, "the order of its labels is unknown: id2label and label2id do not agree"
-        names = others if names is None else names
-    if names is None:
-        return None, "the order of its labels is unknown, because config.json does not name them"
-    return names, f"its labels are {listed(names, ', ')}, in this order, by config.json"
+    id2label, label2id = entries.get("id2label"), entries.get("label2id")
+    if isinstance(label2id, dict):
+        pairs = [(row, name) for name, row in label2id.items()]
+    else:
+        pairs = _numbered(label2id)
+    names, others = _in_order(_numbered(id2label), num_labels), _in_order(pairs, num_labels)
+    if names is not None and others is not None and plain(names) != plain(others):
+        return None, "the order of its labels is unknown: id2label and label2id do not agree"
+    names = others if names is None else names
+    if names is not None:
+        return names, f"its labels are {listed(names, ', ')}, in this order, by config.json"
+    for key, found, rows in (
+        ("id2label", id2label, _numbered(id2label)),
+        ("label2id", label2id, pairs),
+    ):
+        if found and not (rows and all(_is_no_name(name) for _, name in rows)):
+            return None, (
+                f"the order of its labels is unknown, because config.json's {key} does not give "
+                f"each of the {num_labels} rows a name of its own: {one_line(repr(found), 120)}"
+            )
+    return None, "the order of its labels is unknown, because config.json does not name them"
 
 
-def _in_order(id2label: object, num_labels: int) -> tuple[str, ...] | None:
-    """Return the names of all rows in order, if they are different names and no placeholders."""
-    if not isinstance(id2label, dict):
-        return None
-    rows = [id2label.get(str(row)) for row in range(num_labels)]
-    names = tuple(str(name) for name in rows if type(name) in (str, int))
-    are_all = len(id2label) == len(names) == len(set(plain(names))) == num_labels
-    return names if are_all and not any(map(_NO_NAME.fullmatch, names)) else None
+def _numbered(id2label: object) -> list[tuple[object, object]]:
+    """Return the pairs of row and name of an object, or of a list in the order of the rows."""
+    if isinstance(id2label, dict):
+        return list(id2label.items())
+    return list(enumerate(id2label)) if isinstance(id2label, list) else []
+
+
+def _in_order(pairs: list[tuple[object, object]], num_labels: int) -> tuple[str, ...] | None:
+    """Return the names of all rows in order, if they are different names and no placeholders.
+
+    A row is a number, or its digits.
+    """
+    rows = {
+        int(str(row)): str(name)
+        for row, name in pairs
+        if type(row) in (str, int) and _DIGITS.fullmatch(str(row)) and type(name) in (str, int)
+    }
+    names = tuple(rows[row] for row in range(num_labels) if row in rows)
+    are_all = len(pairs) == len(rows) == len(names) == len(set(plain(names))) == num_labels
+    return names if are_all and not any(map(_is_no_name, names)) else None
+
+
+def _is_no_name(name: object) -> bool:
+    return isinstance(name, str) and _NO_NAME.fullmatch(name) is not None
 
 
 def plain(names: tuple[str, ...]) -> tuple[str, ...]:

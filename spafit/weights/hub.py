@@ -146,9 +146,12 @@ def _place(name_or_path: str | Path) -> Path:
     try:
         path = Path(name_or_path).expanduser()
     except RuntimeError:
-        raise WeightsError(
-            f"{name_or_path!s:.200} begins with ~ and an unknown user's name; give the full path"
-        ) from None
+        path = Path(name_or_path)
+        if not _is_folder(path):
+            raise WeightsError(
+                f"{name_or_path!s:.200} begins with ~ and an unknown user's name; give the full "
+                "path"
+            ) from None
     return minilm.minilm_folder() if name_or_path == minilm.NAME and not path.is_dir() else path
 
 

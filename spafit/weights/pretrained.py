@@ -4,13 +4,15 @@ Checkpoints of BERT differ in the names of their tensors. Each change to a name 
 :data:`CHECKPOINT_RULES` below. Every other name must be one of the model's, with the model's shape,
 and only the head's and the pooler's may be missing. So a tensor within the encoder that the model
 does not have is refused, because it may change what the encoder computes; one outside of it that is
-not the sentence classifier belongs to a head of another kind, and is left out.
+not the sentence classifier belongs to a head of another kind, and is left out, unless its name
+speaks of what is added to an encoder from outside.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from spafit.config import BertConfig
 from spafit.errors import WeightsError, one_line
 from spafit.kernels.stacking import cut
 from spafit.machine.memory import empty_in_large_pages
-from spafit.weights.heads import label_names_of, other_kind, read_entries
+from spafit.weights.heads import label_names_of, other_kind, read_entries, reads_otherwise
 from spafit.weights.hub import local_folder
 from spafit.weights.hub_files import commit_of
 from spafit.weights.safe_folder import SafeFolder
@@ -64,12 +66,15 @@ _FOREIGN = "outside of the encoder, and not the sentence classifier: a head of a
 CHECKPOINT_RULES = (
     Rule(r"^cls\.", None, "a head of the pre-training; the classifier takes its place"),
     Rule(r"^(bert\.)?embeddings\.position_ids\Z", None, "the constant 0, 1, 2 ..."),
+    Rule(r"^(bert\.)?embeddings\.token_type_ids\Z", None, "the constant 0"),
     Rule(r"(?<=\bLayerNorm\.)gamma\Z", "weight", "the older spelling"),
     Rule(r"(?<=\bLayerNorm\.)beta\Z", "bias", "the older spelling"),
     Rule(r"^(?=(embeddings|encoder|pooler)\.)", "bert.", "saved without the head's prefix"),
-    # Also an encoder under another prefix, such as "module.", is no head.
+    # Also an encoder under another prefix, such as "module.", is no head, and no more is what is
+    # added to an encoder from outside, such as P-tuning's prefix_encoder.
     Rule(
-        r"(?s)^(?!classifier\.(weight|bias)\Z)(?!(.*\.)?(bert|embeddings|encoder|pooler)\.)",
+        r"(?s)^(?!classifier\.(weight|bias)\Z)(?!(.*\.)?(bert|embeddings|encoder|pooler)\.)"
+        r"(?!(?i:.*(prefix|prompt|adapter|lora|ia3|embeddings_project)))",
         None,
         _FOREIGN,
     ),
@@ -77,6 +82,9 @@ CHECKPOINT_RULES = (
 
 HEAD = ("classifier.weight", "classifier.bias")
 POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+
+# Of DataParallel, of a module of one's own around the model (Lightning), of torch.compile.
+_WRAPPERS = re.compile(r"((module|model|_orig_mod)\.)+")
 
 # The most faults that an error lists.
 _MOST_FAULTS = 12
@@ -249,8 +257,8 @@ def load_weights(
             except WeightsError as error:
                 faults.append(str(error))
         for name, _ in chosen.dropped:
-            if name.endswith("position_ids"):
-                faults += _position_faults(files.read(name), f"{folder}: {name}")
+            if name.endswith(("position_ids", "token_type_ids")):
+                faults += _constant_faults(files.read(name), f"{folder}: {name}")
     if faults:
         raise WeightsError(_some("\n", faults))
     to_draw = {name: shapes[name] for name, _ in chosen.newly_drawn}
@@ -342,6 +350,13 @@ def apply_rules(name: str) -> tuple[str | None, str]:
     return name, "; ".join(reasons)
 
 
+def wrapper_prefix(names: Iterable[str]) -> str:
+    """Return the prefix that a wrapper such as DataParallel gave all names; empty if none did."""
+    names = list(names)
+    found = _WRAPPERS.match(names[0]) if names else None
+    return found[0] if found and all(name.startswith(found[0]) for name in names) else ""
+
+
 @dataclass(frozen=True)
 class _Match:
     """Which tensor each parameter is read from, the dropped tensors, and the parameters to draw."""
@@ -374,7 +389,7 @@ def _match(
         else:
             sources[name] = info
 
-    misfit = _head_misfit(sources, shapes) or other_kind
+    misfit = _head_misfit(sources, shapes) or other_kind or reads_otherwise(tensors)
     if misfit:
         dropped += [(name, misfit) for name in HEAD if sources.pop(name, None) is not None]
         newly_drawn += [(name, misfit) for name in HEAD]
@@ -401,10 +416,12 @@ def _match(
                 f"expected one of {', '.join(FLOAT_DTYPES)}"
             )
     if faults:
+        prefix = wrapper_prefix(tensors)
+        hint = f"all names begin with {prefix}, so save the model without its wrapper; "
+        inspect = f"`python -m weights_tools inspect {folder}` lists its tensors"
         raise WeightsError(
             f"the weights in {folder} do not fit its config.json, {_counted(faults)} "
-            f"(`python -m weights_tools inspect {folder}` lists its tensors):\n  "
-            + _some("\n  ", faults)
+            f"({hint if prefix else ''}{inspect}):\n  " + _some("\n  ", faults)
         )
     return _Match(sources, tuple(dropped), tuple(newly_drawn))
 
@@ -432,17 +449,23 @@ def _head_misfit(sources: dict[str, TensorInfo], shapes: dict[str, tuple[int, ..
     return f"the file has {described}, the model needs {list(shapes[HEAD[0]])} and its bias"
 
 
-def _position_faults(position_ids: torch.Tensor, name: str) -> list[str]:
-    """Return a fault if the position ids are not the model's 0, 1, 2 ..., in whatever type.
+def _constant_faults(ids: torch.Tensor, name: str) -> list[str]:
+    """Return a fault if position ids are not 0, 1, 2 ..., or token types not 0, in whatever type.
 
-    In a floating-point type they may be rounded, as 0, 1, 2 ... is if all of a file is cast.
+    In a floating-point type positions may be rounded, as 0, 1, 2 ... is if all of a file is cast.
     """
-    expected = torch.arange(position_ids.numel())
-    if position_ids.is_floating_point():
-        expected = expected.to(position_ids.dtype)
-    if torch.equal(position_ids.flatten().double(), expected.double()):
+    expected, told = torch.arange(ids.numel()), "0, 1, 2 ..., so these weights count positions"
+    if name.endswith("token_type_ids"):
+        expected, told = torch.zeros_like(expected), "0 everywhere, so these weights take segments"
+    elif ids.numel() > max(ids.shape, default=1):
+        return [
+            f"{name} has the shape {list(ids.shape)}, expected one row; leave it out of the file"
+        ]
+    if ids.is_floating_point():
+        expected = expected.to(ids.dtype)
+    if torch.equal(ids.flatten().double(), expected.double()):
         return []
-    return [f"{name} is not 0, 1, 2 ..., so these weights count positions in another way"]
+    return [f"{name} is not {told} in another way"]
 
 
 def _draw(

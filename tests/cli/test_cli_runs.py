@@ -418,7 +418,7 @@ class TestLowercase:
         assert main(self.arguments(small, root, folder, *more)) == 0
         note = (
             f"spafit: note: {folder / 'config.json'} sets mlm_probability, total_flos, which "
-            "spafit does not know; ignored, as no part of a BERT encoder has such a name\n"
+            "spafit does not know; ignored, as nothing that a BERT encoder computes depends on it\n"
         )
         assert capsys.readouterr().err == note, "once for both seeds"
         record = record_of(tmp_path / "seed-1")
@@ -746,6 +746,26 @@ class TestPredict:
             stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))  # type: ignore[arg-type]
             monkeypatch.setattr(sys, "stdin", stdin)
             assert call(capsys, "predict", run, "--input", "-") == whole
+
+    def test_files_with_other_columns(
+        self, capsys: Capture, root: Path, run: Path, tmp_path: Path, expected: list[str]
+    ) -> None:
+        """A table and JSON; each row keeps all that is no text and no label."""
+        _, *lines = (root / "glue" / "RTE" / "dev.tsv").read_text().splitlines()
+        rows = [line.split("\t") for line in lines]
+        table = "".join(f"{text}\tT-{k}\t{k}\t{text2}\n" for k, text, text2, _ in rows)
+        (tmp_path / "x.tsv").write_text(f"sentence1\tID\tidx\tsentence2\n{table}")
+        records = [
+            {"ID": f"T-{k}", "sentence1": text, "idx": k, "sentence2": text2}
+            for k, text, text2, _ in rows
+        ]
+        (tmp_path / "x.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+        said = "".join(
+            f"T-{row[0]}\t{row[0]}\t{e}\n" for row, e in zip(rows, expected, strict=True)
+        )
+        for name in ("x.tsv", "x.jsonl"):
+            found = call(capsys, "predict", run, "--input", tmp_path / name)
+            assert found == (0, f"ID\tidx\tprediction\n{said}", "")
 
     def test_output(
         self, capsys: Capture, root: Path, run: Path, tmp_path: Path, expected: list[str]

@@ -259,6 +259,23 @@ class TestPredict:
         code, _, err = call(capsys, "eval", run, "--data", tmp_path / "new.csv")
         assert (code, "unknown label 'refund'; tickets has billing" in err) == (2, True)
 
+    def test_columns_that_are_called_like_ours(
+        self, capsys: Capture, folder: Path, tmp_path: Path
+    ) -> None:
+        """As where a table of predictions is predicted again."""
+        p = f"p_{KINDS[0]}"
+        (tmp_path / "new.csv").write_text(f"prediction,message,{p},row\nx,it crashes,0.5,7\n")
+        run = folder / "runs" / "seed-1"
+        arguments = ("predict", run, "--input", tmp_path / "new.csv")
+        [row] = table(call(capsys, *arguments)[1])
+        assert list(row) == ["prediction (2)", p, "row", "prediction"]
+        [row] = table(call(capsys, *arguments, "--probabilities")[1])
+        assert (row["prediction (2)"], row[f"{p} (2)"], row["row"]) == ("x", "0.5", "7")
+        assert row["prediction"] in KINDS
+        assert call(capsys, *arguments, "--output", tmp_path / "o.jsonl")[0] == 0
+        record = json.loads((tmp_path / "o.jsonl").read_text())
+        assert record["prediction (2)"] == "x"
+
     def test_in_pieces(
         self, capsys: Capture, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

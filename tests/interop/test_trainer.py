@@ -177,6 +177,14 @@ class TestRefusals:
         with pytest.raises(PlanError, match=r"pooler\.dense\.weight would train"):
             for_trainer(model)
 
+    def test_what_is_unfrozen_later(self, small: SmallRun, tmp_path: Path) -> None:
+        wrapped = for_trainer(small.model())
+        wrapped.model.bert.pooler.dense.weight.requires_grad_(True)
+        with pytest.raises(PlanError, match=r"pooler\.dense\.weight would train"):
+            wrapped.save_pretrained(tmp_path)
+        with pytest.raises(PlanError, match=r"pooler\.dense\.weight would train"):
+            wrapped.state_dict()
+
     @pytest.mark.parametrize(
         "labels", [(), ("yes",), ("a", "b", "c"), ("a", "a"), ("a", 1), ("a", "b\n"), "ab"]
     )

@@ -339,7 +339,7 @@ class TestReadRecord:
 
     def test_a_run_without_an_adapter(self, tmp_path: Path) -> None:
         finish(tmp_path, adapter=False)
-        match = r"has no adapter\.safetensors: its run is finished"
+        match = r"has no adapter\.safetensors: its run is finished; put it back, or train again"
         with pytest.raises(CheckpointError, match=match):
             read_record(tmp_path)
 

@@ -249,6 +249,11 @@ class TestRequireTrainedWith:
         start = "runs/rte holds a run that was trained with something else: "
         assert str(caught.value).startswith(start)
 
+    @pytest.mark.parametrize("key", ["initializer_range", "hidden_dropout_prob"])
+    def test_what_no_score_depends_on_may_differ(self, key: str) -> None:
+        trained = changed(f"base_config.{key}", 0.1, LOADED)
+        require_trained_with(FOLDER, trained, changed(f"base_config.{key}", 0.2, LOADED))
+
     def test_a_label_more_is_refused_too(self) -> None:
         more = {**LOADED, "labels": ["entailment", "not_entailment", "neutral"]}
         with pytest.raises(CheckpointError, match=r"labels\.2 is None, loaded is 'neutral'"):

@@ -81,6 +81,7 @@ TABLE: dict[str, dict[str, Option]] = {
     "demo": {
         **COMMON,
         "--out": Option(NO_FOLDER_TO_BE),
+        "--overwrite": FLAG,
         "--model": MODEL,
         "--seed": SEED,
         "--ask": FLAG,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spafit import glue
 from spafit.errors import DataError
-from spafit.tasks.glue import TASKS, Example, get_task, load, read_file
+from spafit.tasks.glue import TASKS, Example, get_task, load, read_file, read_rows
 
 PAIR_HEADER = "index\tsentence1\tsentence2\tlabel\n"
 
@@ -485,3 +485,64 @@ class TestWhatIdentifiesARow:
         found = [example.carried for example in read_file(task, tmp_path / name)]
         values = [{expected: value} for value in ("49", "9")] if expected else [{}, {}]
         assert found == values
+
+
+class TestColumnsByName:
+    """Of a file to predict, whose header is none of GLUE's. Oracle: what was written."""
+
+    @staticmethod
+    def read(path: Path, task: str) -> list[tuple[str, str | None, object, dict[str, str]]]:
+        rows = read_rows(get_task(task), path, read_labels=False)
+        return [(e.text_a, e.text_b, e.label, dict(e.carried)) for e in rows]
+
+    @pytest.mark.parametrize("key", ["id", "idx", "ID", "pairID", "uid", "row_id", "Ticket no."])
+    def test_whatever_the_id_is_called(self, tmp_path: Path, key: str) -> None:
+        path = write(tmp_path / "x.tsv", f'{key}\tsentence1\tsentence2\nT-9\ta "b\tc\n')
+        assert self.read(path, "rte") == [('a "b', "c", None, {key: "T-9"})]
+        line = json.dumps({key: "T-9", "sentence1": "a", "sentence2": "b"})
+        path = write(tmp_path / "x.jsonl", line)
+        assert self.read(path, "rte") == [("a", "b", None, {key: "T-9"})]
+
+    @pytest.mark.parametrize(
+        ("task", "header", "row", "expected"),
+        [
+            ("rte", "sentence1 sentence2", "a b", ("a", "b", None, {})),
+            ("rte", "k sentence2 id sentence1", "1 b 2 a", ("a", "b", None, {"k": "1", "id": "2"})),
+            ("cola", "k k sentence", "1 2 a", ("a", None, None, {"k": "1", "k (2)": "2"})),
+            ("mnli", "id sentence1 sentence2", "1 a b", ("a", "b", None, {"id": "1"})),
+            ("mnli", "id premise hypothesis", "1 a b", ("a", "b", None, {"id": "1"})),
+            ("mrpc", "k #1_String #2_String", "1 a b", ("a", "b", None, {"k": "1"})),
+            ("cola", "id sentence", "1 a", ("a", None, None, {"id": "1"})),
+            ("wnli", "sentence1 sentence2 label", "a b 1", ("a", "b", None, {})),
+            ("wnli", "sentence1 sentence2 label k", "a b  7", ("a", "b", None, {"k": "7"})),
+            ("sst-2", "sentence id label", "a 7 positive", ("a", None, None, {"id": "7"})),
+        ],
+    )  # fmt: skip
+    def test_any_columns_in_any_order(
+        self, tmp_path: Path, task: str, header: str, row: str, expected: tuple[object, ...]
+    ) -> None:
+        text = (
+            f"{header}\n{row}\n".replace(" ", "\t").replace("id\t(2)", "id (2)").replace("_", " ")
+        )
+        assert self.read(write(tmp_path / "x.tsv", text), task) == [expected]
+
+    def test_glue_s_own_files_are_read_as_ever(self, tmp_path: Path) -> None:
+        """Without a header too, and a split takes no other columns."""
+        path = write(tmp_path / "x.tsv", "gj04\t1\t\tOur friends\n")
+        assert self.read(path, "cola") == [("Our friends", None, None, {})]
+        path = write(tmp_path / "x.tsv", "index\tsentence1\tsentence2\n5\ta\tb\n")
+        assert self.read(path, "rte") == [("a", "b", None, {"index": "5"})]
+        path = write(tmp_path / "x.tsv", "id\tsentence1\tsentence2\tlabel\n5\ta\tb\tentailment\n")
+        for split in ("dev", None):
+            with pytest.raises(DataError, match="line 1: the header of RTE"):
+                read_file("rte", path, split)
+
+    def test_a_row_of_another_length(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.tsv", "id\tsentence1\tsentence2\n1\ta\n")
+        with pytest.raises(DataError, match=r"line 2: expected 3 fields \(id, sen.*, found 2"):
+            self.read(path, "rte")
+
+    @pytest.mark.parametrize("header", ["sentence1\tx", "sentence1\tsentence1\tsentence2", ""])
+    def test_a_header_without_the_texts(self, tmp_path: Path, header: str) -> None:
+        with pytest.raises(DataError, match="line 1: the header of RTE"):
+            self.read(write(tmp_path / "x.tsv", f"{header}\n1\ta\tb\n"), "rte")

@@ -61,6 +61,16 @@ class TestFiles:
             assert [(e.carried["id"], e.text_a, e.label) for e in data] == ROWS
             assert data[0].carried == {"id": "1", "at": ""}
 
+    def test_columns_of_one_name_are_told_apart(self) -> None:
+        task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
+        content = b"id,text,id,,id (2),,id\n1,x,2,3,4,5,6\n"
+        [row] = read_rows(task, io.BytesIO(content))
+        assert row.carried == {
+            "id": "1", "id (3)": "2", "": "3", "id (2)": "4", "(2)": "5", "id (4)": "6",
+        }  # fmt: skip
+        with pytest.raises(DataError, match="has two columns 'label'; rename the one"):
+            list(read_rows(task, io.BytesIO(b"label,text,label\na,x,b\n")))
+
     def test_a_stream(self) -> None:
         """A table, or JSON if it begins so; without labels."""
         task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))

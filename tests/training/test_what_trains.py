@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.interruptions import differences, everything, interrupted
-from support.small_runs import SmallRun, trained
+from support.small_runs import METHODS, SmallRun, trained
 
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.errors import CheckpointError, PlanError
-from spafit.strata import adapters_disabled
+from spafit.strata import adapt, adapters_disabled
 from spafit.training.optimisation import make_optimizer, trained_parameters
-from spafit.weights.adapter_files import load_adapter, name_in_files
+from spafit.weights.adapter_files import load_adapter, name_in_files, save_adapter
 from spafit.weights.pretrained import load_pretrained
 
 # Of every kind: a bias delta of group 2, one matrix of a LoRA, the other of another, of the head.
@@ -72,6 +74,34 @@ class TestTrainedParameters:
     def test_a_model_that_was_not_adapted_is_refused(self, small: SmallRun) -> None:
         with pytest.raises(PlanError, match="not adapted"):
             trained_parameters(load_pretrained(small.folder, num_labels=2))
+
+
+class TestAnotherModel:
+    """Oracle: the message, which names what was given or what is gone."""
+
+    @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.nn.Sequential])
+    def test_a_wrapped_one(self, small: SmallRun, wrap: Callable[[Any], Any]) -> None:
+        with pytest.raises(PlanError, match="give the model itself, without what was wrapped"):
+            small.fit(wrap(small.model()))
+
+    def test_a_head_without_a_bias(self, small: SmallRun) -> None:
+        """Whether it was put in before the model was adapted, or after."""
+        before = load_pretrained(small.folder)
+        before.classifier = torch.nn.Linear(24, 2, bias=False)
+        adapt(before, METHODS["spafit"])
+        after = small.model()
+        after.classifier = torch.nn.Linear(24, 2, bias=False)
+        for model in (before, after):
+            with pytest.raises(PlanError, match=r"the model lacks classifier\.bias: a module was"):
+                small.fit(model)
+
+    def test_a_layer_of_another_group(self, small: SmallRun, tmp_path: Path) -> None:
+        model = small.model()
+        model.bert.encoder.layer[3] = model.bert.encoder.layer[1]
+        with pytest.raises(PlanError, match=r"lacks bert\.encoder\.layer\.3\..* and \d+ more: a"):
+            small.fit(model)
+        with pytest.raises(PlanError, match=r"lacks bert\.encoder\.layer\.3\."):
+            save_adapter(model, tmp_path / "adapter.safetensors")
 
 
 class TestUnfrozen:

@@ -377,6 +377,20 @@ class TestSaving:
             save_adapter(load_pretrained(small.folder), tmp_path / "adapter.safetensors")
         assert list(tmp_path.iterdir()) == []
 
+    def test_what_trains_beside_the_plan_would_be_lost(
+        self, small: SmallRun, adapter: Path
+    ) -> None:
+        """As after a loop of one's own, in which no other check looks at it."""
+        before = adapter.read_bytes()
+        model = small.model()
+        model.bert.pooler.dense.weight.requires_grad_(True)
+        with pytest.raises(PlanError, match=r"pooler\.dense\.weight would train, .* not be saved"):
+            save_adapter(model, adapter)
+        assert adapter.read_bytes() == before
+        model.bert.pooler.dense.weight.requires_grad_(False)
+        save_adapter(model, adapter)
+        assert adapter.read_bytes() != before
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
     def test_sick_values_are_not_written(
         self, small: SmallRun, adapter: Path, value: float

@@ -125,6 +125,10 @@ class TestNames:
             ({"id2label": {"0": "note", "1": "none"}}, ("note", "none")),
             ({"label2id": {"YES": 1, "NO": 0}}, ("NO", "YES")),
             ({"label2id": {"YES": "1", "NO": "0"}}, ("NO", "YES")),
+            ({"label2id": ["NO", "YES"]}, ("NO", "YES")),
+            ({"id2label": ["NO", "YES"]}, ("NO", "YES")),
+            ({"id2label": {"01": "YES", "00": "NO"}}, ("NO", "YES")),
+            ({**NAMES, "label2id": {"YES": 7}}, ("NO", "YES")),
             ({**NAMES, "label2id": {"yes": 1, "no": 0}}, ("NO", "YES")),
             ({**NAMES, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}, ("NO", "YES")),
             ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"a": 1, "b": 0}}, "ba"),
@@ -141,18 +145,8 @@ class TestNames:
         [
             {},
             {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}},
-            {"id2label": {"0": "LABEL_1", "1": "YES"}},
-            {"id2label": {"0": "NO", "1": "no"}},
-            {"id2label": {"0": "NO"}},
-            {"id2label": {"0": "NO", "1": "YES", "2": "PERHAPS"}},
-            {"id2label": {"1": "NO", "2": "YES"}},
-            {"id2label": {"0": "NO", "1": None}},
-            {"id2label": {"0": "NO", "1": True}},
-            {"id2label": {"0": "NO", "1": ["YES"]}},
-            {"id2label": ["NO", "YES"]},
-            {"label2id": {"NO": 0, "YES": 0}},
-            {"label2id": {"NO": False, "YES": True}},
-            {"label2id": {"NO": [], "YES": {}}},
+            {"id2label": ["LABEL_0", "LABEL_1"], "label2id": {"LABEL_0": 0, "LABEL_1": 1}},
+            {"id2label": {}, "label2id": None},
         ],
         ids=str,
     )
@@ -161,6 +155,34 @@ class TestNames:
             None,
             "the order of its labels is unknown, because config.json does not name them",
         )
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            {"id2label": {"0": "LABEL_1", "1": "YES"}},
+            {"id2label": {"0": "NO", "1": "no"}},
+            {"id2label": {"0": "NO"}},
+            {"id2label": {"0": "NO", "1": "YES", "2": "PERHAPS"}},
+            {"id2label": {"1": "NO", "2": "YES"}},
+            {"id2label": {"0": "NO", "00": "YES"}},
+            {"id2label": {"0": "NO", "1": None}},
+            {"id2label": {"0": "NO", "1": True}},
+            {"id2label": {"0": "NO", "1": ["YES"]}},
+            {"id2label": ["NO", "NO"]},
+            {"id2label": "NO, YES"},
+            {"label2id": {"NO": 0, "YES": 0}},
+            {"label2id": {"NO": False, "YES": True}},
+            {"label2id": {"NO": [], "YES": {}}},
+            {"label2id": {"NO": "a", "YES": "1\n"}},
+        ],
+        ids=str,
+    )
+    def test_that_are_not_understood_are_said(self, entries: dict[str, Any]) -> None:
+        found, words = label_names_of(entries, 2)
+        [(key, _)] = entries.items()
+        assert found is None
+        assert f"is unknown, because config.json's {key} does not give each of the 2 rows" in words
+        assert words.isprintable()
 
     @pytest.mark.parametrize("kind", [int, str])
     def test_that_contradict_each_other_are_unknown(self, kind: type) -> None:

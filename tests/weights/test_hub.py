@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 import torch
 from support.fake_hub import FIRST, NAME, SECOND, FakeHub
 
+from spafit.cli.option_types import as_name
 from spafit.errors import WeightsError
 from spafit.weights import hub, minilm
 from spafit.weights.hub import local_folder, pinned_revision
@@ -419,3 +421,15 @@ class TestPins:
 def test_importing_the_module_does_not_import_the_client() -> None:
     code = "import sys, spafit.weights.hub; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_that_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is no user's: it is taken if it is there, from the command line too."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="begins with ~ and an unknown user's name"):
+        local_folder("~nobody-at-all")
+    with pytest.raises(argparse.ArgumentTypeError, match="no such user"):
+        as_name("~nobody-at-all")
+    Path("~nobody-at-all").mkdir()
+    assert local_folder("~nobody-at-all") == Path("~nobody-at-all")
+    assert as_name("~nobody-at-all") == "~nobody-at-all"

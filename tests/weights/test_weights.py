@@ -146,6 +146,24 @@ class TestSpellings:
         with pytest.raises(WeightsError, match="position_ids is not"):
             load_pretrained(folder)
 
+    def test_position_ids_of_several_rows_are_refused_for_their_shape(self, tmp_path: Path) -> None:
+        folder = make_tiny(tmp_path / "bare", style="bare")
+        rows = torch.arange(53).repeat(2, 1)
+        edit(folder, lambda old: {**old, "embeddings.position_ids": rows})
+        with pytest.raises(WeightsError, match=r"has the shape \[2, 53\], expected one row; leave"):
+            load_pretrained(folder)
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float16])
+    def test_token_type_ids_that_are_0(self, tiny: Path, dtype: torch.dtype) -> None:
+        ids = torch.zeros(1, 53, dtype=dtype)
+        name = "bert.embeddings.token_type_ids"
+        edit(tiny, lambda old: {**old, name: ids})
+        assert load_report(load_pretrained(tiny)).dropped == ((name, "the constant 0"),)
+        ids[0, 7] = 1
+        edit(tiny, lambda old: {**old, name: ids})
+        with pytest.raises(WeightsError, match="token_type_ids is not 0 everywhere"):
+            load_pretrained(tiny)
+
     def test_integers_that_wrap_are_not_0_1_2(self, tmp_path: Path) -> None:
         folder = make_tiny(tmp_path / "bare", style="bare", max_position_embeddings=301)
         wrapped = torch.arange(301)[None].to(torch.uint8)
@@ -224,6 +242,36 @@ class TestHeadAndPooler:
         assert [name for name, _ in report.dropped] == ["classifier.weight"]
         assert len(report.newly_drawn) == 2
 
+    @pytest.mark.parametrize("architectures", [None, ["BertForSequenceClassification"]])
+    def test_a_head_without_a_pooler_is_left_out(
+        self, tmp_path: Path, architectures: list[str] | None
+    ) -> None:
+        """As one of tokens has it, which has the same names and shapes."""
+        folder = make_tiny(tmp_path / "headed", num_labels=2)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+        edit(folder, lambda tensors: without(tensors, *POOLER))
+        report = load_report(load_pretrained(folder))
+        assert [name for name, _ in report.dropped] == ["classifier.weight", "classifier.bias"]
+        assert str(report).count("no pooler, so its classifier reads other hidden states") == 4
+        assert report.head == ""
+
+    @pytest.mark.parametrize(
+        "name", ["crf.transitions", "bilstm.weight_ih_l0", "model_crf.x", "conv1d.weight"]
+    )
+    def test_a_head_behind_something_else_is_left_out(self, tmp_path: Path, name: str) -> None:
+        folder = make_tiny(tmp_path / "headed", num_labels=2)
+        edit(folder, lambda tensors: {**tensors, name: torch.zeros(2, 2)})
+        report = load_report(load_pretrained(folder))
+        assert report.head == ""
+        assert f"newly drawn classifier.weight: the file has {name}: its classifier" in str(report)
+
+    @pytest.mark.parametrize("name", ["crffit.x", "qa_outputs.weight", "loss_fct.weight"])
+    def test_a_head_beside_something_else_is_taken(self, tmp_path: Path, name: str) -> None:
+        folder = make_tiny(tmp_path / "headed", num_labels=2)
+        edit(folder, lambda tensors: {**tensors, name: torch.zeros(2, 2)})
+        assert load_report(load_pretrained(folder)).head != ""
+
     def test_the_draw(self, tmp_path: Path) -> None:
         folder = make_tiny(tmp_path / "wide", hidden_size=300, intermediate_size=11)
         edit(folder, lambda tensors: without(tensors, *POOLER))
@@ -287,6 +335,9 @@ class TestForeignHeads:
             *("bert.encoder.layer.0.adapter.down.weight", "encoder.layer.1.lora_A", "bert.x"),
             *("module.bert.encoder.layer.0.output.dense.bias", "teacher.embeddings.LayerNorm.bias"),
             *("bert2.pooler.dense.bias", "a\n.encoder.x", "pooler.dense.extra"),
+            # What is added to an encoder from outside of it, such as by P-tuning.
+            *("prefix_encoder.embedding.weight", "prompt_encoder.default.x", "soft_prompt"),
+            *("adapters.0.down.weight", "lora_A", "embeddings_project.weight"),
         ],
         ids=repr,
     )

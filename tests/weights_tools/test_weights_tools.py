@@ -17,6 +17,7 @@ from spafit.config import BertConfig
 from spafit.errors import WeightsError
 from spafit.text.tokenization import load_tokenizer
 from spafit.weights.pretrained import load_pretrained
+from spafit.weights.safefile import SafeFile
 from weights_tools import compare_hf, make_tiny
 from weights_tools.__main__ import main
 from weights_tools.compare_hf import Row
@@ -190,6 +191,37 @@ class TestConvert:
         found = load_pretrained(tiny).state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
+    @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "model._orig_mod."])
+    def test_the_prefix_of_a_wrapper(
+        self, tiny: Path, capsys: pytest.CaptureFixture[str], prefix: str
+    ) -> None:
+        """It is taken off here, and named where a file with it is loaded."""
+        expected = load_file(tiny / "model.safetensors")
+        wrapped = {f"{prefix}{name}": tensor for name, tensor in expected.items()}
+        save_file(wrapped, tiny / "model.safetensors")
+        with pytest.raises(WeightsError, match=f"all names begin with {prefix}, so save the"):
+            load_pretrained(tiny)
+        self.write(tiny, wrapped)
+        ran = Ran(capsys, "convert", tiny, "--i-trust-this-file", "--overwrite")
+        assert f"took {prefix} off all names" in ran.err
+        assert load_file(tiny / "model.safetensors").keys() == expected.keys()
+        self.write(tiny, {"module.a": torch.ones(2), "module.b": torch.ones(3)})  # another model's
+        assert Ran(capsys, "convert", tiny, "--i-trust-this-file", "--overwrite").code == 0
+        assert load_file(tiny / "model.safetensors").keys() == {"module.a", "module.b"}
+
+    def test_what_no_safetensors_file_can_hold(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, tensor in (("__metadata__", torch.ones(1)), ("m", torch.ones(1, device="meta"))):
+            self.write(tmp_path, {**self.TENSORS, name: tensor})
+            ran = Ran(capsys, "convert", tmp_path, "--i-trust-this-file")
+            ran.assert_one_line_error(f"holds {name}, ", "save the state_dict of a model without")
+        self.write(tmp_path, self.TENSORS)
+        monkeypatch.setattr(SafeFile, "read", lambda *_: torch.zeros(1))
+        ran = Ran(capsys, "convert", tmp_path, "--i-trust-this-file")
+        ran.assert_one_line_error("did not come back as written")
+        assert not (tmp_path / "model.safetensors").exists()
+
     def test_it_asks_for_trust(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.write(tmp_path, self.TENSORS)
         ran = Ran(capsys, "convert", tmp_path)
@@ -324,6 +356,30 @@ class TestConvert:
         single = self.write(tmp_path, self.TENSORS)
         Ran(capsys, "convert", tmp_path, "--i-trust-this-file").assert_one_line_error("has both")
         assert Ran(capsys, "convert", single, "--i-trust-this-file").code == 0
+
+    def test_parts_without_an_index_and_a_part_alone(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        index = self.write_parts(tmp_path)
+        part = tmp_path / "pytorch_model-00001-of-00002.bin"
+        ran = Ran(capsys, "convert", part, "--i-trust-this-file")
+        ran.assert_one_line_error("is one of 2 parts; give the folder, or pytorch_model.bin.index")
+        index.unlink()
+        ran = Ran(capsys, "convert", tmp_path, "--i-trust-this-file")
+        ran.assert_one_line_error("00001-of-00002.bin", "but no pytorch_model.bin.index.json")
+        assert not (tmp_path / "model.safetensors").exists()
+        whole = part.rename(tmp_path / "x-00001-of-00001.bin")
+        assert Ran(capsys, "convert", whole, "--i-trust-this-file").code == 0
+
+    def test_wherever_it_is_truncated(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """At some places the system calls it an invalid argument."""
+        file = self.write(tmp_path, {"a": torch.zeros(30_000), "b": torch.zeros(30_000)})
+        for length in range(file.stat().st_size - 1, 0, -17_001):
+            os.truncate(file, length)
+            ran = Ran(capsys, "convert", tmp_path, "--i-trust-this-file")
+            ran.assert_one_line_error("it is damaged, or not", "fetch it again")
 
     @pytest.mark.parametrize("length", [0, 1, 100, 700])
     def test_a_truncated_file(
