@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-_COUNTS = Path("/proc/stat")
+from spafit.machine import busy
+
 _MOST_SPREAD = 0.4
 _MOST_RANGE = 3.0
 _MOST_OTHERS = 0.1
 
 
-def others_s() -> float | None:
-    """Return the processor seconds that all other programs have used since the machine started.
-
-    None where the system does not count them as Linux does.
-    """
-    try:
-        first = _COUNTS.read_text(encoding="ascii").split("\n", 1)[0].split()
-        user, nice, system, _, _, *rest = (int(number) for number in first[1:9])
-    except (OSError, ValueError):
-        return None
-    own = os.times()
-    busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-    return busy - own.user - own.system - own.children_user - own.children_system
-
-
-_BEGAN = time.monotonic(), others_s()
-
-
 def other_load() -> str:
     """Return how many cores other programs kept busy since this process began, such as "0.03".
 
-    It is counted from the import of this module, by this process and those that it has waited for;
     "unknown" where the system does not say.
     """
-    began, before = _BEGAN
-    now = others_s()
-    if before is None or now is None:
-        return "unknown"
-    return f"{max(0.0, now - before) / max(1e-3, time.monotonic() - began):.2f}"
+    load = busy.other_load()
+    return "unknown" if load is None else f"{load:.2f}"
 
 
 def warnings(rows: Sequence[Mapping[str, str | int | float]]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from spafit.cli.own_data import own_dataset, refuse_encoding, report_bad_rows, report_encoding
-from spafit.cli.predicting import identifying, identity, refuse_to_replace
+from spafit.cli.predicting import form_of, identifying, identity, refuse_to_replace
 from spafit.cli.trained import Trained
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import replacing
@@ -39,6 +39,7 @@ def evaluate_run(
         report_encoding(dataset.source, dataset.encoding)
         report_bad_rows(dataset)
         if errors is not None:
+            form_of(errors)
             refuse_to_replace(errors, Path(dataset.source))
         labels, probabilities = trained.predict(dataset)
         print(evaluation_screen(dataset, labels, probabilities))
@@ -177,7 +178,7 @@ def write_mistakes(
         replacing(path, ConfigError) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
-        delimiter = "," if path.suffix.lower() == ".csv" else "\t"
+        delimiter = "," if form_of(path) == ".csv" else "\t"
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
         ours = ["label", "prediction", weight, *dataset.task.fields]
         writer.writerow([*distinct(columns, ours), *ours])

@@ -133,11 +133,20 @@ def refuse_wrong_place(task: str | None, data: Path | None) -> None:
             f"there is {kind} at {data} (--data); name GLUE's folder for a task of GLUE, or a "
             "file of your own, for which --task is but a name and may be left out"
         )
-    if task is not None and (data is None or data.is_dir()):
-        try:
-            glue.get_task(task)
-        except DataError as error:
+    if task is None:
+        return
+    is_file = data is not None and kind_of(data) == "a file"
+    try:
+        known = glue.get_task(task)
+    except DataError as error:
+        if data is None or data.is_dir():
             raise DataError(f"{error}; {own_file}") from None
+    else:
+        if is_file:
+            raise DataError(
+                f"--task {task} is {known.display} of GLUE, whose folder --data names; for a file "
+                "of your own give another name, or leave --task out"
+            )
 
 
 def own_dataset(

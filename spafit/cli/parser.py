@@ -32,7 +32,7 @@ from spafit.cli.option_types import (
     one_line,
 )
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
-from spafit.machine import PRECISIONS
+from spafit.machine import PRECISIONS, busy
 from spafit.machine.terminal import lasting
 from spafit.runs.train_config import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 from spafit.version import __version__
@@ -234,6 +234,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             return 0
         from spafit.demo.run import run_demo
 
+        _note_if_busy()
         run_demo(
             out=parsed.out,
             model=parsed.model,
@@ -284,6 +285,7 @@ def _train(parsed: argparse.Namespace) -> None:
     refuse_wrong_place(parsed.task, parsed.data)
     from spafit.cli.training import ModelOptions, run_train  # after what is wrong without torch
 
+    _note_if_busy()
     run_train(
         DataOptions(
             task=parsed.task,
@@ -309,6 +311,15 @@ def _train(parsed: argparse.Namespace) -> None:
         parsed.seeds,
         config,
     )
+
+
+def _note_if_busy() -> None:
+    """Say, before training, that other programs need the cores."""
+    import torch
+
+    note = busy.busy_note(torch.get_num_threads())
+    if note:
+        print(note, file=sys.stderr)
 
 
 def _predict(parsed: argparse.Namespace) -> None:
@@ -379,10 +390,19 @@ def _refuse_unknown(parser: _Parser, given: Sequence[str]) -> None:
             of.error(f"unknown verb {text:.60}{nearest}")
 
 
+def _initials(option: str) -> str:
+    return "".join(word[0] for word in option.strip("-").split("-") if word)
+
+
 def _did_you_mean(text: str, known: Iterable[str]) -> str:
-    """Return the end of a message: the known words that a word begins, or else the nearest one."""
+    """Return the end of a message: the known words that a word begins, or else the nearest ones.
+
+    Nearest are those whose initials it has, as ``--lr`` has those of ``--learning-rate``.
+    """
     known = list(known)
-    near = [each for each in known if text.strip("-") and each.startswith(text)]
+    bare = text.strip("-").lower()
+    near = [each for each in known if bare and each.startswith(text)]
+    near = near or [each for each in known if len(bare) > 1 and _initials(each) == bare]
     near = near or difflib.get_close_matches(text, known, n=1)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 

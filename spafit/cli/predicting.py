@@ -146,6 +146,15 @@ def identity(example: Example, columns: tuple[str, ...]) -> list[object]:
     return [known.get(column, "") for column in columns]
 
 
+def form_of(output: Path, *others: str) -> str:
+    """Return the extension of a table to be written; refuse one of another form."""
+    ending = output.suffix.lower()
+    known = (".tsv", ".csv", ".txt", *others)
+    if ending not in ("", *known):
+        raise ConfigError(f"{output} cannot be written as {ending}; end it in {', '.join(known)}")
+    return ending
+
+
 @contextmanager
 def _table(
     output: Path | None, columns: tuple[str, ...], task: Task, probabilities: bool
@@ -156,6 +165,7 @@ def _table(
     sure = [f"p_{label}" for label in task.labels] if probabilities else []
     ours = ["prediction", *sure]
     header = [*distinct(columns, ours), *ours]
+    form = "" if output is None else form_of(output, ".jsonl")
 
     def values(
         examples: Sequence[Example], labels: Sequence[Label], found: Floats | None
@@ -165,7 +175,7 @@ def _table(
             yield [*identity(example, columns), label, *rounded]
 
     with _opened(output) as file:
-        if output is not None and output.suffix.lower() == ".jsonl":
+        if form == ".jsonl":
 
             def write(*given: Any) -> None:
                 for row in values(*given):
@@ -173,7 +183,7 @@ def _table(
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
         else:
-            delimiter = "," if output is not None and output.suffix.lower() == ".csv" else "\t"
+            delimiter = "," if form == ".csv" else "\t"
             writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
             writer.writerow(header)
 

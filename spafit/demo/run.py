@@ -25,13 +25,12 @@ PROBE = "linear probe"
 SPAFIT = "SPAFIT-1-3-II"
 
 # The methods by how much they train. A rate each, fixed beforehand: of three, the one with the
-# highest mean on seeds 11 and 12, and the lower of two that tie. A small model and a short run need
-# more than the paper's 6e-5.
+# highest mean on seeds 11 to 14. A small model and a short run need more than the paper's 6e-5.
 LEARNING_RATES = {
-    PROBE: 5e-3,
+    PROBE: 1e-3,
     "Full BitFit": 4e-3,
     SPAFIT: 2e-3,
-    "Full LoRA-II": 2e-4,
+    "Full LoRA-II": 5e-4,
     "Full Fine-tuning": 5e-5,
 }
 EPOCHS = 3

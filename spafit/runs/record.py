@@ -74,8 +74,8 @@ def read_run(path: Path) -> dict[str, Any]:
     """
     try:
         record = read_json(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is no run folder: it has no {RUN}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(_why_no_record(path.parent)) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(record, dict):
@@ -139,6 +139,20 @@ def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
         found = settings.get("seed") if isinstance(settings, dict) else None
         known = {"task": old.get("task"), "settings": {"seed": found}}
         require_same_run(path.parent, known, {"task": task, "settings": {"seed": seed}})
+
+
+def _why_no_record(folder: Path) -> str:
+    """Return why a folder has no record of a run, and what to give instead."""
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "not there"
+        return f"{folder} is {what}; name the folder of a run (--out of spafit train)"
+    seeds = sorted(path.parent.name for path in folder.glob(f"*/{RUN}"))
+    if seeds:
+        return (
+            f"{folder} holds {', '.join(seeds):.200}, and no summary of all seeds: the training "
+            f"was interrupted; repeat its command, or name one run, such as {folder / seeds[0]}"
+        )
+    return f"{folder} is no run folder: it has no {RUN}; name the --out of spafit train"
 
 
 def _is_record(record: dict[str, Any]) -> bool:

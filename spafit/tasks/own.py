@@ -27,6 +27,7 @@ METRICS_OF_SCORES = ("pearson", "spearman", "mean_absolute_error")
 """The metrics of a task that names none."""
 
 _MOST_NAMED = 3
+_MOST_NUMBERS = 10  # of classes that are numbers, such as stars
 
 
 def dataset(
@@ -111,7 +112,8 @@ def dataset(
         source, sha256 = "memory", ""
     examples = tuple(rows)
     if not examples:
-        raise DataError(f"{source} holds no rows; is it the right file, and complete?")
+        left_out = f", {rows.bad_rows:,} left out as malformed" if rows.bad_rows else ""
+        raise DataError(f"{source} holds no rows{left_out}; is it the right file, and complete?")
     if task is None:
         found = [example.label for example in examples if example.label is not None]
         shape, examples = _with_task(shape, examples, found, regression, source)
@@ -172,7 +174,10 @@ def split(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
                 f"{data.source} has too few different texts to split; give the data to evaluate "
                 "on (--dev)"
             )
-        parts.append(dataclasses.replace(data, split=name, examples=examples, sha256=""))
+        bad_rows = data.bad_rows if name == "train" else 0  # of one file: counted once
+        parts.append(
+            dataclasses.replace(data, split=name, examples=examples, bad_rows=bad_rows, sha256="")
+        )
     return parts[0], parts[1]
 
 
@@ -200,6 +205,11 @@ def describe(train: Dataset, dev: Dataset) -> str:
             f"  {number:>3}  {name:<{width}}  {counts[0][name]:>7,}  {counts[1][name]:>7,}"
             for number, name in enumerate(task.labels)
         ]
+        if len(task.labels) > _MOST_NUMBERS and all(map(NUMBER.fullmatch, task.labels)):
+            lines.append(
+                f"note: the {len(task.labels)} labels are numbers, taken as names of classes; if "
+                "they are scores, say so (--regression)"
+            )
     for dataset in (train, dev):
         lines += _doubts(dataset)
     shared = {_same_text(example) for example in train} & {_same_text(example) for example in dev}
@@ -239,9 +249,9 @@ def _doubts(data: Dataset) -> list[str]:
 
 
 def _rows(numbers: Sequence[int]) -> str:
-    """Name some rows, counted from 0 without the header."""
+    """Name some rows, counted from 0 without the header, as predictions count them."""
     more = ", ..." if len(numbers) > _MOST_NAMED else ""
-    return f"row {', '.join(map(str, numbers[:_MOST_NAMED]))}{more}"
+    return f"row {', '.join(map(str, numbers[:_MOST_NAMED]))}{more}, counted from 0"
 
 
 def _same_text(example: Example) -> tuple[str, str]:

@@ -154,7 +154,7 @@ def read_rows(
         rows = ((number, line.rstrip("\r\n")) for number, line in numbered)
         from_row = partial(_from_line_of_json, parse)
     else:
-        rows = _table(task, name_of(source), numbered, form)
+        rows = _table(task, name_of(source), numbered, form, labelled)
         from_row = partial(_from_table_row, parse)
     return Rows(name_of(source), rows, from_row, max_bad_rows, encoding=encoding)
 
@@ -278,7 +278,11 @@ def _undecodable(
 
 
 def _table(
-    task: Task, name: str, numbered: Iterator[tuple[int, str]], form: TableForm
+    task: Task,
+    name: str,
+    numbered: Iterator[tuple[int, str]],
+    form: TableForm,
+    labelled: bool,
 ) -> Iterator[tuple[int, tuple[list[str], list[str]]]]:
     """Yield line number, header and fields of each row of a CSV or TSV table."""
     first = next(numbered)
@@ -291,6 +295,12 @@ def _table(
         if header.count(task.label_field) > 1:
             raise DataError(
                 f"{name} has two columns {task.label_field!r:.80}; rename the one that is not it"
+            )
+        if labelled and task.label_field not in header:
+            raise DataError(
+                f"{name} has no column {task.label_field!r:.80} for the label; its columns are "
+                f"{', '.join(header):.300}: rename it, or name it when training (spafit train "
+                "--label)"
             )
         header = distinct(header)
         while True:
@@ -326,8 +336,8 @@ def _delimiter(task: Task, name: str, header: str, form: TableForm) -> str:
     missing = next(field for field in task.fields if columns.count(field) != 1)
     what = "has two columns" if missing in columns else "has no column"
     raise DataError(
-        f"{name} {what} {missing!r:.80}; its columns are {', '.join(columns):.300}: name "
-        "that of the text by --text, and that of a pair's second one by --text2"
+        f"{name} {what} {missing!r:.80}; its columns are {', '.join(columns):.300}: rename that of "
+        "the text, or name it when training (spafit train --text, and --text2 for a pair's second)"
     )
 
 

@@ -26,7 +26,7 @@ class Result:
     metrics : dict of str to float
         The best evaluation on dev, by the task's first metric; the earliest of equal ones.
     majority : dict of str to float
-        The scores on dev of always predicting the commonest class.
+        The scores on dev of always predicting the commonest class, or the mean score.
     best_epoch : int
         The epoch of the best evaluation, from 1.
     best_step : int
@@ -75,7 +75,7 @@ def plan_screen(summary: Summary) -> str:
 def result_screen(result: Result, summary: Summary, display: str) -> str:
     """Return the text of a run's result, one screen long."""
     scores = [
-        f"{name} {score:.4f}   (always the commonest class: {result.majority[name]:.4f})"
+        f"{name} {score:.4f}   (always the {_constant(name)}: {result.majority[name]:.4f})"
         for name, score in result.metrics.items()
     ]
     cut = ", ".join(f"{count} of {name}" for name, count in result.truncated.items() if count)
@@ -97,6 +97,10 @@ def result_screen(result: Result, summary: Summary, display: str) -> str:
     return "\n" + "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
+def _constant(metric: str) -> str:
+    return "mean" if METRICS[metric].of == "scores" else "commonest class"
+
+
 def spread_screen(results: list[Result], seeds: list[int]) -> str:
     """Return the text of several seeds' results: mean and spread first, then the best."""
     lines = ["", *textwrap.wrap(f"{len(seeds)} seeds ({', '.join(map(str, seeds))})", 80)]
@@ -107,6 +111,6 @@ def spread_screen(results: list[Result], seeds: list[int]) -> str:
         lines += [
             f"{name:>10}  mean {statistics.mean(scores):.4f}, standard deviation "
             f"{statistics.stdev(scores):.4f}, {best}",
-            f"{'':>10}  (always the commonest class: {majority:.4f})",
+            f"{'':>10}  (always the {_constant(name)}: {majority:.4f})",
         ]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class AdapterHeader:
     task: str | None
     labels: tuple[str, ...] | None
     definition: dict[str, Any] | None
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
 
     @property
     def num_labels(self) -> int:

@@ -5,7 +5,6 @@ Oracles: rows and counts made by hand.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,30 +64,10 @@ class TestWarnings:
         assert quiet.warnings([{"kind": "gaps", "threads": 2, "other_load": "0.00"}]) == []
 
 
-class TestOtherLoad:
-    """Oracle: numbers worked out by hand."""
-
-    def test_all_s_time_but_this_process_s(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # user nice system idle iowait irq softirq steal guest guest_nice, in ticks
-        stat = "cpu  1000 200 300 99999 88888 40 50 60 777 66\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
-        (tmp_path / "stat").write_text(stat)
-        monkeypatch.setattr(quiet, "_COUNTS", tmp_path / "stat")
-        monkeypatch.setattr("os.sysconf", {"SC_CLK_TCK": 100}.__getitem__)
-        times = os.times_result((1.0, 2.0, 3.0, 0.25, 12345.0))
-        monkeypatch.setattr("os.times", lambda: times)
-        assert quiet.others_s() == pytest.approx(16.5 - 6.25)
-
-    def test_where_the_system_does_not_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(quiet, "_COUNTS", Path("/nowhere/stat"))
-        assert quiet.other_load() == "unknown"
-
-    def test_by_time_and_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(quiet, "_BEGAN", (100.0, 7.0))
-        monkeypatch.setattr("time.monotonic", lambda: 110.0)
-        monkeypatch.setattr(quiet, "others_s", lambda: 12.0)
-        assert quiet.other_load() == "0.50"
+def test_a_load_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for load, written in ((None, "unknown"), (0.456, "0.46")):
+        monkeypatch.setattr("spafit.machine.busy.other_load", lambda load=load: load)
+        assert quiet.other_load() == written
 
 
 def test_a_row_holds_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

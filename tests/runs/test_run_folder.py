@@ -333,9 +333,23 @@ class TestReadRecord:
         assert {key: record[key] for key in RECORD} == RECORD
 
     def test_no_run(self, tmp_path: Path) -> None:
-        for folder in (tmp_path, tmp_path / "nowhere"):
-            with pytest.raises(CheckpointError, match=r"is no run folder: it has no run\.json"):
+        (tmp_path / "file").touch()
+        for folder, reason in (
+            (tmp_path, r"is no run folder: it has no run\.json; name the --out of spafit train"),
+            (tmp_path / "nowhere", "nowhere is not there; name the folder of a run"),
+            (tmp_path / "file", "file is a file; name the folder of a run"),
+        ):
+            with pytest.raises(CheckpointError, match=reason):
                 read_record(folder)
+
+    def test_seeds_without_a_summary(self, tmp_path: Path) -> None:
+        for seed in ("seed-1", "seed-0"):
+            (tmp_path / seed).mkdir()
+            finish(tmp_path / seed)
+        with pytest.raises(CheckpointError) as caught:
+            read_record(tmp_path)
+        assert "holds seed-0, seed-1, and no summary" in str(caught.value)
+        assert str(caught.value).endswith(f"such as {tmp_path / 'seed-0'}")
 
     def test_a_run_without_an_adapter(self, tmp_path: Path) -> None:
         finish(tmp_path, adapter=False)

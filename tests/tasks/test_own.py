@@ -86,7 +86,7 @@ class TestFiles:
             ("text,label\nx,a\ny,\nz,b\n", r"line 3: there is no label in the column 'label'"),
             ('text,label\n"x,a\ny,b\n', r"begins on line 2; if a quote .*\(--unquoted\)"),
             ('text,label\n"x"y,a\n', "line 2: not a table of fields"),
-            ("words,label\nx,a\n", "no column 'text'; its columns are words, label: name that"),
+            ("words,label\nx,a\n", "no column 'text'; its columns are words, label: rename"),
             ("text,text,label\nx,y,a\n", "has two columns 'text'"),
             ("text,label\nx,a\ny,a\n", "1 different labels in 2 rows"),
             ("text,label\n", "holds no rows"),
@@ -278,10 +278,33 @@ def test_the_report_before_training() -> None:
     text = own.describe(data[:6], data[6:])
     for line in (
         "  0  a        4        0",
-        "1 empty texts (row 3)",
-        "2 rows have the text of an earlier one (row 1, 5)",
-        "1 of them with another label (row 1)",
+        "1 empty texts (row 3, counted from 0)",
+        "2 rows have the text of an earlier one (row 1, 5, counted from 0)",
+        "1 of them with another label (row 1, counted from 0)",
         "no row has the label a",
     ):
         assert line in text
     assert "rows of dev have a text of train" in own.describe(data[:1], data[1:2])
+
+
+@pytest.mark.parametrize(("labels", "noted"), [(11, True), (10, False)])
+def test_labels_that_may_be_scores_are_noted(labels: int, noted: bool) -> None:
+    texts = [f"text {row}" for row in range(3 * labels)]
+    data = spafit.dataset(texts, [row % labels + 0.5 for row in range(3 * labels)])
+    assert ("11 labels are numbers, taken as names of classes" in own.describe(data, data)) == noted
+
+
+def test_a_column_of_labels_that_is_not_there(tmp_path: Path) -> None:
+    """It is no fault of the rows, so none may be left out for it."""
+    (tmp_path / "x.csv").write_text("text,label\nx,a\ny,b\n")
+    with pytest.raises(DataError, match=r"x\.csv has no column 'lable' for the label; its columns"):
+        spafit.dataset(tmp_path / "x.csv", label="lable", labelled=True, max_bad_rows=9)
+
+
+def test_rows_left_out_of_one_file_are_counted_once(tmp_path: Path) -> None:
+    rows = "".join(f"text {row},{'ab'[row % 2]}\n" for row in range(20))
+    (tmp_path / "x.csv").write_text(f"text,label\n{rows}no label,\n")
+    data = spafit.dataset(tmp_path / "x.csv", labelled=True, max_bad_rows=1)
+    train, dev = own.split(data, 0.2, 0)
+    assert (data.bad_rows, train.bad_rows, dev.bad_rows) == (1, 1, 0)
+    assert own.describe(train, dev).count("1 malformed rows") == 1
