@@ -5,6 +5,7 @@ stand in it for a folder of weights, GLUE's root and files of the reader's; here
 checkpoint and a few rows.
 """
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_the_plan_that_is_printed_is_the_plan(capsys):
     assert main(["plan", "SPAFIT-4-9-II"]) == 0
     printed = capsys.readouterr().out
     assert any(text == printed for _, text in BLOCKS), "README.md shows another plan"
+
+
+def test_the_modules_that_python_runs_are_there():
+    named = re.findall(r"python -m ([\w.]+)", README)
+    assert {"benchmarks", "weights_tools", "benchmarks.train_step"} <= set(named)
+    for module in named:
+        assert importlib.util.find_spec(module) is not None, module
 
 
 def test_links_lead_somewhere():

@@ -1,0 +1,242 @@
+"""Every figure in README.md that was measured is one of a row in benchmarks/results.
+
+Oracle: the rows. A sentence or a line of a table is built here from the rows' values, and must
+stand in README.md as it is; nothing else in README.md may look like a measurement. Where the rows
+were made by an earlier commit, the section names it.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+
+Row = dict[str, str]
+
+
+def rows(name: str, **values: str) -> list[Row]:
+    """Return the rows of a CSV that have these values, and note their commits."""
+    with (RESULTS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        found = [row for row in csv.DictReader(file) if values.items() <= row.items()]
+    assert found, (name, values)
+    return found
+
+
+def row(name: str, **values: str) -> Row:
+    """Return the newest of such rows."""
+    return rows(name, **values)[-1]
+
+
+def ratio(its: Row, times: str = "") -> str:
+    """Return a ratio with its range, as README.md writes it."""
+    median, least, most = (float(its[f"ratio{key}"]) for key in ("", "_min", "_max"))
+    return f"{median:.1f}{times} ({least:.1f} to {most:.1f})"
+
+
+def number(its: Row, column: str = "ratio", form: str = ".1f") -> str:
+    return format(float(its[column]), form)
+
+
+def seconds(milliseconds: str) -> str:
+    return f"{float(milliseconds) / 1000:.1f} s"
+
+
+def demo() -> tuple[list[str], list[Row]]:
+    every = rows("demo")
+    newest = every[-1]["commit"]
+    every = [each for each in every if each["commit"] == newest]
+    lines = [f"| always the commonest class | | {number(every[0], 'commonest_class', '.3f')} | | |"]
+    for method in dict.fromkeys(each["method"] for each in every):
+        its = [each for each in every if each["method"] == method]
+        scores = [float(each["accuracy"]) for each in its]
+        [first] = [each for each in its if each["seed"] == "0"]
+        lines.append(
+            f"| {method[0].upper()}{method[1:]} | {int(first['trainable']):,} | "
+            f"{number(first, 'accuracy', '.3f')} | {statistics.mean(scores):.3f} ± "
+            f"{statistics.stdev(scores):.3f} | {number(first, 'time_s', '.0f')} s |"
+        )
+    assert len(lines) == 6
+    assert "(2 minutes on 2 CPU cores)" in README
+    assert sum(float(each["time_s"]) for each in every if each["seed"] == "0") < 100
+    return lines, every
+
+
+def own_data() -> tuple[list[str], list[Row]]:
+    every = rows("own_data", task="tickets.csv")
+    lines = []
+    for metric, name in (
+        ("macro_f1", "macro F1"),
+        ("accuracy", "accuracy"),
+        ("matthews", "Matthews"),
+    ):
+        its = [each for each in every if each["metric"] == metric]
+        scores = [float(each["score"]) for each in its]
+        lines.append(
+            f"| {name} | {statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f} | "
+            f"{number(its[0], 'commonest_class', '.3f')} |"
+        )
+    [time_s] = {number(each, "time_s", ".0f") for each in every}
+    return [*lines, f"3 seeds of {time_s} s each:"], every
+
+
+def real_runs() -> tuple[list[str], list[Row]]:
+    names = {"f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
+    every = rows("glue_minilm")
+    return [
+        f"| {its['task']} | {int(its['train_rows']):,} | {names.get(its['metric'], its['metric'])} "
+        f"| {number(its, 'score', '.3f')} | {number(its, 'majority', '.3f')} |"
+        for its in every
+    ], every
+
+
+def speed() -> tuple[list[str], list[Row]]:
+    ours, kept, theirs = "spafit", "spafit, prefix kept", "transformers + PEFT, longest"
+    step, step_mkl = row("train_step", contender=ours), row("train_step_mkl", contender=ours)
+    on, on_mkl = row("train_step", contender=kept), row("train_step_mkl", contender=kept)
+    peft = row("train_step", contender=theirs)
+    cola, cola_kept = (row("train_run_cola", contender=name) for name in (ours, kept))
+    rte, rte_kept = (row("train_run_rte", contender=name) for name in (ours, kept))
+    files, theirs_sorted = (
+        row("inference", contender=name)
+        for name in ("spafit, in file order", "transformers + PEFT, sorted by length")
+    )
+    load = row("load", contender=ours)
+    against_sorted = float(theirs_sorted["median_time_ms"]) / float(files["median_time_ms"])
+    mib = [f"{float(each['above_weights_mib']):,.0f}" for each in (step, peft)]
+    lines = [
+        "| training step, BERT-large's shape, SPAFIT-4-9-II, RTE, batches of 16 | "
+        f"{ratio(step, ' times as fast')} | {ratio(step_mkl)} |",
+        f"| the same, the prefix kept, from the second epoch on | {ratio(on)} | {ratio(on_mkl)} |",
+        f"| its peak memory above the weights | {number(step, 'peak_memory_ratio', '.2f')} times "
+        f"({mib[0]} of {mib[1]} MiB) | |",
+        "| MiniLM, SPAFIT-1-3-II, a whole run on CoLA, 3 epochs (one run each) | "
+        f"{number(cola)}; prefix kept {number(cola_kept)} | |",
+        "| MiniLM, SPAFIT-1-3-II, a whole run on RTE, 2 epochs (one run each) | "
+        f"{number(rte)}; prefix kept {number(rte_kept)} | |",
+        "| inference, BERT-large's shape, 128 rows of RTE dev, batches of 16 in file order (one "
+        f"pass each) | {number(files)}; against rows sorted by length {against_sorted:.1f} | |",
+        f"| loading BERT-large from disk to the first logits | {ratio(load)}; the whole process "
+        f"{number(load, 'whole_process_ratio')} | |",
+        "The step's arithmetic alone (forward of 24 layers and backward of 19, real tokens only) "
+        f"would take {number(step, 'share_at_onednn', '.2f')} of its time at the "
+        f"{number(step, 'onednn_gflops', '.0f')} GFLOP/s that oneDNN reached in the same run; with "
+        f"MKL's products {number(step_mkl, 'share_at_torch_mm', '.2f')} at "
+        f"{number(step_mkl, 'torch_mm_gflops', '.0f')} GFLOP/s.",
+    ]
+    return lines, [step, step_mkl, cola, rte, files, load]
+
+
+def checkpoint() -> tuple[list[str], list[Row]]:
+    ours, theirs = (
+        row("checkpoint", model="large", contender=name) for name in ("spafit", "torch.save")
+    )
+    least, most = (float(ours[f"ratio_{key}"]) for key in ("min", "max"))
+    its, torch_s = (seconds(each["median_time_ms"]) for each in (ours, theirs))
+    line = (
+        f"takes {number(ours, 'nbytes_mib', '.0f')} MiB and {its} on 2 CPU cores (torch.save of "
+        f"the same tensors, without fsync and without reading back, takes {torch_s}; ratio "
+        f"{number(ours, 'ratio', '.2f')}, {least:.2f} to {most:.2f}, "
+        f"`python -m benchmarks.checkpoint`), and {seconds(ours['restore_ms'])} to load"
+    )
+    return [line], [ours]
+
+
+# The section of README.md, and what is measured there.
+SECTIONS = {
+    "spafit": demo,
+    "The guided tour, in the order of the data": own_data,
+    "Results of real runs": real_runs,
+    "Speed": speed,
+    "Reliability": checkpoint,
+}
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def section(name: str) -> str:
+    """Return the text under a heading, down to the next one of the same level or a higher one."""
+    found = re.search(rf"^(#+) {re.escape(name)}\n(.*?)(?=^##? |\Z)", README, re.M | re.S)
+    assert found, name
+    return found[2]
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_figures_are_those_of_the_rows(name: str) -> None:
+    lines, _ = SECTIONS[name]()
+    for line in lines:
+        assert line in flat(section(name)), line
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_commits_of_the_rows_are_named(name: str) -> None:
+    for commit in {each["commit"] for each in SECTIONS[name]()[1]}:
+        assert "dirty" not in commit
+        assert f"`{commit}`" in section(name), commit
+
+
+MEASURED = re.compile(
+    r"\d[\d,.]*\d? ?(?:KiB|MiB|GiB|GFLOP/s|ms|s|seconds|minutes|hours|examples/s|times|%)(?!\w)"
+    r"|(?<![\w.-])\d+\.\d+(?![\w.]*\d)"
+)
+
+# What looks like a measurement and is none, or is shown by a test, or was counted by `make torture`
+# at the commits that are named there.
+OTHERS = (
+    "arXiv 2405.00201",
+    "arxiv.org/abs/2405.00201",
+    "22.7 million numbers",
+    "SPAFIT-20%-40%-II",
+    "dropout 0.1,",
+    "compute capability of 7.0",
+    "CPython 3.11's",
+    "Weights of more than 512 MiB,",
+    "on WNLI every row is 0.56,",
+    "a 95 % bootstrap interval,",
+    "every 10 minutes or",
+    "5.5 D + F + A·T + 4",
+    "Python 3.10 to 3.13, torch 2.10 or later",
+    "tested with Python 3.11.",
+    "6,773 rounds in 3,600 s | resident memory 423.5 MiB after warming up, 423.5 at the end",
+    "one step of 7.3 MiB, 1.7 %,",
+    *(
+        f"| {printed} M |"
+        for printed in "333.58 9.44 12.59 4.44 5.88 3.81 5.65 7.49 4.89 31.52".split()
+    ),
+)
+
+
+def left_over(texts: Iterable[str]) -> list[str]:
+    """Return what looks like a measurement in README.md without these texts and blocks of code."""
+    prose = flat(re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S))
+    for text in texts:
+        assert text in prose, text
+        prose = prose.replace(text, "")
+    return [prose[max(0, m.start() - 60) : m.end() + 20] for m in MEASURED.finditer(prose)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It takes 3 s.", ["3 s"]),
+        ("It is 4.7 times as fast; 12,345 MiB.", ["4.7 times", "12,345 MiB"]),
+        ("A score of 0.9 ± 0.1, or 82 %.", ["0.9", "0.1", "82 %"]),
+        ("torch 2.13.0, SPAFIT-4-9-II, r=64, 24 layers, H7, 1e-12, section 2.1.", ["2.1"]),
+    ],
+)
+def test_what_looks_like_a_measurement(text: str, found: list[str]) -> None:
+    assert [match[0] for match in MEASURED.finditer(text)] == found
+
+
+def test_there_are_no_other_measurements() -> None:
+    built = [line for each in SECTIONS.values() for line in each()[0]]
+    assert left_over([*built, *OTHERS]) == []
