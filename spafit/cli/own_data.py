@@ -124,7 +124,10 @@ class DataOptions:
 
 
 def refuse_wrong_place(task: str | None, data: Path | None) -> None:
-    """Refuse data that is not there, and a task that GLUE lacks without a file of your own."""
+    """Refuse data that is not there, and a task that does not go with it.
+
+    GLUE's tasks need its folder, and any other name a file of your own.
+    """
     own_file = "for data of your own name its file with --data"
     if data is None and task is None:
         raise ConfigError(f"name a task of GLUE with --task, such as rte; {own_file}")
@@ -135,14 +138,13 @@ def refuse_wrong_place(task: str | None, data: Path | None) -> None:
         )
     if task is None:
         return
-    is_file = data is not None and kind_of(data) == "a file"
     try:
         known = glue.get_task(task)
     except DataError as error:
         if data is None or data.is_dir():
             raise DataError(f"{error}; {own_file}") from None
     else:
-        if is_file:
+        if data is not None and kind_of(data) == "a file":
             raise DataError(
                 f"--task {task} is {known.display} of GLUE, whose folder --data names; for a file "
                 "of your own give another name, or leave --task out"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from spafit.bert import BertForSequenceClassification
 from spafit.demo.figure import draw
-from spafit.demo.sentiment import datasets, unlabelled
+from spafit.demo.sentiment import datasets
 from spafit.errors import DataError, one_line
 from spafit.files.replacing import refuse_place
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
+from spafit.tasks import own
 from spafit.tasks.task import Dataset
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.fit import fit
@@ -182,7 +183,7 @@ def _classify(network: BertForSequenceClassification, tokenizer: Tokenizer) -> N
             raise DataError(f"standard input is no text: {error}") from None
         if not sentence:
             break
-        found = predict(network, tokenizer, unlabelled([sentence], "standard input"))
+        found = predict(network, tokenizer, own.dataset([sentence]))
         sure = found.probabilities.max()
         echo = "" if sys.stdin.isatty() else f"  {one_line(sentence)}"
         print(f"  {found.labels[0]} ({sure:.0%}){echo}")

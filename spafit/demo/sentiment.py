@@ -101,12 +101,6 @@ def datasets(seed: int = 0, train_size: int = 1200, dev_size: int = 400) -> tupl
     )
 
 
-def unlabelled(sentences: list[str], source: str) -> Dataset:
-    """Return a reader's own sentences, to be predicted."""
-    examples = tuple(Example(n, text, None, None) for n, text in enumerate(sentences))
-    return Dataset(TASK, "input", examples, source)
-
-
 def _divided(pool: list[str], share: int, rng: random.Random) -> tuple[list[str], list[str]]:
     """Divide a pool by chance: the rest, and one of ``share``."""
     drawn = sorted(pool, key=lambda _: rng.random())

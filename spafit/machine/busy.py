@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 _COUNTS = Path("/proc/stat")
-_MOST = 0.5
+_MOST = 0.5  # of the cores that the threads need, so many may be busy with other programs
 
 
 def others_s() -> float | None:

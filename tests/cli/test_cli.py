@@ -337,6 +337,7 @@ class TestRefusals:
             ("", "name a task of GLUE with --task, such as rte; for data of your own name its fil"),
             ("--data glue", "glue is a folder: name its GLUE task with --task, or name a file of"),
             ("--task tickets --data file", "cannot tell the form of file: expected .csv"),
+            ("--task rte --data file", "--task rte is RTE of GLUE, whose folder --data names; for"),
             ("--task rte --data pipe", "cannot read pipe: it is a pipe or a device"),
         ],
     )
@@ -362,6 +363,7 @@ class TestRefusals:
             ("--verison", "spafit: unknown option --verison; did you mean --version?"),
             ("train --epoch 3", "spafit train: unknown option --epoch; did you mean --epochs?"),
             ("train --taks=rte", "spafit train: unknown option --taks; did you mean --task?"),
+            ("train --lr=1e-3", "spafit train: unknown option --lr; did you mean --learning-rate?"),
             ("train -epochs 3", "spafit train: unknown option -epochs; did you mean --epochs?"),
             ("plan X --xyzzy", "spafit plan: unknown option --xyzzy; see spafit plan --help"),
             ("doctor --task rte", "spafit doctor: unknown option --task; see spafit doctor --help"),

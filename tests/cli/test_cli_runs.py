@@ -779,6 +779,17 @@ class TestPredict:
         err = refuse(capsys, *arguments, "--output", tmp_path / "nowhere" / "file")
         assert "cannot be written: No such file" in err
 
+    @pytest.mark.parametrize("name", ["x.xlsx", "x.parquet"])
+    def test_what_is_no_form_of_a_table(
+        self, capsys: Capture, root: Path, run: Path, tmp_path: Path, name: str
+    ) -> None:
+        dev = root / "glue" / "RTE" / "dev.tsv"
+        err = refuse(capsys, "predict", run, "--input", dev, "--output", tmp_path / name)
+        assert f"as .{name[2:]}; end it in .tsv, .csv, .txt, .jsonl" in err
+        err = refuse(capsys, "eval", run, "--errors", tmp_path / name)
+        assert err.rstrip().endswith("; end it in .tsv, .csv, .txt")
+        assert not (tmp_path / name).exists()
+
     def test_a_submission(self, capsys: Capture, root: Path, run: Path, tmp_path: Path) -> None:
         folder = tmp_path / "new" / "submissions"
         code, out, err = call(capsys, "predict", run, "--submission", folder)

@@ -18,7 +18,6 @@ import spafit
 from spafit.cli import main
 from spafit.demo import run as demo
 from spafit.demo.figure import draw
-from spafit.demo.sentiment import unlabelled
 from spafit.training.inference import predict
 from spafit.training.result import Result
 from weights_tools.tiny import make_tiny
@@ -196,7 +195,7 @@ class TestAsking:
         printed = again("--ask")
         model = spafit.load_pretrained(_base(done))
         spafit.load_adapter(model, done / "seed-0" / "SPAFIT-1-3-II" / "adapter.safetensors")
-        own = unlabelled(list(SENTENCES), "here")
+        own = spafit.dataset(list(SENTENCES))
         expected = predict(model, spafit.load_tokenizer(_base(done)), own)
         for sentence, label in list(zip(SENTENCES, expected.labels, strict=True))[:3]:
             assert re.search(rf"> +{label} \(\d+%\)  {re.escape(sentence)}\n", printed), printed

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from spafit.demo.sentiment import BAD, GOOD, NOUNS, PATTERNS, datasets, unlabelled
+from spafit.demo.sentiment import BAD, GOOD, NOUNS, PATTERNS, datasets
 from spafit.tasks.glue import Dataset
 
 # Taken from datasets(0).
@@ -137,9 +137,3 @@ class TestDatasets:
             assert part.texts_b is None
             assert [example.index for example in part.examples] == list(range(len(part)))
             assert "seed 0" in part.source
-
-    def test_a_reader_s_own(self):
-        own = unlabelled(["It rains.", "It pours."], "here")
-        assert (own.texts_a, own.labels, own.source) == (
-            ["It rains.", "It pours."], [None, None], "here"
-        )  # fmt: skip

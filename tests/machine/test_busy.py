@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from spafit.cli import main
 from spafit.machine import busy
 
 
@@ -46,3 +48,18 @@ def test_a_note_where_the_threads_lack_cores(
     note = busy.busy_note(threads)
     assert bool(note) == warned
     assert not warned or f"keep {load} of 4 cores busy: with {threads} threads" in note
+
+
+def test_training_says_so_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(busy, "busy_note", lambda threads: f"busy, {threads} threads")
+    (tmp_path / "file").touch()
+    for verb in (
+        ["train", "--method", "bitfit", "--data", str(tmp_path / "file")],
+        ["demo", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "out")],
+    ):
+        assert main(verb) == 2
+        note, error = capsys.readouterr().err.splitlines()
+        assert note == f"busy, {torch.get_num_threads()} threads"
+        assert error.startswith("spafit: ")
