@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def test_a_row_is_what_spafit_train_records(tmp_path: Path) -> None:
         assert float(row["commonest_class"]) == pytest.approx(majority, rel=1e-3)
         assert row["sha256"] == hashlib.sha256(data.read_bytes()).hexdigest()
         assert (row["epochs"], row["seed"], row["options"]) == ("2", "3", " ".join(options))
+
+
+def test_scores_and_majority_are_not_mixed_up(tmp_path: Path) -> None:
+    """Oracle: a record made by hand."""
+    (tmp_path / "x.csv").touch()
+    parsed = argparse.Namespace(data=tmp_path / "x.csv", method="bitfit", model="minilm")
+    result = {"metrics": {"accuracy": 0.9}, "majority": {"accuracy": 0.4}}
+    record = {
+        "result": {**result, "best_epoch": 2, "seconds": 3.5},
+        "settings": {"epochs": 5, "batch_size": 16, "learning_rate": 1e-3},
+    }
+    [row] = own_data.rows_of(record, parsed, ["--quiet"], 7)
+    assert (row["metric"], row["score"], row["commonest_class"]) == ("accuracy", 0.9, 0.4)
+    assert (row["seed"], row["best_epoch"], row["time_s"], row["epochs"]) == (7, 2, 3.5, 5)
 
 
 def test_what_spafit_train_refuses_ends_it(tmp_path: Path) -> None:

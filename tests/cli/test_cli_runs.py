@@ -786,7 +786,8 @@ class TestPredict:
         dev = root / "glue" / "RTE" / "dev.tsv"
         err = refuse(capsys, "predict", run, "--input", dev, "--output", tmp_path / name)
         assert f"as .{name[2:]}; end it in .tsv, .csv, .txt, .jsonl" in err
-        err = refuse(capsys, "eval", run, "--errors", tmp_path / name)
+        code, out, err = call(capsys, "eval", run, "--errors", tmp_path / name)
+        assert (code, out) == (2, "")  # before it is evaluated
         assert err.rstrip().endswith("; end it in .tsv, .csv, .txt")
         assert not (tmp_path / name).exists()
 
