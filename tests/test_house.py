@@ -1,6 +1,7 @@
 """The shape of the house: which rooms there are, and that imports go one way between them."""
 
 import ast
+import compileall
 import subprocess
 import sys
 from pathlib import Path
@@ -118,24 +119,26 @@ def run_python(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_import_is_light_and_costs_at_most_300_ms_beyond_torch() -> None:
+def test_import_is_light_and_costs_a_quarter_of_torch_s_at_most() -> None:
     """No oracle and nothing optional is loaded with spafit's public names.
 
-    The milliseconds are of the processor's time, at best of three fresh processes: other work only
-    ever adds to them.
+    The time is the processor's, of compiled modules, and held against what importing torch took in
+    the same process: a slow or busy machine slows both. At best of five processes; usual is 11 %.
     """
+    compileall.compile_dir(PACKAGE, quiet=1)
     code = (
-        "import sys, time, torch; start = time.process_time(); from spafit import fit; "
-        "print(time.process_time() - start, *sys.modules)"
+        "import sys, time; start = time.process_time(); import torch; middle = time.process_time();"
+        "from spafit import fit; end = time.process_time();"
+        "print((end - middle) / (middle - start), *sys.modules)"
     )
-    times = []
-    while len(times) < 3 and min(times, default=1.0) > 0.3:
-        seconds, *loaded = run_python(code).split()
-        times.append(float(seconds))
+    shares: list[float] = []
+    while len(shares) < 5 and min(shares, default=1.0) > 0.25:
+        share, *loaded = run_python(code).split()
+        shares.append(float(share))
         for package in "transformers peft matplotlib triton pyarrow sklearn scipy".split():
             assert package not in loaded
         assert not {"accelerate", "pytorch_lightning"} & set(loaded)
-    assert min(times) <= 0.3, times
+    assert min(shares) <= 0.25, shares
 
 
 def test_the_version_is_one() -> None:
