@@ -13,17 +13,8 @@ from spafit.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOMES says the same
     from spafit import interop
-    from spafit.adapters import (
-        BiasDelta,
-        DirectBias,
-        Full,
-        LayerNorm,
-        Linear,
-        LoRA,
-        LoRALinear,
-        Technique,
-        register,
-    )
+    from spafit.adaptable import LayerNorm, Linear
+    from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
     from spafit.bert import BertForSequenceClassification, BertModel, set_impl
     from spafit.config import BertConfig
     from spafit.errors import (
@@ -44,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.tasks import glue
     from spafit.tasks.own import dataset
     from spafit.tasks.task import Dataset, Example, Task
+    from spafit.techniques import Technique, register
     from spafit.text.tokenization import Tokenizer, load_tokenizer
     from spafit.training.fit import fit
     from spafit.training.inference import Predictions, evaluate, predict
@@ -111,7 +103,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adapters": "BiasDelta DirectBias Full LayerNorm Linear LoRA LoRALinear Technique register",
+    "adaptable": "LayerNorm Linear",
+    "adapters": "BiasDelta DirectBias Full LoRA LoRALinear",
     "bert": "BertForSequenceClassification BertModel set_impl",
     "config": "BertConfig",
     "errors": "CheckpointError ConfigError DataError PlanError SpafitError StoppedError "
@@ -123,6 +116,7 @@ _HOMES = {
     "summary": "Summary",
     "tasks.own": "dataset",
     "tasks.task": "Dataset Example Task",
+    "techniques": "Technique register",
     "text.tokenization": "Tokenizer load_tokenizer",
     "training.fit": "fit",
     "training.inference": "Predictions evaluate predict",

@@ -22,21 +22,19 @@ attached and what trains. To add a technique, subclass :class:`Technique` and ca
 
 from __future__ import annotations
 
-import functools
 import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, overload
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from spafit.adaptable import Adaptable, Linear
 from spafit.config import is_number
-from spafit.errors import PlanError, listed
-from spafit.kernels import Part, dropout, dropout_add_norm, stacked_linear
+from spafit.errors import PlanError
+from spafit.kernels import Part, stacked_linear
+from spafit.techniques import Technique, register
 
 # Far above any use; a larger rank is a mistake that would only exhaust memory.
 _LARGEST_RANK = 65_536
@@ -54,6 +52,8 @@ class BiasDelta(nn.Module):
     bias : torch.Tensor, (out,)
         The pre-trained bias; δ takes its length, type and device, and starts at zero.
     """
+
+    is_a_sum: ClassVar[bool] = True  # a kernel may add δ itself
 
     @overload
     def __new__(cls) -> Bias: ...  # type: ignore[misc]
@@ -84,161 +84,46 @@ class BiasDelta(nn.Module):
         return f"{len(self.delta)}"
 
 
-class Adaptable(nn.Module):
-    """Base of the modules that techniques adapt: a weight, a bias b, perhaps its δ, and a switch.
+@register
+@dataclass(frozen=True)
+class Bias(Technique):
+    """Train δ in b + δ; the pre-trained bias b stays as it is.
 
-    Attributes
-    ----------
-    weight, bias : nn.Parameter
-        The pre-trained tensors.
-    bias_delta : BiasDelta or None
-        The module of δ, if one is attached.
-    adapters_on : bool
-        While it is False, the module computes what it did before anything was attached.
-    impl : str
-        The form of the kernel; see :func:`spafit.set_impl`.
-    merges : tuple of str
-        The added parameters that :meth:`merged` folds into the pre-trained ones. A subclass that
-        adds parameters and has a merged form names them here, with those of its parent;
-        :func:`spafit.merged_state_dict` refuses a parameter that is not named.
+    It attaches a :class:`BiasDelta`, and is written ``BiasDelta()`` in plans.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter
-    merges: ClassVar[tuple[str, ...]] = ("bias_delta.delta",)
+    name: ClassVar[str] = "bias-delta"
+    short: ClassVar[str] = "bias"
+    trains: ClassVar[tuple[str, ...]] = ("bias_delta.delta",)
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
-        self.bias_delta: BiasDelta | None = None
-        self.adapters_on = True
-        self.impl = "auto"
+    def __repr__(self) -> str:
+        return "BiasDelta()"
 
-    def take_over(self, module: Adaptable) -> None:
-        """Share the parameters, mode and switch of the module that this one replaces.
+    def combines_with(self, other: Technique) -> bool:
+        """Return False for a technique that trains the bias directly."""
+        return "bias" not in other.trains
 
-        A subclass with which a technique replaces ``module`` calls ``nn.Module.__init__`` and this
-        method instead of its parent's ``__init__``.
-        """
-        self.train(module.training)  # a module attached to a model in eval mode must not drop out
-        self.weight = module.weight
-        self.bias = module.bias
-        self.bias_delta = module.bias_delta
-        self.adapters_on = module.adapters_on
-        self.impl = module.impl
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
-    ) -> None:
-        """Accept a state dict in which δ has its older name, ``bias_delta``."""
-        if self.bias_delta is not None and f"{prefix}bias_delta" in state_dict:
-            state_dict[f"{prefix}bias_delta.delta"] = state_dict.pop(f"{prefix}bias_delta")
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-    def b(self) -> torch.Tensor:
-        """Return the bias in effect: b, or b + δ if a δ is attached and switched on."""
-        if self.bias_delta is None or not self.adapters_on:
-            return self.bias
-        b: torch.Tensor = self.bias_delta(self.bias)
-        return b
-
-    def bias_terms(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return b and δ for a kernel that adds them itself, or the bias in effect and None.
-
-        A :class:`BiasDelta` that has hooks or a replaced ``forward`` is called here.
-        """
-        delta = self.bias_delta
-        if delta is None or not self.adapters_on:
-            return self.bias, None
-        if type(delta) is BiasDelta and can_be_bypassed(delta):
-            return self.bias, delta.delta
-        return delta(self.bias), None
-
-    def merged(self) -> dict[str, torch.Tensor]:
-        """Return weight and bias with all of :attr:`merges` folded in, as detached copies.
-
-        b + δ is rounded once, to b's type.
-        """
-        b = self.bias.detach().clone()
-        if self.bias_delta is not None:
-            b += self.bias_delta.delta.detach()
-        return {"weight": self.weight.detach().clone(), "bias": b}
+    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
+        """Add a zero δ to ``module`` and return it."""
+        if module.bias_delta is not None:
+            raise PlanError("the module has a bias delta already; attaching another would lose it")
+        module.bias_delta = BiasDelta(module.bias).train(module.training)
+        return module
 
 
-class Linear(Adaptable):
-    """y = x Wᵀ + b, or x Wᵀ + (b + δ) once a :class:`BiasDelta` is attached.
+@register
+@dataclass(frozen=True)
+class DirectBias(Technique):
+    """Train the pre-trained bias b directly, as BitFit does (Ben Zaken et al., 2022)."""
 
-    W has no values yet: :func:`spafit.bert.initialise` draws them, or a checkpoint fills it.
+    name: ClassVar[str] = "bias-direct"
+    short: ClassVar[str] = "bias"
+    trains: ClassVar[tuple[str, ...]] = ("bias",)
+    copies: ClassVar[tuple[str, ...]] = ("bias",)
 
-    Parameters
-    ----------
-    in_features, out_features : int
-        Sizes of the last dimension before and after.
-    """
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(torch.empty(out_features, in_features), torch.zeros(out_features))  # W, b
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (..., in) to (..., out)."""
-        if self.impl == "reference":
-            return F.linear(x, self.weight, self.b())  # x Wᵀ + (b + δ)
-        return stacked_linear(x, [self.part()], impl=self.impl)  # the same, fused
-
-    def part(self) -> Part:
-        """Return the tensors of this map for the kernels, without those that are switched off."""
-        return Part(self.weight, *self.bias_terms())
-
-    def extra_repr(self) -> str:
-        """Show the sizes, as ``nn.Linear`` does."""
-        out_features, in_features = self.weight.shape
-        return f"in_features={in_features}, out_features={out_features}"
-
-
-class LayerNorm(Adaptable):
-    """y = γ ⊙ (x - mean) / √(variance + eps) + β, with β + δ once a :class:`BiasDelta` is attached.
-
-    Parameters
-    ----------
-    size : int
-        Length of the last dimension, over which mean and variance are taken.
-    eps : float
-        Added to the variance.
-    """
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__(torch.ones(size), torch.zeros(size))  # γ, β
-        self.eps = eps
-
-    def take_over(self, module: Adaptable) -> None:
-        """Share another LayerNorm's parameters, mode, switch and eps."""
-        assert isinstance(module, LayerNorm)
-        super().take_over(module)
-        self.eps = module.eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension of (..., size).
-
-        Inside a layer, :func:`add_norm` computes it together with dropout and the residual.
-        """
-        return F.layer_norm(x, self.weight.shape, self.weight, self.b(), self.eps)  # ... + (β + δ)
-
-    def extra_repr(self) -> str:
-        """Show the size."""
-        return f"{self.weight.shape[0]}, eps={self.eps}"
-
-
-class Dropout(nn.Dropout):
-    """``nn.Dropout`` computed by :func:`spafit.kernels.dropout`."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__(p)
-        self.impl = "auto"  # the form of the kernel; see spafit.set_impl
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Drop elements of x (...) in training."""
-        return dropout(x, self.p if self.training else 0.0, self.impl)
+    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
+        """Return ``module`` unchanged."""
+        return module
 
 
 class LoRALinear(Linear):
@@ -263,6 +148,7 @@ class LoRALinear(Linear):
     """
 
     merges = (*Linear.merges, "lora_A", "lora_B")
+    is_stackable = True
 
     def __init__(
         self,
@@ -317,236 +203,6 @@ class LoRALinear(Linear):
     def extra_repr(self) -> str:
         """Show the sizes, the rank and the scale."""
         return f"{super().extra_repr()}, r={self.lora_A.shape[0]}, scaling={self.scaling:g}"
-
-
-def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torch.Tensor:
-    """Apply several maps to one input as one product, with their outputs side by side.
-
-    Maps of another class, with hooks or with a replaced ``forward`` are called one by one, so that
-    these take effect.
-
-    Parameters
-    ----------
-    x : torch.Tensor, (..., in)
-        Input.
-    maps : sequence of Linear
-        With or without techniques.
-    gelu : bool
-        Whether to apply GELU (exact, erf) to the outputs.
-
-    Returns
-    -------
-    torch.Tensor, (..., Σ out)
-    """
-    if not all(type(each) in (Linear, LoRALinear) and can_be_bypassed(each) for each in maps):
-        y = torch.cat([each(x) for each in maps], dim=-1) if len(maps) > 1 else maps[0](x)
-        return F.gelu(y) if gelu else y
-    return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=maps[0].impl)
-
-
-def add_norm(
-    x: torch.Tensor, residual: torch.Tensor, drop: Dropout, norm: LayerNorm
-) -> torch.Tensor:
-    """Return LayerNorm(Dropout(x) + residual), how the checkpoint ends Eq. (6)-(7) and (9)-(10).
-
-    It is one operation unless ``drop`` or ``norm`` is of another class, has hooks or has a replaced
-    ``forward``.
-
-    Parameters
-    ----------
-    x, residual : torch.Tensor, (..., D)
-        The sub-layer's output and its input.
-    drop : Dropout
-        Its rate is used while it is in training mode.
-    norm : LayerNorm
-        With or without a bias delta.
-
-    Returns
-    -------
-    torch.Tensor, (..., D)
-    """
-    ours = type(norm) is LayerNorm and type(drop) is Dropout
-    if not (ours and can_be_bypassed(norm) and can_be_bypassed(drop)):
-        y: torch.Tensor = norm(drop(x) + residual)
-        return y
-    b, delta = norm.bias_terms()
-    return dropout_add_norm(
-        x,
-        residual,
-        norm.weight,
-        b,
-        norm.eps,
-        bias_delta=delta,
-        dropout=drop.p if drop.training else 0.0,
-        impl=norm.impl,
-    )
-
-
-def can_be_bypassed(module: nn.Module) -> bool:
-    """Return whether a module's call can be bypassed: no hooks and no replaced ``forward``."""
-    return not (
-        "forward" in vars(module)
-        or _has_any_global_hook()  # type: ignore[no-untyped-call]
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-@dataclass(frozen=True)
-class Technique:
-    """Base of the techniques that a plan may name: what is attached to a module, and what trains.
-
-    A subclass is a frozen dataclass whose fields are the technique's settings, under the names that
-    they have in plan files. :func:`register` makes it known.
-
-    Attributes
-    ----------
-    name : str
-        The technique in plan files, such as ``"bias-delta"``.
-    short : str
-        The technique in print, such as ``"bias"``.
-    trains : tuple of str
-        The parameters that train, by their names in the module that :meth:`attach` returns: all
-        those that it adds, and the pre-trained ones that it trains directly.
-    copies : tuple of str
-        Of the pre-trained parameters that it trains directly, those of which an untrained copy is
-        kept, so that ``adapters_disabled`` can restore them. The values of the others are lost.
-    attaches_to : tuple of type
-        The classes of modules that it can be attached to.
-    order : int
-        Techniques on one module are attached in ascending order.
-    """
-
-    name: ClassVar[str]
-    short: ClassVar[str]
-    trains: ClassVar[tuple[str, ...]]
-    copies: ClassVar[tuple[str, ...]] = ()
-    attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear, LayerNorm)
-    order: ClassVar[int] = 0
-
-    @property
-    def caption(self) -> str:
-        """The technique and its size, as the summary prints it."""
-        return self.short
-
-    @property
-    def writes_pretrained(self) -> bool:
-        """Whether a pre-trained tensor of the module is itself trained."""
-        return not {"weight", "bias"}.isdisjoint(self.trains)
-
-    def combines_with(self, other: Technique) -> bool:
-        """Return whether ``other``, of another class, may be attached to the same module.
-
-        Both techniques must agree.
-        """
-        return True
-
-    def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
-        """Attach the technique to a module, and return the module or what replaces it.
-
-        A replacement is an instance of a subclass that shares all parameters of ``module``
-        (:meth:`Adaptable.take_over`). While its ``adapters_on`` is False, it computes what the
-        pre-trained module does, bit for bit.
-
-        Parameters
-        ----------
-        module : Adaptable
-            Of one of the classes in :attr:`attaches_to`; other techniques may be attached already.
-        generator : torch.Generator
-            A CPU generator, the only source of random initial values. A module on the meta device
-            has no values, and nothing is drawn for it.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is attached")
-
-
-TECHNIQUES: dict[str, type[Technique]] = {}
-"""The techniques that plans may name, by their names in plan files."""
-
-_T = TypeVar("_T", bound=type[Technique])
-
-
-def register(technique: _T) -> _T:
-    """Register a technique under its name, so that plans, plan files and adapter files may use it.
-
-    It can be used as a decorator. A class that is defined again in the same place, as when a cell
-    of a notebook runs twice, replaces the former one.
-
-    Parameters
-    ----------
-    technique : type
-        A subclass of :class:`Technique`, a frozen dataclass.
-
-    Returns
-    -------
-    type
-        The same class.
-
-    Raises
-    ------
-    PlanError
-        If it is not such a class, or another technique already has its name.
-    """
-    if not (isinstance(technique, type) and issubclass(technique, Technique)):
-        raise PlanError(f"{technique!r:.200} is no subclass of spafit.Technique")
-    parameters = vars(technique).get("__dataclass_params__")
-    if parameters is None or not parameters.frozen or not parameters.eq:
-        raise PlanError(f"{technique.__name__} must be a dataclass, by @dataclass(frozen=True)")
-    for attribute in ("name", "short"):
-        value = getattr(technique, attribute, None)
-        if not isinstance(value, str) or not value or not value.isprintable():
-            raise PlanError(f"{technique.__name__}.{attribute} must be text, found {value!r:.200}")
-    known = TECHNIQUES.get(technique.name, technique)
-    if (known.__module__, known.__qualname__) != (technique.__module__, technique.__qualname__):
-        raise PlanError(
-            f"there is a technique {technique.name} already, {known.__qualname__}; "
-            f"give {technique.__name__} another name"
-        )
-    TECHNIQUES[technique.name] = technique
-    return technique
-
-
-@register
-@dataclass(frozen=True)
-class Bias(Technique):
-    """Train δ in b + δ; the pre-trained bias b stays as it is.
-
-    It attaches a :class:`BiasDelta`, and is written ``BiasDelta()`` in plans.
-    """
-
-    name: ClassVar[str] = "bias-delta"
-    short: ClassVar[str] = "bias"
-    trains: ClassVar[tuple[str, ...]] = ("bias_delta.delta",)
-
-    def __repr__(self) -> str:
-        return "BiasDelta()"
-
-    def combines_with(self, other: Technique) -> bool:
-        """Return False for a technique that trains the bias directly."""
-        return "bias" not in other.trains
-
-    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
-        """Add a zero δ to ``module`` and return it."""
-        if module.bias_delta is not None:
-            raise PlanError("the module has a bias delta already; attaching another would lose it")
-        module.bias_delta = BiasDelta(module.bias).train(module.training)
-        return module
-
-
-@register
-@dataclass(frozen=True)
-class DirectBias(Technique):
-    """Train the pre-trained bias b directly, as BitFit does (Ben Zaken et al., 2022)."""
-
-    name: ClassVar[str] = "bias-direct"
-    short: ClassVar[str] = "bias"
-    trains: ClassVar[tuple[str, ...]] = ("bias",)
-    copies: ClassVar[tuple[str, ...]] = ("bias",)
-
-    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
-        """Return ``module`` unchanged."""
-        return module
 
 
 @register
@@ -625,97 +281,3 @@ class Full(Technique):
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Return ``module`` unchanged."""
         return module
-
-
-def attach_all(
-    techniques: Sequence[Technique], module: Adaptable, generator: torch.Generator
-) -> Adaptable:
-    """Attach several techniques to one module, in their order.
-
-    Returns
-    -------
-    Adaptable
-        The module, or what replaces it.
-
-    Raises
-    ------
-    PlanError
-        If a technique adds a parameter that its ``trains`` does not name, names one that does not
-        exist, or loses one that was there before.
-    """
-    kind, before = type(module), dict(module.named_parameters())
-    for technique in techniques:
-        module = technique.attach(module, generator)
-        if not isinstance(module, kind):
-            raise PlanError(
-                f"{technique.name} leaves a {type(module).__name__} in the place of a "
-                f"{kind.__name__}; it must be a subclass of it"
-            )
-        left = dict(module.named_parameters())
-        lost = [name for name, each in before.items() if left.get(name) is not each]
-        unsaid = left.keys() - before.keys() - set(technique.trains)
-        absent = set(technique.trains) - left.keys()
-        if lost:
-            raise PlanError(
-                f"{technique.name} cannot be attached to this {kind.__name__}: the module that its "
-                f"attach returns has lost {listed(lost, ' and ')}"
-            )
-        if unsaid:
-            raise PlanError(
-                f"{technique.name} adds {listed(sorted(unsaid))}, which its trains does not name; "
-                "name it there, so that it is trained and saved"
-            )
-        if absent:
-            raise PlanError(
-                f"{technique.name} trains {listed(sorted(absent))}, but the module that its attach "
-                "returns has no such parameter"
-            )
-        before = left
-    return module
-
-
-def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Technique, ...]:
-    """Check that techniques can be combined on a module, and return them in order of attachment.
-
-    Parameters
-    ----------
-    kind : type
-        :class:`Linear` or :class:`LayerNorm`.
-    techniques : sequence of Technique
-        One or more.
-
-    Raises
-    ------
-    PlanError
-        If one cannot be attached to such a module, or two cannot be attached to the same one.
-    """
-    names = [technique.name for technique in techniques]
-    trains = [name for technique in techniques for name in technique.trains]
-    if len(set(names)) < len(names):
-        raise PlanError(f"{' and '.join(names)} are the same technique twice")
-    for technique in techniques:
-        if not issubclass(kind, technique.attaches_to):
-            needs = " or a ".join(each.__name__ for each in technique.attaches_to)
-            raise PlanError(f"{technique.short} needs a {needs}, found a {kind.__name__}")
-        if not all(technique.combines_with(each) for each in techniques if each is not technique):
-            raise PlanError(f"{' and '.join(names)} cannot be attached to the same module")
-        try:
-            hash(technique)
-        except TypeError as error:
-            raise PlanError(
-                f"a setting of {technique.name} can be changed ({error}); let it be a tuple"
-            ) from None
-    twice = [name for name, count in Counter(trains).items() if count > 1]
-    if twice:
-        raise PlanError(f"{' and '.join(names)} train the same {listed(twice, ' and ')}")
-    ordered = tuple(sorted(techniques, key=lambda each: (each.order, each.name)))
-    _try_out(issubclass(kind, Linear), ordered)
-    return ordered
-
-
-@functools.lru_cache(maxsize=256)
-def _try_out(on_linear: bool, techniques: tuple[Technique, ...]) -> None:
-    """Attach techniques to a module on the meta device, so that an impossible plan is refused."""
-    with torch.device("meta"):
-        module = Linear(768, 768) if on_linear else LayerNorm(768, 1e-12)
-    attach_all(techniques, module, torch.Generator())

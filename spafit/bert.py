@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spafit.adapters import Dropout, LayerNorm, Linear, add_norm, project
+from spafit.adaptable import Dropout, LayerNorm, Linear, add_norm, project
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
 from spafit.kernels.stacking import addresses, lay_together

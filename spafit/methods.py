@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from spafit.adapters import Bias, DirectBias, Full, LoRA, Technique
+from spafit.adapters import Bias, DirectBias, Full, LoRA
 from spafit.errors import PlanError
 from spafit.plans import (
     ATTENTION_DENSE,
@@ -22,6 +22,7 @@ from spafit.plans import (
     Stratum,
     check_num_layers,
 )
+from spafit.techniques import Technique
 
 #: The rows of the paper's Table 1.
 METHODS = (

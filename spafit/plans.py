@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from spafit.adapters import TECHNIQUES, Adaptable, LayerNorm, Linear, Technique, in_order
+from spafit.adaptable import Adaptable, LayerNorm, Linear
 from spafit.config import MOST_LAYERS, no_duplicates
 from spafit.errors import PlanError, listed, one_line
+from spafit.techniques import TECHNIQUES, Technique, in_order
 
 # The eight modules of a layer that hold parameters, in the order of the forward pass. Each is the
 # checkpoint's key from ``layer.`` on, without the layer's number. With ``layer.`` no path is the

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from spafit.adapters import Adaptable, Linear, attach_all
+from spafit.adaptable import Adaptable, Linear
 from spafit.bert import BertForSequenceClassification, lay_side_by_side
 from spafit.config import BertConfig
 from spafit.errors import PlanError, WeightsError, listed
 from spafit.methods import plan as make_plan
 from spafit.plans import Adaptation, Plan
 from spafit.summary import Summary, summarise_plan
+from spafit.techniques import attach_all
 
 
 def adapt(

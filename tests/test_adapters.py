@@ -12,21 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from spafit.adapters import (
-    TECHNIQUES,
-    BiasDelta,
-    DirectBias,
-    Full,
-    LayerNorm,
-    Linear,
-    LoRA,
-    LoRALinear,
-    Technique,
-)
+from spafit.adaptable import LayerNorm, Linear
+from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
 from spafit.bert import SelfAttention
 from spafit.config import BertConfig
 from spafit.errors import PlanError
 from spafit.layout import Padded
+from spafit.techniques import TECHNIQUES, Technique
 
 B, T, N_IN, N_OUT, R = 3, 7, 20, 11, 4
 ALPHA = 6.0  # alpha / r = 1.5, not 1

@@ -18,7 +18,7 @@ import torch
 from support.tiny_bert import HEAD, ROWS, logits, some_steps, tiny_bert
 
 from spafit import strata
-from spafit.adapters import Adaptable
+from spafit.adaptable import Adaptable
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError
 from spafit.strata import adapt, adapters_disabled

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import spafit.bert
-from spafit.adapters import LayerNorm, Linear
+from spafit.adaptable import LayerNorm, Linear
 from spafit.bert import BertForSequenceClassification, BertModel, initialise, set_impl
 from spafit.config import BertConfig
 from spafit.errors import ConfigError

@@ -28,6 +28,8 @@ CORE = (
     "config",
     "bert",
     "layout",
+    "adaptable",
+    "techniques",
     "adapters",
     "plans",
     "methods",

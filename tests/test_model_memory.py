@@ -23,7 +23,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.optim.swa_utils import AveragedModel
 
 import spafit
-from spafit.adapters import Linear, LoRALinear, project
+from spafit.adaptable import Linear, project
+from spafit.adapters import LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError
 from spafit.kernels.stacking import are_together

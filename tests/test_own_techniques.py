@@ -17,10 +17,11 @@ from support.small_runs import SmallRun, trained
 from torch import nn
 
 import spafit
-from spafit.adapters import TECHNIQUES, Adaptable, LayerNorm, Linear, Technique
+from spafit.adaptable import Adaptable, LayerNorm, Linear
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError
 from spafit.plans import Plan, Stratum
+from spafit.techniques import TECHNIQUES, Technique
 from spafit.training import plain
 
 

@@ -18,7 +18,7 @@ from support.tiny_bert import CONFIG, ROWS, C, D, L, names, short, tiny_bert
 from torch import nn
 
 from spafit import layout as layout_module
-from spafit.adapters import LayerNorm, Linear
+from spafit.adaptable import LayerNorm, Linear
 from spafit.bert import BertForSequenceClassification, SelfAttention, set_impl
 from spafit.errors import ConfigError, SpafitError
 from spafit.kernels import products

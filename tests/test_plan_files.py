@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spafit.adapters import TECHNIQUES, BiasDelta, DirectBias, Full, LoRA, Technique
+from spafit.adapters import BiasDelta, DirectBias, Full, LoRA
 from spafit.errors import PlanError
 from spafit.methods import METHODS, plan
 from spafit.plans import MODULES, Plan, Stratum
+from spafit.techniques import TECHNIQUES, Technique
 
 LORAS = st.builds(
     LoRA,

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, Technique
+from spafit.adapters import BiasDelta, DirectBias, Full, LoRA
 from spafit.errors import PlanError, SpafitError
 from spafit.methods import METHODS, plan
 from spafit.plans import MODULES, Plan, Stratum, resolve
+from spafit.techniques import Technique
 
 ALL_EIGHT = {
     "layer.attention.self.query",

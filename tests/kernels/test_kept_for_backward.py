@@ -9,12 +9,13 @@ import pytest
 import torch
 from support.tensors import kept_for_backward
 
-from spafit.adapters import BiasDelta, Full, LoRA, Technique
+from spafit.adapters import BiasDelta, Full, LoRA
 from spafit.bert import BertForSequenceClassification, Layer
 from spafit.config import BertConfig
 from spafit.layout import Packed
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
+from spafit.techniques import Technique
 
 D, A, INTERMEDIATE, R = 20, 5, 37, 3
 LENGTHS = [8] * 9  # 72 tokens, so that no row belongs to no sequence

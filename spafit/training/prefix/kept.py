@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spafit.adapters import can_be_bypassed
+from spafit.adaptable import can_be_bypassed
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError
 from spafit.files.replacing import cache_folder

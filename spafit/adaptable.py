@@ -1,0 +1,259 @@
+"""The modules of a layer that techniques adapt, and the operations that they compute together.
+
+A technique (:mod:`spafit.adapters`) adds a child to a module, or puts a subclass in its place that
+shares its parameters; what it added can be switched off (``adapters_on``). The pre-trained tensors
+keep their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from spafit.kernels import Part, dropout, dropout_add_norm, stacked_linear
+
+
+class Adaptable(nn.Module):
+    """Base of the modules that techniques adapt: a weight, a bias b, perhaps its δ, and a switch.
+
+    Attributes
+    ----------
+    weight, bias : nn.Parameter
+        The pre-trained tensors.
+    bias_delta : spafit.BiasDelta or None
+        The module of δ, if one is attached.
+    adapters_on : bool
+        While it is False, the module computes what it did before anything was attached.
+    impl : str
+        The form of the kernel; see :func:`spafit.set_impl`.
+    merges : tuple of str
+        The added parameters that :meth:`merged` folds into the pre-trained ones. A subclass that
+        adds parameters and has a merged form names them here, with those of its parent;
+        :func:`spafit.merged_state_dict` refuses a parameter that is not named.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    merges: ClassVar[tuple[str, ...]] = ("bias_delta.delta",)
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+        self.bias_delta: nn.Module | None = None
+        self.adapters_on = True
+        self.impl = "auto"
+
+    def take_over(self, module: Adaptable) -> None:
+        """Share the parameters, mode and switch of the module that this one replaces.
+
+        A subclass with which a technique replaces ``module`` calls ``nn.Module.__init__`` and this
+        method instead of its parent's ``__init__``.
+        """
+        self.train(module.training)  # a module attached to a model in eval mode must not drop out
+        self.weight = module.weight
+        self.bias = module.bias
+        self.bias_delta = module.bias_delta
+        self.adapters_on = module.adapters_on
+        self.impl = module.impl
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Accept a state dict in which δ has its older name, ``bias_delta``."""
+        if self.bias_delta is not None and f"{prefix}bias_delta" in state_dict:
+            state_dict[f"{prefix}bias_delta.delta"] = state_dict.pop(f"{prefix}bias_delta")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def b(self) -> torch.Tensor:
+        """Return the bias in effect: b, or b + δ if a δ is attached and switched on."""
+        if self.bias_delta is None or not self.adapters_on:
+            return self.bias
+        b: torch.Tensor = self.bias_delta(self.bias)
+        return b
+
+    def bias_terms(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return b and δ for a kernel that adds them itself, or the bias in effect and None.
+
+        A BiasDelta that has hooks or a replaced ``forward`` is called here.
+        """
+        delta = self.bias_delta
+        if delta is None or not self.adapters_on:
+            return self.bias, None
+        if _says(delta, "is_a_sum") and can_be_bypassed(delta):
+            assert isinstance(delta.delta, torch.Tensor)
+            return self.bias, delta.delta
+        return delta(self.bias), None
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return weight and bias with all of :attr:`merges` folded in, as detached copies.
+
+        b + δ is rounded once, to b's type.
+        """
+        b = self.bias.detach().clone()
+        if self.bias_delta is not None:
+            assert isinstance(self.bias_delta.delta, torch.Tensor)
+            b += self.bias_delta.delta.detach()
+        return {"weight": self.weight.detach().clone(), "bias": b}
+
+
+class Linear(Adaptable):
+    """y = x Wᵀ + b, or x Wᵀ + (b + δ) once a BiasDelta is attached.
+
+    W has no values yet: :func:`spafit.bert.initialise` draws them, or a checkpoint fills it.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes of the last dimension before and after.
+    """
+
+    is_stackable: ClassVar[bool] = True  # project may compute it as part of a stack
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(torch.empty(out_features, in_features), torch.zeros(out_features))  # W, b
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) to (..., out)."""
+        if self.impl == "reference":
+            return F.linear(x, self.weight, self.b())  # x Wᵀ + (b + δ)
+        return stacked_linear(x, [self.part()], impl=self.impl)  # the same, fused
+
+    def part(self) -> Part:
+        """Return the tensors of this map for the kernels, without those that are switched off."""
+        return Part(self.weight, *self.bias_terms())
+
+    def extra_repr(self) -> str:
+        """Show the sizes, as ``nn.Linear`` does."""
+        out_features, in_features = self.weight.shape
+        return f"in_features={in_features}, out_features={out_features}"
+
+
+class LayerNorm(Adaptable):
+    """y = γ ⊙ (x - mean) / √(variance + eps) + β, with β + δ once a BiasDelta is attached.
+
+    Parameters
+    ----------
+    size : int
+        Length of the last dimension, over which mean and variance are taken.
+    eps : float
+        Added to the variance.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__(torch.ones(size), torch.zeros(size))  # γ, β
+        self.eps = eps
+
+    def take_over(self, module: Adaptable) -> None:
+        """Share another LayerNorm's parameters, mode, switch and eps."""
+        assert isinstance(module, LayerNorm)
+        super().take_over(module)
+        self.eps = module.eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension of (..., size).
+
+        Inside a layer, :func:`add_norm` computes it together with dropout and the residual.
+        """
+        return F.layer_norm(x, self.weight.shape, self.weight, self.b(), self.eps)  # ... + (β + δ)
+
+    def extra_repr(self) -> str:
+        """Show the size."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` computed by :func:`spafit.kernels.dropout`."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        self.impl = "auto"  # the form of the kernel; see spafit.set_impl
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Drop elements of x (...) in training."""
+        return dropout(x, self.p if self.training else 0.0, self.impl)
+
+
+def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torch.Tensor:
+    """Apply several maps to one input as one product, with their outputs side by side.
+
+    Maps of another class, with hooks or with a replaced ``forward`` are called one by one, so that
+    these take effect.
+
+    Parameters
+    ----------
+    x : torch.Tensor, (..., in)
+        Input.
+    maps : sequence of Linear
+        With or without techniques.
+    gelu : bool
+        Whether to apply GELU (exact, erf) to the outputs.
+
+    Returns
+    -------
+    torch.Tensor, (..., Σ out)
+    """
+    if not all(_says(each, "is_stackable") and can_be_bypassed(each) for each in maps):
+        y = torch.cat([each(x) for each in maps], dim=-1) if len(maps) > 1 else maps[0](x)
+        return F.gelu(y) if gelu else y
+    return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=maps[0].impl)
+
+
+def add_norm(
+    x: torch.Tensor, residual: torch.Tensor, drop: Dropout, norm: LayerNorm
+) -> torch.Tensor:
+    """Return LayerNorm(Dropout(x) + residual), how the checkpoint ends Eq. (6)-(7) and (9)-(10).
+
+    It is one operation unless ``drop`` or ``norm`` is of another class, has hooks or has a replaced
+    ``forward``.
+
+    Parameters
+    ----------
+    x, residual : torch.Tensor, (..., D)
+        The sub-layer's output and its input.
+    drop : Dropout
+        Its rate is used while it is in training mode.
+    norm : LayerNorm
+        With or without a bias delta.
+
+    Returns
+    -------
+    torch.Tensor, (..., D)
+    """
+    ours = type(norm) is LayerNorm and type(drop) is Dropout
+    if not (ours and can_be_bypassed(norm) and can_be_bypassed(drop)):
+        y: torch.Tensor = norm(drop(x) + residual)
+        return y
+    b, delta = norm.bias_terms()
+    return dropout_add_norm(
+        x,
+        residual,
+        norm.weight,
+        b,
+        norm.eps,
+        bias_delta=delta,
+        dropout=drop.p if drop.training else 0.0,
+        impl=norm.impl,
+    )
+
+
+def _says(module: nn.Module, attribute: str) -> bool:
+    """Return whether a module's own class says so; what its parent says need not be true of it."""
+    return bool(vars(type(module)).get(attribute))
+
+
+def can_be_bypassed(module: nn.Module) -> bool:
+    """Return whether a module's call can be bypassed: no hooks and no replaced ``forward``."""
+    return not (
+        "forward" in vars(module)
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -1,0 +1,224 @@
+"""What a technique is: what it attaches to a module, what trains, and which may stand together.
+
+The techniques themselves are in :mod:`spafit.adapters`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+
+from spafit.adaptable import Adaptable, LayerNorm, Linear
+from spafit.errors import PlanError, listed
+
+
+@dataclass(frozen=True)
+class Technique:
+    """Base of the techniques that a plan may name: what is attached to a module, and what trains.
+
+    A subclass is a frozen dataclass whose fields are the technique's settings, under the names that
+    they have in plan files. :func:`register` makes it known.
+
+    Attributes
+    ----------
+    name : str
+        The technique in plan files, such as ``"bias-delta"``.
+    short : str
+        The technique in print, such as ``"bias"``.
+    trains : tuple of str
+        The parameters that train, by their names in the module that :meth:`attach` returns: all
+        those that it adds, and the pre-trained ones that it trains directly.
+    copies : tuple of str
+        Of the pre-trained parameters that it trains directly, those of which an untrained copy is
+        kept, so that ``adapters_disabled`` can restore them. The values of the others are lost.
+    attaches_to : tuple of type
+        The classes of modules that it can be attached to.
+    order : int
+        Techniques on one module are attached in ascending order.
+    """
+
+    name: ClassVar[str]
+    short: ClassVar[str]
+    trains: ClassVar[tuple[str, ...]]
+    copies: ClassVar[tuple[str, ...]] = ()
+    attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear, LayerNorm)
+    order: ClassVar[int] = 0
+
+    @property
+    def caption(self) -> str:
+        """The technique and its size, as the summary prints it."""
+        return self.short
+
+    @property
+    def writes_pretrained(self) -> bool:
+        """Whether a pre-trained tensor of the module is itself trained."""
+        return not {"weight", "bias"}.isdisjoint(self.trains)
+
+    def combines_with(self, other: Technique) -> bool:
+        """Return whether ``other``, of another class, may be attached to the same module.
+
+        Both techniques must agree.
+        """
+        return True
+
+    def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
+        """Attach the technique to a module, and return the module or what replaces it.
+
+        A replacement is an instance of a subclass that shares all parameters of ``module``
+        (:meth:`Adaptable.take_over`). While its ``adapters_on`` is False, it computes what the
+        pre-trained module does, bit for bit.
+
+        Parameters
+        ----------
+        module : Adaptable
+            Of one of the classes in :attr:`attaches_to`; other techniques may be attached already.
+        generator : torch.Generator
+            A CPU generator, the only source of random initial values. A module on the meta device
+            has no values, and nothing is drawn for it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is attached")
+
+
+TECHNIQUES: dict[str, type[Technique]] = {}
+"""The techniques that plans may name, by their names in plan files."""
+
+_T = TypeVar("_T", bound=type[Technique])
+
+
+def register(technique: _T) -> _T:
+    """Register a technique under its name, so that plans, plan files and adapter files may use it.
+
+    It can be used as a decorator. A class that is defined again in the same place, as when a cell
+    of a notebook runs twice, replaces the former one.
+
+    Parameters
+    ----------
+    technique : type
+        A subclass of :class:`Technique`, a frozen dataclass.
+
+    Returns
+    -------
+    type
+        The same class.
+
+    Raises
+    ------
+    PlanError
+        If it is not such a class, or another technique already has its name.
+    """
+    if not (isinstance(technique, type) and issubclass(technique, Technique)):
+        raise PlanError(f"{technique!r:.200} is no subclass of spafit.Technique")
+    parameters = vars(technique).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen or not parameters.eq:
+        raise PlanError(f"{technique.__name__} must be a dataclass, by @dataclass(frozen=True)")
+    for attribute in ("name", "short"):
+        value = getattr(technique, attribute, None)
+        if not isinstance(value, str) or not value or not value.isprintable():
+            raise PlanError(f"{technique.__name__}.{attribute} must be text, found {value!r:.200}")
+    known = TECHNIQUES.get(technique.name, technique)
+    if (known.__module__, known.__qualname__) != (technique.__module__, technique.__qualname__):
+        raise PlanError(
+            f"there is a technique {technique.name} already, {known.__qualname__}; "
+            f"give {technique.__name__} another name"
+        )
+    TECHNIQUES[technique.name] = technique
+    return technique
+
+
+def attach_all(
+    techniques: Sequence[Technique], module: Adaptable, generator: torch.Generator
+) -> Adaptable:
+    """Attach several techniques to one module, in their order.
+
+    Returns
+    -------
+    Adaptable
+        The module, or what replaces it.
+
+    Raises
+    ------
+    PlanError
+        If a technique adds a parameter that its ``trains`` does not name, names one that does not
+        exist, or loses one that was there before.
+    """
+    kind, before = type(module), dict(module.named_parameters())
+    for technique in techniques:
+        module = technique.attach(module, generator)
+        if not isinstance(module, kind):
+            raise PlanError(
+                f"{technique.name} leaves a {type(module).__name__} in the place of a "
+                f"{kind.__name__}; it must be a subclass of it"
+            )
+        left = dict(module.named_parameters())
+        lost = [name for name, each in before.items() if left.get(name) is not each]
+        unsaid = left.keys() - before.keys() - set(technique.trains)
+        absent = set(technique.trains) - left.keys()
+        if lost:
+            raise PlanError(
+                f"{technique.name} cannot be attached to this {kind.__name__}: the module that its "
+                f"attach returns has lost {listed(lost, ' and ')}"
+            )
+        if unsaid:
+            raise PlanError(
+                f"{technique.name} adds {listed(sorted(unsaid))}, which its trains does not name; "
+                "name it there, so that it is trained and saved"
+            )
+        if absent:
+            raise PlanError(
+                f"{technique.name} trains {listed(sorted(absent))}, but the module that its attach "
+                "returns has no such parameter"
+            )
+        before = left
+    return module
+
+
+def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Technique, ...]:
+    """Check that techniques can be combined on a module, and return them in order of attachment.
+
+    Parameters
+    ----------
+    kind : type
+        :class:`Linear` or :class:`LayerNorm`.
+    techniques : sequence of Technique
+        One or more.
+
+    Raises
+    ------
+    PlanError
+        If one cannot be attached to such a module, or two cannot be attached to the same one.
+    """
+    names = [technique.name for technique in techniques]
+    trains = [name for technique in techniques for name in technique.trains]
+    if len(set(names)) < len(names):
+        raise PlanError(f"{' and '.join(names)} are the same technique twice")
+    for technique in techniques:
+        if not issubclass(kind, technique.attaches_to):
+            needs = " or a ".join(each.__name__ for each in technique.attaches_to)
+            raise PlanError(f"{technique.short} needs a {needs}, found a {kind.__name__}")
+        if not all(technique.combines_with(each) for each in techniques if each is not technique):
+            raise PlanError(f"{' and '.join(names)} cannot be attached to the same module")
+        try:
+            hash(technique)
+        except TypeError as error:
+            raise PlanError(
+                f"a setting of {technique.name} can be changed ({error}); let it be a tuple"
+            ) from None
+    twice = [name for name, count in Counter(trains).items() if count > 1]
+    if twice:
+        raise PlanError(f"{' and '.join(names)} train the same {listed(twice, ' and ')}")
+    ordered = tuple(sorted(techniques, key=lambda each: (each.order, each.name)))
+    _try_out(issubclass(kind, Linear), ordered)
+    return ordered
+
+
+@functools.lru_cache(maxsize=256)
+def _try_out(on_linear: bool, techniques: tuple[Technique, ...]) -> None:
+    """Attach techniques to a module on the meta device, so that an impossible plan is refused."""
+    with torch.device("meta"):
+        module = Linear(768, 768) if on_linear else LayerNorm(768, 1e-12)
+    attach_all(techniques, module, torch.Generator())
