@@ -14,7 +14,18 @@ from spafit.version import __version__
 if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOMES says the same
     from spafit import interop
     from spafit.adaptable import LayerNorm, Linear
-    from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
+    from spafit.adapters import (
+        IA3,
+        BiasDelta,
+        DirectBias,
+        Full,
+        LayerNormGain,
+        LoRA,
+        LoRALinear,
+        ParallelAdapter,
+        PfeifferAdapter,
+        SeriesAdapter,
+    )
     from spafit.bert import BertForSequenceClassification, BertModel, set_impl
     from spafit.config import BertConfig
     from spafit.errors import (
@@ -63,6 +74,11 @@ __all__ = [
     "Linear",
     "LayerNorm",
     "LoRALinear",
+    "SeriesAdapter",
+    "PfeifferAdapter",
+    "ParallelAdapter",
+    "IA3",
+    "LayerNormGain",
     "Full",
     "Technique",
     "register",
@@ -104,7 +120,8 @@ __all__ = [
 
 _HOMES = {
     "adaptable": "LayerNorm Linear",
-    "adapters": "BiasDelta DirectBias Full LoRA LoRALinear",
+    "adapters": "BiasDelta DirectBias Full IA3 LayerNormGain LoRA LoRALinear ParallelAdapter "
+    "PfeifferAdapter SeriesAdapter",
     "bert": "BertForSequenceClassification BertModel set_impl",
     "config": "BertConfig",
     "errors": "CheckpointError ConfigError DataError PlanError SpafitError StoppedError "

@@ -19,7 +19,38 @@ from spafit.kernels import Part, dropout, dropout_add_norm, stacked_linear
 
 
 class Adaptable(nn.Module):
-    """Base of the modules that techniques adapt: a weight, a bias b, perhaps its δ, and a switch.
+    """Base of the places in a layer that techniques adapt.
+
+    Attributes
+    ----------
+    adapters_on : bool
+        While it is False, the module computes what it did before anything was attached.
+    merges : tuple of str
+        The added parameters that :meth:`merged` folds into the pre-trained ones. A subclass that
+        adds parameters and has a merged form names them here, with those of its parent;
+        :func:`spafit.merged_state_dict` refuses a parameter that is not named, and a class that
+        computes something else than its parent but has no :meth:`merged` of its own.
+    called : str
+        Such a place in error messages.
+    """
+
+    merges: ClassVar[tuple[str, ...]] = ()
+    called: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters_on = True
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return the pre-trained tensors with all of :attr:`merges` folded in, as detached copies.
+
+        The names are those in the module.
+        """
+        return {}
+
+
+class Affine(Adaptable):
+    """Base of Linear and LayerNorm: a weight, a bias b and perhaps its δ.
 
     Attributes
     ----------
@@ -27,14 +58,8 @@ class Adaptable(nn.Module):
         The pre-trained tensors.
     bias_delta : spafit.BiasDelta or None
         The module of δ, if one is attached.
-    adapters_on : bool
-        While it is False, the module computes what it did before anything was attached.
     impl : str
         The form of the kernel; see :func:`spafit.set_impl`.
-    merges : tuple of str
-        The added parameters that :meth:`merged` folds into the pre-trained ones. A subclass that
-        adds parameters and has a merged form names them here, with those of its parent;
-        :func:`spafit.merged_state_dict` refuses a parameter that is not named.
     """
 
     weight: nn.Parameter
@@ -46,10 +71,9 @@ class Adaptable(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(bias)
         self.bias_delta: nn.Module | None = None
-        self.adapters_on = True
         self.impl = "auto"
 
-    def take_over(self, module: Adaptable) -> None:
+    def take_over(self, module: Affine) -> None:
         """Share the parameters, mode and switch of the module that this one replaces.
 
         A subclass with which a technique replaces ``module`` calls ``nn.Module.__init__`` and this
@@ -91,18 +115,23 @@ class Adaptable(nn.Module):
         return delta(self.bias), None
 
     def merged(self) -> dict[str, torch.Tensor]:
-        """Return weight and bias with all of :attr:`merges` folded in, as detached copies.
+        """Return weight and bias with all of :attr:`merges` folded in, as detached copies."""
+        return {"weight": self.merged_weight(), "bias": self.merged_bias()}
 
-        b + δ is rounded once, to b's type.
-        """
+    def merged_weight(self) -> torch.Tensor:
+        """Return the weight in effect, detached, rounded once to its type."""
+        return self.weight.detach().clone()
+
+    def merged_bias(self) -> torch.Tensor:
+        """Return b, or b + δ, detached, rounded once to b's type."""
         b = self.bias.detach().clone()
         if self.bias_delta is not None:
             assert isinstance(self.bias_delta.delta, torch.Tensor)
             b += self.bias_delta.delta.detach()
-        return {"weight": self.weight.detach().clone(), "bias": b}
+        return b
 
 
-class Linear(Adaptable):
+class Linear(Affine):
     """y = x Wᵀ + b, or x Wᵀ + (b + δ) once a BiasDelta is attached.
 
     W has no values yet: :func:`spafit.bert.initialise` draws them, or a checkpoint fills it.
@@ -111,15 +140,36 @@ class Linear(Adaptable):
     ----------
     in_features, out_features : int
         Sizes of the last dimension before and after.
+
+    Attributes
+    ----------
+    ia3 : spafit.adapters.IA3Scale or None
+        The module of (IA)³'s vector, if one is attached.
     """
 
+    called = "a Linear"
+    merges: ClassVar[tuple[str, ...]] = (*Affine.merges, "ia3.l")
     is_stackable: ClassVar[bool] = True  # project may compute it as part of a stack
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(torch.empty(out_features, in_features), torch.zeros(out_features))  # W, b
+        self.ia3: nn.Module | None = None
+
+    def take_over(self, module: Affine) -> None:
+        """Share another Linear's parameters, mode, switch and vector of (IA)³."""
+        assert isinstance(module, Linear)
+        super().take_over(module)
+        self.ia3 = module.ia3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
+        if self.ia3 is None or not self.adapters_on:
+            return self.affine(x)
+        y: torch.Tensor = self.ia3(x, self.affine)
+        return y
+
+    def affine(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) to (..., out), without (IA)³."""
         if self.impl == "reference":
             return F.linear(x, self.weight, self.b())  # x Wᵀ + (b + δ)
         return stacked_linear(x, [self.part()], impl=self.impl)  # the same, fused
@@ -128,14 +178,21 @@ class Linear(Adaptable):
         """Return the tensors of this map for the kernels, without those that are switched off."""
         return Part(self.weight, *self.bias_terms())
 
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return weight and bias with all that was added folded in; (IA)³'s vector last."""
+        state = super().merged()
+        if self.ia3 is not None:
+            state = self.ia3.merged(**state)  # type: ignore[operator]
+        return state
+
     def extra_repr(self) -> str:
         """Show the sizes, as ``nn.Linear`` does."""
         out_features, in_features = self.weight.shape
         return f"in_features={in_features}, out_features={out_features}"
 
 
-class LayerNorm(Adaptable):
-    """y = γ ⊙ (x - mean) / √(variance + eps) + β, with β + δ once a BiasDelta is attached.
+class LayerNorm(Affine):
+    """y = γ ⊙ (x - mean) / √(variance + eps) + β, or with γ + δγ and β + δ once they are attached.
 
     Parameters
     ----------
@@ -143,24 +200,49 @@ class LayerNorm(Adaptable):
         Length of the last dimension, over which mean and variance are taken.
     eps : float
         Added to the variance.
+
+    Attributes
+    ----------
+    gain_delta : spafit.adapters.GainDelta or None
+        The module of δγ, if one is attached.
     """
+
+    called = "a LayerNorm"
+    merges: ClassVar[tuple[str, ...]] = (*Affine.merges, "gain_delta.delta")
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__(torch.ones(size), torch.zeros(size))  # γ, β
         self.eps = eps
+        self.gain_delta: nn.Module | None = None
 
-    def take_over(self, module: Adaptable) -> None:
-        """Share another LayerNorm's parameters, mode, switch and eps."""
+    def take_over(self, module: Affine) -> None:
+        """Share another LayerNorm's parameters, mode, switch, eps and δγ."""
         assert isinstance(module, LayerNorm)
         super().take_over(module)
         self.eps = module.eps
+        self.gain_delta = module.gain_delta
+
+    def gamma(self) -> torch.Tensor:
+        """Return the gain in effect: γ, or γ + δγ if a δγ is attached and switched on."""
+        if self.gain_delta is None or not self.adapters_on:
+            return self.weight
+        gamma: torch.Tensor = self.gain_delta(self.weight)
+        return gamma
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension of (..., size).
 
         Inside a layer, :func:`add_norm` computes it together with dropout and the residual.
         """
-        return F.layer_norm(x, self.weight.shape, self.weight, self.b(), self.eps)  # ... + (β + δ)
+        return F.layer_norm(x, self.weight.shape, self.gamma(), self.b(), self.eps)
+
+    def merged_weight(self) -> torch.Tensor:
+        """Return γ, or γ + δγ, detached, rounded once to γ's type."""
+        gamma = super().merged_weight()
+        if self.gain_delta is not None:
+            assert isinstance(self.gain_delta.delta, torch.Tensor)
+            gamma += self.gain_delta.delta.detach()
+        return gamma
 
     def extra_repr(self) -> str:
         """Show the size."""
@@ -179,11 +261,48 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p if self.training else 0.0, self.impl)
 
 
+class SublayerEnd(Adaptable):
+    """The end of a sub-layer: LayerNorm(Dropout(H) + X), and the place of its adapters.
+
+    H is the output of the sub-layer's last map, X the sub-layer's input. An adapter stands between
+    the dropout and the residual: it is called with Dropout(H), X and :meth:`norm`, and what it
+    returns takes the place of Dropout(H). A subclass has the children ``dropout`` and
+    ``LayerNorm``.
+
+    Attributes
+    ----------
+    adapters : nn.ModuleDict
+        The adapters by name, in the order in which they are called; empty in a pre-trained model.
+    """
+
+    called = "the end of a sub-layer (attention.output or layer.output)"
+    merges: ClassVar[tuple[str, ...]] = ()
+    dropout: Dropout
+    LayerNorm: LayerNorm
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict()
+
+    def add_norm(self, H: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+        """Return LayerNorm(Dropout(H) + X), (..., D); adapters, if any, change Dropout(H)."""
+        if not self.adapters or not self.adapters_on:
+            return add_norm(H, X, self.dropout, self.LayerNorm)
+        H = self.dropout(H)
+        for adapter in self.adapters.values():
+            H = adapter(H, X, self.norm)
+        return self.norm(H, X)
+
+    def norm(self, H: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+        """Return LayerNorm(H + X)."""
+        return add_norm(H, X, None, self.LayerNorm)
+
+
 def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torch.Tensor:
     """Apply several maps to one input as one product, with their outputs side by side.
 
-    Maps of another class, with hooks or with a replaced ``forward`` are called one by one, so that
-    these take effect.
+    Maps of another class, with (IA)³, with hooks or with a replaced ``forward`` are called one by
+    one, so that these take effect.
 
     Parameters
     ----------
@@ -198,14 +317,43 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
     -------
     torch.Tensor, (..., Σ out)
     """
-    if not all(_says(each, "is_stackable") and can_be_bypassed(each) for each in maps):
+    if not all(map(_can_be_stacked, maps)):
         y = torch.cat([each(x) for each in maps], dim=-1) if len(maps) > 1 else maps[0](x)
         return F.gelu(y) if gelu else y
     return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=maps[0].impl)
 
 
+def _can_be_stacked(linear: Linear) -> bool:
+    """Return whether a map is of a class that has nothing but a Part, and no (IA)³ or hook."""
+    return _says(linear, "is_stackable") and linear.ia3 is None and can_be_bypassed(linear)
+
+
+# The methods that say what a module computes, and those that say how that is merged.
+_COMPUTING = ("forward", "affine", "part", "b", "bias_terms", "gamma", "add_norm", "norm")
+_MERGING = ("merged", "merged_weight", "merged_bias")
+
+
+def why_not_merged(module: Adaptable) -> str:
+    """Return why the pre-trained tensors of a module cannot hold all that it computes, or "".
+
+    What is not known to be merged is refused: a class that computes something of its own must have
+    a merged form of its own, and an adapter in the end of a sub-layer has none.
+    """
+    if isinstance(module, SublayerEnd) and module.adapters:
+        return f"the adapter {' and '.join(module.adapters)} stands beside its maps, not in them"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    saying = ("merges",) if isinstance(module, SublayerEnd) else _MERGING
+    for kind in type(module).mro():
+        if any(name in vars(kind) for name in saying):
+            break
+        if any(name in vars(kind) for name in _COMPUTING):
+            return f"{kind.__name__} computes something of its own, and has no method merged"
+    return ""
+
+
 def add_norm(
-    x: torch.Tensor, residual: torch.Tensor, drop: Dropout, norm: LayerNorm
+    x: torch.Tensor, residual: torch.Tensor, drop: Dropout | None, norm: LayerNorm
 ) -> torch.Tensor:
     """Return LayerNorm(Dropout(x) + residual), how the checkpoint ends Eq. (6)-(7) and (9)-(10).
 
@@ -216,8 +364,8 @@ def add_norm(
     ----------
     x, residual : torch.Tensor, (..., D)
         The sub-layer's output and its input.
-    drop : Dropout
-        Its rate is used while it is in training mode.
+    drop : Dropout or None
+        Its rate is used while it is in training mode; None drops nothing.
     norm : LayerNorm
         With or without a bias delta.
 
@@ -225,19 +373,19 @@ def add_norm(
     -------
     torch.Tensor, (..., D)
     """
-    ours = type(norm) is LayerNorm and type(drop) is Dropout
-    if not (ours and can_be_bypassed(norm) and can_be_bypassed(drop)):
-        y: torch.Tensor = norm(drop(x) + residual)
+    ours = type(norm) is LayerNorm and (drop is None or type(drop) is Dropout)
+    if not (ours and can_be_bypassed(norm) and (drop is None or can_be_bypassed(drop))):
+        y: torch.Tensor = norm((x if drop is None else drop(x)) + residual)
         return y
     b, delta = norm.bias_terms()
     return dropout_add_norm(
         x,
         residual,
-        norm.weight,
+        norm.gamma(),
         b,
         norm.eps,
         bias_delta=delta,
-        dropout=drop.p if drop.training else 0.0,
+        dropout=drop.p if drop is not None and drop.training else 0.0,
         impl=norm.impl,
     )
 

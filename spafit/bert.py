@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spafit.adaptable import Dropout, LayerNorm, Linear, add_norm, project
+from spafit.adaptable import Dropout, LayerNorm, Linear, SublayerEnd, project
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
 from spafit.kernels.stacking import addresses, lay_together
@@ -154,8 +154,10 @@ class SelfAttention(nn.Module):
         return H2
 
 
-class SelfOutput(nn.Module):
+class SelfOutput(SublayerEnd):
     """attention.output, Eq. (6)-(7): a linear map of the joined heads, dropout, LayerNorm."""
+
+    merges = ()
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -170,7 +172,7 @@ class SelfOutput(nn.Module):
         # Eq. (7)  H4 = Dropout(H3), as printed
         # The checkpoint was trained with dropout first, then the residual X, then LayerNorm:
         # H4 = LayerNorm(Dropout(W_3(H2) + b_3) + X).
-        H4 = add_norm(self.dense(H2), X, self.dropout, self.LayerNorm)
+        H4 = self.add_norm(self.dense(H2), X)  # adapters, if any, stand before the residual
         return H4
 
 
@@ -203,8 +205,10 @@ class Intermediate(nn.Module):
         return H5
 
 
-class Output(nn.Module):
+class Output(SublayerEnd):
     """output, Eq. (9)-(10): the second feed-forward map, from F to D, dropout, LayerNorm."""
+
+    merges = ()
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -218,7 +222,7 @@ class Output(nn.Module):
         # Eq. (10)  H7 = Dropout(H6), as printed
         # The checkpoint was trained with dropout first, then the residual H4, then LayerNorm:
         # H7 = LayerNorm(Dropout(W_6(H5) + b_6) + H4).
-        H7 = add_norm(self.dense(H5), H4, self.dropout, self.LayerNorm)
+        H7 = self.add_norm(self.dense(H5), H4)  # adapters, if any, stand before the residual
         return H7
 
 
@@ -230,6 +234,11 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         self.intermediate = Intermediate(config)
         self.output = Output(config)
+
+    def set_dropout(self, rate: float) -> None:
+        """Set the rate of all dropout in this layer: of both sub-layers, and of the attention."""
+        self.attention.self.dropout = rate
+        self.attention.output.dropout.p = self.output.dropout.p = rate
 
     def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
         """Return H7 (N, D), the next layer's X, for X (N, D).

@@ -7,13 +7,24 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from spafit.adapters import Bias, DirectBias, Full, LoRA
+from spafit.adapters import (
+    IA3,
+    Bias,
+    DirectBias,
+    Full,
+    LoRA,
+    ParallelAdapter,
+    PfeifferAdapter,
+    SeriesAdapter,
+)
 from spafit.errors import PlanError
 from spafit.plans import (
     ATTENTION_DENSE,
+    ATTENTION_OUTPUT,
     INTERMEDIATE,
     KEY,
     MODULES,
+    OUTPUT,
     OUTPUT_DENSE,
     OUTPUT_NORM,
     QUERY,
@@ -140,6 +151,16 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
         return Plan("Full LoRA-I", L, [Stratum("all layers", 0, L - 1, lora_I)])
     if key in ("lora-ii", "full-lora-ii"):
         return Plan("Full LoRA-II", L, [Stratum("all layers", 0, L - 1, lora_II)])
+
+    in_every_layer: dict[str, tuple[str, dict[str, tuple[Technique, ...]]]] = {
+        "houlsby": ("Houlsby", dict.fromkeys((ATTENTION_OUTPUT, OUTPUT), (SeriesAdapter(),))),
+        "pfeiffer": ("Pfeiffer", {OUTPUT: (PfeifferAdapter(),)}),
+        "parallel": ("Parallel", dict.fromkeys((ATTENTION_OUTPUT, OUTPUT), (ParallelAdapter(),))),
+        "ia3": ("(IA)³", {KEY: (IA3(),), VALUE: (IA3(),), OUTPUT_DENSE: (IA3(of="input"),)}),
+    }
+    if key in in_every_layer:
+        name, train = in_every_layer[key]
+        return Plan(name, L, [Stratum("all layers", 0, L - 1, train)])
 
     end = r"([0-9]{1,4}(?:\.[0-9]{1,4})?%|[0-9]{1,4})"  # a layer or a share
     parts = re.fullmatch(rf"spafit-{end}-{end}-(i{{1,2}})", key)

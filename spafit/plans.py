@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from spafit.adaptable import Adaptable, LayerNorm, Linear
-from spafit.config import MOST_LAYERS, no_duplicates
+from spafit.adaptable import Adaptable, LayerNorm, Linear, SublayerEnd
+from spafit.config import MOST_LAYERS, is_number, no_duplicates
 from spafit.errors import PlanError, listed, one_line
-from spafit.techniques import TECHNIQUES, Technique, in_order
+from spafit.techniques import TECHNIQUES, Technique, check_decay, check_rate, in_order
 
 # The eight modules of a layer that hold parameters, in the order of the forward pass. Each is the
 # checkpoint's key from ``layer.`` on, without the layer's number. With ``layer.`` no path is the
@@ -42,22 +43,30 @@ MODULES = (
     OUTPUT_NORM,
 )
 
+
+# The ends of the two sub-layers, where adapters stand.
+ATTENTION_OUTPUT = "layer.attention.output"
+OUTPUT = "layer.output"
+PLACES = (*MODULES[:4], ATTENTION_OUTPUT, *MODULES[4:7], OUTPUT, OUTPUT_NORM)
+"""All that a stratum may name, in the order of the forward pass."""
+
 _FORMAT = "spafit-plan-1"
 
 
 def resolve(entry: str) -> str:
-    """Return the path of the one module of a layer that ``entry`` names.
+    """Return the path of the one place in a layer that ``entry`` names.
 
     Parameters
     ----------
     entry : str
         A module path inside the layer or its end: ``"query"``, ``"attention.self.query"`` and
-        ``"layer.attention.self.query"`` are the same module.
+        ``"layer.attention.self.query"`` are the same module. ``"attention.output"`` and
+        ``"layer.output"`` are the ends of the sub-layers, for adapters.
 
     Returns
     -------
     str
-        The path in :data:`MODULES`.
+        The path in :data:`PLACES`.
 
     Raises
     ------
@@ -65,9 +74,9 @@ def resolve(entry: str) -> str:
         If the entry matches no module, or two: ``"output.dense"`` is also the end of
         ``attention.output.dense`` and must be written ``"layer.output.dense"``.
     """
-    matches = [module for module in MODULES if f".{module}".endswith(f".{entry}")]
+    matches = [place for place in PLACES if f".{place}".endswith(f".{entry}")]
     if not matches:
-        known = ", ".join(MODULES)
+        known = ", ".join(PLACES)
         raise PlanError(f"the entry {entry!r:.200} matches no module of a layer; there are {known}")
     if len(matches) > 1:
         raise PlanError(
@@ -90,17 +99,33 @@ class Stratum:
         Module (see :func:`resolve`) -> its techniques. A module that is not named is frozen. LoRA
         and a bias technique may be combined; they are sorted by the order of attachment.
 
+    rate : float
+        Factor of the learning rate in these layers.
+    weight_decay : float or None
+        AdamW's weight decay of what trains in them, matrices and vectors alike; None is the run's.
+        A technique's own comes first.
+    dropout : float or None
+        Rate of all dropout of these layers in training; None is the model's own.
+    thaw, freeze : float or str
+        When these layers begin to train and when they end, in epochs or, as in ``"30%"``, as a
+        share of the training. By default they train from its beginning (0) to its end (None).
+
     Raises
     ------
     PlanError
         If the range is empty, an entry matches no module or two, two entries are the same module,
-        or techniques cannot be combined.
+        techniques cannot be combined, or a setting is out of range.
     """
 
     name: str
     first: int
     last: int
     train: Mapping[str, Sequence[Technique]] = field(default_factory=dict)
+    rate: float = field(default=1.0, kw_only=True)
+    weight_decay: float | None = field(default=None, kw_only=True)
+    dropout: float | None = field(default=None, kw_only=True)
+    thaw: float | str = field(default=0, kw_only=True)
+    freeze: float | str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -115,8 +140,14 @@ class Stratum:
             if module in resolved:
                 raise PlanError(f"{name}: {entry!r:.200} names {module} a second time")
             resolved[module] = _checked(name, module, techniques)
-        in_order = {module: resolved[module] for module in MODULES if module in resolved}
+        in_order = {module: resolved[module] for module in PLACES if module in resolved}
         object.__setattr__(self, "train", in_order)
+        check_rate(name, self.rate)
+        check_decay(name, self.weight_decay)
+        if self.dropout is not None and not (is_number(self.dropout) and 0 <= self.dropout < 1):
+            raise PlanError(f"{name}: dropout must be a rate in [0, 1), found {self.dropout!r:.80}")
+        for setting in ("thaw", "freeze"):
+            _check_time(name, setting, getattr(self, setting))
 
     @property
     def layers(self) -> str:
@@ -125,6 +156,17 @@ class Stratum:
 
     def __len__(self) -> int:
         return self.last - self.first + 1
+
+
+def _check_time(name: str, setting: str, when: object) -> None:
+    """Raise a PlanError if a time is neither a number of epochs nor a share of the training."""
+    is_share = isinstance(when, str) and re.fullmatch(r"([0-9]{1,2}(\.[0-9]+)?|100)%", when)
+    is_epochs = is_number(when) and 0 <= when < 1e6
+    if not (is_share or is_epochs or (setting == "freeze" and when is None)):
+        raise PlanError(
+            f"{name}: {setting} must be a number of epochs from 0, or a share of the training such "
+            f'as "30%", found {when!r:.80}'
+        )
 
 
 def _checked(name: str, module: str, techniques: Sequence[Technique]) -> tuple[Technique, ...]:
@@ -138,7 +180,9 @@ def _checked(name: str, module: str, techniques: Sequence[Technique]) -> tuple[T
             )
     if not techniques:
         raise PlanError(f"{place}: no technique is named; leave the entry out to freeze it")
-    kind = LayerNorm if module.endswith("LayerNorm") else Linear
+    kind: type[Adaptable] = LayerNorm if module.endswith("LayerNorm") else Linear
+    if module in (ATTENTION_OUTPUT, OUTPUT):
+        kind = SublayerEnd
     try:
         return in_order(kind, techniques)
     except PlanError as error:
@@ -158,7 +202,11 @@ class Plan:
     strata : sequence of Stratum
         In order from layer 0 to layer L - 1, without gap or overlap.
     embeddings, pooler : {"frozen", "full"}
-        Whether these train.
+        Whether these train: the embeddings as long as the first stratum, the pooler as the last.
+    rate_decay : float
+        Factor of the learning rate from each layer to the one below it, at most 1: layer l learns
+        at rate_decay ** (L - 1 - l) of the rate, the embeddings at rate_decay ** L (Howard and
+        Ruder, 2018). The pooler and the head learn at the full rate.
 
     Raises
     ------
@@ -171,6 +219,7 @@ class Plan:
     strata: Sequence[Stratum]
     embeddings: str = "frozen"
     pooler: str = "frozen"
+    rate_decay: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strata", tuple(self.strata))
@@ -196,6 +245,11 @@ class Plan:
                     f'{called}: {name} must be "frozen" or "full", found '
                     f"{getattr(self, name)!r:.200}"
                 )
+        if not is_number(self.rate_decay) or not 0 < self.rate_decay <= 1:
+            raise PlanError(
+                f"{called}: rate_decay, a factor of the learning rate from layer to layer, must be "
+                f"above 0 and at most 1, found {self.rate_decay!r:.80}"
+            )
 
     @property
     def writes_pretrained(self) -> bool:
@@ -217,6 +271,7 @@ class Plan:
                     module: _techniques_to_json(techniques)
                     for module, techniques in stratum.train.items()
                 },
+                **_unusual(stratum),
             }
             for stratum in self.strata
         ]
@@ -226,6 +281,7 @@ class Plan:
             "num_layers": self.num_layers,
             "embeddings": self.embeddings,
             "pooler": self.pooler,
+            **_unusual(self),
             "strata": strata,
         }
         return json.dumps(entries, indent=2)
@@ -250,7 +306,7 @@ class Plan:
         """
         try:
             entries = json.loads(text, object_pairs_hook=no_duplicates)
-            known = {"format", "name", "num_layers", "embeddings", "pooler", "strata"}
+            known = {"format", "name", "num_layers", "embeddings", "pooler", "strata", "rate_decay"}
             _refuse_unknown("a plan", entries, known)
             if entries.get("format") != _FORMAT:
                 found = entries.get("format")
@@ -267,6 +323,7 @@ class Plan:
                 strata=strata,
                 embeddings=entries.get("embeddings", "frozen"),
                 pooler=entries.get("pooler", "frozen"),
+                rate_decay=entries.get("rate_decay", 1.0),
             )
         except PlanError as error:
             raise PlanError(f"{source}: {one_line(str(error), 600)}") from None
@@ -275,17 +332,26 @@ class Plan:
 
 
 def _techniques_to_json(techniques: Sequence[Technique]) -> Any:
-    written = [
-        {technique.name: settings}
-        if (settings := dataclasses.asdict(technique))
-        else technique.name
-        for technique in techniques
-    ]
+    written: list[Any] = []
+    for technique in techniques:
+        own = [each.name for each in dataclasses.fields(technique) if not each.kw_only]
+        settings = {name: getattr(technique, name) for name in own} | _unusual(technique)
+        written.append({technique.name: settings} if settings else technique.name)
     return written[0] if len(written) == 1 else written
 
 
+def _unusual(thing: Technique | Stratum | Plan) -> dict[str, Any]:
+    """Return the settings by keyword alone that do not have their default."""
+    return {
+        each.name: getattr(thing, each.name)
+        for each in dataclasses.fields(thing)
+        if each.kw_only and getattr(thing, each.name) != each.default
+    }
+
+
 def _stratum_from_json(entries: Any) -> Stratum:
-    _refuse_unknown("a stratum", entries, {"name", "layers", "train"})
+    settings = {each.name for each in dataclasses.fields(Stratum) if each.kw_only}
+    _refuse_unknown("a stratum", entries, {"name", "layers", "train", *settings})
     name = entries.get("name", "a stratum")
     _check_name(name)
     layers = _listed(entries, "layers")
@@ -306,6 +372,7 @@ def _stratum_from_json(entries: Any) -> Stratum:
             ]
             for module, given in train.items()
         },
+        **{each: entries[each] for each in settings & entries.keys()},
     )
 
 
@@ -366,6 +433,25 @@ def check_num_layers(num_layers: object) -> None:
         )
 
 
+class Trained(NamedTuple):
+    """How a parameter that a plan declares is trained.
+
+    Attributes
+    ----------
+    rate : float
+        Factor of the run's learning rate.
+    weight_decay : float or None
+        AdamW's; None is the run's.
+    thaw, freeze : float, str or None
+        When it begins to train and when it ends, as in :class:`Stratum`.
+    """
+
+    rate: float = 1.0
+    weight_decay: float | None = None
+    thaw: float | str = 0
+    freeze: float | str | None = None
+
+
 @dataclass
 class Adaptation:
     """The record of what :func:`spafit.adapt` did to a model, at ``model.adaptation``.
@@ -377,6 +463,8 @@ class Adaptation:
     trainable : tuple of str
         The names of all parameters that the plan declares to train, the head's last. A parameter
         among them that a user froze has ``requires_grad`` False.
+    trained : dict of str to Trained
+        How each of them is trained.
     untrained : dict of str to torch.Tensor
         The values before training of the head and of the parameters in ``Technique.copies``, such
         as biases that train directly, for ``adapters_disabled``.
@@ -400,6 +488,7 @@ class Adaptation:
     plan: Plan
     trainable: tuple[str, ...]
     untrained: dict[str, torch.Tensor]
+    trained: dict[str, Trained] = field(default_factory=dict)
     base_fingerprint: str | None = None
     task: str | None = None
     labels: tuple[str, ...] | None = None

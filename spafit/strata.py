@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from spafit.adaptable import Adaptable, Linear
-from spafit.bert import BertForSequenceClassification, lay_side_by_side
+from spafit.adaptable import Adaptable, Linear, SublayerEnd, why_not_merged
+from spafit.bert import BertForSequenceClassification, Layer, lay_side_by_side
 from spafit.config import BertConfig
 from spafit.errors import PlanError, WeightsError, listed
 from spafit.methods import plan as make_plan
-from spafit.plans import Adaptation, Plan
+from spafit.plans import Adaptation, Plan, Stratum, Trained
 from spafit.summary import Summary, summarise_plan
-from spafit.techniques import attach_all
+from spafit.techniques import Technique, attach_all
 
 
 def adapt(
@@ -58,16 +58,21 @@ def adapt(
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    declared: list[str] = []
-    for prefix, part, mode in (
-        ("bert.embeddings", model.bert.embeddings, plan.embeddings),
-        ("bert.pooler", model.bert.pooler, plan.pooler),
+    declared: dict[str, Trained] = {}
+    bottom, top = plan.strata[0], plan.strata[-1]
+    for prefix, part, mode, how in (
+        ("bert.embeddings", model.bert.embeddings, plan.embeddings, _trained(bottom, plan, -1)),
+        ("bert.pooler", model.bert.pooler, plan.pooler, Trained(thaw=top.thaw, freeze=top.freeze)),
     ):
         if part is not None and mode == "full":
-            declared += [f"{prefix}.{name}" for name, _ in part.named_parameters()]
+            declared |= {f"{prefix}.{name}": how for name, _ in part.named_parameters()}
     kept: list[str] = []  # directly trained tensors that are small enough to keep a copy of
     for stratum in plan.strata:
         for number in range(stratum.first, stratum.last + 1):
+            if stratum.dropout is not None:
+                layer = model.bert.encoder.layer[number]
+                assert isinstance(layer, Layer)
+                layer.set_dropout(stratum.dropout)
             for path, techniques in stratum.train.items():
                 name = f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
                 module = model.get_submodule(name)
@@ -76,11 +81,13 @@ def adapt(
                 adapted = attach_all(techniques, module, generator)
                 setattr(model.get_submodule(parent), child, adapted)
                 for technique in techniques:
-                    declared += [f"{name}.{parameter}" for parameter in technique.trains]
+                    for added in technique.trains:
+                        how = _trained(stratum, plan, number, technique, added)
+                        declared[f"{name}.{added}"] = how
                     kept += [f"{name}.{parameter}" for parameter in technique.copies]
     lay_side_by_side(model)
     head = [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
-    declared += head
+    declared |= dict.fromkeys(head, Trained())
     for name in declared:
         model.get_parameter(name).requires_grad_(True)
 
@@ -90,9 +97,28 @@ def adapt(
         plan=plan,
         trainable=tuple(declared),
         untrained={name: model.get_parameter(name).detach().clone() for name in (*kept, *head)},
+        trained=declared,
         base_fingerprint=base_fingerprint,
     )
     return summarise_plan(model, plan, pretrained)
+
+
+def _trained(
+    stratum: Stratum,
+    plan: Plan,
+    layer: int,
+    technique: Technique | None = None,
+    parameter: str = "",
+) -> Trained:
+    """Return how a parameter of a layer is trained; layer -1 is the embeddings."""
+    rate = plan.rate_decay ** (plan.num_layers - 1 - layer)
+    decay = None
+    if layer >= 0:
+        rate, decay = stratum.rate * rate, stratum.weight_decay
+    if technique is not None:
+        rate *= technique.rate_of(parameter)
+        decay = decay if technique.weight_decay is None else technique.weight_decay
+    return Trained(rate, decay, stratum.thaw, stratum.freeze)
 
 
 def summarise(model: BertForSequenceClassification) -> Summary:
@@ -244,11 +270,14 @@ def _switch_on(model: BertForSequenceClassification, adaptation: Adaptation) -> 
     adaptation.switched_off, adaptation.set_aside = [], {}
 
 
+_SAVE_INSTEAD = "save an adapter instead (spafit.save_adapter)"
+
+
 def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
     """Return a state dict with plain BERT keys, all additions folded into the pre-trained tensors.
 
     Each module to which something was added gives its own merged form
-    (:meth:`spafit.adapters.Adaptable.merged`): W + (alpha/r) BA, computed in float64 and rounded
+    (:meth:`spafit.adaptable.Adaptable.merged`): W + (alpha/r) BA, computed in float64 and rounded
     once to W's type; b + δ in b's type.
 
     Parameters
@@ -264,13 +293,15 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
     Raises
     ------
     PlanError
-        If the adapters are disabled, a parameter was added that has no merged form, or a
-        pre-trained one is no longer there; it is named.
+        If the adapters are disabled, something was added that has no merged form, or a pre-trained
+        parameter is no longer there; it is named.
     """
     if model.adaptation is not None:
         model.adaptation.require_enabled()
     pretrained = pretrained_names(model)
+    places = {name: each for name, each in model.named_modules() if isinstance(each, Adaptable)}
     owners = {name.rpartition(".")[0] for name in pretrained}  # the modules that hold them
+    owners |= {name for name, place in places.items() if isinstance(place, SublayerEnd)}
     adapted: dict[str, Adaptable] = {}
     for name, _ in model.named_parameters():
         if name in pretrained:
@@ -280,14 +311,16 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
             owner = owner.rpartition(".")[0]  # the enclosing module, in the end the model itself
         module = model.get_submodule(owner)
         if not isinstance(module, Adaptable) or name.removeprefix(f"{owner}.") not in module.merges:
-            mend = "save an adapter instead (spafit.save_adapter)"
+            mend = _SAVE_INSTEAD
             if ".parametrizations." in name:
                 mend = "remove it (torch.nn.utils.parametrize.remove_parametrizations)"
-            raise PlanError(
-                f"{name} has no merged form: {type(module).__name__}.merges does not name it; "
-                f"{mend}"
-            )
+            why = why_not_merged(module) if isinstance(module, Adaptable) else ""
+            why = why or f"{type(module).__name__}.merges does not name it"
+            raise PlanError(f"{name} has no merged form: {why}; {mend}")
         adapted[owner] = module
+    for name, place in places.items():  # also what computes something else without a parameter
+        if why := why_not_merged(place):
+            raise PlanError(f"{name} has no merged form: {why}; {_SAVE_INSTEAD}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     gone = [name for name in pretrained if name not in parameters]
     if gone:

@@ -181,10 +181,10 @@ def _in_words(stratum: Stratum, sublayer: str) -> str:
         techniques = stratum.train.get(module, ())
         words = " + ".join(technique.caption for technique in techniques)
         by_words.setdefault(words, []).append(module.removeprefix(prefix))
-    if list(by_words) == [""]:
-        return "frozen"
-    return ", ".join(
+    said = [
         words if len(names) == len(modules) else f"{words} ({' '.join(names)})"
         for words, names in by_words.items()
         if words
-    )
+    ]
+    said += [each.caption for each in stratum.train.get(f"layer.{sublayer}", ())]  # adapters
+    return ", ".join(said) or "frozen"

@@ -8,13 +8,16 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 import torch
 
-from spafit.adaptable import Adaptable, LayerNorm, Linear
+from spafit.adaptable import Adaptable, Dropout, LayerNorm, Linear, SublayerEnd
+from spafit.config import is_number
 from spafit.errors import PlanError, listed
+
+LARGEST_RATE = 1e6  # far above any use
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class Technique:
 
     Attributes
     ----------
+    rate : float
+        Factor of the learning rate for what the technique trains.
+    weight_decay : float or None
+        AdamW's weight decay of what it trains; None is the run's, which is that of matrices alone.
     name : str
         The technique in plan files, such as ``"bias-delta"``.
     short : str
@@ -37,10 +44,13 @@ class Technique:
         Of the pre-trained parameters that it trains directly, those of which an untrained copy is
         kept, so that ``adapters_disabled`` can restore them. The values of the others are lost.
     attaches_to : tuple of type
-        The classes of modules that it can be attached to.
+        The classes of modules that it can be attached to: Linear, LayerNorm, SublayerEnd.
     order : int
         Techniques on one module are attached in ascending order.
     """
+
+    rate: float = field(default=1.0, kw_only=True)
+    weight_decay: float | None = field(default=None, kw_only=True)
 
     name: ClassVar[str]
     short: ClassVar[str]
@@ -53,6 +63,10 @@ class Technique:
     def caption(self) -> str:
         """The technique and its size, as the summary prints it."""
         return self.short
+
+    def rate_of(self, parameter: str) -> float:
+        """Return the factor of the learning rate for one of :attr:`trains`."""
+        return self.rate
 
     @property
     def writes_pretrained(self) -> bool:
@@ -70,8 +84,8 @@ class Technique:
         """Attach the technique to a module, and return the module or what replaces it.
 
         A replacement is an instance of a subclass that shares all parameters of ``module``
-        (:meth:`Adaptable.take_over`). While its ``adapters_on`` is False, it computes what the
-        pre-trained module does, bit for bit.
+        (:meth:`spafit.adaptable.Affine.take_over`). While its ``adapters_on`` is False, it computes
+        what the pre-trained module does, bit for bit.
 
         Parameters
         ----------
@@ -183,7 +197,7 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
     Parameters
     ----------
     kind : type
-        :class:`Linear` or :class:`LayerNorm`.
+        Linear, LayerNorm or SublayerEnd.
     techniques : sequence of Technique
         One or more.
 
@@ -198,8 +212,10 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
         raise PlanError(f"{' and '.join(names)} are the same technique twice")
     for technique in techniques:
         if not issubclass(kind, technique.attaches_to):
-            needs = " or a ".join(each.__name__ for each in technique.attaches_to)
-            raise PlanError(f"{technique.short} needs a {needs}, found a {kind.__name__}")
+            needs = " or ".join(each.called for each in technique.attaches_to)
+            raise PlanError(f"{technique.short} needs {needs}, found {kind.called}")
+        check_rate(technique.name, technique.rate)
+        check_decay(technique.name, technique.weight_decay)
         if not all(technique.combines_with(each) for each in techniques if each is not technique):
             raise PlanError(f"{' and '.join(names)} cannot be attached to the same module")
         try:
@@ -212,13 +228,33 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
     if twice:
         raise PlanError(f"{' and '.join(names)} train the same {listed(twice, ' and ')}")
     ordered = tuple(sorted(techniques, key=lambda each: (each.order, each.name)))
-    _try_out(issubclass(kind, Linear), ordered)
+    _try_out(kind, ordered)  # type: ignore[arg-type]
     return ordered
 
 
+def check_rate(place: str, rate: object) -> None:
+    """Raise a PlanError if a factor of the learning rate is not a positive number."""
+    if not is_number(rate) or not 0 < rate <= LARGEST_RATE:
+        raise PlanError(
+            f"{place}: rate, a factor of the learning rate, must be a positive number, found "
+            f"{rate!r:.80} (the largest is {LARGEST_RATE:,.0f})"
+        )
+
+
+def check_decay(place: str, decay: object) -> None:
+    """Raise a PlanError if a weight decay is neither None nor a number from 0."""
+    if decay is not None and not (is_number(decay) and 0 <= decay <= 1e6):
+        raise PlanError(f"{place}: weight_decay must be a number from 0, found {decay!r:.80}")
+
+
 @functools.lru_cache(maxsize=256)
-def _try_out(on_linear: bool, techniques: tuple[Technique, ...]) -> None:
+def _try_out(kind: type[Adaptable], techniques: tuple[Technique, ...]) -> None:
     """Attach techniques to a module on the meta device, so that an impossible plan is refused."""
     with torch.device("meta"):
-        module = Linear(768, 768) if on_linear else LayerNorm(768, 1e-12)
+        module: Adaptable
+        if issubclass(kind, SublayerEnd):
+            module = SublayerEnd()
+            module.dropout, module.LayerNorm = Dropout(0.0), LayerNorm(768, 1e-12)
+        else:
+            module = LayerNorm(768, 1e-12) if issubclass(kind, LayerNorm) else Linear(768, 768)
     attach_all(techniques, module, torch.Generator())

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from spafit.adaptable import LayerNorm, Linear
-from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, LoRALinear
+from spafit.adapters import IA3, BiasDelta, DirectBias, Full, LoRA, LoRALinear
 from spafit.bert import SelfAttention
 from spafit.config import BertConfig
 from spafit.errors import PlanError
@@ -22,7 +22,15 @@ from spafit.techniques import TECHNIQUES, Technique
 
 B, T, N_IN, N_OUT, R = 3, 7, 20, 11, 4
 ALPHA = 6.0  # alpha / r = 1.5, not 1
-TECHNIQUE_EXAMPLES = [BiasDelta(), DirectBias(), LoRA(r=R, alpha=ALPHA), Full()]
+# Of a Linear; tests/test_every_technique.py has all of them, in a model.
+TECHNIQUE_EXAMPLES = [
+    BiasDelta(),
+    DirectBias(),
+    LoRA(r=R, alpha=ALPHA),
+    IA3(),
+    IA3("input"),
+    Full(),
+]
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -493,10 +501,11 @@ class TestTechniques:
     """Oracle: what each technique declares about itself."""
 
     def test_are_known_by_their_names(self) -> None:
-        assert list(TECHNIQUES) == ["bias-delta", "bias-direct", "lora", "full"]
-        assert [type(t) for t in TECHNIQUE_EXAMPLES] == list(TECHNIQUES.values())
+        names = "bias-delta bias-direct layernorm-gain lora ia3 series pfeiffer parallel full"
+        assert list(TECHNIQUES) == names.split()
+        assert all(type(each) in TECHNIQUES.values() for each in TECHNIQUE_EXAMPLES)
 
-    @pytest.mark.parametrize("technique", TECHNIQUE_EXAMPLES, ids=lambda t: t.name)
+    @pytest.mark.parametrize("technique", TECHNIQUE_EXAMPLES, ids=repr)
     def test_what_trains_exists_once_attached(self, technique: Technique) -> None:
         """Declared parameters exist; ``writes_pretrained`` says whether any was there before."""
         module = make_linear()
@@ -506,7 +515,7 @@ class TestTechniques:
         assert technique.writes_pretrained == bool(pretrained & set(technique.trains))
         assert set(attached.state_dict()) == pretrained | set(technique.trains)
 
-    @pytest.mark.parametrize("technique", TECHNIQUE_EXAMPLES, ids=lambda t: t.name)
+    @pytest.mark.parametrize("technique", TECHNIQUE_EXAMPLES, ids=repr)
     def test_attaching_changes_no_number(self, technique: Technique) -> None:
         module, x = make_linear(), draw(B, T, N_IN)
         pretrained = {name: t.clone() for name, t in module.state_dict().items()}

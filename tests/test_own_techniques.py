@@ -86,7 +86,7 @@ class IA3(Technique):
 
     start: float = 1.0
 
-    name: ClassVar[str] = "ia3"
+    name: ClassVar[str] = "own-ia3"
     short: ClassVar[str] = "(IA)³"
     trains: ClassVar[tuple[str, ...]] = ("scale",)
     attaches_to = (Linear,)
@@ -268,8 +268,8 @@ def test_an_adapter_needs_its_technique_registered(small: SmallRun, tmp_path: Pa
     model = base(small)
     spafit.adapt(model, make_plan(4))
     spafit.save_adapter(model, tmp_path / "own.safetensors")
-    del TECHNIQUES["ia3"]
-    with pytest.raises(WeightsError, match=r"'ia3'.* must be registered first"):
+    del TECHNIQUES["own-ia3"]
+    with pytest.raises(WeightsError, match=r"'own-ia3'.* must be registered first"):
         spafit.load_adapter(base(small), tmp_path / "own.safetensors")
 
 
@@ -322,11 +322,11 @@ class TestRefused:
             ({"layer.output.LayerNorm": [IA3()]}, r"needs a Linear, found a LayerNorm"),
             (
                 {"query": [IA3(), spafit.LoRA()]},
-                "ia3 and lora cannot be attached to the same module",
+                "own-ia3 and lora cannot be attached to the same module",
             ),
             (
                 {"query": [spafit.Full(), IA3()]},
-                "full and ia3 cannot be attached to the same module",
+                "full and own-ia3 cannot be attached to the same module",
             ),
         ],
     )
@@ -370,7 +370,7 @@ class TestRefused:
             Stratum("own", 0, 1, {"query": [Late(), spafit.LoRA()]})
 
     def test_two_that_add_the_same_name(self) -> None:
-        with pytest.raises(PlanError, match="ia3 and unmerged train the same scale"):
+        with pytest.raises(PlanError, match="own-ia3 and unmerged train the same scale"):
             Stratum("own", 0, 1, {"query": [IA3(), Unmerged()]})
 
     def test_two_that_train_the_same_tensor(self) -> None:
@@ -383,7 +383,7 @@ class TestRefused:
             Stratum("own", 0, 1, {"query": [Again(), spafit.DirectBias()]})
 
     def test_names_clash(self) -> None:
-        with pytest.raises(PlanError, match="there is a technique ia3 already, IA3"):
+        with pytest.raises(PlanError, match="there is a technique own-ia3 already, IA3"):
             spafit.register(dataclasses.make_dataclass("Other", [], bases=(IA3,), frozen=True))
 
     def test_defined_again_in_the_same_place(self) -> None:

@@ -238,7 +238,11 @@ class TestDamagedJson:
             ),
             ((*TRAIN, "value"), {"lora": {"rank": 8}}, "the technique lora has no setting rank"),
             ((*TRAIN, "value"), {"bias-delta": {"r": 8}}, "bias-delta has no setting r"),
-            ((*TRAIN, "value"), {"full": {"lr": 1}}, "full has no setting lr; there are none"),
+            (
+                (*TRAIN, "value"),
+                {"full": {"lr": 1}},
+                "full has no setting lr; there are rate",
+            ),
             ((*TRAIN, "value"), {"lora": {"r": 0}}, "rank r must be"),
             ((*TRAIN, "value"), {"lora": {"r": 8.0}}, "rank r must be"),
             ((*TRAIN, "value"), {"lora": {"r": "8"}}, "rank r must be"),

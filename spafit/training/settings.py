@@ -12,8 +12,10 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, PlanError
 from spafit.machine.precision import resolve_device, resolve_precision
 from spafit.runs.train_config import TrainConfig
+from spafit.strata import pretrained_names
 from spafit.tasks.task import Dataset
 from spafit.training.captured_step import why_not_captured
+from spafit.weights.pretrained import HEAD
 
 __all__ = ["TrainConfig", "class_weights", "complete"]
 
@@ -30,7 +32,10 @@ def complete(
             'precision="bf16" or "fp16"'
         )
     device = resolve_device(config.device)
-    is_full = any(name.endswith(".weight") for name in model.adaptation.trainable[:-2])
+    pretrained = set(pretrained_names(model)) - set(HEAD)
+    is_full = any(
+        name in pretrained and name.endswith(".weight") for name in model.adaptation.trainable
+    )
     precision = resolve_precision(config.precision, device)
     if config.frozen_weights == "half" and precision in ("float32", "tf32"):
         raise ConfigError(

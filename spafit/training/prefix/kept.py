@@ -117,7 +117,7 @@ def why_not_kept(model: BertForSequenceClassification) -> str:
     for name, module in _group_1(model):
         kind = type(module)
         ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
-        if not (ours or kind in (nn.Embedding, nn.ModuleList)):
+        if not (ours or kind in (nn.Embedding, nn.ModuleList, nn.ModuleDict)):
             return f"bert.{name} is a {kind.__name__}, which is not spafit's own"
         if not can_be_bypassed(module):
             return f"bert.{name} has a hook or a replaced forward"
