@@ -303,7 +303,7 @@ class LoRA(Technique):
             raise PlanError(
                 f"LoRA's rank_stabilised must be true or false, found {self.rank_stabilised!r:.80}"
             )
-        check_rate("LoRA's b_rate", self.b_rate)
+        check_rate(self.name, self.b_rate, "b_rate")
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "dropout", float(self.dropout))
 
@@ -587,10 +587,9 @@ class PfeifferAdapter(BottleneckAdapter):
 class ParallelAdapter(BottleneckAdapter):
     """H + s (U σ(D X + b_d) + b_u): an adapter beside the sub-layer, whose input X it reads.
 
-    Section 2.1 of the paper describes it, He et al. (2022) scale it by s.
+    Section 2.1 of the paper describes it; He et al. (2022) scale it, by 4.
     """
 
-    bottleneck: int | str = "D/2"
     scaling: float = 4.0
 
     name: ClassVar[str] = "parallel"

@@ -232,11 +232,11 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
     return ordered
 
 
-def check_rate(place: str, rate: object) -> None:
+def check_rate(place: str, rate: object, name: str = "rate") -> None:
     """Raise a PlanError if a factor of the learning rate is not a positive number."""
     if not is_number(rate) or not 0 < rate <= LARGEST_RATE:
         raise PlanError(
-            f"{place}: rate, a factor of the learning rate, must be a positive number, found "
+            f"{place}: {name}, a factor of the learning rate, must be a positive number, found "
             f"{rate!r:.80} (the largest is {LARGEST_RATE:,.0f})"
         )
 

@@ -1,0 +1,454 @@
+"""Every technique in a model: its equation, its forms, its switch, its file, its numbers.
+
+Oracles: the equations in plain torch; the reference form on padded batches; the base, bit for bit;
+counts by hand. Bottleneck adapters are also held against the library ``adapters``
+(test_adapters_oracle.py), the others against PEFT.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tiny_bert import CONFIG, C, D, L, batches, logits, some_steps, tiny_bert
+from torch import nn
+
+import spafit
+from spafit.adaptable import Adaptable, Dropout, LayerNorm, Linear, SublayerEnd
+from spafit.adapters import (
+    ACTIVATIONS,
+    IA3,
+    BiasDelta,
+    BottleneckAdapter,
+    DirectBias,
+    Full,
+    LayerNormGain,
+    LoRA,
+    LoRALinear,
+    ParallelAdapter,
+    PfeifferAdapter,
+    SeriesAdapter,
+)
+from spafit.bert import BertForSequenceClassification
+from spafit.config import BertConfig
+from spafit.errors import PlanError
+from spafit.plans import ATTENTION_OUTPUT, MODULES, OUTPUT, PLACES, Plan, Stratum
+from spafit.techniques import TECHNIQUES, Technique
+
+NORMS = tuple(module for module in MODULES if module.endswith("LayerNorm"))
+LINEARS = tuple(module for module in MODULES if module not in NORMS)
+ENDS = (ATTENTION_OUTPUT, OUTPUT)
+
+# A technique, and where it stands in layers 2 to 5.
+EXAMPLES: list[tuple[Technique, tuple[str, ...]]] = [
+    (BiasDelta(), MODULES),
+    (DirectBias(), MODULES),
+    (LayerNormGain(), NORMS),
+    (LoRA(r=3, alpha=5.0), LINEARS),
+    (LoRA(r=3, alpha=5.0, rank_stabilised=True), LINEARS),
+    (IA3(), LINEARS),
+    (IA3(of="input"), LINEARS),
+    (SeriesAdapter(bottleneck=7), ENDS),
+    (SeriesAdapter(bottleneck="D/3", activation="gelu", scaling=0.5), ENDS),
+    (PfeifferAdapter(bottleneck="D/4"), ENDS),
+    (ParallelAdapter(bottleneck=7), ENDS),
+    (ParallelAdapter(bottleneck=7, activation="swish"), (OUTPUT,)),
+    (Full(), MODULES),
+]
+EACH = pytest.mark.parametrize(("technique", "places"), EXAMPLES, ids=lambda each: repr(each)[:50])
+WITHOUT_FULL = pytest.mark.parametrize(
+    ("technique", "places"), EXAMPLES[:-1], ids=lambda each: repr(each)[:50]
+)
+
+
+def make_plan(techniques: Sequence[Technique], places: Sequence[str], layers: int = L) -> Plan:
+    train = dict.fromkeys(places, tuple(techniques))
+    return Plan("one", layers, [Stratum("still", 0, 1), Stratum("rest", 2, layers - 1, train)])
+
+
+def adapted(
+    techniques: Sequence[Technique], places: Sequence[str]
+) -> BertForSequenceClassification:
+    model = tiny_bert()
+    spafit.adapt(model, make_plan(techniques, places), seed=5)
+    return model
+
+
+def shaken(model: BertForSequenceClassification) -> BertForSequenceClassification:
+    """Move all that trains, as training would."""
+    generator = torch.Generator().manual_seed(7)
+    assert model.adaptation is not None
+    with torch.no_grad():
+        for name in model.adaptation.trainable:
+            parameter = model.get_parameter(name)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.2 * noise)
+    return model
+
+
+def loss_and_gradients(
+    model: BertForSequenceClassification, impl: str
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    spafit.set_impl(model, impl)
+    [(inputs, labels)] = batches(1, seed=4)
+    loss = F.cross_entropy(model(**inputs), labels)
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    gradients = torch.autograd.grad(loss, list(trained.values()))
+    return loss.detach(), dict(zip(trained, gradients, strict=True))
+
+
+def test_all_are_here() -> None:
+    assert {type(technique) for technique, _ in EXAMPLES} == set(TECHNIQUES.values())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", [SeriesAdapter, PfeifferAdapter, ParallelAdapter])
+@pytest.mark.parametrize("impl", ["reference", "fused"])
+def test_the_equations_of_the_adapters(
+    kind: type[BottleneckAdapter], activation: str, impl: str
+) -> None:
+    """Written out in plain torch: LN(H' + X), with the σ of the field."""
+    generator = torch.Generator().manual_seed(3)
+    end = SublayerEnd()
+    end.dropout, end.LayerNorm = Dropout(0.0), LayerNorm(D, 1e-3)
+    end.double()
+    kind(bottleneck=7, activation=activation, scaling=1.5).attach(end, generator)
+    spafit.set_impl(end, impl)
+    with torch.no_grad():
+        for parameter in end.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    p = dict(end.named_parameters())
+    down, bias, up, bias_up = (
+        p[f"adapters.{kind.name}.{each}"]
+        for each in ("down.weight", "down.bias", "up.weight", "up.bias")
+    )
+    H, X = (torch.randn(3, 7, D, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def LN(x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        x = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt()
+        return p["LayerNorm.weight"] * x + p["LayerNorm.bias"]
+
+    z = {SeriesAdapter: H, PfeifferAdapter: LN(H + X), ParallelAdapter: X}[kind] @ down.T + bias
+    sigma = {
+        "relu": z * (z > 0),
+        "gelu": z * (1 + torch.erf(z / 2**0.5)) / 2,
+        "swish": z / (1 + torch.exp(-z)),
+    }[activation]
+    expected = LN(H + 1.5 * (sigma @ up.T + bias_up) + X)
+    assert (end.add_norm(H, X) - expected).abs().max() < 1e-12
+    end.adapters_on = False
+    assert (end.add_norm(H, X) - LN(H + X)).abs().max() < 1e-12
+
+
+@EACH
+class TestForms:
+    def test_fused_and_packed_is_plain_and_padded(
+        self, technique: Technique, places: tuple[str, ...]
+    ) -> None:
+        model = shaken(adapted([technique], places))
+        plain, expected = loss_and_gradients(model, "reference")
+        for impl in ("fused", "auto"):
+            loss, gradients = loss_and_gradients(model, impl)
+            assert (loss - plain).abs() < 1e-12
+            assert gradients.keys() == expected.keys()
+            for name, gradient in gradients.items():
+                assert (gradient - expected[name]).abs().max() < 1e-12, name
+
+    def test_gradcheck(self, technique: Technique, places: tuple[str, ...]) -> None:
+        """Of all that trains in the reference and in the fused form, by finite differences."""
+        model = shaken(adapted([technique], places[-2:]))
+        [(inputs, labels)] = batches(1, B=2, T=5, seed=4)
+        trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+        def loss(*values: torch.Tensor) -> torch.Tensor:
+            given = dict(zip(trained, values, strict=True))
+            found = torch.func.functional_call(model, given, kwargs=inputs)
+            return F.cross_entropy(found, labels)
+
+        for impl in ("reference", "fused"):
+            spafit.set_impl(model, impl)
+            values = tuple(each.detach().requires_grad_() for each in trained.values())
+            assert torch.autograd.gradcheck(loss, values, fast_mode=True)
+
+    def test_at_the_start_it_is_the_base_bit_for_bit(
+        self, technique: Technique, places: tuple[str, ...]
+    ) -> None:
+        for impl in ("reference", "auto"):
+            base, model = tiny_bert(), adapted([technique], places)
+            for each in (base, model):
+                spafit.set_impl(each, impl)
+            assert torch.equal(logits(model), logits(base))
+
+    def test_saved_and_loaded_on_a_fresh_base(
+        self, technique: Technique, places: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        model = adapted([technique], places)
+        some_steps(model, 2)
+        spafit.save_adapter(model, tmp_path / "adapter.safetensors")
+        fresh = tiny_bert()
+        adaptation = spafit.load_adapter(fresh, tmp_path / "adapter.safetensors")
+        assert adaptation.plan == make_plan([technique], places)
+        assert torch.equal(logits(fresh), logits(model))
+
+    def test_merged_or_refused(self, technique: Technique, places: tuple[str, ...]) -> None:
+        """What has a merged form gives the same logits in a plain model; else it is named."""
+        model = shaken(adapted([technique], places))
+        if isinstance(technique, BottleneckAdapter):
+            with pytest.raises(PlanError, match=rf"no merged form: the adapter {technique.name} "):
+                spafit.merged_state_dict(model)
+            return
+        base = tiny_bert()
+        base.load_state_dict(spafit.merged_state_dict(model))
+        assert (logits(base) - logits(model)).abs().max() < 1e-12
+
+
+@WITHOUT_FULL
+def test_disabled_bit_for_bit_after_training(technique: Technique, places: tuple[str, ...]) -> None:
+    model = adapted([technique], places)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    some_steps(model)
+    trained = logits(model)
+    with spafit.adapters_disabled(model):
+        assert torch.equal(logits(model), logits(tiny_bert()))
+    assert torch.equal(logits(model), trained)
+    assert not torch.equal(trained, logits(tiny_bert()))
+    assert model.adaptation is not None
+    for name, tensor in model.state_dict().items():
+        moved = name in model.adaptation.trainable
+        assert torch.equal(tensor, before[name]) != moved, name
+
+
+# Pairs that cannot stand on one module, whatever their settings; all others of a kind can.
+FORBIDDEN = [
+    {BiasDelta().name, "bias-direct"},
+    *({"full", each} for each in ("bias-delta", "bias-direct", "layernorm-gain", "lora", "ia3")),
+    {"series", "pfeiffer"},
+]
+ONE_EACH = {technique.name: technique for technique, _ in reversed(EXAMPLES)}
+PAIRS = [
+    (place, *pair)
+    for place, pair in itertools.product(
+        ("layer.attention.self.key", "layer.output.LayerNorm", "layer.output"),
+        itertools.combinations(ONE_EACH, 2),
+    )
+    if all(
+        place in next(where for technique, where in EXAMPLES if technique.name == name)
+        for name in pair
+    )
+]
+
+
+@pytest.mark.parametrize(("place", "one", "other"), PAIRS)
+def test_two_on_one_module(place: str, one: str, other: str, tmp_path: Path) -> None:
+    """Together they are both: trained, switched off, saved, and in every form the same."""
+    pair = [ONE_EACH[one], ONE_EACH[other]]
+    if {one, other} in FORBIDDEN:
+        with pytest.raises(PlanError, match=r"cannot be attached to the same module|train the sa"):
+            make_plan(pair, [place])
+        return
+    model = adapted(pair, [place])
+    assert torch.equal(logits(model), logits(tiny_bert()))
+    some_steps(model, 2)
+    plain, expected = loss_and_gradients(model, "reference")
+    assert all(bool(gradient.any()) for gradient in expected.values()), "one of them has no effect"
+    loss, gradients = loss_and_gradients(model, "auto")
+    assert (loss - plain).abs() < 1e-12
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).abs().max() < 1e-12, name
+    spafit.save_adapter(model, tmp_path / "pair.safetensors")
+    fresh = tiny_bert()
+    spafit.load_adapter(fresh, tmp_path / "pair.safetensors")
+    assert torch.equal(logits(fresh), logits(model))
+    with spafit.adapters_disabled(model):
+        assert torch.equal(logits(model), logits(tiny_bert()))
+    if place != OUTPUT:
+        merged = tiny_bert()
+        merged.load_state_dict(spafit.merged_state_dict(model))
+        assert (logits(merged) - logits(model)).abs().max() < 1e-12
+
+
+def test_every_place_is_tried() -> None:
+    assert {place for _, places in EXAMPLES for place in places} == set(PLACES)
+    assert len(PAIRS) > 15
+
+
+LARGE = BertConfig()  # bert-large-cased: L 24, D 1024, F 4096; three labels
+HEAD = 3 * 1024 + 3
+BY_HAND = {
+    # two adapters a layer, each D m + m and m D + D
+    "houlsby": 24 * 2 * (1024 * 64 + 64 + 64 * 1024 + 1024),  # 6,343,680
+    "pfeiffer": 24 * (1024 * 64 + 64 + 64 * 1024 + 1024),  # 3,171,840
+    "parallel": 24 * 2 * (1024 * 64 + 64 + 64 * 1024 + 1024),
+    "ia3": 24 * (1024 + 1024 + 4096),  # keys, values, hidden units: 147,456
+}
+ONE_TECHNIQUE = [
+    # technique, place, numbers in one layer
+    (BiasDelta(), "query", 1024),
+    (BiasDelta(), "intermediate.dense", 4096),
+    (DirectBias(), "layer.output.LayerNorm", 1024),
+    (LayerNormGain(), "layer.output.LayerNorm", 1024),
+    (LoRA(), "value", 64 * (1024 + 1024)),
+    (LoRA(r=8, rank_stabilised=True), "layer.output.dense", 8 * (4096 + 1024)),
+    (IA3(), "intermediate.dense", 4096),
+    (IA3(of="input"), "intermediate.dense", 1024),
+    (SeriesAdapter(bottleneck=100), "attention.output", 100 * 1024 + 100 + 1024 * 100 + 1024),
+    (PfeifferAdapter(bottleneck="D/3"), "layer.output", 2 * 1024 * 341 + 341 + 1024),
+    (ParallelAdapter(bottleneck="D/2000"), "layer.output", 2 * 1024 * 1 + 1 + 1024),
+    (Full(), "key", 1024 * 1024 + 1024),
+]
+
+
+class TestCounts:
+    """For BERT-large, on the meta device. Oracle: arithmetic."""
+
+    def large(self, plan: Plan | str) -> spafit.Summary:
+        with torch.device("meta"):
+            model = BertForSequenceClassification(LARGE, num_labels=3)
+        return spafit.adapt(model, plan)
+
+    @pytest.mark.parametrize("method", BY_HAND)
+    def test_of_methods(self, method: str) -> None:
+        assert self.large(method).trainable == BY_HAND[method] + HEAD
+
+    def test_of_techniques(self) -> None:
+        """All in one plan, one a layer: each stratum counts its own."""
+        strata = [
+            Stratum(f"layer {number}", number, number, {place: [technique]})
+            for number, (technique, place, _) in enumerate(ONE_TECHNIQUE)
+        ]
+        rest = Stratum("rest", len(strata), 23)
+        summary = self.large(Plan("one each", 24, [*strata, rest]))
+        counted = [group.trainable for group in summary.groups[1 : len(strata) + 1]]
+        assert counted == [count for _, _, count in ONE_TECHNIQUE]
+        assert summary.pretrained == 333_582_339
+        assert {type(technique) for technique, _, _ in ONE_TECHNIQUE} == set(TECHNIQUES.values())
+
+
+class Doubled(Linear):
+    """y = 2 (x Wᵀ + b): adds no parameter."""
+
+    def __init__(self, linear: Linear) -> None:
+        nn.Module.__init__(self)
+        self.take_over(linear)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * (2 if self.adapters_on else 1)
+
+
+class SquaredLoRALinear(LoRALinear):
+    """LoRA with another equation over the same A and B."""
+
+    def affine(self, x: torch.Tensor) -> torch.Tensor:
+        return super().affine(x).pow(2) if self.adapters_on else super().affine(x)
+
+
+class Halved(nn.Module):
+    """An adapter without a parameter."""
+
+    def forward(self, H: torch.Tensor, X: torch.Tensor, norm: object) -> torch.Tensor:
+        return H / 2
+
+
+@dataclass(frozen=True)
+class MadeUp(Technique):
+    """Techniques that merging knows nothing of."""
+
+    how: str = "doubled"
+
+    name: ClassVar[str] = "made-up"
+    short: ClassVar[str] = "made up"
+    trains: ClassVar[tuple[str, ...]] = ()
+    attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear, SublayerEnd)
+
+    def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
+        if isinstance(module, SublayerEnd):
+            module.adapters["own"] = Halved()
+            return module
+        assert isinstance(module, Linear)
+        if self.how == "doubled":
+            return Doubled(module)
+        plain = module.forward
+        module.forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]
+        return module
+
+
+@dataclass(frozen=True)
+class SquaredLoRA(LoRA):
+    """A made-up technique whose class has its parent's ``merges``."""
+
+    name: ClassVar[str] = "squared"
+
+    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
+        assert isinstance(module, Linear)
+        return SquaredLoRALinear(module, self.r, self.alpha, self.dropout, generator)
+
+
+@pytest.mark.parametrize(
+    ("technique", "place", "reason"),
+    [
+        (MadeUp(), "value", "value has no merged form: Doubled computes something of its own"),
+        (MadeUp(how="patched"), "value", "value has no merged form: its forward was replaced"),
+        (MadeUp(), "layer.output", r"layer\.2\.output has no merged form: the adapter own stands"),
+        (SquaredLoRA(r=2), "value", "has no merged form: SquaredLoRALinear computes something of"),
+    ],
+)
+def test_a_made_up_technique_is_never_merged_away(
+    technique: Technique, place: str, reason: str
+) -> None:
+    before = dict(TECHNIQUES)
+    try:
+        for kind in (MadeUp, SquaredLoRA):
+            spafit.register(kind)
+        model = shaken(adapted([technique], [place]))
+        assert model.num_labels == C
+        assert model.config == CONFIG
+        with pytest.raises(PlanError, match=reason):
+            spafit.merged_state_dict(model)
+    finally:
+        TECHNIQUES.clear()
+        TECHNIQUES.update(before)
+
+
+@pytest.mark.parametrize(
+    "bottleneck", [0, -3, 1.5, True, None, "16", "D", "D/0", "D/-2", "F/4", 1e9]
+)
+def test_bad_bottlenecks_are_refused(bottleneck: object) -> None:
+    with pytest.raises(PlanError, match="series: bottleneck must be a whole number"):
+        SeriesAdapter(bottleneck=bottleneck)  # type: ignore[arg-type]
+
+
+def test_other_bad_settings_are_refused() -> None:
+    with pytest.raises(PlanError, match="parallel: activation must be one of relu, gelu, swish"):
+        ParallelAdapter(activation="silu")
+    with pytest.raises(PlanError, match="pfeiffer: scaling must be a positive number, found 0"):
+        PfeifferAdapter(scaling=0)
+    with pytest.raises(PlanError, match=r'is of the "output" or the "input", found \'both\''):
+        IA3(of="both")
+    with pytest.raises(PlanError, match="rank_stabilised must be true or false, found 1"):
+        LoRA(rank_stabilised=1)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"lora: b_rate, a factor .* found -1"):
+        LoRA(b_rate=-1)
+    with pytest.raises(PlanError, match=r"Series needs the end of a sub-layer .*, found a Linear"):
+        Stratum("one", 0, 0, {"query": [SeriesAdapter()]})
+    with pytest.raises(PlanError, match=r"LoRA needs a Linear, found the end of a sub-layer"):
+        Stratum("one", 0, 0, {"layer.output": [LoRA()]})
+
+
+def test_dropout_stands_before_an_adapter() -> None:
+    """As in the code of Houlsby et al.: the adapter reads what dropout left."""
+    model = adapted([SeriesAdapter(bottleneck=7)], [OUTPUT])
+    end = model.bert.encoder.layer[3].output
+    assert isinstance(end, SublayerEnd)
+    seen: list[torch.Tensor] = []
+    end.adapters["series"].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    end.dropout.p = 0.5
+    end.train()
+    end.add_norm(torch.ones(5, D, dtype=torch.float64), torch.ones(5, D, dtype=torch.float64))
+    assert sorted(set(seen[0].flatten().tolist())) == [0.0, 2.0]
