@@ -58,6 +58,8 @@ _LARGEST_ALPHA = 1e6  # a larger one only makes the first loss infinite
 class BiasDelta(nn.Module):
     """b + δ: a trained vector δ is added to a pre-trained bias b, which stays as it is.
 
+    Where a checkpoint has no bias, b is 0 and δ is the bias that it lacks.
+
     It is the child ``bias_delta`` of a :class:`Linear` or :class:`LayerNorm`. ``BiasDelta()``,
     without a bias, is the technique that attaches one, as plans name it (:class:`Bias`).
 

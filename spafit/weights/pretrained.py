@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -396,6 +396,7 @@ def _match(
     if not any(name in sources for name in POOLER):
         newly_drawn += [(name, "the file has no pooler") for name in POOLER]
 
+    newly_drawn += [(name, _WITHOUT_BIAS) for name in _biases_in_no_layer(shapes, sources)]
     drawn = {name for name, _ in newly_drawn}
     missing = sorted(shapes.keys() - sources.keys() - drawn)
     faults += [f"missing: {name} {list(shapes[name])}" for name in missing]
@@ -424,6 +425,26 @@ def _match(
             f"({hint if prefix else ''}{inspect}):\n  " + _some("\n  ", faults)
         )
     return _Match(sources, tuple(dropped), tuple(newly_drawn))
+
+
+_WITHOUT_BIAS = "no layer of the file has this bias, so it is 0"
+
+
+def _biases_in_no_layer(
+    shapes: Mapping[str, tuple[int, ...]], sources: Mapping[str, TensorInfo]
+) -> list[str]:
+    """Return the biases of the encoder that a checkpoint without them lacks: in every layer alike.
+
+    A layer without a bias is one whose bias is 0. A file in which one layer alone lacks its bias is
+    damaged.
+    """
+    places: dict[str, list[str]] = {}
+    for name in shapes:
+        weight = f"{name.removesuffix('.bias')}.weight"
+        if name.startswith("bert.encoder.") and name.endswith(".bias") and weight in sources:
+            place = re.sub(r"\.[0-9]+\.", ".", name, count=1)
+            places.setdefault(place, []).append(name)
+    return [name for names in places.values() if not sources.keys() & set(names) for name in names]
 
 
 def _some(between: str, faults: list[str]) -> str:

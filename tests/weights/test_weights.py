@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from spafit.adapters import BiasDelta
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError, one_line
-from spafit.strata import fingerprint
+from spafit.plans import Plan, Stratum
+from spafit.strata import adapt, fingerprint, merged_state_dict
 from spafit.weights.pretrained import apply_rules, load_pretrained, load_report, load_weights
 from weights_tools import make_tiny
 
@@ -209,6 +211,48 @@ class TestTypes:
         folders = [make_tiny(tmp_path / s, style=s, num_labels=5) for s in ("new", "old", "bare")]
         assert len({fingerprint(load_pretrained(folder)) for folder in folders}) == 1
         assert len({fingerprint(load_pretrained(folders[0], num_labels=n)) for n in (1, 5)}) == 1
+
+
+class TestWithoutBiases:
+    """Oracle: the same file with biases of 0."""
+
+    @pytest.mark.parametrize("module", ["attention.self.key", "output.LayerNorm"])
+    def test_a_bias_that_no_layer_has_is_0_and_can_be_trained(
+        self, tiny: Path, tmp_path: Path, values: Tensors, module: str
+    ) -> None:
+        names = [f"bert.encoder.layer.{layer}.{module}.bias" for layer in range(L)]
+        edit(tiny, lambda tensors: without(tensors, *names))
+        model = load_pretrained(tiny)
+        assert_holds(model, values | {name: torch.zeros(D) for name in names})
+        report = load_report(model)
+        assert report.newly_drawn[-L:] == tuple(
+            (name, "no layer of the file has this bias, so it is 0") for name in sorted(names)
+        )
+        entry = f"layer.{module}"
+        plan = Plan("biases", L, [Stratum("all", 0, L - 1, {entry: [BiasDelta()]})])
+        assert adapt(model, plan).trainable == L * D + 2 * D + 2
+        model.get_parameter(names[1].removesuffix("bias") + "bias_delta.delta").data.fill_(0.5)
+        merged = merged_state_dict(model)
+        assert torch.equal(merged[names[1]], torch.full((D,), 0.5))
+        assert not merged[names[0]].any()
+
+    def test_one_layer_without_its_bias_is_damage(self, tiny: Path) -> None:
+        edit(tiny, lambda tensors: without(tensors, "bert.encoder.layer.1.output.dense.bias"))
+        with pytest.raises(
+            WeightsError, match=r"missing: bert\.encoder\.layer\.1\.output\.dense\.b"
+        ):
+            load_pretrained(tiny)
+
+    def test_under_another_name_it_is_unexpected(self, tiny: Path) -> None:
+        edit(
+            tiny,
+            lambda tensors: {
+                name.replace("intermediate.dense.bias", "intermediate.dense.b"): tensor
+                for name, tensor in tensors.items()
+            },
+        )
+        with pytest.raises(WeightsError, match=r"unexpected: .*intermediate\.dense\.b "):
+            load_pretrained(tiny)
 
 
 class TestHeadAndPooler:
