@@ -1,4 +1,4 @@
-"""Make the plan of a method by name: a row of the paper's Table 1 or SPAFIT-[N1]-[N2]-[I|II]."""
+"""Make the plan of a method by name: a row of the paper's Table 1, SPAFIT-[N1]-[N2]-[I|II], ..."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def plan(
     ----------
     method : str, Path or Plan
         A row of the paper's Table 1 by name in any case (:data:`METHODS`; ``"full"``,
-        ``"bitfit"``, ``"lora-i"`` and ``"lora-ii"`` for short); ``SPAFIT-[N1]-[N2]-[I|II]`` with
+        ``"bitfit"``, ``"lora-i"`` and ``"lora-ii"`` for short); ``"linear-probe"``, which trains
+        the head alone (Kumar et al., 2022, arXiv 2202.10054); ``SPAFIT-[N1]-[N2]-[I|II]`` with
         any N1 < N2, each a layer or, as in ``SPAFIT-20%-40%-II``, the share of the L layers up to
         the end of group 1 or 2; a JSON file of a plan; or a Plan, which is checked against
         ``num_layers`` and returned.
@@ -139,13 +140,16 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
         return Plan("Full LoRA-I", L, [Stratum("all layers", 0, L - 1, lora_I)])
     if key in ("lora-ii", "full-lora-ii"):
         return Plan("Full LoRA-II", L, [Stratum("all layers", 0, L - 1, lora_II)])
+    if key in ("linear-probe", "linear-probing"):
+        return Plan("Linear probing", L, [Stratum("all layers", 0, L - 1)])
 
     end = r"([0-9]{1,4}(?:\.[0-9]{1,4})?%|[0-9]{1,4})"  # a layer or a share
     parts = re.fullmatch(rf"spafit-{end}-{end}-(i{{1,2}})", key)
     if parts is None:
         raise PlanError(
             f"there is no method {method!r:.80}; there are {', '.join(METHODS)}, any other "
-            "SPAFIT-[N1]-[N2]-[I|II] such as SPAFIT-20%-40%-II, or a plan file (.json)"
+            "SPAFIT-[N1]-[N2]-[I|II] such as SPAFIT-20%-40%-II, linear-probe, or a plan file "
+            "(.json)"
         )
     name = key.upper()
     end_1 = _layers_up_to(parts[1], L, numbering)
