@@ -16,18 +16,22 @@ import pytest
 import torch
 from support.captured import Recorder, captured, eager, make_feed
 from support.interruptions import differences, everything, interrupted, stopped_after
-from support.small_runs import METHODS, N_DEV, N, SmallRun, read_log, trained
+from support.small_runs import METHODS, N_DEV, N, SmallRun, read_log, trained, write_glue
 from torch import nn
 
 from spafit.bert import BertForSequenceClassification, Encoder, set_impl
+from spafit.cli import main, training
 from spafit.errors import CheckpointError, ConfigError, StoppedError
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
+from spafit.tasks.glue import load
 from spafit.training import plain
-from spafit.training.inference import encode
+from spafit.training.inference import encode, evaluate
 from spafit.training.prefix.cache import PrefixCache
 from spafit.training.prefix.kept import prefix_key
 from spafit.training.settings import TrainConfig, complete
+from spafit.weights.adapter_files import load_adapter
+from spafit.weights.pretrained import load_pretrained
 
 Model = BertForSequenceClassification
 
@@ -122,6 +126,45 @@ class TestSettings:
         assert (record["method"], record["trainable"]) == ("Linear probing", 2 * D + 2)
         assert record["dropout_in_group_1"] is record["settings"]["dropout_in_group_1"] is False
         assert record["settings"]["cache_prefix"] == "memory"
+
+
+class TestCommand:
+    """Oracle: the run that Python makes, and its adapter on a fresh model."""
+
+    def test_from_plan_to_prediction(
+        self, small: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model, data = str(small.folder), str(write_glue(tmp_path / "glue"))
+        assert main(["plan", "linear-probe", "--model", model, "--num-labels", "2"]) == 0
+        assert f"Linear probing: {2 * D + 2} of " in capsys.readouterr().out
+        words = f"train --task rte --method linear-probe --model {model} --data {data} --seed 3"
+        words += f" --epochs 2 --batch-size 6 --learning-rate 0.003 --quiet --out {tmp_path}/run"
+        assert main(words.split()) == 0
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert record["settings"]["cache_prefix"] == "memory"
+        assert main(["eval", str(tmp_path / "run")]) == 0
+        score = record["result"]["metrics"]["accuracy"]
+        assert f"{score:.4f}" in capsys.readouterr().out
+        again = load_pretrained(small.folder, num_labels=2)
+        load_adapter(again, tmp_path / "run" / "adapter.safetensors")
+        dev = load("rte", "dev", tmp_path / "glue")
+        assert evaluate(again, small.tokenizer, dev)["accuracy"] == score
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ([], (None, "auto")),
+            (["--dropout-in-group-1"], (True, "auto")),
+            (["--no-dropout-in-group-1", "--cache-prefix", "disk"], (False, "disk")),
+        ],
+    )
+    def test_options(
+        self, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: tuple[Any, str]
+    ) -> None:
+        made: list[TrainConfig] = []
+        monkeypatch.setattr(training, "run_train", lambda *given: made.append(given[4]))
+        assert main(["train", "--task", "rte", "--method", "linear-probe", *options]) == 0
+        assert (made[0].dropout_in_group_1, made[0].cache_prefix) == expected
 
 
 class TestPlain:
