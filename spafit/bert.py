@@ -286,8 +286,6 @@ class Encoder(nn.Module):
         """
         stop = len(self.layer) if stop is None else stop
         hidden_states = [X] if output_hidden_states else []
-        if first_only and start == len(self.layer):
-            X = layout.first(X)  # no layer is left to run, and the last one would have done it
         for number in range(start, stop):
             layer = self.layer[number]
             last_rows = first_only and number == len(self.layer) - 1
@@ -448,8 +446,8 @@ class BertModel(nn.Module):
         ----------
         batch : PackedBatch
             From :meth:`spafit.text.tokenization.Encodings.packed`.
-        prefix : torch.Tensor, (N, D), optional
-            Hidden states of :meth:`prefix`, from which the encoder continues.
+        prefix : torch.Tensor, (N, D) or (B, D), optional
+            What :meth:`prefix` gave for this batch, from which the model continues.
 
         Raises
         ------
@@ -457,9 +455,11 @@ class BertModel(nn.Module):
             If a sequence is longer than the model's positions, ids or prefix have another type or
             shape, or (on a CPU, where checking is cheap) an id is outside its vocabulary.
         """
-        check_packed(self.config, batch, prefix)
         start = 0 if prefix is None else self.frozen_depth
-        X = self.embeddings(*batch[:3]) if prefix is None else prefix  # (N, D)
+        check_packed(self.config, batch, prefix, per_sequence=start == len(self.encoder.layer))
+        if prefix is not None and self.is_frozen:
+            return prefix
+        X = self.embeddings(*batch[:3]) if prefix is None else prefix  # (N, D), or (B, D) after L
         first, _ = self.encoder(X, batch.layout, start=start, first_only=True)  # (B, D)
         return self._pool(first)
 
@@ -488,23 +488,32 @@ class BertModel(nn.Module):
             depth += 1
         return depth
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing here trains: whatever does is a head on the pooled output."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
     def freeze_dropout(self) -> None:
-        """Switch dropout off in the embeddings and in the layers below the first that trains."""
+        """Switch dropout off in all that :meth:`prefix` computes."""
         depth = self.frozen_depth
         if depth:
             self.embeddings.eval()
         for layer in self.encoder.layer[:depth]:
             layer.eval()
+        if self.pooler is not None and self.is_frozen:
+            self.pooler.eval()
 
     @torch.no_grad()
     def prefix(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the hidden states (N, D) after group 1, the layers below the first that trains.
+        """Return the output of group 1, the embeddings and the layers below the first that trains.
 
-        They are computed with dropout unless embeddings and layers are in evaluation mode.
+        It is the hidden states (N, D). If no layer trains, it is what the rest reads of them alone:
+        [CLS], (B, D), or if the pooler does not train either, the pooled output (B, D). It is
+        computed with dropout unless these parts are in evaluation mode.
         """
         X = self.embeddings(*batch[:3])
-        hidden: torch.Tensor = self.encoder(X, batch.layout, stop=self.frozen_depth)[0]
-        return hidden
+        X, _ = self.encoder(X, batch.layout, stop=self.frozen_depth, first_only=True)
+        return self._pool(X) if self.is_frozen else X
 
     def _pool(self, first: torch.Tensor) -> torch.Tensor:
         if self.pooler is None:
@@ -629,8 +638,8 @@ class BertForSequenceClassification(nn.Module):
         ----------
         batch : PackedBatch
             From :meth:`spafit.text.tokenization.Encodings.packed`, on the model's device.
-        prefix : torch.Tensor, (N, D), optional
-            Hidden states after group 1 (:meth:`BertModel.prefix`), from which to continue.
+        prefix : torch.Tensor, (N, D) or (B, D), optional
+            The output of group 1 (:meth:`BertModel.prefix`), from which to continue.
         """
         pooled = self.bert.pooled_packed(batch, prefix)  # (B, D)
         logits: torch.Tensor = self.classifier(self.dropout(pooled))

@@ -437,8 +437,12 @@ def check_padded(
         raise ConfigError("every row of attention_mask needs at least one real token")
 
 
-def check_packed(config: BertConfig, batch: PackedBatch, prefix: torch.Tensor | None) -> None:
-    """Check a packed batch, and the hidden states (N, D) after group 1 that were kept for it.
+def check_packed(
+    config: BertConfig, batch: PackedBatch, prefix: torch.Tensor | None, per_sequence: bool = False
+) -> None:
+    """Check a packed batch, and the output of group 1 that was kept for it, if any.
+
+    That is (N, D), or with ``per_sequence`` (B, D).
 
     Raises
     ------
@@ -454,7 +458,8 @@ def check_packed(config: BertConfig, batch: PackedBatch, prefix: torch.Tensor | 
                 f"{name} must have shape ({batch.layout.rows},), found {tuple(each.shape)}"
             )
     _check_length(config, max(batch.layout.lengths))
-    shape = (batch.layout.rows, config.hidden_size)
+    rows = len(batch.layout.lengths) if per_sequence else batch.layout.rows
+    shape = (rows, config.hidden_size)
     if prefix is not None and prefix.shape != shape:
         raise ConfigError(
             f"the prefix of this batch must have shape {shape}, found {tuple(prefix.shape)}; "

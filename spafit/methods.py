@@ -1,4 +1,4 @@
-"""Make the plan of a method by name: a row of the paper's Table 1 or SPAFIT-[N1]-[N2]-[I|II]."""
+"""Make the plan of a method by name: a row of the paper's Table 1, SPAFIT-[N1]-[N2]-[I|II], ..."""
 
 from __future__ import annotations
 
@@ -49,6 +49,10 @@ METHODS = (
     "SPAFIT-8-16-II",
 )
 
+#: Methods of the literature that are not in Table 1: the adapters that section 2.1 describes,
+#: (IA)³, and the head alone. Each is the same in all layers.
+OTHERS = ("houlsby", "pfeiffer", "parallel", "ia3", "linear-probe")
+
 
 def plan(
     method: str | Path | Plan,
@@ -66,9 +70,11 @@ def plan(
     ----------
     method : str, Path or Plan
         A row of the paper's Table 1 by name in any case (:data:`METHODS`; ``"full"``,
-        ``"bitfit"``, ``"lora-i"`` and ``"lora-ii"`` for short); ``SPAFIT-[N1]-[N2]-[I|II]`` with
-        any N1 < N2, each a layer or, as in ``SPAFIT-20%-40%-II``, the share of the L layers up to
-        the end of group 1 or 2; a JSON file of a plan; or a Plan, which is checked against
+        ``"bitfit"``, ``"lora-i"`` and ``"lora-ii"`` for short); one of :data:`OTHERS`: the adapters
+        ``"houlsby"``, ``"pfeiffer"`` and ``"parallel"``, ``"ia3"``, and ``"linear-probe"``, which
+        trains the head alone (Kumar et al., 2022, arXiv 2202.10054); ``SPAFIT-[N1]-[N2]-[I|II]``
+        with any N1 < N2, each a layer or, as in ``SPAFIT-20%-40%-II``, the share of the L layers up
+        to the end of group 1 or 2; a JSON file of a plan; or a Plan, which is checked against
         ``num_layers`` and returned.
     num_layers : int
         L.
@@ -157,6 +163,8 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
         "pfeiffer": ("Pfeiffer", {OUTPUT: (PfeifferAdapter(),)}),
         "parallel": ("Parallel", dict.fromkeys((ATTENTION_OUTPUT, OUTPUT), (ParallelAdapter(),))),
         "ia3": ("(IA)³", {KEY: (IA3(),), VALUE: (IA3(),), OUTPUT_DENSE: (IA3(of="input"),)}),
+        "linear-probe": ("Linear probing", {}),
+        "linear-probing": ("Linear probing", {}),
     }
     if key in in_every_layer:
         name, train = in_every_layer[key]
@@ -167,7 +175,8 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
     if parts is None:
         raise PlanError(
             f"there is no method {method!r:.80}; there are {', '.join(METHODS)}, any other "
-            "SPAFIT-[N1]-[N2]-[I|II] such as SPAFIT-20%-40%-II, or a plan file (.json)"
+            f"SPAFIT-[N1]-[N2]-[I|II] such as SPAFIT-20%-40%-II, {', '.join(OTHERS)}, or a plan "
+            "file (.json)"
         )
     name = key.upper()
     end_1 = _layers_up_to(parts[1], L, numbering)

@@ -114,7 +114,7 @@ DIGITS = ("0", "4", "9", "23", "٣", "9" * 5000)
 class TestNames:
     """Oracle: Table 1, spelled out."""
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", [*METHODS, "Linear probing"])
     @pytest.mark.parametrize(
         "spell",
         [
@@ -142,6 +142,8 @@ class TestNames:
             ("lora-i", "Full LoRA-I"),
             ("lora-ii", "Full LoRA-II"),
             ("LoRA II", "Full LoRA-II"),
+            ("linear-probe", "Linear probing"),
+            ("Linear probe", "Linear probing"),
         ],
     )
     def test_alias(self, alias: str, method: str) -> None:
@@ -204,7 +206,7 @@ class TestNames:
         with pytest.raises(PlanError, match="there is no method") as raised:
             plan(name, 24)
         assert repr(name) in str(raised.value)
-        assert all(method in str(raised.value) for method in METHODS)
+        assert all(method in str(raised.value) for method in (*METHODS, "linear-probe"))
 
     @pytest.mark.parametrize("name", [None, 5, ["bitfit"], {"lora": {}}])
     def test_a_name_is_text(self, name: Any) -> None:

@@ -194,6 +194,8 @@ MEASURED = re.compile(
 OTHERS = (
     "arXiv 2405.00201",
     "arxiv.org/abs/2405.00201",
+    "arXiv 2202.10054",
+    "arxiv.org/abs/2202.10054",
     "22.7 million numbers",
     "SPAFIT-20%-40%-II",
     "dropout 0.1,",

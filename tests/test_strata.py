@@ -301,7 +301,7 @@ class TestSummary:
     @pytest.mark.parametrize(
         ("name", "layers"),
         [
-            *((name, 24) for name in METHODS),
+            *((name, 24) for name in (*METHODS, "linear-probe")),
             *((name, 6) for name in ("lora-ii", "SPAFIT-1-3-I", "SPAFIT-20%-40%-II")),
             *((name, 48) for name in ("full", "SPAFIT-8-16-II", "SPAFIT-20%-40%-I")),
         ],

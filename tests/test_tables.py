@@ -115,6 +115,23 @@ class TestTable2:
         assert summary.percent == 100.0
 
 
+class TestLinearProbing:
+    """Oracle: C·D + C, the head of bert-large-cased with C = 3."""
+
+    def test_the_head_alone_trains(self) -> None:
+        model, summary = large("linear-probe")
+        assert trainable(model) == {"classifier.weight": 3 * 1024, "classifier.bias": 3}
+        assert (summary.plan.name, summary.trainable) == ("Linear probing", 3_075)
+        assert [(each.name, each.trains[0], each.trainable) for each in summary.groups] == [
+            ("embeddings", "frozen", 0),
+            ("all layers", "frozen", 0),
+            ("pooler", "frozen", 0),
+            ("classifier", "full", 3_075),
+        ]
+        assert model.bert.is_frozen
+        assert not large("bitfit")[0].bert.is_frozen
+
+
 class TestFullBitFit:
     """Oracle: arithmetic. The printed 31.52 is not the count of the biases; it is explained so."""
 

@@ -74,10 +74,14 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
         "precision of matrix products; auto: float32 on a CPU, half on a GPU",
     ),
     "device": (str, "cpu, cuda, cuda:1"),
-    "dropout_in_group_1": (bool, "dropout in group 1 as in the others (the default)"),
+    "dropout_in_group_1": (
+        bool,
+        "dropout in group 1 as in the others (the default, but for linear-probe)",
+    ),
     "cache_prefix": (
         CACHES,
-        "keep the hidden states after group 1, with --no-dropout-in-group-1",
+        "keep the hidden states after group 1, with --no-dropout-in-group-1; auto: in memory for "
+        "linear-probe, else off",
     ),
     "cache_dtype": (CACHE_DTYPES, "the type in which they are kept"),
     "cache_limit_gib": (as_number, "the most memory or disk space for them"),
@@ -491,7 +495,10 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
 
 
 def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
-    plan.add_argument("method", help="a method of Table 1, SPAFIT-[N1]-[N2]-[I|II], or a plan file")
+    plan.add_argument(
+        "method",
+        help="a method of Table 1, SPAFIT-[N1]-[N2]-[I|II], linear-probe, or a plan file",
+    )
     plan.add_argument(
         "--model",
         type=as_name,
@@ -705,7 +712,7 @@ def _add_settings(group: argparse._ActionsContainer, *names: str) -> None:
         more: dict[str, Any] = {"dest": name, "default": default, "help": text}
         if kind is bool:
             group.add_argument(option, action="store_true", **more)
-            if default:  # true of one setting only
+            if default is None:  # of one setting only
                 more |= {"action": "store_false", "help": _NO_DROPOUT}
                 group.add_argument("--no-dropout-in-group-1", **more)
                 more["help"] = argparse.SUPPRESS

@@ -11,7 +11,6 @@ from spafit.demo.figure import draw
 from spafit.demo.sentiment import datasets
 from spafit.errors import DataError, one_line
 from spafit.files.replacing import refuse_place
-from spafit.plans import Plan, Stratum
 from spafit.strata import adapt
 from spafit.tasks import own
 from spafit.tasks.task import Dataset
@@ -22,7 +21,7 @@ from spafit.training.result import Result
 from spafit.training.settings import TrainConfig
 from spafit.weights.pretrained import load_pretrained
 
-PROBE = "linear probe"
+PROBE = "Linear probing"
 SPAFIT = "SPAFIT-1-3-II"
 
 # The methods by how much they train. A rate each, fixed beforehand: of three, the one with the
@@ -121,17 +120,10 @@ def fine_tune(
 ) -> tuple[BertForSequenceClassification, Result]:
     """Fine-tune a fresh model by a method of :data:`LEARNING_RATES`, and return it and its result.
 
-    It is scored once, after the last epoch, so that dev chooses nothing. The linear probe trains
-    the head alone; it reads the frozen model without dropout, which is computed only once.
+    It is scored once, after the last epoch, so that dev chooses nothing.
     """
     network = load_pretrained(model, num_labels=train.task.num_labels, seed=seed)
-    last = network.config.num_hidden_layers - 1
-    is_probe = method == PROBE
-    adapt(
-        network,
-        Plan(PROBE, last + 1, [Stratum("all layers", 0, last)]) if is_probe else method,
-        seed=seed,
-    )
+    adapt(network, method, seed=seed)
     settings = TrainConfig(
         out=out,
         overwrite=overwrite,
@@ -141,8 +133,6 @@ def fine_tune(
         learning_rate=LEARNING_RATES[method],
         warmup=WARMUP,
         eval_every=EPOCHS * len(train),
-        dropout_in_group_1=not is_probe,
-        cache_prefix="memory" if is_probe else "off",
     )
     return network, fit(network, tokenizer, train, dev, settings, about={"model": model})
 

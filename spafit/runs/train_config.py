@@ -18,7 +18,7 @@ from spafit.errors import ConfigError
 from spafit.machine import PRECISIONS
 from spafit.runs.identity import RENAMED
 
-CACHES = ("off", "memory", "disk")
+CACHES = ("auto", "off", "memory", "disk")
 """Where the hidden states after group 1 may be kept."""
 
 CACHE_DTYPES = ("float32", "half")
@@ -102,14 +102,18 @@ class TrainConfig:
     precision : {"auto", "float32", "tf32", "bf16", "fp16"}
         Precision of matrix products; ``"auto"`` chooses by device (see
         :func:`~spafit.machine.precision.resolve_precision`).
-    dropout_in_group_1 : bool
+    dropout_in_group_1 : bool or None
         Whether group 1, the layers below the first that trains, has dropout in training, like the
         other layers. In the paper it has; without it, its hidden states are the same in every
-        epoch. (The older name, ``frozen_dropout``, still works.)
-    cache_prefix : {"off", "memory", "disk"}
+        epoch. None is the paper's, but for a plan that trains the head alone (linear probing),
+        which is without: the head learns from the features of the frozen model. (The older name,
+        ``frozen_dropout``, still works.)
+    cache_prefix : {"auto", "off", "memory", "disk"}
         Keep the hidden states after group 1 instead of computing them in every epoch; this needs
-        ``dropout_in_group_1=False``. On disk they are also used by later runs with other seeds,
-        methods and learning rates (:mod:`spafit.training.prefix.cache`).
+        ``dropout_in_group_1=False``. Where the head alone trains, it is the pooled output that is
+        kept, one vector of an example. On disk they are also used by later runs with other seeds,
+        methods and learning rates (:mod:`spafit.training.prefix.cache`). ``"auto"`` is in memory
+        for a plan that trains the head alone, without dropout and in float32, else off.
     cache_dtype : {"float32", "half"}
         The type in which they are kept.
     cache_limit_gib : float
@@ -162,8 +166,8 @@ class TrainConfig:
     save_every: int | None = None
     keep_checkpoints: int = 2
     precision: str = "auto"
-    dropout_in_group_1: bool = True
-    cache_prefix: str = "off"
+    dropout_in_group_1: bool | None = None
+    cache_prefix: str = "auto"
     cache_dtype: str = "float32"
     cache_limit_gib: float = 16.0
     recompute: tuple[int, ...] = ()
@@ -208,8 +212,11 @@ class TrainConfig:
         if self.learning_rate == 0:
             raise ConfigError("learning_rate must be above 0")
         for name in ("decay_biases", "dropout_in_group_1", "overwrite", "quiet"):
-            if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} must be True or False: {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if value is None and getattr(TrainConfig, name) is None:
+                continue
+            if type(value) is not bool:
+                raise ConfigError(f"{name} must be True or False: {value!r}")
         for name, known in (
             ("precision", PRECISIONS),
             ("cache_prefix", CACHES),
@@ -221,7 +228,7 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(known)}: {getattr(self, name)!r}"
                 )
-        if self.cache_prefix != "off" and self.dropout_in_group_1:
+        if self.cache_prefix in ("memory", "disk") and self.dropout_in_group_1 is not False:
             raise ConfigError(
                 f"cache_prefix={self.cache_prefix!r} needs group 1 without dropout; turn it off "
                 "with dropout_in_group_1=False (--no-dropout-in-group-1), or leave cache_prefix off"

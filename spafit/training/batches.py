@@ -160,11 +160,12 @@ class Feed:
         for some in np.array_split(drawn, self._micro_batches_of(len(drawn))):
             batch: PackedBatch | Batch
             kept = None
+            rows = some.tolist()
+            if not self.padded or (self.prefix is not None and not self.prefix.cache.per_example):
+                rows = self.encodings.by_length(rows)  # else as drawn: the head's masks are, too
             if self.padded and self.prefix is None:
-                rows = some.tolist()
                 batch = self.encodings.batch(rows)
             else:
-                rows = self.encodings.by_length(some.tolist())
                 batch = self.encodings.packed(rows, self.bucketed)
                 kept = None if self.prefix is None else self.prefix.read(rows, batch.layout)
             targets = self.targets[rows]

@@ -24,14 +24,16 @@ from typing import Any
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import ConfigError, DataError, PlanError
+from spafit.errors import CheckpointError, ConfigError, DataError, PlanError
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
 from spafit.machine.memory import keep_freed_memory
 from spafit.machine.precision import autocast
 from spafit.machine.random_states import seeded
 from spafit.runs.folder import RunFolder
+from spafit.runs.identity import RENAMED
 from spafit.runs.progress import Progress
+from spafit.runs.record import RUN, read_run
 from spafit.runs.stopping import StopRequests
 from spafit.strata import fingerprint, frozen_stored_in, layers_of_group, summarise
 from spafit.tasks import scoring
@@ -117,7 +119,7 @@ def fit(
     config = TrainConfig() if config is None else config
     dev = dataclasses.replace(dev, task=dev.task.with_metric(config.metric))
     names = _check(model, train, dev)
-    config = complete(config, model, train)
+    config = complete(_as_begun(config), model, train)
     summed_loss = _summed_loss(loss, config, names)
     feed, scored = _encode(model, tokenizer, train, dev, config, names)
     truncated = _truncated(feed, scored)
@@ -180,6 +182,24 @@ def _check(model: BertForSequenceClassification, train: Dataset, dev: Dataset) -
             f"train is {train.task.display} and dev {dev.task.display}: not the same labels"
         )
     return label_names(model, train)
+
+
+def _as_begun(config: TrainConfig) -> TrainConfig:
+    """Go on with dropout in group 1 where the run was begun with it, and nothing else is asked for.
+
+    Older versions also began a plan that trains the head alone so.
+    """
+    if config.dropout_in_group_1 is not None or config.out is None or config.overwrite:
+        return config
+    try:
+        settings = read_run(Path(config.out) / RUN).get("settings")
+    except CheckpointError:  # there is none, or it is damaged, which is reported later
+        return config
+    if isinstance(settings, dict):
+        older = {new: settings.get(old) for old, new in RENAMED.items()}
+        if {**older, **settings}.get("dropout_in_group_1") is True:
+            return dataclasses.replace(config, dropout_in_group_1=True)
+    return config
 
 
 def _encode(

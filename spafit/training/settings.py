@@ -32,6 +32,15 @@ def complete(
             'precision="bf16" or "fp16"'
         )
     device = resolve_device(config.device)
+    trains_head_alone = all(n.startswith("classifier.") for n in model.adaptation.trainable)
+    dropout_in_group_1 = config.dropout_in_group_1
+    if dropout_in_group_1 is None:
+        dropout_in_group_1 = not trains_head_alone
+    cache_prefix = config.cache_prefix
+    if cache_prefix == "auto":
+        # What is kept is at most float32, to which a model in float64 would be rounded.
+        is_kept = trains_head_alone and not dropout_in_group_1 and model.dtype != torch.float64
+        cache_prefix = "memory" if is_kept else "off"
     pretrained = set(pretrained_names(model)) - set(HEAD)
     is_full = any(
         name in pretrained and name.endswith(".weight") for name in model.adaptation.trainable
@@ -50,7 +59,7 @@ def complete(
     beyond = [group for group in config.recompute if group > len(plan.strata)]
     if beyond:
         raise PlanError(f"recompute names group {beyond[0]}, {plan.name} has {len(plan.strata)}")
-    if config.cache_prefix != "off" and model.bert.frozen_depth == 0:
+    if cache_prefix != "off" and model.bert.frozen_depth == 0:
         raise PlanError(
             f"{plan.name} trains the first layer or the embeddings, so no hidden state stays "
             "constant; leave cache_prefix off"
@@ -63,6 +72,8 @@ def complete(
         max_length=config.max_length or model.config.max_position_embeddings,
         device=str(device),
         precision=precision,
+        dropout_in_group_1=dropout_in_group_1,
+        cache_prefix=cache_prefix,
         frozen_weights=frozen_weights,
         step=_resolve_step(config, device, is_reference=not model.bert.packed),
     )

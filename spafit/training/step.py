@@ -37,7 +37,7 @@ class MicroBatch(NamedTuple):
     targets: torch.Tensor
     """Class numbers or scores, (B,)."""
     prefix: torch.Tensor | None = None
-    """Kept hidden states after group 1 of a packed batch, (N, D)."""
+    """The kept output of group 1 for a packed batch, (N, D) or (B, D)."""
 
 
 class StepResult(NamedTuple):

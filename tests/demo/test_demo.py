@@ -87,9 +87,9 @@ class TestResults:
         assert printed.count("\n  positive: ") + printed.count("\n  negative: ") == 4
 
     def test_a_linear_probe_trains_the_head_alone(self, done):
-        adapter = done / "seed-0" / "linear-probe" / "adapter.safetensors"
+        adapter = done / "seed-0" / "Linear-probing" / "adapter.safetensors"
         header = spafit.load_adapter(spafit.load_pretrained(_base(done)), adapter)
-        assert header.plan.name == "linear probe"
+        assert header.plan.name == "Linear probing"
         assert list(header.trainable) == ["classifier.weight", "classifier.bias"]
 
     def test_nothing_is_trained_twice(self, done, again):
@@ -133,7 +133,7 @@ class TestResults:
         assert main(command) == 2
         assert "batch_size" in (error := capsys.readouterr().err) and "(--overwrite)" in error
         assert main([*command, "--overwrite"]) == 0
-        record = json.loads((tmp_path / "seed-0" / "linear-probe" / "run.json").read_text())
+        record = json.loads((tmp_path / "seed-0" / "Linear-probing" / "run.json").read_text())
         assert record["settings"]["batch_size"] == 8
 
     def test_another_seed_has_folders_of_its_own(self, done, again):
@@ -275,5 +275,5 @@ def test_the_benchmark_records_what_the_demo_prints(done, weights, tmp_path, mon
 
 
 def _base(done: Path) -> str:
-    record = json.loads((done / "seed-0" / "linear-probe" / "run.json").read_text())
+    record = json.loads((done / "seed-0" / "Linear-probing" / "run.json").read_text())
     return record["about"]["model"]

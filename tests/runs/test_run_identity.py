@@ -23,7 +23,9 @@ FOLDER = Path("runs/rte")
 
 def record() -> dict[str, Any]:
     """Return a record as a run makes it, before it is written."""
-    config = TrainConfig(out="runs/rte", seed=3, batch_size=6, recompute=(2, 3))
+    config = TrainConfig(
+        out="runs/rte", seed=3, batch_size=6, recompute=(2, 3), dropout_in_group_1=True
+    )
     data = {
         name: {
             "source": f"/data/RTE/{name}.tsv",

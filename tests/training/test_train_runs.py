@@ -254,7 +254,10 @@ class TestRunFolder:
         assert record["about"] == {"model": "tiny"}
         assert Plan.from_json(json.dumps(record["plan"])) == METHODS["spafit"]
         settings = {**dataclasses.asdict(small.settings(**changes)), "recompute": []}
-        resolved = {"precision": "float32", "frozen_weights": "float32", "step": "eager"}
+        resolved = {
+            **{"precision": "float32", "frozen_weights": "float32", "step": "eager"},
+            **{"dropout_in_group_1": True, "cache_prefix": "off"},
+        }
         assert record["settings"] == {**settings, "out": str(out), **resolved}
         assert record["data"] == {
             name: {

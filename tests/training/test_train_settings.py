@@ -30,7 +30,7 @@ WHOLE = (
 REAL = ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "label_smoothing")
 MAY_BE_NONE = (
     *("out", "batch_size", "learning_rate", "max_length", "eval_every", "save_every"),
-    *("metric", "class_weights", "early_stopping"),
+    *("metric", "class_weights", "early_stopping", "dropout_in_group_1"),
 )
 
 ABSURD: list[tuple[str, Any]] = [
@@ -41,7 +41,11 @@ ABSURD: list[tuple[str, Any]] = [
     *((n, v) for n in REAL for v in [*NO_NUMBERS, *NO_FINITE, -1, -5e-324]),
     *((n, v) for n in REAL if n != "max_grad_norm" for v in [1.001, 1e308]),
     *(("learning_rate", v) for v in [0, 0.0, -0.0]),
-    *((n, v) for n in ("decay_biases", "overwrite", "quiet") for v in [0, 1, "no", 1e308, []]),
+    *(
+        (n, v)
+        for n in ("decay_biases", "overwrite", "quiet", "dropout_in_group_1")
+        for v in [0, 1, "no", 1e308, []]
+    ),
     *((n, v) for n in ("precision", "device") for v in [16, 0, -1, math.nan, ["cpu"], b"cpu"]),
     *(("precision", v) for v in ["fp8", "", "FP16", "float64"]),
     *(
@@ -74,7 +78,8 @@ class TestSettings:
         assert config == TrainConfig(dropout_in_group_1=False) != TrainConfig()
         assert config.frozen_dropout is False  # type: ignore[attr-defined]
         changed = dataclasses.replace(config, dropout_in_group_1=True)
-        assert changed == TrainConfig() == TrainConfig(frozen_dropout=True)  # type: ignore[call-arg]
+        older = TrainConfig(frozen_dropout=True)  # type: ignore[call-arg]
+        assert changed == TrainConfig(dropout_in_group_1=True) == older
         with pytest.raises(ConfigError, match=r"^dropout_in_group_1 must be True or False: 1"):
             TrainConfig(frozen_dropout=1)  # type: ignore[call-arg]
         with pytest.raises(TypeError, match="frozen"):

@@ -42,6 +42,7 @@ MIXED = Plan(
 PLANS = {
     **METHODS,
     "bitfit": plan("bitfit", 4),
+    "linear-probe": plan("linear-probe", 4),
     "bitfit-direct": plan("bitfit", 4, bias="direct"),
     "lora-i": plan("lora-i", 4, r=5),
     "lora-ii": plan("lora-ii", 4, r=6, alpha=5.0),

@@ -3,7 +3,8 @@
 With group 1 (the embeddings and layers 0 to N1) frozen and in evaluation mode, the output of layer
 N1 for an example is constant: it does not depend on the epoch, run, seed or learning rate, nor on
 the method if it freezes the same layers. It is computed once, kept in memory or in a file, and read
-from then on.
+from then on. If no layer trains, one vector of an example is enough: [CLS], or where the head
+alone trains (linear probing) the pooled output.
 
 Kept states are used only for equal inputs (:class:`PrefixKey`, and the token ids and token types of
 every example) and with a correct checksum. Otherwise they are computed again.
@@ -38,6 +39,10 @@ from spafit.weights.safefile import all_finite
 # The numpy type (always little-endian) and the torch type for each of the key's type names.
 _DTYPES = {"float32": ("<f4", torch.float32), "half": ("<f2", torch.float16)}
 
+OUTPUTS = ("states", "first", "pooled")
+"""What may be kept of an example: its hidden states, (tokens, D); [CLS]'s, or what the pooler makes
+of it, (1, D)."""
+
 
 @dataclass(frozen=True)
 class PrefixKey:
@@ -59,11 +64,13 @@ class PrefixKey:
         The precision that they were computed in, such as "float32" or "bf16".
     computed_on : str
         What else determines their rounding: device, threads, libraries.
+    output : str
+        What is kept: one of :data:`OUTPUTS`.
 
     Raises
     ------
     ConfigError
-        If ``dtype`` is neither of the two.
+        If ``dtype`` or ``output`` is none of those.
     """
 
     prefix_fingerprint: str
@@ -73,8 +80,11 @@ class PrefixKey:
     dtype: str
     precision: str
     computed_on: str
+    output: str = "states"
 
     def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise ConfigError(f"what is kept is one of {', '.join(OUTPUTS)}: {self.output!r}")
         if self.dtype not in _DTYPES:
             raise ConfigError(f"hidden states are kept as float32 or half, found {self.dtype!r}")
 
@@ -102,6 +112,8 @@ class PrefixCache:
     ----------
     path : Path or None
         The file; it exists once something was saved.
+    per_example : bool
+        Whether one vector (D,) of an example is kept, and not one of each token.
     nbytes : int
         The bytes of memory or disk needed for all examples.
     notes : list of str
@@ -119,7 +131,8 @@ class PrefixCache:
     def __init__(
         self, encodings: Encodings, key: PrefixKey, *, folder: str | Path | None, limit_bytes: int
     ) -> None:
-        lengths = encodings.lengths
+        self.per_example = key.output != "states"
+        lengths = [1] * len(encodings) if self.per_example else encodings.lengths
         self._dtype, self._torch_dtype = _DTYPES[key.dtype]
         self._starts = [0, *itertools.accumulate(lengths)]
         self._shape = (self._starts[-1], key.hidden_size)
@@ -146,7 +159,7 @@ class PrefixCache:
         if self.nbytes > limit_bytes:
             half = "keep them as half, " if key.dtype == "float32" else ""
             raise ConfigError(
-                f"the hidden states of {len(lengths)} examples ({self._shape[0]} tokens) take "
+                f"the hidden states of {len(lengths)} examples ({self._shape[0]} vectors) take "
                 f"{self.nbytes} bytes, the limit is {limit_bytes}; {half}raise the limit, or do "
                 "not keep them"
             )
@@ -192,8 +205,8 @@ class PrefixCache:
         rows : sequence of int
             Numbers of examples.
         hidden : Tensor
-            Their hidden states, one example after the other, (N, D), of any device and of at most
-            32 bits.
+            Their hidden states, one example after the other, (N, D), or a vector of each, (B, D);
+            of any device and of at most 32 bits.
         keep : bool
             False holds them in memory until this is closed, and never saves them; states that are
             kept already stay.
@@ -249,7 +262,7 @@ class PrefixCache:
         Returns
         -------
         Tensor
-            (N, D), float32, on the CPU, one example after the other, in new memory.
+            (N, D) or (B, D), float32, on the CPU, one example after the other, in new memory.
 
         Raises
         ------
@@ -322,7 +335,7 @@ class PrefixCache:
         return numbers
 
     def _count(self, rows: list[int]) -> int:
-        """Return the number of tokens of some examples."""
+        """Return the number of vectors of some examples."""
         return sum(self._starts[row + 1] - self._starts[row] for row in rows)
 
     def _piece(self, row: int) -> NDArray[Any]:

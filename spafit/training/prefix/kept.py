@@ -1,4 +1,4 @@
-"""The hidden states after group 1 of a batch: read from the cache, or computed and cached.
+"""The output of group 1 for a batch: read from the cache, or computed and cached.
 
 Missing states are computed in groups of examples of similar length. The groups depend on the data
 alone, not on the first batch that needs them: rounding depends on which examples are computed
@@ -37,9 +37,10 @@ _GROUP = 32
 
 
 class KeptPrefix:
-    """Callable: rows and their packed batch -> hidden states after group 1, (N, D).
+    """Callable: rows and their packed batch -> the output of group 1, (N, D) or (B, D).
 
-    Group 1 must be in evaluation mode (:meth:`spafit.bert.BertModel.freeze_dropout`).
+    It is that of :meth:`spafit.bert.BertModel.prefix`. Group 1 must be in evaluation mode
+    (:meth:`spafit.bert.BertModel.freeze_dropout`).
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ class KeptPrefix:
         self._group_of = {row: group for group in groups for row in group}
 
     def __call__(self, rows: Sequence[int], batch: PackedBatch) -> torch.Tensor:
-        """Return (N, D) on the batch's device, 0 in rows that belong to no sequence."""
+        """Return it on the batch's device, 0 in rows that belong to no sequence."""
         device = batch.layout.device
         states = self.read(rows, batch.layout)
         if states is None:
@@ -82,7 +83,7 @@ class KeptPrefix:
         """
         computed = self.encodings.packed(rows).to(device)
         try:
-            hidden = self.model.bert.prefix(computed)[: computed.layout.tokens]
+            hidden = self.model.bert.prefix(computed)[: computed.layout.tokens]  # no filler
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -100,12 +101,12 @@ class KeptPrefix:
             self.cache.store(rows, hidden, keep=keep)
 
     def read(self, rows: Sequence[int], layout: Packed) -> torch.Tensor | None:
-        """Return (N, D) on the host if the states of all rows are kept, else None."""
+        """Return it on the host if the states of all rows are kept, else None."""
         with self._using:
             if self.cache.missing(rows):
                 return None
-            states = self.cache.read(rows)  # (tokens, D)
-        return F.pad(states, (0, 0, 0, layout.filler))
+            states = self.cache.read(rows)  # (tokens, D) or (B, D)
+        return F.pad(states, (0, 0, 0, 0 if self.cache.per_example else layout.filler))
 
 
 def why_not_kept(model: BertForSequenceClassification) -> str:
@@ -134,15 +135,18 @@ def prefix_key(
     dtype: str,
     precision: str,
 ) -> PrefixKey:
-    """Return what the hidden states after a model's group 1 depend on, besides the tokens."""
+    """Return what the output of a model's group 1 depends on, besides the tokens."""
+    bert = model.bert
+    of_all_layers = "pooled" if bert.is_frozen else "first"
     return PrefixKey(
         prefix_fingerprint=_fingerprint(model),
-        depth=model.bert.frozen_depth,
+        depth=bert.frozen_depth,
         tokenizer_fingerprint=tokenizer_fingerprint,
         hidden_size=model.config.hidden_size,
         dtype=dtype,
         precision=precision,
         computed_on=_rounding(model.classifier.weight.device),
+        output=of_all_layers if bert.frozen_depth == len(bert.encoder.layer) else "states",
     )
 
 
@@ -153,10 +157,12 @@ def _group_1(model: BertForSequenceClassification) -> Iterator[tuple[str, nn.Mod
     yield from bert.embeddings.named_modules(prefix="embeddings")
     for number, layer in enumerate(bert.encoder.layer[: bert.frozen_depth]):
         yield from layer.named_modules(prefix=f"encoder.layer.{number}")
+    if bert.pooler is not None and bert.is_frozen:
+        yield from bert.pooler.named_modules(prefix="pooler")
 
 
 def _fingerprint(model: BertForSequenceClassification) -> str:
-    """Return the SHA-256 of embeddings and frozen layers: types, settings and tensors.
+    """Return the SHA-256 of all that computes the states: types, settings and tensors.
 
     It includes techniques in a layer that was frozen later, with their scale.
     """

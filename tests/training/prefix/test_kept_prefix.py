@@ -26,7 +26,7 @@ from spafit.training.optimisation import epoch_order
 from spafit.training.prefix import kept as kept_prefix
 from spafit.training.prefix.cache import PrefixCache, PrefixKey
 from spafit.training.prefix.kept import KeptPrefix
-from spafit.training.settings import TrainConfig
+from spafit.training.settings import TrainConfig, complete
 
 KEPT = {"dropout_in_group_1": False, "cache_prefix": "memory"}
 
@@ -82,8 +82,8 @@ class TestSameTraining:
 
     def test_group_1_without_dropout_is_another_training(self, small: SmallRun) -> None:
         """The paper's has dropout there, so that none of this is the default."""
-        assert TrainConfig().cache_prefix == "off"
-        assert TrainConfig().dropout_in_group_1
+        completed = complete(small.settings(), small.model(), small.train)
+        assert (completed.cache_prefix, completed.dropout_in_group_1) == ("off", True)
         off = small.fit(epochs=1, dropout_in_group_1=False)
         assert max(np.abs(np.subtract(off.losses, small.fit(epochs=1).losses))) > 1e-4
 
