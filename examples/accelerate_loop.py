@@ -22,7 +22,8 @@ def fine_tune(folder, data, out, epochs=3, batch_size=16):
     loader = torch.utils.data.DataLoader(train.examples, batch_size, True, collate_fn=collate)
     wrapped = spafit.interop.for_trainer(model, names)
     trained = [each for each in wrapped.parameters() if each.requires_grad]
-    optimizer, accelerator = torch.optim.AdamW(trained, lr=5e-4), Accelerator()
+    optimizer = torch.optim.AdamW(spafit.parameter_groups(model, 5e-4))
+    accelerator = Accelerator()
     prepared, optimizer, loader = accelerator.prepare(wrapped, optimizer, loader)
     prepared.train()
     for _ in range(epochs):

@@ -17,7 +17,7 @@ class FineTuning(lightning.LightningModule):  # its checkpoints hold what trains
         return self.model(**batch).loss
 
     def configure_optimizers(self):
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=5e-4)
+        return torch.optim.AdamW(spafit.parameter_groups(self.model.model, 5e-4))
 
 
 def fine_tune(folder, data, out, batch_size=16, **settings):

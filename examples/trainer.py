@@ -22,12 +22,13 @@ def fine_tune(folder, data, out, **settings):
     def accuracy(found):
         return {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}
 
-    usual = {"learning_rate": 5e-4, "per_device_train_batch_size": 16, "report_to": "none"}
+    usual = {"per_device_train_batch_size": 16, "report_to": "none"}
     keep_best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
     each_epoch = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     arguments = TrainingArguments(out, **{**usual, **keep_best, **each_epoch, **settings})
     wrapped = spafit.interop.for_trainer(model, names)
     sets = {"train_dataset": train.examples, "eval_dataset": dev.examples}
+    sets["optimizers"] = (torch.optim.AdamW(spafit.parameter_groups(model, 5e-4)), None)
     trainer = Trainer(wrapped, arguments, collate, **sets, compute_metrics=accuracy)
     trainer.train()
     wrapped.save_pretrained(out)  # OUT/adapter.safetensors

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.text.tokenization import Tokenizer, load_tokenizer
     from spafit.training.fit import fit
     from spafit.training.inference import Predictions, evaluate, predict
+    from spafit.training.optimisation import parameter_groups
     from spafit.training.result import Result
     from spafit.weights.adapter_files import load_adapter, save_adapter
     from spafit.weights.pretrained import load_pretrained, load_report
@@ -107,6 +108,7 @@ __all__ = [
     "predict",
     # other people's trainers
     "interop",
+    "parameter_groups",
     # errors
     "SpafitError",
     "ConfigError",
@@ -137,6 +139,7 @@ _HOMES = {
     "text.tokenization": "Tokenizer load_tokenizer",
     "training.fit": "fit",
     "training.inference": "Predictions evaluate predict",
+    "training.optimisation": "parameter_groups",
     "training.result": "Result",
     "weights.adapter_files": "load_adapter save_adapter",
     "weights.pretrained": "load_pretrained load_report",

@@ -72,7 +72,7 @@ class BiasDelta(nn.Module):
     is_a_sum: ClassVar[bool] = True  # a kernel may add δ itself
 
     @overload
-    def __new__(cls) -> Bias: ...  # type: ignore[misc]
+    def __new__(cls, *, rate: float = ..., weight_decay: float | None = ...) -> Bias: ...  # type: ignore[misc]
 
     @overload
     def __new__(cls, bias: torch.Tensor, *more: Any, **named: Any) -> BiasDelta: ...
@@ -82,7 +82,7 @@ class BiasDelta(nn.Module):
 
         A subclass, such as that of a parametrized δ, is always a module; it may take more.
         """
-        return Bias() if cls is BiasDelta and bias is None else super().__new__(cls)
+        return Bias(**named) if cls is BiasDelta and bias is None else super().__new__(cls)
 
     def __init__(self, bias: torch.Tensor) -> None:
         super().__init__()

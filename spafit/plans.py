@@ -451,6 +451,12 @@ class Trained(NamedTuple):
     thaw: float | str = 0
     freeze: float | str | None = None
 
+    def decay(self, parameter: torch.Tensor, of_matrices: float, of_vectors: float) -> float:
+        """Return its weight decay: the plan's, or the run's of such a parameter."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return of_matrices if parameter.dim() > 1 else of_vectors
+
 
 @dataclass
 class Adaptation:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import ConfigError, DataError, WeightsError, listed
+from spafit.errors import ConfigError, DataError, PlanError, WeightsError, listed, one_line
 from spafit.plans import Adaptation
 from spafit.runs.record import ADAPTER
 from spafit.training.optimisation import loss_function, trained_parameters
@@ -150,6 +150,9 @@ def for_trainer(
 ) -> TrainerModel:
     """Wrap an adapted model for another program's trainer, such as transformers' ``Trainer``.
 
+    The trainer's optimizer follows the plan's rates and weight decays if it is made of
+    :func:`spafit.parameter_groups`.
+
     Parameters
     ----------
     model : BertForSequenceClassification
@@ -165,12 +168,18 @@ def for_trainer(
     Raises
     ------
     PlanError
-        If the model was not adapted, its adapters are disabled, or what would train is not what its
-        plan declares.
+        If the model was not adapted, its adapters are disabled, what would train is not what its
+        plan declares, or the plan has times at which strata thaw or freeze.
     ConfigError
         If the names of the labels do not fit the head, or are not those that the model has.
     """
     trained_parameters(model)  # refuses a model of which not all that trains would be saved
+    for stratum in _adaptation(model).plan.strata:
+        if stratum.thaw or stratum.freeze is not None:
+            raise PlanError(
+                f"{one_line(stratum.name)} thaws or freezes during training, which spafit.fit does "
+                "and another trainer does not; leave thaw and freeze out of the plan"
+            )
     if labels is not None:
         _name_labels(model, labels)
     return TrainerModel(model)

@@ -42,6 +42,51 @@ def trained_parameters(model: BertForSequenceClassification) -> dict[str, torch.
     return trained
 
 
+def parameter_groups(
+    model: BertForSequenceClassification,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    *,
+    decay_biases: bool = False,
+) -> list[dict[str, Any]]:
+    """Return what a model trains as the parameter groups of a torch optimizer, as its plan says.
+
+    A parameter learns at ``rate`` times the learning rate (:class:`spafit.plans.Trained`), and
+    decays by the plan's weight decay for it, or by the one given here if the plan has none. Without
+    rates and decays in the plan there are two groups: matrices, and vectors and single numbers.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        An adapted model; its :func:`trained_parameters` are grouped.
+    learning_rate, weight_decay : float
+        AdamW's.
+    decay_biases : bool
+        Whether vectors (biases, bias deltas, LayerNorm weights) and single numbers decay too.
+
+    Returns
+    -------
+    list of dict
+        ``params``, ``lr``, ``weight_decay`` and ``rate`` of each group.
+
+    Raises
+    ------
+    PlanError
+        As :func:`trained_parameters`.
+    """
+    trained = trained_parameters(model)
+    assert model.adaptation is not None
+    groups: dict[tuple[bool, float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in sorted(trained.items(), key=lambda each: each[1].dim() <= 1):
+        how = model.adaptation.trained[name]
+        decay = how.decay(parameter, weight_decay, weight_decay if decay_biases else 0.0)
+        groups.setdefault((parameter.dim() <= 1, decay, how.rate), []).append(parameter)
+    return [
+        {"params": parameters, "lr": learning_rate * rate, "weight_decay": decay, "rate": rate}
+        for (_, decay, rate), parameters in groups.items()
+    ]
+
+
 def make_optimizer(
     model: BertForSequenceClassification,
     *,
@@ -50,32 +95,24 @@ def make_optimizer(
     decay_biases: bool = False,
     capturable: bool = False,
 ) -> torch.optim.AdamW:
-    """Return AdamW over the trained parameters, with weight decay on matrices only by default.
+    """Return AdamW over the trained parameters, in the groups of :func:`parameter_groups`.
 
     Parameters
     ----------
-    model : BertForSequenceClassification
-        An adapted model; its :func:`trained_parameters` are optimized.
-    learning_rate, weight_decay : float
-        AdamW's.
-    decay_biases : bool
-        Whether vectors (biases, bias deltas, LayerNorm weights) and single numbers decay too.
+    model, learning_rate, weight_decay, decay_biases
+        As there.
     capturable : bool
-        Whether to keep the learning rate on the device, for the CUDA graph of a captured step.
+        Whether to keep the learning rates on the device, for the CUDA graph of a captured step.
     """
-    trained = list(trained_parameters(model).values())
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for parameter in trained if parameter.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": weight_decay if decay_biases else 0.0},
-    ]
+    groups = parameter_groups(model, learning_rate, weight_decay, decay_biases=decay_biases)
+    trained = [parameter for group in groups for parameter in group["params"]]
     # Fused: one call updates all tensors, of which there are some hundred, most of them small.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
     device = trained[0].device
+    for group in groups if capturable else []:
+        group["lr"] = torch.tensor(group["lr"], device=device)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=torch.tensor(learning_rate, device=device) if capturable else learning_rate,
+        groups,
         betas=(0.9, 0.999),
         fused=fused,
         capturable=capturable and device.type == "cuda",
@@ -83,12 +120,13 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of all parameters, in place if it is a tensor on the device."""
+    """Set each group's share of the learning rate, in place if it is a tensor on the device."""
     for group in optimizer.param_groups:
+        rate = learning_rate * group.get("rate", 1.0)
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(learning_rate)
+            group["lr"].fill_(rate)
         else:
-            group["lr"] = learning_rate
+            group["lr"] = rate
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup: float) -> float:

@@ -65,11 +65,12 @@ def fit(
         If the precision is not float32.
     """
     config = complete(config, model, train)  # the paper's settings, where none are given
-    assert config.batch_size and config.learning_rate and config.max_length
+    assert config.batch_size and config.learning_rate and config.max_length and model.adaptation
     if config.precision != "float32":
         raise ConfigError(f"this page knows no precision but float32, found {config.precision}")
     device, task = torch.device(config.device), train.task.with_metric(config.metric)
     names, (center, spread) = label_names(model, train), task.scale
+    how = model.adaptation.trained  # the rate and decay of each parameter, as the plan has them
     model.to(device)
     ids = tokenizer.encode(train.texts_a, train.texts_b, max_length=config.max_length)
     dev_ids = tokenizer.encode(dev.texts_a, dev.texts_b, max_length=config.max_length)
@@ -78,13 +79,14 @@ def fit(
         [names.index(str(y)) if names else (float(y or 0) - center) / spread for y in train.labels]
     )
 
-    # AdamW over all that trains, with weight decay on matrices; on vectors only if asked for.
+    # AdamW, with weight decay on matrices; on vectors only if asked for, or if the plan says so.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [p for p in trained.values() if p.dim() > 1]
-    vectors = [p for p in trained.values() if p.dim() <= 1]
-    decay, of_vectors = config.weight_decay, config.weight_decay if config.decay_biases else 0.0
-    groups: list[Any] = [{"params": matrices}, {"params": vectors, "weight_decay": of_vectors}]
-    optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=decay, fused=True)
+    decays = config.weight_decay, config.weight_decay if config.decay_biases else 0.0
+    groups: list[Any] = [
+        {"params": [p], "rate": how[name].rate, "weight_decay": how[name].decay(p, *decays)}
+        for name, p in trained.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, config.learning_rate, fused=True)
 
     losses: list[float] = []
     history: list[dict[str, Any]] = []
@@ -120,7 +122,7 @@ def fit(
         # AdamW's step. The learning rate rises linearly from 0 in the warm-up, then falls to 0.
         factor = step / warm if step < warm else (total - step) / max(1, total - warm)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+            group["lr"] = config.learning_rate * factor * group["rate"]
         optimizer.step()
 
         # Evaluate on dev, in batches of similar length; keep the trained values if they are best.
