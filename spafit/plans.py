@@ -148,6 +148,18 @@ class Stratum:
             raise PlanError(f"{name}: dropout must be a rate in [0, 1), found {self.dropout!r:.80}")
         for setting in ("thaw", "freeze"):
             _check_time(name, setting, getattr(self, setting))
+        if self.freeze is not None and isinstance(self.thaw, str) == isinstance(self.freeze, str):
+            thaw, freeze = (float(str(each).removesuffix("%")) for each in (self.thaw, self.freeze))
+            if thaw >= freeze:
+                raise PlanError(
+                    f"{name}: thaw is {self.thaw!r} and freeze {self.freeze!r}, so it would never "
+                    "train; let it thaw earlier, or leave its entries out"
+                )
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether these layers train for a part of the training alone."""
+        return bool(self.thaw) or self.freeze is not None
 
     @property
     def layers(self) -> str:
@@ -450,6 +462,21 @@ class Trained(NamedTuple):
     weight_decay: float | None = None
     thaw: float | str = 0
     freeze: float | str | None = None
+
+    def steps(self, steps_an_epoch: int, total_steps: int) -> tuple[int, int]:
+        """Return the numbers of steps after which it begins and ceases to train."""
+        first, end = (
+            round(float(when.removesuffix("%")) / 100 * total_steps)
+            if isinstance(when, str)
+            else round(when * steps_an_epoch)
+            for when in (self.thaw, "100%" if self.freeze is None else self.freeze)
+        )
+        return first, end
+
+    def trains_at(self, step: int, steps_an_epoch: int, total_steps: int) -> bool:
+        """Return whether it trains in the step that follows ``step`` steps."""
+        first, end = self.steps(steps_an_epoch, total_steps)
+        return first <= step < end
 
     def decay(self, parameter: torch.Tensor, of_matrices: float, of_vectors: float) -> float:
         """Return its weight decay: the plan's, or the run's of such a parameter."""

@@ -175,7 +175,7 @@ def for_trainer(
     """
     trained_parameters(model)  # refuses a model of which not all that trains would be saved
     for stratum in _adaptation(model).plan.strata:
-        if stratum.thaw or stratum.freeze is not None:
+        if stratum.is_timed:
             raise PlanError(
                 f"{one_line(stratum.name)} thaws or freezes during training, which spafit.fit does "
                 "and another trainer does not; leave thaw and freeze out of the plan"

@@ -17,7 +17,7 @@ the losses are those of the eager step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -133,6 +133,14 @@ class CapturedStep(TrainingStep):
         norm, replay = self._update
         replay()
         return norm.clone()
+
+    def train_only(self, names: Collection[str]) -> None:
+        """Train those of the parameters alone; the graphs are recorded anew."""
+        self.recover()
+        super().train_only(names)
+        for parameter in self.trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def forget_gradients(self) -> None:
         """Set all gradients to 0 in place, because the graphs add to this memory."""

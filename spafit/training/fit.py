@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ from spafit.training.journal import Journal
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step
 from spafit.training.optimisation import loss_function, trained_parameters
-from spafit.training.prefix.kept import keep_prefixes
+from spafit.training.phases import Keep, Phases
+from spafit.training.prefix.kept import KeptPrefix, keep_prefixes
 from spafit.training.result import Result
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig, class_weights, complete
@@ -138,25 +139,14 @@ def fit(
         opened.enter_context(_set_up(model, config))
         progress = opened.enter_context(Progress(feed.total_steps, quiet=config.quiet))
         journal = Journal(progress, None if run is None else run.log)
-        prefixes = opened.enter_context(
-            keep_prefixes(
-                model,
-                tokenizer,
-                {"train": feed.encodings, "dev": scored.encodings},
-                where=config.cache_prefix,
-                dtype=config.cache_dtype,
-                limit_gib=config.cache_limit_gib,
-                precision=f"{config.precision}, {config.frozen_weights} weights",
-                say=journal.say,
-            )
-        )
-        feed.prefix = prefixes.get("train")
-        scored = dataclasses.replace(scored, prefix=prefixes.get("dev"))
         take_step = make_step(model, config, journal.say, summed_loss)
         opened.callback(take_step.close)
-        state, saver = _begin(run, take_step, feed, config, journal)
-        progress.begin(state.step)
-        Loop(config, take_step, feed, scored, state, journal, saver, stop).run()
+        keep = _keep(model, tokenizer, feed, scored, config, journal)
+        with Phases(take_step, feed, keep, journal.say) as phases:
+            phases.enter(0)  # refuses what does not fit in memory
+            state, saver = _begin(run, take_step, feed, config, journal)
+            progress.begin(state.step)
+            Loop(config, take_step, feed, scored, phases, state, journal, saver, stop).run()
         result = _result(model, state, feed, scored, () if run is None else run.files)
         if run is not None:
             if chosen := choices.made():  # another choice of kernels rounds otherwise
@@ -276,6 +266,33 @@ def _set_up(model: BertForSequenceClassification, config: TrainConfig) -> Iterat
             yield
         finally:
             encoder.recomputed = before
+
+
+def _keep(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    feed: Feed,
+    scored: Scored,
+    config: TrainConfig,
+    journal: Journal,
+) -> Keep:
+    """Return what opens the caches for the output of the layers that are frozen at the moment."""
+
+    def keep(is_pretrained: bool) -> AbstractContextManager[dict[str, KeptPrefix]]:
+        where = config.cache_prefix if model.bert.frozen_depth else "off"
+        return keep_prefixes(
+            model,
+            tokenizer,
+            {"train": feed.encodings, "dev": scored.encodings},
+            # No other run can use what layers give that were trained in this one.
+            where="memory" if where == "disk" and not is_pretrained else where,
+            dtype=config.cache_dtype,
+            limit_gib=config.cache_limit_gib,
+            precision=f"{config.precision}, {config.frozen_weights} weights",
+            say=journal.say,
+        )
+
+    return keep
 
 
 def _begin(

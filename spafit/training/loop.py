@@ -30,7 +30,7 @@ from spafit.training.inference import AbandonedError, decode, predict_logits, pr
 from spafit.training.journal import Journal
 from spafit.training.make_step import Readings
 from spafit.training.optimisation import learning_rate_factor
-from spafit.training.prefix.kept import KeptPrefix
+from spafit.training.phases import Phases
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig
 from spafit.training.state import TrainingState
@@ -56,8 +56,6 @@ class Scored:
         The scale of scores that the model is trained on.
     majority : dict of str to float
         The scores of always predicting the commonest class.
-    prefix : KeptPrefix, optional
-        Their kept hidden states after group 1.
     """
 
     dataset: Dataset
@@ -65,7 +63,6 @@ class Scored:
     names: tuple[str, ...]
     scale: tuple[float, float]
     majority: dict[str, float]
-    prefix: KeptPrefix | None = None
 
 
 class Loop:
@@ -81,6 +78,8 @@ class Loop:
         The training batches.
     dev : Scored
         The examples to evaluate on.
+    phases : Phases
+        What trains when, and the kept output of what does not.
     state : TrainingState
         The state of the run; it is kept up to date.
     journal : Journal
@@ -97,12 +96,14 @@ class Loop:
         take_step: TrainingStep,
         feed: Feed,
         dev: Scored,
+        phases: Phases,
         state: TrainingState,
         journal: Journal,
         saver: Saver | None,
         stop: StopRequests,
     ) -> None:
         self.config, self.take_step, self.feed, self.dev = config, take_step, feed, dev
+        self.phases = phases
         self.state, self.journal, self.saver, self.stop = state, journal, saver, stop
         self.model = take_step.model
         self.eval_every = config.eval_every or feed.steps_an_epoch
@@ -121,12 +122,18 @@ class Loop:
             If the run cannot continue.
         """
         state = self.state
-        self._into_training()
-        with closing(self.feed.batches(state.step)) as batches:
-            self._run(batches)
+        # An evaluation that is still due belongs to the phase of the step before it.
+        self.phases.enter(state.step - self._evaluation_is_due())
+        is_over = False
+        while not is_over:
+            self._into_training()
+            with closing(self.feed.batches(state.step)) as batches:
+                is_over = self._run(batches)
+            self.phases.enter(state.step)  # after its end, because batches are made ahead
         self._pause()
 
-    def _run(self, batches: Iterator[Fed]) -> None:
+    def _run(self, batches: Iterator[Fed]) -> bool:
+        """Train to the end of the phase; return whether it is that of the run."""
         state = self.state
         while True:
             if self._evaluation_is_due() and not self.stop():
@@ -142,7 +149,9 @@ class Loop:
             if is_stopping:
                 raise self._stopped()
             if is_last:
-                break
+                return True
+            if self.phases.is_over(state.step):
+                return False
             self._take(next(batches))
 
     def _take(self, fed: Fed) -> None:
@@ -231,15 +240,15 @@ class Loop:
                 self.model,
                 self.dev.encodings,
                 precision=self.config.precision,
-                prefix=self.dev.prefix,
+                prefix=self.phases.prefixes.get("dev"),
                 abandoned=self.stop,
             )
         except AbandonedError:  # a resumed run evaluates first
             return
         if not np.isfinite(logits).all():
             raise TrainingError(f"the logits on dev after step {state.step} are not finite")
-        for prefix in (self.feed.prefix, self.dev.prefix):
-            while prefix is not None and prefix.cache.notes:  # about damaged or removed files
+        for prefix in self.phases.prefixes.values():
+            while prefix.cache.notes:  # about damaged or removed files
                 self.journal.say(prefix.cache.notes.pop(0))
         predicted = decode(logits, self.dev.names, self.dev.scale)
         probabilities = probabilities_of(logits, self.dev.names, task)

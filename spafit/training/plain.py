@@ -69,7 +69,7 @@ def fit(
     if config.precision != "float32":
         raise ConfigError(f"this page knows no precision but float32, found {config.precision}")
     device, task = torch.device(config.device), train.task.with_metric(config.metric)
-    names, (center, spread) = label_names(model, train), task.scale
+    names, (center, spread), metric = label_names(model, train), task.scale, task.metrics[0]
     how = model.adaptation.trained  # the rate and decay of each parameter, as the plan has them
     model.to(device)
     ids = tokenizer.encode(train.texts_a, train.texts_b, max_length=config.max_length)
@@ -98,6 +98,10 @@ def fit(
         epoch, start = 1 + step // steps_an_epoch, step % steps_an_epoch * config.batch_size
         order = np.random.default_rng([config.seed, epoch]).permutation(len(train)).tolist()
         rows = order[start : start + config.batch_size]
+
+        # What the plan has frozen at this step has no gradient, so that AdamW leaves it alone.
+        for name, p in trained.items():
+            p.requires_grad_(how[name].trains_at(step, steps_an_epoch, total))
 
         # Forward: the mean loss of a batch.
         model.train()
@@ -138,11 +142,10 @@ def fit(
         answers = [names[k] for k in outputs.argmax(1)] if names else sizes
         sure = outputs.double().softmax(1)[:, [names.index(label) for label in task.labels]]
         scores = scoring.compute(task, answers, dev.labels, sure.numpy())
-        first = task.metrics[0]
-        if all(is_better(first, scores[first], old["metrics"][first]) for old in history):
+        if all(is_better(metric, scores[metric], old["metrics"][metric]) for old in history):
             best = {name: p.detach().clone() for name, p in trained.items()}
         history.append({"step": step + 1, "epoch": epoch, "metrics": scores})
     for name, value in best.items():
-        trained[name].data.copy_(value)
+        trained[name].requires_grad_(True).data.copy_(value)
     model.eval()
     return losses, history

@@ -59,7 +59,8 @@ def complete(
     beyond = [group for group in config.recompute if group > len(plan.strata)]
     if beyond:
         raise PlanError(f"recompute names group {beyond[0]}, {plan.name} has {len(plan.strata)}")
-    if cache_prefix != "off" and model.bert.frozen_depth == 0:
+    is_timed = any(stratum.is_timed for stratum in plan.strata)  # the depth may grow
+    if cache_prefix != "off" and model.bert.frozen_depth == 0 and not is_timed:
         raise PlanError(
             f"{plan.name} trains the first layer or the embeddings, so no hidden state stays "
             "constant; leave cache_prefix off"

@@ -11,7 +11,7 @@ not finite, a flag on the device makes the optimizer skip the update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +77,13 @@ class TrainingStep:
         Another form of ``model.forward_packed``, such as a compiled one.
     loss : callable, optional
         Another loss than :func:`~spafit.training.optimisation.loss_function`.
+
+    Attributes
+    ----------
+    parameters : dict of str to nn.Parameter
+        All that the run trains, by name.
+    trained : list of nn.Parameter
+        Those of them that train at the moment.
     """
 
     def __init__(
@@ -93,7 +100,8 @@ class TrainingStep:
         self.model, self.optimizer, self.precision = model, optimizer, precision
         self.device = model.classifier.weight.device
         self.forward: Forward = model.forward_packed if forward is None else forward
-        self.trained = list(trained_parameters(model).values())
+        self.parameters = trained_parameters(model)
+        self.trained = list(self.parameters.values())
         self.max_grad_norm = max_grad_norm or math.inf
         # 0, or NaN if the loss is not finite; added to the gradient to make it NaN too.
         self._spoil = torch.zeros((), dtype=self.trained[0].dtype, device=self.device)
@@ -129,6 +137,14 @@ class TrainingStep:
                 f"not enough memory for the optimizer's moments ({shortage(error)}), which take "
                 "twice the trained parameters; use a plan that trains less"
             ) from error
+
+    def train_only(self, names: Collection[str]) -> None:
+        """Train those of :attr:`parameters` alone, and freeze the others, until the next call."""
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in names)
+            if name not in names:
+                parameter.grad = None
+        self.trained = [each for name, each in self.parameters.items() if name in names]
 
     def accumulate(self, micro_batch: MicroBatch, n: int) -> torch.Tensor:
         """Add a micro-batch's gradient; return its share () of the mean loss of all n examples."""
@@ -188,8 +204,7 @@ class TrainingStep:
             If a tensor does not match a trained parameter and its shape, or is missing, or the
             loss scale is invalid.
         """
-        trained = trained_parameters(self.model)
-        parameters = {name_in_files(name): parameter for name, parameter in trained.items()}
+        parameters = {name_in_files(name): each for name, each in self.parameters.items()}
         for full_name, tensor in tensors.items():
             optimizer, _, rest = full_name.partition(".")
             key, _, name = rest.partition(".")
@@ -204,9 +219,14 @@ class TrainingStep:
             on_device = tensor.dim() or self.optimizer.defaults.get("fused")
             place = parameter.device if on_device else torch.device("cpu")
             self.optimizer.state[parameter][key] = tensor.to(place, copy=True)
-        moments = {frozenset(self.optimizer.state.get(each, ())) for each in self.trained}
-        if len(moments) > 1 or not moments <= {frozenset(), frozenset(_MOMENTS)}:
-            raise CheckpointError("the optimizer's moments of some parameters are missing")
+        assert self.model.adaptation is not None
+        moments: dict[object, set[frozenset[str]]] = {}  # of what begins to train together
+        for name, parameter in self.parameters.items():
+            of_these = moments.setdefault(self.model.adaptation.trained[name].thaw, set())
+            of_these.add(frozenset(self.optimizer.state.get(parameter, ())))
+        for found in moments.values():
+            if len(found) > 1 or not found <= {frozenset(), frozenset(_MOMENTS)}:
+                raise CheckpointError("the optimizer's moments of some parameters are missing")
         if self.scaler.is_enabled():
             scaler = values.get("scaler")
             expected = self.scaler.state_dict()
