@@ -32,6 +32,7 @@ from spafit.machine.precision import autocast
 from spafit.machine.random_states import seeded
 from spafit.runs.folder import RunFolder
 from spafit.runs.identity import RENAMED
+from spafit.runs.journal import Journal
 from spafit.runs.progress import Progress
 from spafit.runs.record import RUN, read_run
 from spafit.runs.stopping import StopRequests
@@ -43,7 +44,6 @@ from spafit.tasks.task import Dataset, Task
 from spafit.text.tokenization import Tokenizer
 from spafit.training.batches import Feed
 from spafit.training.inference import encode
-from spafit.training.journal import Journal
 from spafit.training.loop import Loop, Scored, values_that_train
 from spafit.training.make_step import make_step
 from spafit.training.optimisation import loss_function, trained_parameters

@@ -20,6 +20,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import StoppedError, TrainingError
 from spafit.machine import random_states
 from spafit.machine.versions import peak_memory_mib
+from spafit.runs.journal import Journal
 from spafit.runs.stopping import StopRequests
 from spafit.tasks import scoring
 from spafit.tasks.metrics import is_better
@@ -27,7 +28,6 @@ from spafit.tasks.task import Dataset
 from spafit.text.tokenization import Encodings
 from spafit.training.batches import Fed, Feed
 from spafit.training.inference import AbandonedError, decode, predict_logits, probabilities_of
-from spafit.training.journal import Journal
 from spafit.training.make_step import Readings
 from spafit.training.optimisation import learning_rate_factor
 from spafit.training.phases import Phases

@@ -18,11 +18,11 @@ from spafit.bert import BertForSequenceClassification
 from spafit.cli import main
 from spafit.cli.evaluating import evaluation_screen
 from spafit.config import BertConfig
+from spafit.runs.journal import Journal
 from spafit.runs.progress import Progress
 from spafit.strata import adapt
 from spafit.summary import Summary
 from spafit.tasks.task import Dataset, Example, Task
-from spafit.training.journal import Journal
 from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 
 SCORES = {"matthews": -0.12345, "spearman": -0.98765}
