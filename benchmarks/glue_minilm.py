@@ -1,4 +1,4 @@
-"""Real runs: MiniLM's weights fine-tuned by SPAFIT-1-3-II on six GLUE tasks.
+"""Real runs: MiniLM's weights fine-tuned on GLUE tasks, by SPAFIT-1-3-II or other methods.
 
 Every row has its settings, seed, machine, versions and commit. The scores are those of the best
 epoch on dev, with those of always predicting the commonest class; the table gives mean and spread
@@ -6,6 +6,7 @@ over the seeds first.
 
     python -m benchmarks.glue_minilm --data ../shared/data/glue --tasks rte wnli --seeds 0 1 2
     python -m benchmarks.glue_minilm --paths --device cuda --precision bf16 --seeds 0 1 2
+    python -m benchmarks.glue_minilm --tasks mrpc cola --method houlsby --learning-rates 1e-3 ...
 
 With ``--paths`` every run is made twice, in the fast path (packed, captured on a GPU, in
 ``--precision``) and in the plain one (float32, every operation as its equation is written), and the
@@ -41,9 +42,9 @@ TASKS = ("rte", "mrpc", "cola", "sts-b", "wnli", "sst-2")
 PATH_TASKS = ("rte", "mrpc", "cola", "sts-b", "sst-2")  # WNLI teaches nothing but its majority
 SST2_ROWS = 10_000  # of 67,349, the first ones; one epoch
 COLUMNS = (
-    "task", "metric", "seed", "score", "majority", "best_epoch", "method", "learning_rate",
-    "epochs", "batch_size", "train_rows", "dev_rows", "examples_per_s", "peak_memory_mib",
-    "precision", "weights_dtype", "device", "torch", "spafit", "commit",
+    "task", "metric", "seed", "score", "majority", "best_epoch", "method", "trainable",
+    "learning_rate", "epochs", "batch_size", "train_rows", "dev_rows", "examples_per_s",
+    "peak_memory_mib", "precision", "weights_dtype", "device", "torch", "spafit", "commit",
 )  # fmt: skip
 PATH_COLUMNS = ("path", "step", *COLUMNS)
 
@@ -132,6 +133,7 @@ def run(
             "best_epoch": str(result.best_epoch),
             "method": parsed.method,
             "learning_rate": f"{learning_rate:g}",
+            "trainable": str(result.trainable),
             "epochs": str(config.epochs),
             "batch_size": "16",
             "train_rows": str(len(train)),
@@ -160,9 +162,9 @@ def table(rows: list[dict[str, str]]) -> str:
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     lines = [
-        "| task | metric | learning rate | epochs | rows | seeds | mean | sd | maximum | commonest "
-        "class | examples/s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| task | metric | method | trains | learning rate | epochs | rows | seeds | mean | sd | "
+        "maximum | commonest class | examples/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in groups.values():
         scores = [float(row["score"]) for row in group]
@@ -170,7 +172,8 @@ def table(rows: list[dict[str, str]]) -> str:
         speed = statistics.median(float(row["examples_per_s"]) for row in group)
         first = group[0]
         lines.append(
-            f"| {first['task']} | {first['metric']} | {first['learning_rate']} | {first['epochs']} "
+            f"| {first['task']} | {first['metric']} | {first['method']} | "
+            f"{first.get('trainable') or '-'} | {first['learning_rate']} | {first['epochs']} "
             f"| {first['train_rows']} | {len(group)} | {statistics.mean(scores):.4f} | {spread} | "
             f"{max(scores):.4f} | {first['majority']} | {speed:.0f} |"
         )
