@@ -271,8 +271,8 @@ class SublayerEnd(Adaptable):
 
     Attributes
     ----------
-    adapters : nn.ModuleDict
-        The adapters by name, in the order in which they are called; empty in a pre-trained model.
+    adapters : nn.ModuleDict or None
+        The adapters by name, in the order in which they are called (:meth:`add_adapter`).
     """
 
     called = "the end of a sub-layer (attention.output or layer.output)"
@@ -282,11 +282,18 @@ class SublayerEnd(Adaptable):
 
     def __init__(self) -> None:
         super().__init__()
-        self.adapters = nn.ModuleDict()
+        self.adapters: nn.ModuleDict | None = None
+
+    def add_adapter(self, name: str, adapter: nn.Module) -> None:
+        """Have an adapter of a new name called after those that are there."""
+        adapters = nn.ModuleDict() if self.adapters is None else self.adapters
+        assert name not in adapters, name
+        adapters[name] = adapter.train(self.training)
+        self.adapters = adapters
 
     def add_norm(self, H: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
         """Return LayerNorm(Dropout(H) + X), (..., D); adapters, if any, change Dropout(H)."""
-        if not self.adapters or not self.adapters_on:
+        if self.adapters is None or not self.adapters_on:
             return add_norm(H, X, self.dropout, self.LayerNorm)
         H = self.dropout(H)
         for adapter in self.adapters.values():
@@ -339,7 +346,7 @@ def why_not_merged(module: Adaptable) -> str:
     What is not known to be merged is refused: a class that computes something of its own must have
     a merged form of its own, and an adapter in the end of a sub-layer has none.
     """
-    if isinstance(module, SublayerEnd) and module.adapters:
+    if isinstance(module, SublayerEnd) and module.adapters is not None:
         return f"the adapter {' and '.join(module.adapters)} stands beside its maps, not in them"
     if "forward" in vars(module):
         return "its forward was replaced"

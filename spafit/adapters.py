@@ -101,7 +101,7 @@ class BiasDelta(nn.Module):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bias(Technique):
     """Train δ in b + δ; the pre-trained bias b stays as it is.
 
@@ -113,12 +113,7 @@ class Bias(Technique):
     trains: ClassVar[tuple[str, ...]] = ("bias_delta.delta",)
 
     def __repr__(self) -> str:
-        given = [
-            f"{name}={value!r}"
-            for name, value in vars(self).items()
-            if value != getattr(Bias, name)
-        ]
-        return f"BiasDelta({', '.join(given)})"
+        return super().__repr__().replace("Bias", "BiasDelta", 1)
 
     def combines_with(self, other: Technique) -> bool:
         """Return False for a technique that trains the bias directly."""
@@ -134,7 +129,7 @@ class Bias(Technique):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DirectBias(Technique):
     """Train the pre-trained bias b directly, as BitFit does (Ben Zaken et al., 2022)."""
 
@@ -161,7 +156,7 @@ class GainDelta(BiasDelta):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerNormGain(Technique):
     """Train δγ in γ + δγ; the pre-trained gain γ of a LayerNorm stays as it is."""
 
@@ -252,7 +247,7 @@ class LoRALinear(Linear):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoRA(Technique):
     """Train A and B in W + (alpha/r) BA (Hu et al., 2022); W stays as it is.
 
@@ -365,7 +360,7 @@ class IA3Scale(nn.Module):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IA3(Technique):
     """Train a vector l that scales a map's output, or its input: (IA)³ (Liu et al., 2022).
 
@@ -462,7 +457,7 @@ class Bottleneck(nn.Module):
         return f"{self.activation}, scaling={self.scaling:g}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BottleneckAdapter(Technique):
     """Base of the adapters with a bottleneck of m units: two maps, from D to m and back to D.
 
@@ -536,17 +531,16 @@ class BottleneckAdapter(Technique):
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Add a :class:`Bottleneck` to the end of a sub-layer and return it."""
         assert isinstance(module, SublayerEnd)
-        if self.name in module.adapters:
+        if module.adapters is not None and self.name in module.adapters:
             raise PlanError(
                 f"the sub-layer has {self.name} already; attaching another would lose it"
             )
-        adapter = Bottleneck(self, module, generator).train(module.training)
-        module.adapters[self.name] = adapter
+        module.add_adapter(self.name, Bottleneck(self, module, generator))
         return module
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SeriesAdapter(BottleneckAdapter):
     """H + s (U σ(D H + b_d) + b_u): an adapter after the sub-layer (Houlsby et al., 2019).
 
@@ -568,7 +562,7 @@ class SeriesAdapter(BottleneckAdapter):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PfeifferAdapter(BottleneckAdapter):
     """H + s (U σ(D LayerNorm(H + X) + b_d) + b_u): the form of Pfeiffer et al. (2020).
 
@@ -585,7 +579,7 @@ class PfeifferAdapter(BottleneckAdapter):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ParallelAdapter(BottleneckAdapter):
     """H + s (U σ(D X + b_d) + b_u): an adapter beside the sub-layer, whose input X it reads.
 
@@ -604,7 +598,7 @@ class ParallelAdapter(BottleneckAdapter):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Full(Technique):
     """Train the pre-trained weight and bias directly."""
 

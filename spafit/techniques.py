@@ -5,6 +5,7 @@ The techniques themselves are in :mod:`spafit.adapters`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from spafit.errors import PlanError, listed
 LARGEST_RATE = 1e6  # far above any use
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Technique:
     """Base of the techniques that a plan may name: what is attached to a module, and what trains.
 
@@ -58,6 +59,15 @@ class Technique:
     copies: ClassVar[tuple[str, ...]] = ()
     attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear, LayerNorm)
     order: ClassVar[int] = 0
+
+    def __repr__(self) -> str:
+        """Show the settings of its own, and those by keyword alone that have not their defaults."""
+        shown = [
+            f"{each.name}={getattr(self, each.name)!r}"
+            for each in sorted(dataclasses.fields(self), key=lambda each: each.kw_only)
+            if not each.kw_only or getattr(self, each.name) != each.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def caption(self) -> str:

@@ -369,7 +369,7 @@ class MadeUp(Technique):
 
     def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
         if isinstance(module, SublayerEnd):
-            module.adapters["own"] = Halved()
+            module.add_adapter("own", Halved())
             return module
         assert isinstance(module, Linear)
         if self.how == "doubled":
@@ -439,6 +439,15 @@ def test_other_bad_settings_are_refused() -> None:
         Stratum("one", 0, 0, {"query": [SeriesAdapter()]})
     with pytest.raises(PlanError, match=r"LoRA needs a Linear, found the end of a sub-layer"):
         Stratum("one", 0, 0, {"layer.output": [LoRA()]})
+
+
+def test_print_as_they_are_written() -> None:
+    assert repr(LoRA()) == "LoRA(r=64, alpha=128.0, dropout=0.0)"
+    assert repr(LoRA(3, 5, b_rate=4, rate=2)) == (
+        "LoRA(r=3, alpha=5.0, dropout=0.0, rate=2, b_rate=4)"
+    )
+    assert repr(BiasDelta()) == "BiasDelta()"
+    assert repr(BiasDelta(weight_decay=0.1)) == "BiasDelta(weight_decay=0.1)"
 
 
 def test_dropout_stands_before_an_adapter() -> None:
