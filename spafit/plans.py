@@ -222,9 +222,8 @@ def _at(place: str, then: str = ": ") -> Iterator[None]:
 
 def _did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return a question that names the nearest of the known names, if one is near."""
-    lower = {each.lower(): each for each in sorted(known)}
-    near = difflib.get_close_matches(str(name)[:80].lower(), lower, n=1)
-    return f" (did you mean {lower[near[0]]}?)" if near else ""
+    near = difflib.get_close_matches(str(name)[:80].lower(), sorted(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 @dataclass(frozen=True)
@@ -437,7 +436,7 @@ def _layers_from_json(layers: Any) -> tuple[Any, Any]:
     """Return the first and the last layer of ``"0-4"``, ``"5"`` or ``[0, 4]``."""
     if isinstance(layers, list) and len(layers) == 2:
         return layers[0], layers[1]
-    ends = re.fullmatch(r"([0-9]{1,9})(?: ?- ?([0-9]{1,9}))?", str(layers), flags=re.ASCII)
+    ends = re.fullmatch(r"([0-9]{1,9})(?: ?- ?([0-9]{1,9}))?", str(layers))
     if not isinstance(layers, str) or ends is None:
         raise PlanError(
             f'"layers" must be the first and the last, such as "0-4" or [0, 4], or a single one '

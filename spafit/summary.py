@@ -172,6 +172,9 @@ def _in_lines(trains: tuple[str, ...], width: int) -> list[str]:
             continue
         lines.append(sublayer)
         for each in re.split("(?<=,) ", words):
+            if lines[-1] != sublayer and len(f"{lines[-1]} {each}") <= width:
+                lines[-1] += f" {each}"
+                continue
             lines += textwrap.wrap(each, width, initial_indent="  ", subsequent_indent="  ")
     return lines
 

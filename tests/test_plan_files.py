@@ -251,6 +251,8 @@ PLACED: list[tuple[str, Any, str]] = [
         " 'attention.output.dens' matches no module of a layer (did you mean attention.output.d"),
     ("train", {"All": "lora"}, "stratum 3, group 3: the entry 'All' matches no module of a layer "
         "(did you mean all?)"),
+    ("train", {"dens": "lora"}, "stratum 3, group 3: the entry 'dens' matches no module of a layer;"
+        " there are"),
     ("train", {"query,": "lora"}, "stratum 3, group 3: the entry '' matches no module"),
     ("train", {"query, key": "Lora"}, "stratum 3, group 3, query, key: 'Lora' is no technique "
         "(did you mean lora?)"),

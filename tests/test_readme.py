@@ -187,11 +187,11 @@ def test_the_table_of_techniques(name, file, on, computes, numbers, methods):
     trained = {each for table in summary.plan.strata for each in table.train.values()}
     assert {technique.name for each in trained for technique in each} == {name}
     assert f"{summary.trainable - 3075:,}" == numbers
-    for equation in computes.split(", "):
-        if not equation.startswith(("as the", "whose", "or ")):
-            assert equation in adapters.__doc__
     kinds = {"Linear": "Linear", "LayerNorm": "LayerNorm", "SublayerEnd": "sub-layer"}
     [technique] = {type(technique) for each in trained for technique in each}
+    called = f":class:`{technique().__repr__().partition('(')[0]}`"
+    its = " ".join(line for line in adapters.__doc__.splitlines() if line.startswith(called))
+    assert all(part in its for part in computes.partition(", whose")[0].split(", ")), its
     assert on == ", ".join(kinds[kind.__name__] for kind in technique.attaches_to)
     for method in re.findall("`([a-z0-9-]+)`", methods)[:1]:
         bias = "direct" if "direct" in methods else None

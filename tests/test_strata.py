@@ -36,7 +36,7 @@ from support.tiny_bert import (
 from torch.nn.utils import parametrize
 
 import spafit
-from spafit.adapters import BiasDelta, LoRA, SeriesAdapter
+from spafit.adapters import BiasDelta, LoRA, ParallelAdapter, SeriesAdapter
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import PlanError
@@ -407,6 +407,16 @@ class TestSummary:
             "ia3": ("attention.self   (IA)³ (key value)", "  (IA)³ of input (dense)"),
         }
         assert all(any(word in line for line in lines) for word in words[name])
+
+    def test_what_takes_more_lines_fills_them(self) -> None:
+        adapters = [SeriesAdapter(), ParallelAdapter(64)]
+        train = {"query": [LoRA(777)], "all": [BiasDelta()], "layer.output": adapters}
+        text = str(large(Plan("mine", 24, [Stratum("all layers", 0, 23, train)])))
+        lines = [line.split("│")[3].strip() for line in text.splitlines() if line[0] == "│"]
+        assert lines[lines.index("output") + 1 :][:2] == [
+            "bias, Series m=D/16,",
+            "Parallel m=64",
+        ]
 
     def test_a_model_that_was_not_adapted(self) -> None:
         with pytest.raises(PlanError, match="not adapted"):
