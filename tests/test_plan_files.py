@@ -254,7 +254,7 @@ PLACED: list[tuple[str, Any, str]] = [
     ("train", {"dens": "lora"}, "stratum 3, group 3: the entry 'dens' matches no module of a layer;"
         " there are"),
     ("train", {"query,": "lora"}, "stratum 3, group 3: the entry '' matches no module"),
-    ("train", {"query, key": "Lora"}, "stratum 3, group 3, query, key: 'Lora' is no technique "
+    ("train", {"query, key": "LORA"}, "stratum 3, group 3, query, key: 'LORA' is no technique "
         "(did you mean lora?)"),
     ("train", {"query": [{"lora": {}}, {"bias_delta": {}}]}, "stratum 3, group 3, query: "
         "{'bias_delta': {}} is no technique (did you mean bias-delta?)"),
