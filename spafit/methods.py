@@ -217,4 +217,4 @@ def _read(path: Path) -> Plan:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # not UTF-8, or no possible name of a file
         raise PlanError(f"the plan file {path} cannot be read: {error}") from None
-    return Plan.from_json(text, source=str(path))
+    return Plan.from_json(text, source=str(path), name=path.stem)

@@ -7,10 +7,12 @@ paper's groups 1, 2 and 3: frozen, biases, LoRA and biases. methods.py makes pla
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,6 +52,9 @@ OUTPUT = "layer.output"
 PLACES = (*MODULES[:4], ATTENTION_OUTPUT, *MODULES[4:7], OUTPUT, OUTPUT_NORM)
 """All that a stratum may name, in the order of the forward pass."""
 
+ALL = "all"
+"""Names all of :data:`MODULES` in a stratum's table."""
+
 _FORMAT = "spafit-plan-1"
 
 
@@ -76,8 +81,12 @@ def resolve(entry: str) -> str:
     """
     matches = [place for place in PLACES if f".{place}".endswith(f".{entry}")]
     if not matches:
-        known = ", ".join(PLACES)
-        raise PlanError(f"the entry {entry!r:.200} matches no module of a layer; there are {known}")
+        ends = [place.split(".", n)[-1] for place in PLACES for n in range(place.count(".") + 1)]
+        known = {ALL, *(end for end in ends if ends.count(end) == 1)}
+        raise PlanError(
+            f"the entry {entry!r:.200} matches no module of a layer{_did_you_mean(entry, known)}; "
+            f"there are {', '.join(PLACES)}"
+        )
     if len(matches) > 1:
         raise PlanError(
             f"the entry {entry!r:.200} matches {' and '.join(matches)}; write the one that is meant"
@@ -96,8 +105,10 @@ class Stratum:
     first, last : int
         The first and the last layer, both included, numbered from 0.
     train : mapping of str to sequence of Technique
-        Module (see :func:`resolve`) -> its techniques. A module that is not named is frozen. LoRA
-        and a bias technique may be combined; they are sorted by the order of attachment.
+        Module (see :func:`resolve`), or several with commas between them -> their techniques.
+        ``"all"`` names the eight modules that hold parameters; what is named beside it is added to
+        it. A module that is not named is frozen. LoRA and a bias technique may be combined; they
+        are sorted by the order of attachment. The attribute has one entry for each module.
 
     rate : float
         Factor of the learning rate in these layers.
@@ -134,14 +145,24 @@ class Stratum:
             raise PlanError(f"{name}: layers are numbered from 0, found {self.layers:.80}")
         if self.last < self.first:
             raise PlanError(f"{name}: layers {self.layers:.80} are none at all")
-        resolved: dict[str, tuple[Technique, ...]] = {}
+        named: set[str] = set()
+        resolved: dict[str, list[Technique]] = {}
         for entry, techniques in self.train.items():
-            module = resolve(entry)
-            if module in resolved:
-                raise PlanError(f"{name}: {entry!r:.200} names {module} a second time")
-            resolved[module] = _checked(name, module, techniques)
-        in_order = {module: resolved[module] for module in PLACES if module in resolved}
-        object.__setattr__(self, "train", in_order)
+            given = _checked_list(f"{name}, {one_line(str(entry))}", techniques)
+            for each in map(str.strip, str(entry).split(",")):
+                with _at(name):
+                    modules = MODULES if each == ALL else (resolve(each),)
+                if each != ALL and modules[0] in named:
+                    raise PlanError(f"{name}: {each!r:.200} names {modules[0]} a second time")
+                named |= set(modules) if each != ALL else set()
+                for module in modules:
+                    resolved.setdefault(module, []).extend(given)
+        train = {
+            module: _checked(f"{name}, {module}", module, resolved[module])
+            for module in PLACES
+            if module in resolved
+        }
+        object.__setattr__(self, "train", train)
         check_rate(name, self.rate)
         check_decay(name, self.weight_decay)
         if self.dropout is not None and not (is_number(self.dropout) and 0 <= self.dropout < 1):
@@ -181,8 +202,7 @@ def _check_time(name: str, setting: str, when: object) -> None:
         )
 
 
-def _checked(name: str, module: str, techniques: Sequence[Technique]) -> tuple[Technique, ...]:
-    place = f"{name}, {module}"
+def _checked_list(place: str, techniques: Sequence[Technique]) -> Sequence[Technique]:
     if isinstance(techniques, str) or not isinstance(techniques, Sequence):
         raise PlanError(f"{place}: expected a list of techniques, found {techniques!r:.200}")
     for technique in techniques:
@@ -192,13 +212,30 @@ def _checked(name: str, module: str, techniques: Sequence[Technique]) -> tuple[T
             )
     if not techniques:
         raise PlanError(f"{place}: no technique is named; leave the entry out to freeze it")
+    return techniques
+
+
+def _checked(place: str, module: str, techniques: Sequence[Technique]) -> tuple[Technique, ...]:
     kind: type[Adaptable] = LayerNorm if module.endswith("LayerNorm") else Linear
     if module in (ATTENTION_OUTPUT, OUTPUT):
         kind = SublayerEnd
-    try:
+    with _at(place):
         return in_order(kind, techniques)
+
+
+@contextlib.contextmanager
+def _at(place: str, then: str = ": ") -> Iterator[None]:
+    """Name the place in a plan where what is done is refused."""
+    try:
+        yield
     except PlanError as error:
-        raise PlanError(f"{place}: {error}") from None
+        raise PlanError(f"{place}{then}{error}") from None
+
+
+def _did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return a question that names the nearest of the known names, if one is near."""
+    near = difflib.get_close_matches(str(name)[:80].lower(), sorted(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 @dataclass(frozen=True)
@@ -239,11 +276,12 @@ class Plan:
         called = one_line(self.name)
         check_num_layers(self.num_layers)
         expected = 0
-        for stratum in self.strata:
+        for number, stratum in enumerate(self.strata, 1):
             if stratum.first != expected:
                 raise PlanError(
-                    f"{called}: {one_line(stratum.name)} begins at layer {stratum.first}, but "
-                    f"layer {expected} comes next; strata follow each other without gap or overlap"
+                    f"{called}: stratum {number}, {one_line(stratum.name)}, begins at layer "
+                    f"{stratum.first}, but layer {expected} comes next; strata follow each other "
+                    "without gap or overlap"
                 )
             expected = stratum.last + 1
         if expected != self.num_layers:
@@ -299,44 +337,67 @@ class Plan:
         return json.dumps(entries, indent=2)
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = "the plan") -> Plan:
+    def from_json(cls, text: str, *, source: str = "the plan", name: str = "custom") -> Plan:
         """Make a plan from the JSON of :meth:`to_json`, or from JSON written by hand.
+
+        By hand, all that has a default may be left out::
+
+            {"strata": [
+              {"layers": "0-4"},
+              {"layers": "5-9", "train": {"all": "bias-delta"}},
+              {"layers": "10-23", "rate": 0.5, "train": {
+                "query, key, value": {"lora": {"r": 8, "alpha": 16}},
+                "all": "bias-delta",
+                "attention.output": ["series", {"parallel": {"scaling": 2}}]}}
+            ]}
+
+        =============  ===========================================================================
+        of the plan    ``strata``; ``name``, ``num_layers`` (by default that of the strata),
+                       ``embeddings``, ``pooler``, ``rate_decay``, ``format``
+        of a stratum   ``layers``: ``"0-4"`` or ``[0, 4]``, both included and numbered from 0, or
+                       ``"5"``; ``train``; ``name`` (by default group 1, group 2 ...); the
+                       settings of :class:`Stratum`
+        of ``train``   a module, several with commas between them, or ``"all"``: its technique,
+                       or a list of them
+        a technique    its name, or ``{name: {setting: value}}``; a setting that is left out has
+                       its default
+        =============  ===========================================================================
 
         Parameters
         ----------
         text : str
-            JSON. ``"layers"`` is ``[first, last]``, both included and numbered from 0. A technique
-            is its name (``"bias-delta"``, ``"bias-direct"``, ``"lora"``, ``"full"``) or an object
-            such as ``{"lora": {"r": 8, "alpha": 16}}``; a module takes one or a list of them.
+            JSON.
         source : str
             The name of the text in an error message.
+        name : str
+            The plan's name if the text has none.
 
         Raises
         ------
         PlanError
-            If it is not such JSON, or the plan is impossible.
+            If it is not such JSON, or the plan is impossible. It names the stratum by number and
+            name, the entry, the technique and the setting, and for a misspelt name the nearest.
         """
         try:
             entries = json.loads(text, object_pairs_hook=no_duplicates)
-            known = {"format", "name", "num_layers", "embeddings", "pooler", "strata", "rate_decay"}
+            known = {each.name for each in dataclasses.fields(cls)} | {"format"}
             _refuse_unknown("a plan", entries, known)
-            if entries.get("format") != _FORMAT:
-                found = entries.get("format")
+            if entries.get("format", _FORMAT) != _FORMAT:
+                found = entries["format"]
                 raise PlanError(f'"format" must be "{_FORMAT}", found {found!r:.200}')
-            num_layers = entries.get("num_layers", 0)
+            given = entries.get("strata")
+            if not isinstance(given, list) or not given:
+                raise PlanError(
+                    f'"strata" must be a list of one stratum or more, found {given!r:.200}'
+                )
+            num_layers = entries.get("num_layers", MOST_LAYERS)
             check_num_layers(num_layers)
-            given = _listed(entries, "strata")
             if len(given) > num_layers:
                 raise PlanError(f'"strata" are {len(given)}, for {num_layers} layers')
-            strata = [_stratum_from_json(stratum) for stratum in given]
-            return cls(
-                name=entries.get("name", "custom"),
-                num_layers=num_layers,
-                strata=strata,
-                embeddings=entries.get("embeddings", "frozen"),
-                pooler=entries.get("pooler", "frozen"),
-                rate_decay=entries.get("rate_decay", 1.0),
-            )
+            strata = [_stratum_from_json(number, each) for number, each in enumerate(given, 1)]
+            settings = {"name": name, "num_layers": strata[-1].last + 1, **entries}
+            settings.pop("format", None)
+            return cls(**{**settings, "strata": strata})
         except PlanError as error:
             raise PlanError(f"{source}: {one_line(str(error), 600)}") from None
         except (ValueError, RecursionError) as error:
@@ -361,31 +422,39 @@ def _unusual(thing: Technique | Stratum | Plan) -> dict[str, Any]:
     }
 
 
-def _stratum_from_json(entries: Any) -> Stratum:
+def _stratum_from_json(number: int, entries: Any) -> Stratum:
     settings = {each.name for each in dataclasses.fields(Stratum) if each.kw_only}
-    _refuse_unknown("a stratum", entries, {"name", "layers", "train", *settings})
-    name = entries.get("name", "a stratum")
-    _check_name(name)
-    layers = _listed(entries, "layers")
-    if len(layers) != 2:
-        raise PlanError(f'{one_line(name)}: "layers" must be [first, last], found {layers!r:.200}')
-    train = entries.get("train", {})
-    if not isinstance(train, dict):
-        raise PlanError(
-            f'{one_line(name)}: "train" must map modules to techniques, found {train!r:.200}'
+    with _at(f"stratum {number}"):
+        _refuse_unknown("a stratum", entries, {"name", "layers", "train", *settings})
+        name = entries.get("name", f"group {number}")
+        _check_name(name)
+    with _at(f"stratum {number}", ", "):  # what follows names the stratum first
+        with _at(one_line(name)):
+            first, last = _layers_from_json(entries.get("layers"))
+            train = entries.get("train", {})
+            if not isinstance(train, dict):
+                raise PlanError(f'"train" must map modules to techniques, found {train!r:.200}')
+        table = {}
+        for entry, given in train.items():
+            with _at(f"{one_line(name)}, {one_line(entry)}"):
+                several = given if isinstance(given, list) else [given]
+                table[entry] = [_technique_from_json(each) for each in several]
+        return Stratum(
+            name, first, last, table, **{each: entries[each] for each in settings & entries.keys()}
         )
-    return Stratum(
-        name,
-        layers[0],
-        layers[1],
-        {
-            module: [
-                _technique_from_json(one) for one in (given if isinstance(given, list) else [given])
-            ]
-            for module, given in train.items()
-        },
-        **{each: entries[each] for each in settings & entries.keys()},
-    )
+
+
+def _layers_from_json(layers: Any) -> tuple[Any, Any]:
+    """Return the first and the last layer of ``"0-4"``, ``"5"`` or ``[0, 4]``."""
+    if isinstance(layers, list) and len(layers) == 2:
+        return layers[0], layers[1]
+    ends = re.fullmatch(r"([0-9]{1,9})(?: ?- ?([0-9]{1,9}))?", str(layers))
+    if not isinstance(layers, str) or ends is None:
+        raise PlanError(
+            f'"layers" must be the first and the last, such as "0-4" or [0, 4], or a single one '
+            f'such as "5", found {layers!r:.200}'
+        )
+    return int(ends[1]), int(ends[2] or ends[1])
 
 
 def _technique_from_json(given: Any) -> Technique:
@@ -393,10 +462,14 @@ def _technique_from_json(given: Any) -> Technique:
     settings: Any = {}
     if isinstance(given, dict) and len(given) == 1:
         ((name, settings),) = given.items()
-    if not isinstance(name, str) or name not in TECHNIQUES or not isinstance(settings, dict):
+    if not isinstance(name, str) or name not in TECHNIQUES:
         raise PlanError(
-            f"{given!r:.200} is no technique; there are {', '.join(TECHNIQUES)}; "
-            "one of your own must be registered first (spafit.register)"
+            f"{given!r:.200} is no technique{_did_you_mean(name, TECHNIQUES)}; there are "
+            f"{', '.join(TECHNIQUES)}; one of your own must be registered first (spafit.register)"
+        )
+    if not isinstance(settings, dict):
+        raise PlanError(
+            f"{given!r:.200} is no technique; write {name!r}, or its settings as an object"
         )
     technique = TECHNIQUES[name]
     fields = dataclasses.fields(technique)
@@ -416,20 +489,15 @@ def _must_be_given(setting: dataclasses.Field[Any]) -> bool:
     return setting.default is setting.default_factory is dataclasses.MISSING
 
 
-def _listed(entries: dict[str, Any], key: str) -> list[Any]:
-    value = entries.get(key)
-    if not isinstance(value, list):
-        raise PlanError(f'"{key}" must be a list, found {value!r:.200}')
-    return value
-
-
 def _refuse_unknown(thing: str, entries: Any, known: set[str]) -> None:
     if not isinstance(entries, dict):
         raise PlanError(f"{thing} must be a JSON object, found {entries!r:.200}")
     unknown = sorted(entries.keys() - known)
     if unknown:
-        has = ", ".join(sorted(known)) or "none"
-        raise PlanError(f"{thing} has no setting {listed(unknown, ' or ')}; there are {has}")
+        raise PlanError(
+            f"{thing} has no setting {listed(unknown, ' or ')}{_did_you_mean(unknown[0], known)}; "
+            f"there are {', '.join(sorted(known))}"
+        )
 
 
 def _check_name(name: object) -> None:

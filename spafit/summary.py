@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import textwrap
@@ -12,6 +13,7 @@ from torch import nn
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import one_line
 from spafit.plans import MODULES, Plan, Stratum
+from spafit.techniques import Technique
 
 # Of a terminal, in columns.
 _WIDTH = 80
@@ -47,7 +49,8 @@ class GroupSummary:
 class Summary:
     """What trains in a model; ``print(summary)`` draws it as the paper's Figure 2 does.
 
-    The drawing takes at most 80 columns.
+    The drawing takes at most 80 columns. Under it stand the rates, weight decays and dropout that a
+    plan changes.
 
     Attributes
     ----------
@@ -129,6 +132,11 @@ class Summary:
                 rule("├", "┼", "┤"),
                 drawn(cells[-1]),
                 rule("└", "┴", "┘"),
+                *(
+                    line
+                    for note in _notes(self.plan)
+                    for line in textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
+                ),
             ]
         )
 
@@ -164,8 +172,51 @@ def _in_lines(trains: tuple[str, ...], width: int) -> list[str]:
             continue
         lines.append(sublayer)
         for each in re.split("(?<=,) ", words):
+            if lines[-1] != sublayer and len(f"{lines[-1]} {each}") <= width:
+                lines[-1] += f" {each}"
+                continue
             lines += textwrap.wrap(each, width, initial_indent="  ", subsequent_indent="  ")
     return lines
+
+
+# A setting that has not its default, in words.
+_SAID = {
+    "rate": "learning rate × {:g}",
+    "b_rate": "B at {:g} times A's rate",
+    "weight_decay": "weight decay {:g}",
+    "dropout": "dropout {:g}",
+}
+
+
+def _said(thing: Stratum | Technique) -> str:
+    """Return the settings in _SAID that have not their defaults."""
+    default = {each.name: each.default for each in dataclasses.fields(thing)}
+    return ", ".join(
+        words.format(getattr(thing, name))
+        for name, words in _SAID.items()
+        if name in default and getattr(thing, name) != default[name]
+    )
+
+
+def _notes(plan: Plan) -> list[str]:
+    """Return what a plan changes of rates, weight decay and dropout, a line for each place."""
+    notes = []
+    if plan.rate_decay != 1:
+        notes.append(f"each layer learns at {plan.rate_decay:g} of the rate of the one above it")
+    for stratum in plan.strata:
+        name, said = one_line(stratum.name), _said(stratum)
+        if said:
+            notes.append(f"{name}: {said}")
+        modules: dict[Technique, list[str]] = {}
+        for module, techniques in stratum.train.items():
+            for each in techniques:
+                modules.setdefault(each, []).append(module.removeprefix("layer."))
+        captions = [each.caption for each in modules]
+        for each in modules:
+            where = f" ({' '.join(modules[each])})" if captions.count(each.caption) > 1 else ""
+            if said := _said(each):
+                notes.append(f"{name}, {each.caption}{where}: {said}")
+    return notes
 
 
 def _count(module: nn.Module) -> int:

@@ -64,7 +64,7 @@ class Technique:
         """Show the settings of its own, and those by keyword alone that have not their defaults."""
         shown = [
             f"{each.name}={getattr(self, each.name)!r}"
-            for each in sorted(dataclasses.fields(self), key=lambda each: each.kw_only)
+            for each in sorted(dataclasses.fields(self), key=lambda each: each.kw_only is True)
             if not each.kw_only or getattr(self, each.name) != each.default
         ]
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -1,7 +1,7 @@
 """Plans as JSON: round trips, files written by hand, and everything that can be wrong in one.
 
 The oracle is the plan that was written; and for a damaged file, that it is refused with a PlanError
-that says what is wrong, or is a sound plan all the same.
+that says what is wrong and where, or is a sound plan all the same.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spafit.adapters import BiasDelta, DirectBias, Full, LoRA
+from spafit.adapters import BiasDelta, DirectBias, Full, LoRA, SeriesAdapter
 from spafit.errors import PlanError
 from spafit.methods import METHODS, plan
-from spafit.plans import MODULES, Plan, Stratum
+from spafit.plans import MODULES, PLACES, Plan, Stratum
 from spafit.techniques import TECHNIQUES, Technique
 
 LORAS = st.builds(
@@ -165,8 +165,145 @@ class TestJson:
                 plan(path, 6)
 
 
+#: In short, and what it means.
+SHORT: list[tuple[dict[str, Any], Plan]] = [
+    ({"strata": [{"layers": "0-23", "train": {"all": "bias-direct"}}]},
+     plan("bitfit", 24, bias="direct")),
+    ({"strata": [{"layers": "0-11", "train": {"query,key , value": "lora"}}]}, plan("lora-i", 12)),
+    ({"strata": [{"layers": "0", "train": {"all": "full"}}],
+      "embeddings": "full", "pooler": "full"}, plan("full", 1)),
+    ({"strata": [{"layers": "0-4"}, {"layers": "5 - 9", "train": {"all": "bias-delta"}},
+                 {"layers": [10, 23], "train": {
+                     "query, key, value, attention.output.dense": {"lora": {"r": 8}},
+                     "intermediate.dense, layer.output.dense, layer.output.LayerNorm":
+                         "bias-delta"}}]}, plan("SPAFIT-4-9-II", 24, r=8)),
+    ({"strata": [{"layers": "0-5", "train": {"attention.output, layer.output": "series"}}]},
+     plan("houlsby", 6)),
+    ({"strata": [{"layers": "0-5", "train": {
+        "key, value": "ia3", "layer.output.dense": {"ia3": {"of": "input"}}}}]}, plan("ia3", 6)),
+]  # fmt: skip
+
+
+class TestShort:
+    """Oracle: the plans of the methods, and tables written out."""
+
+    @pytest.mark.parametrize(
+        ("entries", "meant"), SHORT, ids=lambda each: getattr(each, "name", "")
+    )
+    def test_methods(self, entries: dict[str, Any], meant: Plan) -> None:
+        made = Plan.from_json(json.dumps(entries))
+        assert by_layer(made) == by_layer(meant)
+        assert (made.embeddings, made.pooler) == (meant.embeddings, meant.pooler)
+        assert Plan.from_json(made.to_json()) == made
+
+    def test_all_and_a_module_add_up(self) -> None:
+        """In whatever order; the ends of the sub-layers hold no parameters and are not of all."""
+        train = {"query": {"lora": {"r": 8}}, "all": "bias-delta", "layer.output": "series"}
+        for order in (train, dict(reversed(train.items()))):
+            made = Plan.from_json(json.dumps({"strata": [{"layers": "0", "train": order}]}))
+            expected: dict[str, tuple[Technique, ...]] = dict.fromkeys(MODULES, (BiasDelta(),))
+            expected[MODULES[0]] = (BiasDelta(), LoRA(8))
+            assert by_layer(made) == [{**expected, "layer.output": (SeriesAdapter(),)}]
+
+    def test_in_python_too(self) -> None:
+        train = {"query, key": [LoRA(8)], "all": [BiasDelta()]}
+        made = Stratum("mine", 0, 0, train).train
+        assert made["layer.attention.self.key"] == (BiasDelta(), LoRA(8))
+        assert list(made) == list(MODULES)
+
+    def test_names(self, tmp_path: Path) -> None:
+        text = '{"strata": [{"layers": "0"}, {"layers": "1", "name": "top"}, {"layers": "2"}]}'
+        path = tmp_path / "my own.json"
+        path.write_text(text, encoding="utf-8")
+        made = plan(path, 3)
+        assert made.name == "my own"
+        assert [stratum.name for stratum in made.strata] == ["group 1", "top", "group 3"]
+        assert Plan.from_json(text).name == "custom"
+
+    def test_settings(self) -> None:
+        text = """{"rate_decay": 0.9, "strata": [{"layers": "0", "rate": 0.5, "dropout": 0,
+            "train": {"all": {"bias-delta": {"rate": 2}}}}]}"""
+        made = Plan.from_json(text)
+        [stratum] = made.strata
+        assert (made.rate_decay, stratum.rate, stratum.dropout) == (0.9, 0.5, 0)
+        assert {each[0].rate for each in stratum.train.values()} == {2}
+        assert Plan.from_json(made.to_json()) == made
+
+
 Where = tuple[str | int, ...]
 TRAIN: Where = ("strata", 2, "train")
+
+
+#: What is wrong in the third of three strata -> what the message says after the file's name.
+PLACED: list[tuple[str, Any, str]] = [
+    ("trian", {}, "stratum 3: a stratum has no setting trian (did you mean train?); there are "),
+    ("weight-decay", 0.1, "stratum 3: a stratum has no setting weight-decay (did you mean wei"),
+    ("name", 3, "stratum 3: a name must be text"),
+    ("layers", "2..3", 'stratum 3, group 3: "layers" must be'),
+    ("layers", "3-2", "stratum 3, group 3: layers 3-2 are none at all"),
+    ("rate", 0, "stratum 3, group 3: rate, a factor of the learning rate, must be"),
+    ("dropout", 1, "stratum 3, group 3: dropout must be"),
+    ("freeze", "half", "stratum 3, group 3: freeze must be"),
+    ("train", [], 'stratum 3, group 3: "train" must map'),
+    ("train", {"qery": "lora"}, "stratum 3, group 3: the entry 'qery' matches no module of a layer"
+        " (did you mean query?)"),
+    ("train", {"key, attention.output.dens": "lora"}, "stratum 3, group 3: the entry"
+        " 'attention.output.dens' matches no module of a layer (did you mean attention.output.d"),
+    ("train", {"All": "lora"}, "stratum 3, group 3: the entry 'All' matches no module of a layer "
+        "(did you mean all?)"),
+    ("train", {"dens": "lora"}, "stratum 3, group 3: the entry 'dens' matches no module of a layer;"
+        " there are"),
+    ("train", {"query,": "lora"}, "stratum 3, group 3: the entry '' matches no module"),
+    ("train", {"query, key": "LORA"}, "stratum 3, group 3, query, key: 'LORA' is no technique "
+        "(did you mean lora?)"),
+    ("train", {"query": [{"lora": {}}, {"bias_delta": {}}]}, "stratum 3, group 3, query: "
+        "{'bias_delta': {}} is no technique (did you mean bias-delta?)"),
+    ("train", {"query": {"lora": {"ranks": 8}}}, "stratum 3, group 3, query: the technique lora has"
+        " no setting ranks"),
+    ("train", {"layer.output": {"series": {"botleneck": 8}}}, "stratum 3, group 3, layer.output: "
+        "the technique series has no setting botleneck (did you mean bottleneck?)"),
+    ("train", {"layer.output": {"series": {"bottleneck": 0}}}, "stratum 3, group 3, layer.output: "
+        "series: bottleneck must be"),
+    ("train", {"key": {"ia3": {"of": "x"}}}, 'stratum 3, group 3, key: (IA)³ is of the "output"'),
+    ("train", {"key": {"lora": {"rate": -1}}}, "stratum 3, group 3, layer.attention.self.key: lora:"
+        " rate, a factor"),
+    ("train", {"all": "lora"}, "stratum 3, group 3, layer.attention.output.LayerNorm: LoRA needs a "
+        "Linear, found a LayerNorm"),
+    ("train", {"all": "bias-delta", "key": "bias-direct"}, "stratum 3, group 3, "
+        "layer.attention.self.key: bias-delta and bias-direct cannot be attached"),
+    ("train", {"all": "bias-delta", "key": "bias-delta"}, "stratum 3, group 3, "
+        "layer.attention.self.key: bias-delta and bias-delta are the same technique twice"),
+    ("train", {"query, key": "lora", "key": "bias-delta"}, "stratum 3, group 3: 'key' names "
+        "layer.attention.self.key a second time"),
+    ("train", {"key, self.key": "lora"}, "stratum 3, group 3: 'self.key' names "
+        "layer.attention.self.key a second time"),
+    ("layers", "3", "mine: stratum 3, group 3, begins at layer 3, but layer 2 comes next"),
+]  # fmt: skip
+
+
+class TestErrorsNameThePlace:
+    """Oracle: the beginning of each message, as a person would look for the place."""
+
+    @pytest.mark.parametrize(("key", "value", "message"), PLACED)
+    def test_by_number_and_name(self, key: str, value: Any, message: str, tmp_path: Path) -> None:
+        path = tmp_path / "mine.json"
+        strata: list[dict[str, Any]] = [{"layers": "0"}, {"layers": "1"}, {"layers": "2-3"}]
+        strata[2][key] = value
+        path.write_text(json.dumps({"strata": strata}), encoding="utf-8")
+        with pytest.raises(PlanError) as raised:
+            plan(path, 4)
+        assert str(raised.value).startswith(f"{path}: {message}")
+        assert str(raised.value).isprintable()
+
+    def test_a_name_of_its_own(self) -> None:
+        strata = [{"layers": "0", "name": "top\n", "train": {"key": "x"}}]
+        with pytest.raises(PlanError, match=r"stratum 1, top\\n, key: 'x' is no technique"):
+            Plan.from_json(json.dumps({"strata": strata}))
+
+    def test_of_the_plan(self) -> None:
+        wrong = {"strata": [{"layers": "0"}], "embedings": "full"}
+        with pytest.raises(PlanError, match=r"no setting embedings \(did you mean embeddings\?\)"):
+            Plan.from_json(json.dumps(wrong))
 
 
 class TestDamagedJson:
@@ -177,6 +314,7 @@ class TestDamagedJson:
         [
             (("format",), "spafit-plan-2", '"format" must be "spafit-plan-1"'),
             (("format",), None, '"format" must be'),
+            (("format",), "", '"format" must be'),
             (("format",), ["spafit-plan-1"], '"format" must be'),
             (("name",), 5, "name"),
             (("name",), None, "name"),
@@ -195,15 +333,22 @@ class TestDamagedJson:
             (("speed",), "fast", "a plan has no setting speed"),
             (("strata",), None, '"strata" must be a list'),
             (("strata",), {"layers": [0, 5]}, '"strata" must be a list'),
-            (("strata",), [], "the last of 6 layers is 5"),
+            (("strata",), [], "must be a list of one stratum or more"),
             (("strata", 0), None, "a stratum must be a JSON object"),
             (("strata", 0), [0, 1], "a stratum must be a JSON object"),
             (("strata", 1, "name"), 7, "name"),
             (("strata", 0, "layer"), [0, 1], "a stratum has no setting layer"),
-            (("strata", 0, "layers"), None, '"layers" must be a list'),
-            (("strata", 0, "layers"), "0-1", '"layers" must be a list'),
-            (("strata", 0, "layers"), [0], "first, last"),
-            (("strata", 0, "layers"), [0, 1, 1], "first, last"),
+            *(
+                (("strata", 0, "layers"), value, '"layers" must be the first and the last')
+                for value in (None, 1, True, 0.5, {}, [], [0], [0, 1, 1], [[0, 1]], "", "-", "0-")
+            ),
+            *(
+                (("strata", 0, "layers"), value, '"layers" must be the first and the last')
+                for value in ("-1", "0,1", "0:1", "0-1-1", "0.0-1", "0--1", "٠-1", "0-20%", "all")
+            ),
+            (("strata", 0, "layers"), "1-0", "layers 1-0 are none at all"),
+            (("strata", 0, "layers"), "0-2", "begins at layer 2, but layer 3 comes next"),
+            (("strata", 2, "layers"), "3-99999", "end at layer 99999, but the last of 6"),
             (("strata", 0, "layers"), ["0", "1"], "numbered from 0"),
             (("strata", 0, "layers"), [0, 1.0], "numbered from 0"),
             (("strata", 0, "layers"), [False, True], "numbered from 0"),
@@ -224,8 +369,8 @@ class TestDamagedJson:
             ((*TRAIN, "value"), True, "True is no technique"),
             ((*TRAIN, "value"), {}, "{} is no technique"),
             ((*TRAIN, "value"), {"lora": {}, "bias-delta": {}}, "is no technique"),
-            ((*TRAIN, "value"), {"lora": 8}, "is no technique"),
-            ((*TRAIN, "value"), {"lora": None}, "is no technique"),
+            ((*TRAIN, "value"), {"lora": 8}, "or its settings as an object"),
+            ((*TRAIN, "value"), {"lora": None}, "or its settings as an object"),
             ((*TRAIN, "value"), [], "no technique is named"),
             ((*TRAIN, "value"), [["lora"]], "is no technique"),
             ((*TRAIN, "value"), [{"lora": {}}, None], "None is no technique"),
@@ -270,12 +415,21 @@ class TestDamagedJson:
         assert str(raised.value).startswith("mine.json: ")
         assert reason in str(raised.value)
 
-    @pytest.mark.parametrize("missing", ["format", "num_layers", "strata"])
-    def test_something_missing(self, missing: str) -> None:
-        entries = by_hand()
-        del entries[missing]
-        with pytest.raises(PlanError, match=missing):
+    @pytest.mark.parametrize("where", [("strata",), ("strata", 1, "layers")], ids=str)
+    def test_something_missing(self, where: Where) -> None:
+        entries: Any = by_hand()
+        place = entries
+        for step in where[:-1]:
+            place = place[step]
+        del place[where[-1]]
+        with pytest.raises(PlanError, match=f'"{where[-1]}" must be .* found None'):
             Plan.from_json(json.dumps(entries))
+
+    @pytest.mark.parametrize("last", ["1024", "999999999"])
+    def test_more_layers_than_a_model_has(self, last: str) -> None:
+        """Where nothing else says how many there are."""
+        with pytest.raises(PlanError, match="num_layers must be a whole number from 1 to 1024"):
+            Plan.from_json(json.dumps({"strata": [{"layers": f"0-{last}"}]}))
 
     @pytest.mark.parametrize(
         ("written", "instead"),
@@ -320,11 +474,13 @@ JSON = st.recursive(
     | st.sampled_from([10**30, 10**400, -(10**400), math.nan, math.inf, -math.inf, -0.0, 1e-320])
     | st.floats()
     | st.text(max_size=5)
-    | st.sampled_from([*TECHNIQUES, *MODULES, "query", "full", "frozen", "output.dense"]),
+    | st.sampled_from([*TECHNIQUES, *MODULES, "query", "full", "frozen", "output.dense"])
+    | st.sampled_from(["all", "query, key", "0-1", "2", "3-5", "30%"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.text(max_size=4) | st.sampled_from(["lora", "r", "alpha", "layers", "train", "key"]),
+            st.text(max_size=4)
+            | st.sampled_from(["lora", "r", "alpha", "layers", "train", "key", "all", "rate"]),
             inner,
             max_size=3,
         )
@@ -383,7 +539,7 @@ class TestFuzz:
         assert len(by_layer(made)) == made.num_layers
         assert isinstance(made.name, str)
         for table in by_layer(made):
-            assert set(table) <= set(MODULES)
+            assert set(table) <= set(PLACES)
             for techniques in table.values():
                 for technique in techniques:
                     assert type(technique) in TECHNIQUES.values()

@@ -1,6 +1,8 @@
 """The README is true: its commands and snippets run, and what it prints is what they print.
 
-Oracle: the README's own text. ``FOLDER``, ``DATA``, ``FILE.tsv``, ``tickets.csv`` and ``new.csv``
+So is CONTRIBUTING.md: its example of a technique runs, and takes as many lines as it says.
+
+Oracle: their own text. ``FOLDER``, ``DATA``, ``FILE.tsv``, ``tickets.csv`` and ``new.csv``
 stand in it for a folder of weights, GLUE's root and files of the reader's; here they are a tiny
 checkpoint and a few rows.
 """
@@ -11,13 +13,18 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from support.code_lines import code_lines
 
 import spafit
+from spafit import adapters
 from spafit.cli import main
 from spafit.cli.parser import _parser
 from weights_tools.tiny import make_tiny
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [
@@ -120,14 +127,136 @@ def test_the_modules_that_python_runs_are_there():
         assert importlib.util.find_spec(module) is not None, module
 
 
-def test_links_lead_somewhere():
-    root = Path(__file__).resolve().parents[1]
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+def headings(text: str) -> set[str]:
+    """Return the names by which a page's headings are linked to."""
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_links_lead_somewhere(text):
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, heading = target.partition("#")
         if not target.startswith("http"):
-            assert (root / target).exists(), target
+            assert (ROOT / file).exists(), target
+            page = (ROOT / file).read_text(encoding="utf-8") if file and heading else text
+            assert not heading or heading in headings(page), target
 
 
-def test_make_has_the_targets_it_names():
-    makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_make_has_the_targets_it_names(text):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in re.findall(r"^make ([a-z ]+?)(?= *$|  | ARGS)", text, flags=re.MULTILINE):
+        for target in line.split():
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+# Of the table of techniques: name, example, where it stands, what it computes, numbers, methods.
+TECHNIQUES = re.findall(
+    r"^\| \[(.+)\]\((examples/plans/.+\.json)\) \| (.+) \| (.+) \| ([\d,]+) \| ?(.*?) ?\|$",
+    README,
+    flags=re.MULTILINE,
+)
+
+
+def adapted(path):
+    """Adapt a BERT-large without values, with three labels, by a plan file."""
+    with torch.device("meta"):
+        model = spafit.BertForSequenceClassification(spafit.BertConfig(), num_labels=3)
+    return spafit.adapt(model, path)
+
+
+def test_the_table_of_techniques_has_them_all():
+    built_in = {
+        each.name
+        for each in vars(adapters).values()
+        if isinstance(each, type) and issubclass(each, spafit.Technique) and hasattr(each, "name")
+    }
+    assert {name for name, *_ in TECHNIQUES} == built_in
+    assert len(TECHNIQUES) == len(built_in)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "on", "computes", "numbers", "methods"),
+    TECHNIQUES,
+    ids=[row[0] for row in TECHNIQUES],
+)
+def test_the_table_of_techniques(name, file, on, computes, numbers, methods):
+    """The example trains this technique alone, in as many numbers, as the method by name does."""
+    summary = adapted(ROOT / file)
+    trained = {each for table in summary.plan.strata for each in table.train.values()}
+    assert {technique.name for each in trained for technique in each} == {name}
+    assert f"{summary.trainable - 3075:,}" == numbers
+    kinds = {"Linear": "Linear", "LayerNorm": "LayerNorm", "SublayerEnd": "sub-layer"}
+    [technique] = {type(technique) for each in trained for technique in each}
+    called = f":class:`{technique().__repr__().partition('(')[0]}`"
+    its = " ".join(line for line in adapters.__doc__.splitlines() if line.startswith(called))
+    assert all(part in its for part in computes.partition(", whose")[0].split(", ")), its
+    assert on == ", ".join(kinds[kind.__name__] for kind in technique.attaches_to)
+    for method in re.findall("`([a-z0-9-]+)`", methods)[:1]:
+        bias = "direct" if "direct" in methods else None
+        by_name = spafit.plan(method, 24, bias=bias)
+        assert [each.train for each in by_name.strata] == [
+            each.train for each in summary.plan.strata
+        ]
+        assert (by_name.embeddings, by_name.pooler) == (
+            summary.plan.embeddings,
+            summary.plan.pooler,
+        )
+
+
+def test_the_plan_file_that_is_shown():
+    [shown] = [text for language, text in BLOCKS if language == "json"]
+    assert shown == (ROOT / "examples/plans/mixed.json").read_text(encoding="utf-8")
+    plan = adapted(ROOT / "examples/plans/mixed.json").plan
+    assert [(each.name, each.layers) for each in plan.strata] == [
+        ("group 1", "0-4"),
+        ("group 2", "5-9"),
+        ("group 3", "10-23"),
+    ]
+    assert len(plan.strata[1].train) == 8
+
+
+def test_every_example_of_a_plan_is_named():
+    files = {f"examples/plans/{path.name}" for path in (ROOT / "examples/plans").iterdir()}
+    assert files == {file for _, file, *_ in TECHNIQUES} | {"examples/plans/mixed.json"}
+
+
+def test_the_settings_that_plan_files_are_said_to_have():
+    said = set(re.findall("`([a-z_]+)`", README.partition("All else has a default:")[2][:400]))
+    fields = {each for kind in (spafit.Plan, spafit.Stratum) for each in kind.__dataclass_fields__}
+    assert said >= fields - {"strata", "first", "last", "train"}
+
+
+class TestAddATechnique:
+    """Oracle: CONTRIBUTING.md, whose technique and test are run and counted."""
+
+    SNIPPETS = re.findall(r"^```python\n(.*?)^```$", CONTRIBUTING, flags=re.MULTILINE | re.DOTALL)
+
+    @pytest.fixture
+    def names(self):
+        before = dict(spafit.techniques.TECHNIQUES)
+        names = {"__name__": "contributing"}
+        for snippet in self.SNIPPETS:
+            exec(compile(snippet, "CONTRIBUTING.md", "exec", dont_inherit=True), names)
+        yield names
+        spafit.techniques.TECHNIQUES.clear()
+        spafit.techniques.TECHNIQUES.update(before)
+
+    def test_its_test_passes(self, names):
+        names["test_gain"]()
+
+    @pytest.mark.parametrize("broken", ["forward", "merged"])
+    def test_its_test_can_fail(self, names, monkeypatch, broken):
+        monkeypatch.setattr(names["GainedLayerNorm"], broken, getattr(spafit.LayerNorm, broken))
+        with pytest.raises(AssertionError):
+            names["test_gain"]()
+
+    def test_it_takes_as_many_lines_as_it_says(self, tmp_path):
+        said = re.findall(r"(\d+) lines", CONTRIBUTING)
+        counted = []
+        for number, snippet in enumerate(self.SNIPPETS):
+            path = tmp_path / f"{number}.py"
+            path.write_text(snippet, encoding="utf-8")
+            counted.append(str(code_lines(path)))
+        assert said == counted

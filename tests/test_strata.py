@@ -8,6 +8,7 @@ The golden drawings are made anew by ``python tests/test_strata.py > tests/golde
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -35,7 +36,7 @@ from support.tiny_bert import (
 from torch.nn.utils import parametrize
 
 import spafit
-from spafit.adapters import BiasDelta, LoRA
+from spafit.adapters import BiasDelta, LoRA, ParallelAdapter, SeriesAdapter
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import PlanError
@@ -244,6 +245,12 @@ def large(plan: Plan) -> Summary:
         return adapt(BertForSequenceClassification(config, num_labels=3), plan)
 
 
+def notes(plan: Plan) -> list[str]:
+    """Return the lines under the table."""
+    lines = str(large(plan)).splitlines()
+    return lines[[line[0] for line in lines].index("└") + 1 :]
+
+
 GOLDEN = Path(__file__).parent / "golden" / "summary.txt"
 
 
@@ -340,6 +347,76 @@ class TestSummary:
         assert "".join(lines[: -len(table)]).startswith("a plan of a long name a plan")
         for words in ("LoRA r=7777 (dense)", "bias + LoRA r=9 (query)", "bias (value)"):
             assert words in str(summary), str(summary)
+
+    @pytest.mark.parametrize(
+        ("setting", "note"),
+        [
+            ({"rate": 0.5}, "low: learning rate × 0.5"),
+            ({"weight_decay": 0}, "low: weight decay 0"),
+            ({"dropout": 0, "rate": 2}, "low: learning rate × 2, dropout 0"),
+        ],
+    )
+    def test_notes_of_a_stratum(self, setting: dict[str, Any], note: str) -> None:
+        strata = [Stratum("low", 0, 1, {"key": [LoRA(3)]}, **setting), Stratum("high", 2, 3)]
+        assert notes(Plan("mine", 4, strata)) == [note]
+
+    @pytest.mark.parametrize(
+        ("train", "expected"),
+        [
+            ({"key": [LoRA(3, 4, 0.25)]}, ["low, LoRA r=3: dropout 0.25"]),
+            (
+                {"key": [LoRA(3, b_rate=16)], "all": [BiasDelta()]},
+                ["low, LoRA r=3: B at 16 times A's rate"],
+            ),
+            (
+                {"all": [dataclasses.replace(BiasDelta(), rate=2, weight_decay=0.5)]},
+                ["low, bias: learning rate × 2, weight decay 0.5"],
+            ),
+            (
+                {"key, query": [LoRA(3, rate=2)], "value": [LoRA(3)]},
+                ["low, LoRA r=3 (attention.self.query attention.self.key): learning rate × 2"],
+            ),
+            ({"key": [LoRA(3, 7, rank_stabilised=True)], "layer.output": [SeriesAdapter()]}, []),
+        ],
+    )
+    def test_notes_of_a_technique(self, train: Any, expected: list[str]) -> None:
+        """Its modules are named where another has the same caption."""
+        plan = Plan("mine", 4, [Stratum("low", 0, 3, train)])
+        assert notes(plan) == expected
+
+    def test_a_note_of_the_plan_and_long_ones(self) -> None:
+        strata = [Stratum("a long name " * 9, 0, 3, rate=2)]
+        made = notes(Plan("mine", 4, strata, rate_decay=0.9))
+        assert made[0] == "each layer learns at 0.9 of the rate of the one above it"
+        assert made[1].startswith("a long name") and made[2].startswith("  ")
+        assert max(map(len, made)) <= 80
+
+    @pytest.mark.parametrize("name", [*METHODS, "houlsby", "pfeiffer", "parallel", "ia3"])
+    def test_methods_have_no_notes(self, name: str) -> None:
+        assert notes(plan(name, 24)) == []
+
+    @pytest.mark.parametrize("name", ["houlsby", "pfeiffer", "parallel", "ia3"])
+    def test_others_methods_fit_80_columns(self, name: str) -> None:
+        """Oracle: what was looked at by eye: the words of each sub-layer, and the width."""
+        lines = str(large(plan(name, 24))).splitlines()
+        assert max(map(len, lines)) <= 80
+        words = {
+            "houlsby": ("attention.output Series m=D/16", "output           Series m=D/16"),
+            "pfeiffer": ("attention.output frozen ", "output           Pfeiffer m=D/16"),
+            "parallel": ("attention.output Parallel m=D/", "output           Parallel m=D/"),
+            "ia3": ("attention.self   (IA)³ (key value)", "  (IA)³ of input (dense)"),
+        }
+        assert all(any(word in line for line in lines) for word in words[name])
+
+    def test_what_takes_more_lines_fills_them(self) -> None:
+        adapters = [SeriesAdapter(), ParallelAdapter(64)]
+        train = {"query": [LoRA(777)], "all": [BiasDelta()], "layer.output": adapters}
+        text = str(large(Plan("mine", 24, [Stratum("all layers", 0, 23, train)])))
+        lines = [line.split("│")[3].strip() for line in text.splitlines() if line[0] == "│"]
+        assert lines[lines.index("output") + 1 :][:2] == [
+            "bias, Series m=D/16,",
+            "Parallel m=64",
+        ]
 
     def test_a_model_that_was_not_adapted(self) -> None:
         with pytest.raises(PlanError, match="not adapted"):

@@ -8,6 +8,7 @@ loaded must be what the run was trained with.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ _TRAINING_ALONE = frozenset(
 )
 """What no score or prediction depends on."""
 
+_NO_MATTER = re.compile(r".*\.source|plan(\.strata\.[0-9]+)?\.name", re.DOTALL)
+"""Where the same data lie, and what the same plan and its strata are called."""
+
+_NAMELESS = "custom"
+"""The method in older records of a plan file without a name; today it has the file's."""
+
 _MOST_NAMED = 4
 
 
@@ -61,6 +68,8 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
         if "definition" not in old:  # an older record of a task of one's own has only its labels
             new = {key: value for key, value in new.items() if key != "definition"}
         before, now = _identity(old), _identity(new)
+        if before.get("method") == _NAMELESS:
+            before["method"] = now.get("method")
         _free(old)  # read later, by changes()
     except RecursionError:
         raise CheckpointError(f"{folder} holds a run whose record is damaged") from None
@@ -153,8 +162,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     for key, value in ({**_ADDED, **settings} if isinstance(settings, dict) else {}).items():
         if key not in FREE:
             _flatten(RENAMED.get(str(key), str(key)), value, found)
-    # The same data may be at another path.
-    return {key: value for key, value in found.items() if not key.endswith(".source")}
+    return {key: value for key, value in found.items() if not _NO_MATTER.fullmatch(key)}
 
 
 def _free(record: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from spafit.summary import Summary
 from spafit.tasks.metrics import METRICS
 
 # On a terminal, by the number of an ANSI escape sequence: what is frozen steps back.
-_COLOURS = {"frozen": "2", "bias": "36", "LoRA": "33", "full": "35"}
+_COLOURS = {
+    "frozen": "2",
+    **dict.fromkeys(("bias", "gain", "(IA)³"), "36"),
+    **dict.fromkeys(("LoRA", "rsLoRA", "Series", "Pfeiffer", "Parallel"), "33"),
+    "full": "35",
+}
 
 
 @dataclass(frozen=True)

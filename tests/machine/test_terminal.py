@@ -107,6 +107,10 @@ class TestCharacters:
         plain = "+---+-+\n| ? | | frozen LoRA r=8 unfrozen\n+---+-+\n+---+-+"
         assert text == (plain if expected else DRAWING)
 
+    def test_signs_of_a_drawing(self) -> None:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        assert fitted("│ (IA)³: rate × 2", {}, stream) == "| (IA)3: rate x 2"
+
     def test_of_no_encoding(self) -> None:
         assert not is_ascii(io.StringIO())
 

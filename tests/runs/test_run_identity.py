@@ -139,6 +139,8 @@ class TestRequireSameRun:
         [
             ("data.train.source", "/moved/train.tsv"),
             ("data.dev.source", "dev.tsv"),
+            ("plan.name", "mine"),
+            ("plan.strata.1.name", "biases"),
             ("about", {"model": "the same, elsewhere"}),
             ("versions.torch", "2.7.0"),
             ("machine", {"platform": "Darwin"}),
@@ -191,6 +193,13 @@ class TestRequireSameRun:
         other = changed("plan", json.loads(plan("SPAFIT-0-1-II", 4, r=6, alpha=7.0).to_json()))
         with pytest.raises(CheckpointError, match=r"run: plan\.\S+ is 5, asked for is 6"):
             require_same_run(FOLDER, record(), other)
+
+    def test_an_older_plan_file_without_a_name(self) -> None:
+        """It was called custom, and is now called by its file; the plan still counts."""
+        old = changed("method", "custom", changed("plan.name", "custom"))
+        require_same_run(FOLDER, old, changed("method", "mine", changed("plan.name", "mine")))
+        with pytest.raises(CheckpointError, match=r"run: plan\.num_layers is 4, asked for is 5"):
+            require_same_run(FOLDER, old, changed("plan.num_layers", 5))
 
     def test_of_another_method_the_name_is_enough(self) -> None:
         other = changed("method", "Full LoRA-I")

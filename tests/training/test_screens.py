@@ -21,8 +21,9 @@ from spafit.config import BertConfig
 from spafit.runs.journal import Journal
 from spafit.runs.progress import Progress
 from spafit.strata import adapt
-from spafit.summary import Summary
+from spafit.summary import GroupSummary, Summary
 from spafit.tasks.task import Dataset, Example, Task
+from spafit.techniques import TECHNIQUES, Technique
 from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 
 SCORES = {"matthews": -0.12345, "spearman": -0.98765}
@@ -116,6 +117,21 @@ class TestPlan:
         screen = plan_screen(summary)
         assert "\x1b[2mfrozen\x1b[m" in screen
         assert re.sub(r"\x1b\[\d*m", "", screen) == str(summary)
+
+    @pytest.mark.parametrize("technique", TECHNIQUES.values())
+    def test_every_technique_has_a_colour(
+        self, monkeypatch: pytest.MonkeyPatch, summary: Summary, technique: type[Technique]
+    ) -> None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdout", stream)
+        words = technique().caption.split()[0]
+        groups = (GroupSummary("one", "0-3", (words,), 1),)
+        assert re.search(
+            rf"\x1b\[\d+m{re.escape(words)}\x1b\[m",
+            plan_screen(dataclasses.replace(summary, groups=groups)),
+        )
 
     @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"LC_ALL": "C"}])
     def test_by_the_command(
