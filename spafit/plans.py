@@ -531,7 +531,7 @@ class Trained(NamedTuple):
     thaw: float | str = 0
     freeze: float | str | None = None
 
-    def steps(self, steps_an_epoch: int, total_steps: int) -> tuple[int, int]:
+    def steps(self, steps_an_epoch: float, total_steps: int) -> tuple[int, int]:
         """Return the numbers of steps after which it begins and ceases to train."""
         first, end = (
             round(float(when.removesuffix("%")) / 100 * total_steps)
@@ -541,7 +541,7 @@ class Trained(NamedTuple):
         )
         return first, end
 
-    def trains_at(self, step: int, steps_an_epoch: int, total_steps: int) -> bool:
+    def trains_at(self, step: int, steps_an_epoch: float, total_steps: int) -> bool:
         """Return whether it trains in the step that follows ``step`` steps."""
         first, end = self.steps(steps_an_epoch, total_steps)
         return first <= step < end

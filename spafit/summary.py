@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 import textwrap
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from torch import nn
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import one_line
-from spafit.plans import MODULES, Plan, Stratum
+from spafit.plans import MODULES, Plan, Stratum, Trained
 from spafit.techniques import Technique
 
 # Of a terminal, in columns.
 _WIDTH = 80
+
+# Of a bar in the drawing of the training's time.
+_COLUMNS = 20
 
 # The sub-layers of an encoder layer in the paper's Figure 1.
 _SUBLAYERS = ("attention.self", "attention.output", "intermediate", "output")
@@ -137,6 +141,7 @@ class Summary:
                     for note in _notes(self.plan)
                     for line in textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
                 ),
+                *_timeline(self.plan),
             ]
         )
 
@@ -217,6 +222,35 @@ def _notes(plan: Plan) -> list[str]:
             if said := _said(each):
                 notes.append(f"{name}, {each.caption}{where}: {said}")
     return notes
+
+
+def _timeline(plan: Plan) -> list[str]:
+    """Draw when each stratum trains, if the plan says so; a bar stands for the whole training."""
+    if not any(stratum.is_timed for stratum in plan.strata):
+        return []
+    times = [when for stratum in plan.strata for when in (stratum.thaw, stratum.freeze)]
+    in_epochs = [when for when in times if isinstance(when, (int, float))]
+    epochs = math.ceil(max([9, *in_epochs])) + 1  # the paper's ten, or more if it takes more
+    names = [textwrap.shorten(one_line(each.name), 12, placeholder="...") for each in plan.strata]
+    width = max(len("in time"), *map(len, names))
+    length = f", drawn for {epochs} epochs" if any(in_epochs) else ""
+    lines = [f"{'in time':<{width}}  █ trains ░ frozen{length}"]
+    for name, stratum in zip(names, plan.strata, strict=True):
+        how = Trained(thaw=stratum.thaw, freeze=stratum.freeze)
+        trains = [how.trains_at(each, _COLUMNS / epochs, _COLUMNS) for each in range(_COLUMNS)]
+        bar = "".join("█" if each and stratum.train else "░" for each in trains)
+        said = [f"thaws after {_duration(stratum.thaw)}"] if stratum.thaw else []
+        said += [f"freezes after {_duration(stratum.freeze)}"] if stratum.freeze else []
+        words = ", ".join(said) or "trains throughout"
+        lines.append(f"{name:<{width}}  {bar}  {words if stratum.train else 'frozen'}")
+    return lines
+
+
+def _duration(when: float | str) -> str:
+    """Return a time in words: ``"30 %"``, ``"1 epoch"`` or ``"2 epochs"``."""
+    if isinstance(when, str):
+        return when.replace("%", " %")
+    return f"{when:g} epoch{'s' if when != 1 else ''}"
 
 
 def _count(module: nn.Module) -> int:

@@ -490,3 +490,34 @@ def test_what_is_attached_by_hand_is_no_part_of_the_base() -> None:
     attention.query = spafit.LoRALinear(attention.query, r=2, alpha=3.0)
     spafit.BiasDelta().attach(attention.query, None)
     assert spafit.fingerprint(model) == before
+
+
+TIMED = """
+in time     █ trains ░ frozen, drawn for 10 epochs
+still       ░░░░░░░░░░░░░░░░░░░░  frozen
+low         ██████████░░░░░░░░░░  freezes after 50 %
+the one...  ░░░░██████████████░░  thaws after 2 epochs, freezes after 9 epochs
+top         ████████████████████  trains throughout
+"""
+
+
+def test_times_are_drawn_under_the_table() -> None:
+    """A bar for each stratum, of 20 columns, in at most 80; none for a plan without times."""
+    train = {"key": [BiasDelta()]}
+    strata = [
+        Stratum("still", 0, 0, freeze=1),
+        Stratum("low", 1, 1, train, freeze="50%"),
+        Stratum("the one above", 2, 3, train, thaw=2, freeze=9),
+        Stratum("top", 4, L - 1, train),
+    ]
+    drawn = str(adapt(tiny_bert(), Plan("timed", L, strata)))
+    assert drawn.endswith(TIMED.rstrip())
+    assert max(map(len, drawn.splitlines())) <= 80
+    shares = [Stratum("still", 0, 0), Stratum("rest", 1, L - 1, train, thaw="33%")]
+    lines = str(adapt(tiny_bert(), Plan("shares", L, shares))).splitlines()[-3:]
+    assert lines[0] == "in time  █ trains ░ frozen"
+    assert lines[2] == f"rest     {'░' * 7}{'█' * 13}  thaws after 33 %"
+    assert "in time" not in str(adapt(tiny_bert(), short("SPAFIT-1-3-II")))
+    long = Plan("long", L, [Stratum("all", 0, L - 1, train, thaw=19)])
+    assert "drawn for 20 epochs" in str(adapt(tiny_bert(), long))
+    assert f"{'░' * 19}█  thaws after 19 epochs" in str(adapt(tiny_bert(), long))

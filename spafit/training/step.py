@@ -140,6 +140,8 @@ class TrainingStep:
 
     def train_only(self, names: Collection[str]) -> None:
         """Train those of :attr:`parameters` alone, and freeze the others, until the next call."""
+        if self.forward != self.model.forward_packed:  # compiled: it is limited how often
+            torch.compiler.reset()
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in names)
             if name not in names:
