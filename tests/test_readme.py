@@ -206,8 +206,9 @@ def test_the_table_of_techniques(name, file, on, computes, numbers, methods):
 
 
 def test_the_plan_file_that_is_shown():
-    [shown] = [text for language, text in BLOCKS if language == "json"]
-    assert shown == (ROOT / "examples/plans/mixed.json").read_text(encoding="utf-8")
+    shown = [text for language, text in BLOCKS if language == "json"]
+    files = [ROOT / f"examples/plans/{name}.json" for name in ("mixed", "gradual")]
+    assert shown == [file.read_text(encoding="utf-8") for file in files]
     plan = adapted(ROOT / "examples/plans/mixed.json").plan
     assert [(each.name, each.layers) for each in plan.strata] == [
         ("group 1", "0-4"),
@@ -219,7 +220,16 @@ def test_the_plan_file_that_is_shown():
 
 def test_every_example_of_a_plan_is_named():
     files = {f"examples/plans/{path.name}" for path in (ROOT / "examples/plans").iterdir()}
-    assert files == {file for _, file, *_ in TECHNIQUES} | {"examples/plans/mixed.json"}
+    shown = {"examples/plans/mixed.json", "examples/plans/gradual.json"}
+    assert files == {file for _, file, *_ in TECHNIQUES} | shown
+
+
+def test_what_stands_under_a_drawing():
+    drawn = str(adapted(ROOT / "examples/plans/gradual.json"))
+    [shown] = re.findall(
+        r"writes under the drawing\n\n```text\n(.*?)\n```", README, flags=re.DOTALL
+    )
+    assert drawn.endswith(f"┘\n{shown}")
 
 
 def test_the_settings_that_plan_files_are_said_to_have():
