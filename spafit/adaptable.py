@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from spafit.errors import PlanError
 from spafit.kernels import Part, dropout, dropout_add_norm, stacked_linear
 
 
@@ -287,7 +288,8 @@ class SublayerEnd(Adaptable):
     def add_adapter(self, name: str, adapter: nn.Module) -> None:
         """Have an adapter of a new name called after those that are there."""
         adapters = nn.ModuleDict() if self.adapters is None else self.adapters
-        assert name not in adapters, name
+        if name in adapters:
+            raise PlanError(f"the sub-layer has {name} already; attaching another would lose it")
         adapters[name] = adapter.train(self.training)
         self.adapters = adapters
 

@@ -345,7 +345,10 @@ class IA3Scale(nn.Module):
         self, x: torch.Tensor, affine: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """Map x (..., in) to (..., out) by ``affine`` and l."""
-        return self.l * affine(x) if self.of == "output" else affine(self.l * x)
+        return self._scaled(affine(x)) if self.of == "output" else affine(self._scaled(x))
+
+    def _scaled(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.l * x).to(x.dtype)  # l is not rounded first: under autocast x is in half
 
     def merged(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return diag(l) W and l ⊙ b, or W diag(l) and b, detached, in their types."""
@@ -531,10 +534,6 @@ class BottleneckAdapter(Technique):
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Add a :class:`Bottleneck` to the end of a sub-layer and return it."""
         assert isinstance(module, SublayerEnd)
-        if module.adapters is not None and self.name in module.adapters:
-            raise PlanError(
-                f"the sub-layer has {self.name} already; attaching another would lose it"
-            )
         module.add_adapter(self.name, Bottleneck(self, module, generator))
         return module
 
@@ -544,7 +543,8 @@ class BottleneckAdapter(Technique):
 class SeriesAdapter(BottleneckAdapter):
     """H + s (U σ(D H + b_d) + b_u): an adapter after the sub-layer (Houlsby et al., 2019).
 
-    Section 2.1 of the paper: after the projection of a sub-layer and before its residual.
+    Section 2.1 of the paper: after the projection of a sub-layer and before its residual. (Houlsby
+    et al. train the LayerNorms too: :class:`LayerNormGain` and :class:`BiasDelta` beside it.)
     """
 
     activation: str = "swish"

@@ -80,7 +80,7 @@ def adapted(
     return model
 
 
-def shaken(model: BertForSequenceClassification) -> BertForSequenceClassification:
+def shaken(model: BertForSequenceClassification, by: float = 0.2) -> BertForSequenceClassification:
     """Move all that trains, as training would."""
     generator = torch.Generator().manual_seed(7)
     assert model.adaptation is not None
@@ -88,7 +88,7 @@ def shaken(model: BertForSequenceClassification) -> BertForSequenceClassificatio
         for name in model.adaptation.trainable:
             parameter = model.get_parameter(name)
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(0.2 * noise)
+            parameter.add_(by * noise)
     return model
 
 
@@ -160,6 +160,24 @@ class TestForms:
             assert gradients.keys() == expected.keys()
             for name, gradient in gradients.items():
                 assert (gradient - expected[name]).abs().max() < 1e-12, name
+
+    def test_in_bf16(self, technique: Technique, places: tuple[str, ...]) -> None:
+        """Under autocast the fused form errs at most twice as much as the plain one.
+
+        The error is that of the whole gradient, against float32, as a share of its norm.
+        """
+        model = shaken(adapted([technique], places), 0.02).float()
+        _, exact = loss_and_gradients(model, "reference")
+        errors = {}
+        for impl in ("reference", "auto"):
+            with torch.autocast("cpu", torch.bfloat16):
+                _, found = loss_and_gradients(model, impl)
+            apart = [(found[name] - exact[name]).norm() for name in exact]
+            errors[impl] = (
+                torch.stack(apart).norm()
+                / torch.stack([gradient.norm() for gradient in exact.values()]).norm()
+            )
+        assert 0 < errors["auto"] <= 2 * errors["reference"] < 0.2
 
     def test_gradcheck(self, technique: Technique, places: tuple[str, ...]) -> None:
         """Of all that trains in the reference and in the fused form, by finite differences."""
