@@ -32,6 +32,7 @@ from spafit.plans import (
     Plan,
     Stratum,
     check_num_layers,
+    did_you_mean,
 )
 from spafit.techniques import Technique
 
@@ -52,6 +53,9 @@ METHODS = (
 #: Methods of the literature that are not in Table 1: the adapters that section 2.1 describes,
 #: (IA)³, and the head alone. Each is the same in all layers.
 OTHERS = ("houlsby", "pfeiffer", "parallel", "ia3", "linear-probe")
+
+# Names of rows of Table 1 for short.
+SHORT = ("full", "bitfit", "lora-i", "lora-ii")
 
 
 def plan(
@@ -174,7 +178,8 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
     parts = re.fullmatch(rf"spafit-{end}-{end}-(i{{1,2}})", key)
     if parts is None:
         raise PlanError(
-            f"there is no method {method!r:.80}; there are {', '.join(METHODS)}, any other "
+            f"there is no method {method!r:.80}{did_you_mean(key, (*METHODS, *OTHERS, *SHORT))}; "
+            f"there are {', '.join(METHODS)}, any other "
             f"SPAFIT-[N1]-[N2]-[I|II] such as SPAFIT-20%-40%-II, {', '.join(OTHERS)}, or a plan "
             "file (.json)"
         )

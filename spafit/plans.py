@@ -84,7 +84,7 @@ def resolve(entry: str) -> str:
         ends = [place.split(".", n)[-1] for place in PLACES for n in range(place.count(".") + 1)]
         known = {ALL, *(end for end in ends if ends.count(end) == 1)}
         raise PlanError(
-            f"the entry {entry!r:.200} matches no module of a layer{_did_you_mean(entry, known)}; "
+            f"the entry {entry!r:.200} matches no module of a layer{did_you_mean(entry, known)}; "
             f"there are {', '.join(PLACES)}"
         )
     if len(matches) > 1:
@@ -232,7 +232,7 @@ def _at(place: str, then: str = ": ") -> Iterator[None]:
         raise PlanError(f"{place}{then}{error}") from None
 
 
-def _did_you_mean(name: object, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return a question that names the nearest of the known names, if one is near."""
     near = difflib.get_close_matches(str(name)[:80].lower(), sorted(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
@@ -464,7 +464,7 @@ def _technique_from_json(given: Any) -> Technique:
         ((name, settings),) = given.items()
     if not isinstance(name, str) or name not in TECHNIQUES:
         raise PlanError(
-            f"{given!r:.200} is no technique{_did_you_mean(name, TECHNIQUES)}; there are "
+            f"{given!r:.200} is no technique{did_you_mean(name, TECHNIQUES)}; there are "
             f"{', '.join(TECHNIQUES)}; one of your own must be registered first (spafit.register)"
         )
     if not isinstance(settings, dict):
@@ -495,7 +495,7 @@ def _refuse_unknown(thing: str, entries: Any, known: set[str]) -> None:
     unknown = sorted(entries.keys() - known)
     if unknown:
         raise PlanError(
-            f"{thing} has no setting {listed(unknown, ' or ')}{_did_you_mean(unknown[0], known)}; "
+            f"{thing} has no setting {listed(unknown, ' or ')}{did_you_mean(unknown[0], known)}; "
             f"there are {', '.join(sorted(known))}"
         )
 

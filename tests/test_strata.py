@@ -147,7 +147,7 @@ class TestRefusals:
             (plan("bitfit", 5), "is for 5 layers, the model has 6"),
             ("SPAFIT-1-5-II", "leaves no layer for group 3"),
             ("SPAFIT-4-9-II", "N2 = 9 is beyond the last layer, 5"),
-            ("bitfat", "there is no method 'bitfat'"),
+            ("bitfat", r"there is no method 'bitfat' \(did you mean bitfit\?\); there are"),
             (Path("missing.json"), "cannot be read"),
         ],
     )

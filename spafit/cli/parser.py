@@ -497,7 +497,8 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
 def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "method",
-        help="a method of Table 1, SPAFIT-[N1]-[N2]-[I|II], linear-probe, or a plan file",
+        help="a method of Table 1, SPAFIT-[N1]-[N2]-[I|II], houlsby, pfeiffer, parallel, ia3, "
+        "linear-probe, or a plan file",
     )
     plan.add_argument(
         "--model",

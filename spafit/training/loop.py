@@ -124,12 +124,12 @@ class Loop:
         state = self.state
         # An evaluation that is still due belongs to the phase of the step before it.
         self.phases.enter(state.step - self._evaluation_is_due())
-        is_over = False
-        while not is_over:
+        while True:
             self._into_training()
             with closing(self.feed.batches(state.step)) as batches:
-                is_over = self._run(batches)
-            self.phases.enter(state.step)  # after its end, because batches are made ahead
+                if self._run(batches):
+                    break
+            self.phases.enter(state.step)  # after their end, because batches are made ahead
         self._pause()
 
     def _run(self, batches: Iterator[Fed]) -> bool:
