@@ -116,7 +116,9 @@ class Stratum:
         AdamW's weight decay of what trains in them, matrices and vectors alike; None is the run's.
         A technique's own comes first.
     dropout : float or None
-        Rate of all dropout of these layers in training; None is the model's own.
+        Rate of all dropout of these layers in training; None is the model's own. It belongs to the
+        layers, not to what is added: in training mode it holds inside ``adapters_disabled`` too. In
+        evaluation mode nothing is dropped.
     thaw, freeze : float or str
         When these layers begin to train and when they end, in epochs or, as in ``"30%"``, as a
         share of the training. By default they train from its beginning (0) to its end (None).

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import PlanError
+from spafit.config import is_number
+from spafit.errors import ConfigError, PlanError
 from spafit.weights.adapter_files import adaptation_to_save
 
 
@@ -73,7 +74,12 @@ def parameter_groups(
     ------
     PlanError
         As :func:`trained_parameters`.
+    ConfigError
+        If the learning rate or the weight decay is not a number from 0.
     """
+    for setting, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not is_number(value) or not 0 <= value < math.inf:  # torch looks at no group's
+            raise ConfigError(f"{setting} must be a number from 0, found {value!r:.80}")
     trained = trained_parameters(model)
     assert model.adaptation is not None
     groups: dict[tuple[bool, float, float], list[torch.nn.Parameter]] = {}

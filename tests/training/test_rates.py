@@ -7,21 +7,24 @@ groups made by hand; the uninterrupted run, bit for bit.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.captured import Recorder, captured, eager, make_feed
 from support.interruptions import differences, everything, interrupted
-from support.small_runs import SmallRun, trained
+from support.small_runs import LEARNING_RATE, SmallRun, read_log, trained
 from support.tiny_bert import L, batches, tiny_bert
 
 import spafit
 from spafit.adapters import BiasDelta, Full, LoRA, SeriesAdapter
-from spafit.errors import CheckpointError, PlanError
+from spafit.errors import CheckpointError, ConfigError, PlanError
 from spafit.plans import Plan, Stratum
 from spafit.training import plain
-from spafit.training.optimisation import make_optimizer, set_learning_rate
+from spafit.training.optimisation import learning_rate_factor, make_optimizer, set_learning_rate
+from spafit.training.step import TrainingStep
 
 
 def make_plan(**changes: Any) -> Plan:
@@ -106,6 +109,9 @@ def test_each_group_follows_the_schedule(small: SmallRun, capturable: bool) -> N
     model = small.model(make_plan())
     optimizer = make_optimizer(model, learning_rate=1.0, weight_decay=0.1, capturable=capturable)
     places = [group["lr"] for group in optimizer.param_groups]
+    assert [float(each) for each in places] == pytest.approx(
+        [group["rate"] for group in optimizer.param_groups], rel=1e-6
+    )
     set_learning_rate(optimizer, 0.5)
     assert model.adaptation is not None
     found = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
@@ -115,7 +121,87 @@ def test_each_group_follows_the_schedule(small: SmallRun, capturable: bool) -> N
         assert all(a is g["lr"] for a, g in zip(places, optimizer.param_groups, strict=True))
 
 
+def take_steps(step: TrainingStep, feed: Any) -> list[float]:
+    """Train at rates that float32, in which a captured step has them, holds exactly."""
+    torch.manual_seed(0)
+    step.model.train()
+    rates = (2.0 ** -(7 + number % 3) for number in range(1000))
+    return [float(step(fed.micro_batches, next(rates)).loss) for fed in feed]
+
+
+class TestSteps:
+    """Oracle: the eager step."""
+
+    @pytest.mark.parametrize("precision", ["float32", "fp16"])
+    def test_captured_bit_for_bit(self, small: SmallRun, precision: str) -> None:
+        ours, theirs = (small.model(make_plan(rate_decay=0.5)) for _ in range(2))
+        step = captured(ours, Recorder(), precision=precision)
+        losses = take_steps(step, make_feed(small, epochs=2).batches())
+        other = eager(theirs, precision=precision)
+        assert losses == take_steps(other, make_feed(small, epochs=2).batches())
+        expected = trained(theirs)
+        assert all(torch.equal(value, expected[name]) for name, value in trained(ours).items())
+        assert step.graphs
+        assert len(step.optimizer.param_groups) > 4
+
+
 class TestRuns:
+    def test_twice_the_factor_is_twice_the_rate(self, small: SmallRun) -> None:
+        """With the head frozen, whose factor is always 1."""
+        found = []
+        for factor, learning_rate in ((2.0, 1e-3), (1.0, 2e-3), (1.0, 1e-3)):
+            train = {"query": [LoRA(3, 5.0), BiasDelta()]}
+            model = small.model(Plan("one", 4, [Stratum("all", 0, 3, train, rate=factor)]))
+            model.classifier.requires_grad_(False)
+            result = small.fit(model, learning_rate=learning_rate, epochs=1, warmup=0.3)
+            found.append((result.losses, trained(model)))
+        (ours, first), (twice, second), (once, _) = found
+        assert ours == twice != once
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+    def test_the_rate_that_is_logged_is_the_run_s(self, small: SmallRun, tmp_path: Path) -> None:
+        small.fit(small.model(make_plan()), out=tmp_path, epochs=1)
+        found = [row["learning_rate"] for row in read_log(tmp_path, "loss")]
+        factors = (learning_rate_factor(step, 5, 0.0) for step in range(5))
+        assert found == [LEARNING_RATE * factor for factor in factors]
+
+    def test_layer_wise_decay_against_groups_made_by_hand(self) -> None:
+        """20 steps of torch's AdamW and its own schedule, in float64: losses and weights."""
+        train = dict.fromkeys(("query", "layer.output.dense", "layer.output.LayerNorm"), (Full(),))
+        ours, theirs = tiny_bert(), tiny_bert()
+        whole = {"embeddings": "full", "pooler": "full"}
+        low = Stratum("low", 0, 1, train, rate=3.0)
+        high = Stratum("high", 2, L - 1, train, weight_decay=0.2)
+        spafit.adapt(ours, Plan("ours", L, [low, high], **whole, rate_decay=0.8))
+        spafit.adapt(theirs, Plan("theirs", L, [Stratum("all", 0, L - 1, train)], **whole))
+        groups = []
+        for name, parameter in theirs.named_parameters():
+            if parameter.requires_grad:
+                rate, decay = 1.0, 0.1 if parameter.dim() > 1 else 0.0  # the pooler and the head
+                if "embeddings" in name:
+                    rate = 0.8**L
+                elif "encoder" in name:
+                    number = int(name.split(".")[3])
+                    rate = 0.8 ** (L - 1 - number) * (3.0 if number < 2 else 1.0)
+                    decay = decay if number < 2 else 0.2
+                groups.append({"params": [parameter], "lr": 1e-2 * rate, "weight_decay": decay})
+        optimizers = [make_optimizer(ours, learning_rate=1e-2, weight_decay=0.1)]
+        optimizers.append(torch.optim.AdamW(groups))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizers[1], lambda step: (20 - step) / 20)
+        for step, (inputs, labels) in enumerate(batches(20)):
+            set_learning_rate(optimizers[0], 1e-2 * learning_rate_factor(step, 20, 0.0))
+            losses = []
+            for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(model(**inputs), labels)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                losses.append(loss.item())
+            schedule.step()
+            assert abs(losses[0] - losses[1]) < 1e-9
+        for name, value in trained(ours).items():
+            assert (value - theirs.get_parameter(name)).abs().max() < 1e-9, name
+
     def test_fit_is_plain_bit_for_bit(self, small: SmallRun) -> None:
         """In the reference form, dropout of the stratum included."""
         settings = {"epochs": 2, "warmup": 0.3, "weight_decay": 0.1, "decay_biases": True}
@@ -188,6 +274,28 @@ def test_dropout_of_a_stratum(small: SmallRun) -> None:
         ]
         usual = theirs.attention.self.dropout
         assert rates == ([0.3] * 3 if number == 3 else [usual] * 3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_of_a_stratum_with_the_adapters_disabled(small: SmallRun, training: bool) -> None:
+    """It drops in training mode as ever; in evaluation mode it changes nothing."""
+    batch, found = small.tokenizer(["a cat sees"], ["the dog"]), []
+    for rate in (0.9, None):
+        stratum = Stratum("all", 0, 3, {"query": [BiasDelta()]}, dropout=rate)
+        model = small.model(Plan("dropping", 4, [stratum])).train(training)
+        torch.manual_seed(1)
+        with spafit.adapters_disabled(model), torch.no_grad():
+            found.append(model(*batch))
+    assert torch.equal(*found) is not training
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "x", None, True])
+def test_absurd_arguments_of_parameter_groups(small: SmallRun, value: Any) -> None:
+    model = small.model()
+    with pytest.raises(ConfigError, match="learning_rate must be a number from 0, found"):
+        spafit.parameter_groups(model, value)
+    with pytest.raises(ConfigError, match="weight_decay must be a number from 0, found"):
+        spafit.parameter_groups(model, 1e-3, value)
 
 
 def test_plans_with_rates_are_equal_after_a_round_trip_and_leave_defaults_out() -> None:
