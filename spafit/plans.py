@@ -57,6 +57,8 @@ ALL = "all"
 
 _FORMAT = "spafit-plan-1"
 
+_SMALLEST_RATE = 1e-30  # of the learning rate; less moves nothing in float32
+
 
 def resolve(entry: str) -> str:
     """Return the path of the one place in a layer that ``entry`` names.
@@ -301,6 +303,11 @@ class Plan:
             raise PlanError(
                 f"{called}: rate_decay, a factor of the learning rate from layer to layer, must be "
                 f"above 0 and at most 1, found {self.rate_decay!r:.80}"
+            )
+        if self.rate_decay**self.num_layers < _SMALLEST_RATE:
+            raise PlanError(
+                f"{called}: rate_decay {self.rate_decay!r} leaves the first of {self.num_layers} "
+                "layers no rate at all; let it be nearer to 1"
             )
 
     @property

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,6 +181,14 @@ def for_trainer(
                 f"{one_line(stratum.name)} thaws or freezes during training, which spafit.fit does "
                 "and another trainer does not; leave thaw and freeze out of the plan"
             )
+    if any(
+        (how.rate, how.weight_decay) != (1.0, None) for how in _adaptation(model).trained.values()
+    ):
+        warnings.warn(
+            "the plan has rates or weight decays of its own, which the trainer's optimizer follows "
+            "only if it is made of spafit.parameter_groups(model, learning_rate)",
+            stacklevel=2,
+        )
     if labels is not None:
         _name_labels(model, labels)
     return TrainerModel(model)

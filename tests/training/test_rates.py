@@ -309,6 +309,13 @@ def test_plans_with_rates_are_equal_after_a_round_trip_and_leave_defaults_out() 
     assert Plan.from_json(usual) == spafit.plan("SPAFIT-1-2-II", 4)
 
 
+def test_another_trainer_is_told_of_rates(small: SmallRun) -> None:
+    with pytest.warns(
+        UserWarning, match=r"made of spafit\.parameter_groups\(model, learning_rate\)"
+    ):
+        spafit.interop.for_trainer(small.model(make_plan()))
+
+
 @pytest.mark.parametrize("changes", [{"thaw": 1}, {"freeze": "50%"}])
 def test_another_trainer_does_not_thaw(small: SmallRun, changes: dict[str, Any]) -> None:
     strata = [Stratum("all", 0, 3, {"query": [BiasDelta()]}, **changes)]
@@ -330,6 +337,7 @@ def test_another_trainer_does_not_thaw(small: SmallRun, changes: dict[str, Any])
         (lambda: Stratum("s", 0, 0, {"query": [BiasDelta(weight_decay="x")]}), "weight_decay"),
         (lambda: make_plan(rate_decay=1.5), "rates: rate_decay, .* at most 1, found 1.5"),
         (lambda: make_plan(rate_decay=0), "rates: rate_decay"),
+        (lambda: make_plan(rate_decay=1e-9), "leaves the first of 4 layers no rate at all"),
     ],
 )
 def test_absurd_settings_are_refused(make: Any, reason: str) -> None:
