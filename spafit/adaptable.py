@@ -290,6 +290,8 @@ class SublayerEnd(Adaptable):
         adapters = nn.ModuleDict() if self.adapters is None else self.adapters
         if name in adapters:
             raise PlanError(f"the sub-layer has {name} already; attaching another would lose it")
+        if "." in name or hasattr(nn.ModuleDict, name):
+            raise PlanError(f"an adapter cannot be called {name!r:.80}; give it another name")
         adapters[name] = adapter.train(self.training)
         self.adapters = adapters
 
@@ -338,26 +340,53 @@ def _can_be_stacked(linear: Linear) -> bool:
 
 
 # The methods that say what a module computes, and those that say how that is merged.
-_COMPUTING = ("forward", "affine", "part", "b", "bias_terms", "gamma", "add_norm", "norm")
-_MERGING = ("merged", "merged_weight", "merged_bias")
+_OF_WEIGHT = ("__call__", "forward", "affine", "part", "gamma"), ("merged", "merged_weight")
+_OF_BIAS = ("b", "bias_terms"), ("merged", "merged_bias")
+_OF_END = ("__call__", "forward", "add_norm", "norm"), ("merges",)
+_OF_IA3 = ("__call__", "forward"), ("merged",)
 
 
 def why_not_merged(module: Adaptable) -> str:
     """Return why the pre-trained tensors of a module cannot hold all that it computes, or "".
 
     What is not known to be merged is refused: a class that computes something of its own must have
-    a merged form of its own, and an adapter in the end of a sub-layer has none.
+    a merged form of its own, a hook may change anything, and an adapter in the end of a sub-layer
+    stands beside its maps.
     """
-    if isinstance(module, SublayerEnd) and module.adapters is not None:
-        return f"the adapter {' and '.join(module.adapters)} stands beside its maps, not in them"
-    if "forward" in vars(module):
-        return "its forward was replaced"
-    saying = ("merges",) if isinstance(module, SublayerEnd) else _MERGING
-    for kind in type(module).mro():
-        if any(name in vars(kind) for name in saying):
-            break
-        if any(name in vars(kind) for name in _COMPUTING):
-            return f"{kind.__name__} computes something of its own, and has no method merged"
+    children = [
+        getattr(module, name, None) for name in ("bias_delta", "gain_delta", "ia3", "dropout")
+    ]
+    for each in (module, *filter(None, children)):
+        if each._forward_hooks or each._forward_pre_hooks:
+            return f"{type(each).__name__} has a hook, which may change what it computes; remove it"
+    if isinstance(module, SublayerEnd):
+        if module.adapters is not None:
+            return (
+                f"the adapter {' and '.join(module.adapters)} stands beside its maps, not in them"
+            )
+        if not isinstance(module.dropout, (nn.Dropout, nn.Identity)):
+            return f"its dropout is a {type(module.dropout).__name__}"
+        return _computes_more(module, _OF_END)
+    for delta in filter(None, children[:2]):
+        if not _says(delta, "is_a_sum") or "forward" in vars(delta):
+            return f"{type(delta).__name__} need not be a sum"
+    ia3 = children[2]
+    return _computes_more(module, _OF_WEIGHT, _OF_BIAS) or (
+        _computes_more(ia3, _OF_IA3) if ia3 is not None else ""
+    )
+
+
+def _computes_more(module: nn.Module, *parts: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
+    """Return what a module computes otherwise than its class that says how it is merged, or ""."""
+    for computing, merging in parts:
+        replaced = [name for name in computing if name in vars(module)]
+        if replaced:
+            return f"its {replaced[0]} was replaced"
+        for kind in type(module).mro():
+            if any(name in vars(kind) for name in merging):
+                break
+            if any(name in vars(kind) for name in computing):
+                return f"{kind.__name__} computes something of its own, and has no {merging[0]}"
     return ""
 
 

@@ -154,6 +154,8 @@ class GainDelta(BiasDelta):
         The pre-trained γ; δγ takes its length, type and device, and starts at zero.
     """
 
+    is_a_sum = True
+
 
 @register
 @dataclass(frozen=True, repr=False)
@@ -432,7 +434,7 @@ class Bottleneck(nn.Module):
         like = end.LayerNorm.weight
         hidden = len(like)
         size = technique.size_for(hidden)
-        self.technique = technique
+        self.technique, self.settings = technique, repr(technique)
         self.scaling, self.activation = technique.scaling, technique.activation
         self.down = Linear(hidden, size).to(like)  # D (m, D), b_d
         self.up = Linear(size, hidden).to(like)  # U (D, m), b_u
@@ -498,7 +500,7 @@ class BottleneckAdapter(Technique):
     def __post_init__(self) -> None:
         m = self.bottleneck
         by = re.fullmatch(r"D/([0-9]+(?:\.[0-9]+)?)", m) if isinstance(m, str) else None
-        divides = by is not None and 0 < float(by[1]) <= _LARGEST_RANK
+        divides = by is not None and 1e-3 <= float(by[1]) <= _LARGEST_RANK
         if not divides and not (type(m) is int and 1 <= m <= _LARGEST_RANK):
             raise PlanError(
                 f"{self.name}: bottleneck must be a whole number from 1 to {_LARGEST_RANK}, or a "
@@ -520,7 +522,13 @@ class BottleneckAdapter(Technique):
         """Return m for a model of hidden size D."""
         if isinstance(self.bottleneck, int):
             return self.bottleneck
-        return max(1, int(hidden // float(self.bottleneck.removeprefix("D/"))))
+        size = max(1, int(hidden // float(self.bottleneck.removeprefix("D/"))))
+        if size > _LARGEST_RANK:
+            raise PlanError(
+                f"{self.name}: bottleneck {self.bottleneck} is {size:,} units for D = {hidden}; "
+                f"the largest is {_LARGEST_RANK:,}"
+            )
+        return size
 
     @property
     def caption(self) -> str:

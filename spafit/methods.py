@@ -138,8 +138,17 @@ def plan(
         128.0 if alpha is None else alpha,
         0.0 if lora_dropout is None else lora_dropout,
     )
+    if (r, alpha, lora_dropout, bias, numbering) != (None,) * 5 and _key(method) in OTHERS:
+        raise PlanError(
+            f"r, alpha, lora_dropout, bias and numbering change nothing in {method}; leave them out"
+        )
     biases: Technique = DirectBias() if bias == "direct" else Bias()
     return _by_name(method, num_layers, lora, biases, numbering or "table-2")
+
+
+def _key(method: object) -> str:
+    """Return a method's name in small letters, with a dash between its words."""
+    return re.sub(r"[\s_]+", "-", str(method).strip()).lower()
 
 
 def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -> Plan:
@@ -150,7 +159,7 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
 
     if not isinstance(method, str):
         raise PlanError(f"a method is a name, a plan file or a Plan, found {method!r}")
-    key = re.sub(r"[\s_]+", "-", method.strip()).lower()
+    key = _key(method)
     if key in ("full", "fine-tuning", "full-fine-tuning"):
         everything = {module: (Full(),) for module in MODULES}
         strata = [Stratum("all layers", 0, L - 1, everything)]

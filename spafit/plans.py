@@ -173,9 +173,10 @@ class Stratum:
             raise PlanError(f"{name}: dropout must be a rate in [0, 1), found {self.dropout!r:.80}")
         for setting in ("thaw", "freeze"):
             _check_time(name, setting, getattr(self, setting))
-        if self.freeze is not None and isinstance(self.thaw, str) == isinstance(self.freeze, str):
+        if self.freeze is not None:
             thaw, freeze = (float(str(each).removesuffix("%")) for each in (self.thaw, self.freeze))
-            if thaw >= freeze:
+            alike = isinstance(self.thaw, str) == isinstance(self.freeze, str)
+            if freeze == 0 or (alike and thaw >= freeze):
                 raise PlanError(
                     f"{name}: thaw is {self.thaw!r} and freeze {self.freeze!r}, so it would never "
                     "train; let it thaw earlier, or leave its entries out"
@@ -387,6 +388,8 @@ class Plan:
             If it is not such JSON, or the plan is impossible. It names the stratum by number and
             name, the entry, the technique and the setting, and for a misspelt name the nearest.
         """
+        if not isinstance(text, str):
+            raise PlanError(f"{source} must be text in JSON, found a {type(text).__name__}")
         try:
             entries = json.loads(text, object_pairs_hook=no_duplicates)
             known = {each.name for each in dataclasses.fields(cls)} | {"format"}

@@ -8,15 +8,15 @@ counts by hand. Bottleneck adapters are also held against the library ``adapters
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tiny_bert import CONFIG, C, D, L, batches, logits, some_steps, tiny_bert
+from support.tiny_bert import D, L, batches, logits, some_steps, tiny_bert
 from torch import nn
 
 import spafit
@@ -28,6 +28,7 @@ from spafit.adapters import (
     BottleneckAdapter,
     DirectBias,
     Full,
+    IA3Scale,
     LayerNormGain,
     LoRA,
     LoRALinear,
@@ -360,11 +361,56 @@ class Doubled(Linear):
         return super().forward(x) * (2 if self.adapters_on else 1)
 
 
+class Called(Linear):
+    """The same where it is called."""
+
+    def __init__(self, linear: Linear) -> None:
+        nn.Module.__init__(self)
+        self.take_over(linear)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = super().__call__(x)
+        return y * 2
+
+
 class SquaredLoRALinear(LoRALinear):
     """LoRA with another equation over the same A and B."""
 
     def affine(self, x: torch.Tensor) -> torch.Tensor:
         return super().affine(x).pow(2) if self.adapters_on else super().affine(x)
+
+
+class HalfMergedLoRALinear(SquaredLoRALinear):
+    """The same, which says how its bias is merged alone."""
+
+    def merged_bias(self) -> torch.Tensor:
+        return super().merged_bias()
+
+
+class TripledDelta(BiasDelta):
+    """b + 3 δ."""
+
+    def forward(self, b: torch.Tensor) -> torch.Tensor:
+        return b + 3 * self.delta
+
+
+class BentDelta(nn.Module):
+    """b + tanh(δ), of no class of spafit."""
+
+    def __init__(self, b: torch.Tensor) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros_like(b))
+
+    def forward(self, b: torch.Tensor) -> torch.Tensor:
+        return b + torch.tanh(self.delta)
+
+
+class ExponentialScale(IA3Scale):
+    """exp(l - 1) ⊙ (x Wᵀ + b)."""
+
+    def forward(self, x: torch.Tensor, affine: Any) -> torch.Tensor:
+        y: torch.Tensor = torch.exp(self.l - 1) * affine(x)
+        return y
 
 
 class Halved(nn.Module):
@@ -374,64 +420,146 @@ class Halved(nn.Module):
         return H / 2
 
 
-@dataclass(frozen=True)
-class MadeUp(Technique):
-    """Techniques that merging knows nothing of."""
-
-    how: str = "doubled"
-
-    name: ClassVar[str] = "made-up"
-    short: ClassVar[str] = "made up"
-    trains: ClassVar[tuple[str, ...]] = ()
-    attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear, SublayerEnd)
-
-    def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
-        if isinstance(module, SublayerEnd):
-            module.add_adapter("own", Halved())
-            return module
-        assert isinstance(module, Linear)
-        if self.how == "doubled":
-            return Doubled(module)
-        plain = module.forward
-        module.forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]
-        return module
+def squared(linear: Linear) -> Linear:
+    return SquaredLoRALinear(linear, 2, 3.0)
 
 
-@dataclass(frozen=True)
-class SquaredLoRA(LoRA):
-    """A made-up technique whose class has its parent's ``merges``."""
-
-    name: ClassVar[str] = "squared"
-
-    def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
-        assert isinstance(module, Linear)
-        return SquaredLoRALinear(module, self.r, self.alpha, self.dropout, generator)
+def half_merged(linear: Linear) -> Linear:
+    return HalfMergedLoRALinear(linear, 2, 3.0)
 
 
-@pytest.mark.parametrize(
-    ("technique", "place", "reason"),
-    [
-        (MadeUp(), "value", "value has no merged form: Doubled computes something of its own"),
-        (MadeUp(how="patched"), "value", "value has no merged form: its forward was replaced"),
-        (MadeUp(), "layer.output", r"layer\.2\.output has no merged form: the adapter own stands"),
-        (SquaredLoRA(r=2), "value", "has no merged form: SquaredLoRALinear computes something of"),
-    ],
-)
-def test_a_made_up_technique_is_never_merged_away(
-    technique: Technique, place: str, reason: str
-) -> None:
+def with_forward(linear: Linear) -> Linear:
+    plain = linear.forward
+    linear.forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]
+    return linear
+
+
+def with_affine(linear: Linear) -> Linear:
+    plain = linear.affine
+    linear.affine = lambda x: 2 * plain(x)  # type: ignore[method-assign]
+    linear.ia3 = IA3Scale(linear, "output")  # so that affine is called
+    return linear
+
+
+def with_hook(linear: Linear) -> Linear:
+    linear.register_forward_hook(lambda module, given, y: 2 * y)
+    return linear
+
+
+def tripled(linear: Linear) -> Linear:
+    linear.bias_delta = TripledDelta(linear.bias)
+    return linear
+
+
+def bent(linear: Linear) -> Linear:
+    linear.bias_delta = BentDelta(linear.bias)
+    return linear
+
+
+def hooked_delta(linear: Linear) -> Linear:
+    BiasDelta().attach(linear, None)
+    assert linear.bias_delta is not None
+    linear.bias_delta.register_forward_hook(lambda module, given, b: 2 * b)
+    return linear
+
+
+def exponential(linear: Linear) -> Linear:
+    linear.ia3 = ExponentialScale(linear, "output")
+    return linear
+
+
+LORA = ("lora_A", "lora_B")
+DELTA = ("bias_delta.delta",)
+OF_ITS_OWN = "computes something of its own, and has no merged"
+MADE_UP: list[tuple[Any, tuple[str, ...], str]] = [
+    # what is attached to value, what it trains, why it is not merged
+    (Doubled, (), f"Doubled {OF_ITS_OWN}"),
+    (Called, (), f"Called {OF_ITS_OWN}"),
+    (squared, LORA, f"SquaredLoRALinear {OF_ITS_OWN}"),
+    (half_merged, LORA, f"SquaredLoRALinear {OF_ITS_OWN}"),
+    (with_forward, (), "its forward was replaced"),
+    (with_affine, ("ia3.l",), "its affine was replaced"),
+    (with_hook, (), "Linear has a hook"),
+    (tripled, DELTA, "TripledDelta need not be a sum"),
+    (bent, DELTA, "BentDelta need not be a sum"),
+    (hooked_delta, DELTA, "BiasDelta has a hook"),
+    (exponential, ("ia3.l",), f"ExponentialScale {OF_ITS_OWN}"),
+]
+
+
+@pytest.fixture
+def known() -> Iterator[None]:
     before = dict(TECHNIQUES)
-    try:
-        for kind in (MadeUp, SquaredLoRA):
-            spafit.register(kind)
-        model = shaken(adapted([technique], [place]))
-        assert model.num_labels == C
-        assert model.config == CONFIG
-        with pytest.raises(PlanError, match=reason):
+    yield
+    TECHNIQUES.clear()
+    TECHNIQUES.update(before)
+
+
+@pytest.mark.usefixtures("known")
+class TestAMadeUpTechniqueIsNeverMergedAway:
+    """Merging knows nothing of these; each changes the logits, and is refused by name."""
+
+    @pytest.mark.parametrize(
+        ("attached", "declared", "reason"), MADE_UP, ids=[each[0].__name__ for each in MADE_UP]
+    )
+    def test_on_a_linear(self, attached: Any, declared: tuple[str, ...], reason: str) -> None:
+        @spafit.register
+        @dataclass(frozen=True)
+        class MadeUp(Technique):
+            name: ClassVar[str] = "made-up"
+            short: ClassVar[str] = "made up"
+            trains: ClassVar[tuple[str, ...]] = declared
+            attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear,)
+
+            def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
+                made: Adaptable = attached(module)
+                return made
+
+        model = shaken(adapted([MadeUp()], ["value"]))
+        with pytest.raises(PlanError, match=f"has no merged form: {reason}"):
             spafit.merged_state_dict(model)
-    finally:
-        TECHNIQUES.clear()
-        TECHNIQUES.update(before)
+
+    def test_in_the_end_of_a_sub_layer(self) -> None:
+        model = adapted([BiasDelta()], ["query"])
+        end = model.bert.encoder.layer[2].output
+        assert isinstance(end, SublayerEnd)
+        spafit.merged_state_dict(model)
+        plain = end.add_norm
+        end.add_norm = lambda H, X: plain(H, X) / 2  # type: ignore[method-assign]
+        with pytest.raises(PlanError, match=r"layer\.2\.output has no .* add_norm was replaced"):
+            spafit.merged_state_dict(model)
+        del end.add_norm
+        end.add_adapter("own", Halved())
+        with pytest.raises(PlanError, match=r"layer\.2\.output has no .* the adapter own stands"):
+            spafit.merged_state_dict(model)
+        end.adapters = None
+        end.dropout = nn.Tanh()  # type: ignore[assignment]
+        with pytest.raises(PlanError, match=r"layer\.2\.output has no .* its dropout is a Tanh"):
+            spafit.merged_state_dict(model)
+
+
+@pytest.mark.parametrize("name", ["a.b", "keys", "forward"])
+def test_names_that_no_adapter_can_have(name: str) -> None:
+    with pytest.raises(PlanError, match="an adapter cannot be called"):
+        SublayerEnd().add_adapter(name, Halved())
+
+
+def test_a_bottleneck_that_would_fill_memory_is_refused() -> None:
+    with pytest.raises(PlanError, match="series: bottleneck must be"):
+        SeriesAdapter(bottleneck="D/0.00000001")
+    with pytest.raises(
+        PlanError, match=r"bottleneck D/0\.002 is .* units for D = 768; the largest"
+    ):
+        Stratum("all", 0, 0, {OUTPUT: [SeriesAdapter(bottleneck="D/0.002")]})
+
+
+@pytest.mark.parametrize("method", ["houlsby", "IA3", "linear probe"])
+def test_settings_that_change_nothing_in_a_method_are_refused(method: str) -> None:
+    assert spafit.plan(method, 4).num_layers == 4
+    settings: list[dict[str, Any]] = [{"r": 4}, {"bias": "direct"}, {"numbering": "text"}]
+    for setting in settings:
+        with pytest.raises(PlanError, match=f"numbering change nothing in {method}; leave them"):
+            spafit.plan(method, 4, **setting)
 
 
 @pytest.mark.parametrize(

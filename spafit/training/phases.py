@@ -65,12 +65,11 @@ class Phases:
         self._opened = ExitStack()
         self._phase: int | None = None
         self.prefixes: dict[str, KeptPrefix] = {}
-        for stratum in self._plan.strata:
-            if stratum.train and not any(self._trains(stratum, each) for each in self._starts):
+        for name, how in self._how.items():
+            if (ends := self._ends(how))[0] >= ends[1]:
                 raise PlanError(
-                    f"{one_line(stratum.name)} (layers {stratum.layers}) would train at no step of "
-                    f"this run of {feed.epochs} epochs: thaw is {stratum.thaw!r} and freeze "
-                    f"{stratum.freeze!r}"
+                    f"{name} would train at no step of this run of {feed.epochs} epochs: thaw is "
+                    f"{how.thaw!r} and freeze {how.freeze!r}"
                 )
         for start in self._starts:
             if start < feed.total_steps and not self._names(start):

@@ -38,8 +38,10 @@ def complete(
         dropout_in_group_1 = not trains_head_alone
     cache_prefix = config.cache_prefix
     if cache_prefix == "auto":
-        # What is kept is at most float32, to which a model in float64 would be rounded.
-        is_kept = trains_head_alone and not dropout_in_group_1 and model.dtype != torch.float64
+        # What is kept is at most float32, to which a model in float64 would be rounded; and it is
+        # computed packed, which the reference form is not.
+        is_exact = model.dtype != torch.float64 and model.bert.packed
+        is_kept = trains_head_alone and not dropout_in_group_1 and is_exact
         cache_prefix = "memory" if is_kept else "off"
     pretrained = set(pretrained_names(model)) - set(HEAD)
     is_full = any(

@@ -92,7 +92,9 @@ class TestTimes:
         trains = [step for step in range(120) if how.trains_at(step, 30, 120)]
         assert trains == list(range(*steps))
 
-    @pytest.mark.parametrize(("thaw", "freeze"), [(2, 2), (3, 1), ("50%", "20%"), (0, 0)])
+    @pytest.mark.parametrize(
+        ("thaw", "freeze"), [(2, 2), (3, 1), ("50%", "20%"), (0, 0), (0, "0%")]
+    )
     def test_never_is_refused(self, thaw: Any, freeze: Any) -> None:
         with pytest.raises(PlanError, match=r"s: thaw is .* so it would never train"):
             Stratum("s", 0, 0, TRAIN, thaw=thaw, freeze=freeze)
@@ -102,12 +104,18 @@ class TestTimes:
         self, small: SmallRun, tmp_path: Path, times: dict[str, Any]
     ) -> None:
         model = small.model(timed({}, times, {}, {}))
-        with pytest.raises(
-            PlanError, match=r"s1 \(layers 1\) would train at no step of this run of"
-        ):
+        with pytest.raises(PlanError, match=r"layer\.1\..* would train at no step of this run of"):
             small.fit(model, out=tmp_path / "run")
         assert not (tmp_path / "run" / "run.json").exists()
         assert layers_that_train(model) == "0123"
+
+    @pytest.mark.parametrize("part", ["embeddings", "pooler"])
+    def test_of_what_follows_a_frozen_stratum_too(self, small: SmallRun, part: str) -> None:
+        times: dict[str, Any] = {"thaw": 50} if part == "embeddings" else {"freeze": 0.001}
+        strata = [Stratum("a", 0, 1, **times), Stratum("b", 2, 3, **times)]
+        model = small.model(Plan("p", 4, strata, **{part: "full"}))
+        with pytest.raises(PlanError, match=rf"bert\.{part}\..* would train at no step"):
+            small.fit(model)
 
     def test_nothing_at_all_is_refused(self, small: SmallRun) -> None:
         model = small.model(timed({"thaw": 1}, {"thaw": 1}, {"thaw": 1}, {"thaw": 1}))

@@ -25,6 +25,7 @@ from spafit.kernels.products import library_on
 from spafit.layout import Packed, PackedBatch
 from spafit.machine.memory import is_out_of_memory, shortage
 from spafit.machine.versions import processor
+from spafit.techniques import Technique
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.cache import PrefixCache, PrefixKey
 from spafit.version import __version__
@@ -117,15 +118,21 @@ def why_not_kept(model: BertForSequenceClassification) -> str:
     """
     for name, module in _group_1(model):
         kind = type(module)
-        ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
-        if not (ours or kind in (nn.Embedding, nn.ModuleList, nn.ModuleDict)):
+        if not (_is_ours(kind) or kind in (nn.Embedding, nn.ModuleList, nn.ModuleDict)):
             return f"bert.{name} is a {kind.__name__}, which is not spafit's own"
+        for value in vars(module).values():
+            if isinstance(value, Technique) and not _is_ours(type(value)):
+                return f"bert.{name} computes {type(value).__name__}, which is not spafit's own"
         if not can_be_bypassed(module):
             return f"bert.{name} has a hook or a replaced forward"
         for key in vars(module):
             if callable(getattr(kind, key, None)):
                 return f"bert.{name} has a {key} of its own"
     return ""
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def prefix_key(

@@ -171,7 +171,9 @@ class TestPlain:
     """Oracle: ``plain.fit``, in the reference form. The head's dropout is on."""
 
     @pytest.mark.parametrize(
-        ("settings", "tolerance"), [({"cache_prefix": "off"}, 0.0), ({}, 1e-6)], ids=str
+        ("settings", "tolerance"),
+        [({}, 0.0), ({"dropout_in_group_1": False, "cache_prefix": "memory"}, 1e-6)],
+        ids=str,
     )
     def test_bit_for_bit_and_from_what_is_kept_to_rounding(
         self, small: SmallRun, settings: dict[str, Any], tolerance: float

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrize import register_parametrization
 
+from spafit.adapters import BiasDelta, BottleneckAdapter, ParallelAdapter, SeriesAdapter
 from spafit.bert import BertForSequenceClassification, set_impl
+from spafit.plans import Plan, Stratum
+from spafit.techniques import TECHNIQUES, register
 from spafit.training.fit import Result
 from spafit.training.prefix.kept import prefix_key, why_not_kept
 
@@ -264,3 +268,47 @@ class TestOuterAutocast:
                 assert same(small.fit(cache_prefix=where, **RUN), plain)
         if where == "disk":
             assert sum(computed) == N + N_DEV  # once: the second run reads what the first one kept
+
+
+class TestOwnAdapters:
+    """A bottleneck's settings belong to the key; what one of a user's own gives is not kept."""
+
+    def frozen(self, small: SmallRun, adapter: BottleneckAdapter) -> Model:
+        low = Stratum("low", 0, 1, {"layer.output": [adapter]})
+        plan = Plan("p", 4, [low, Stratum("high", 2, 3, {"query": [BiasDelta()]})])
+        model = small.model(plan)
+        model.bert.encoder.layer[:2].requires_grad_(False)
+        assert model.bert.frozen_depth == 2
+        return model
+
+    def test_settings_are_in_the_key(self, small: SmallRun) -> None:
+        adapters = [
+            SeriesAdapter(bottleneck=5),
+            SeriesAdapter(bottleneck=5, activation="relu"),
+            SeriesAdapter(bottleneck=5, scaling=2.0),
+            ParallelAdapter(bottleneck=5, activation="swish", scaling=1.0),
+        ]
+        keys = set()
+        for adapter in adapters:
+            model = self.frozen(small, adapter)
+            assert not why_not_kept(model)
+            keys.add(prefix_key(model, "1" * 64, dtype="float32", precision="float32"))
+        assert len(keys) == len(adapters)
+
+    def test_what_a_user_s_own_reads_is_not_known(self, small: SmallRun) -> None:
+        before = dict(TECHNIQUES)
+        try:
+
+            @register
+            @dataclass(frozen=True)
+            class Twisted(SeriesAdapter):
+                name: ClassVar[str] = "twisted"
+
+                def reads(self, H: Any, X: Any, norm: Any) -> Any:
+                    return -H
+
+            reason = why_not_kept(self.frozen(small, Twisted(bottleneck=5)))
+            assert "computes Twisted, which is not spafit's own" in reason
+        finally:
+            TECHNIQUES.clear()
+            TECHNIQUES.update(before)
