@@ -19,7 +19,7 @@ technique                 on         computes                                   
 
 A sub-layer ends, in attention.output or output, with LN(H + X): H is the output of its last map
 after dropout, X its input, LN its LayerNorm. With an adapter it is LN(H' + X). LoRA's s is alpha/r,
-or alpha/√r if it is rank-stabilised.
+or alpha/√r if it is rank-stabilised. Where a checkpoint has no bias, b is 0 and δ the bias itself.
 
 :class:`DirectBias` and :class:`Full` write to pre-trained tensors. All others leave them as they
 are: without what was added, the model is the pre-trained one, bit for bit. This works against

@@ -113,7 +113,8 @@ class TrainConfig:
         ``dropout_in_group_1=False``. Where the head alone trains, it is the pooled output that is
         kept, one vector of an example. On disk they are also used by later runs with other seeds,
         methods and learning rates (:mod:`spafit.training.prefix.cache`). ``"auto"`` is in memory
-        for a plan that trains the head alone, without dropout and in float32, else off.
+        for a plan that trains the head alone, without dropout, in float32 and not in the reference
+        form, else off.
     cache_dtype : {"float32", "half"}
         The type in which they are kept.
     cache_limit_gib : float
