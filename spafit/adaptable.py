@@ -353,10 +353,10 @@ def why_not_merged(module: Adaptable) -> str:
     a merged form of its own, a hook may change anything, and an adapter in the end of a sub-layer
     stands beside its maps.
     """
-    children = [
-        getattr(module, name, None) for name in ("bias_delta", "gain_delta", "ia3", "dropout")
-    ]
-    for each in (module, *filter(None, children)):
+    is_end = isinstance(module, SublayerEnd)
+    names = ("dropout",) if is_end else ("bias_delta", "gain_delta", "ia3")
+    children = {name: each for name in names if (each := getattr(module, name, None)) is not None}
+    for each in (module, *children.values()):
         if each._forward_hooks or each._forward_pre_hooks:
             return f"{type(each).__name__} has a hook, which may change what it computes; remove it"
     if isinstance(module, SublayerEnd):
@@ -367,13 +367,12 @@ def why_not_merged(module: Adaptable) -> str:
         if not isinstance(module.dropout, (nn.Dropout, nn.Identity)):
             return f"its dropout is a {type(module.dropout).__name__}"
         return _computes_more(module, _OF_END)
-    for delta in filter(None, children[:2]):
-        if not _says(delta, "is_a_sum") or "forward" in vars(delta):
-            return f"{type(delta).__name__} need not be a sum"
-    ia3 = children[2]
-    return _computes_more(module, _OF_WEIGHT, _OF_BIAS) or (
-        _computes_more(ia3, _OF_IA3) if ia3 is not None else ""
-    )
+    for name, child in children.items():
+        if name == "ia3" and (why := _computes_more(child, _OF_IA3)):
+            return why
+        if name != "ia3" and (not _says(child, "is_a_sum") or "forward" in vars(child)):
+            return f"{type(child).__name__} need not be a sum"
+    return _computes_more(module, _OF_WEIGHT, _OF_BIAS)
 
 
 def _computes_more(module: nn.Module, *parts: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
