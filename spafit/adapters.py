@@ -434,8 +434,7 @@ class Bottleneck(nn.Module):
         like = end.LayerNorm.weight
         hidden = len(like)
         size = technique.size_for(hidden)
-        self.technique, self.settings = technique, repr(technique)
-        self.scaling, self.activation = technique.scaling, technique.activation
+        self.technique = technique
         self.down = Linear(hidden, size).to(like)  # D (m, D), b_d
         self.up = Linear(size, hidden).to(like)  # U (D, m), b_u
         for linear in (self.down, self.up):
@@ -448,18 +447,18 @@ class Bottleneck(nn.Module):
         """Return H', (..., D), for H and X (..., D) and the function LayerNorm(H + X)."""
         z = self.technique.reads(H, X, norm)
         change: torch.Tensor = self.up(self.hidden(z))
-        return H + self.scaling * change
+        return H + self.technique.scaling * change
 
     def hidden(self, z: torch.Tensor) -> torch.Tensor:
         """Return σ(D z + b_d), (..., m)."""
-        if self.activation == "gelu":
+        if self.technique.activation == "gelu":
             return project(z, [self.down], gelu=True)
         h: torch.Tensor = self.down(z)
-        return F.relu(h) if self.activation == "relu" else F.silu(h)
+        return F.relu(h) if self.technique.activation == "relu" else F.silu(h)
 
     def extra_repr(self) -> str:
-        """Show the activation and the scale."""
-        return f"{self.activation}, scaling={self.scaling:g}"
+        """Show the technique."""
+        return repr(self.technique)
 
 
 @dataclass(frozen=True, repr=False)

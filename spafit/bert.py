@@ -157,7 +157,7 @@ class SelfAttention(nn.Module):
 class SelfOutput(SublayerEnd):
     """attention.output, Eq. (6)-(7): a linear map of the joined heads, dropout, LayerNorm."""
 
-    merges = ()
+    merges = ()  # an adapter that is added here has no merged form
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class Intermediate(nn.Module):
 class Output(SublayerEnd):
     """output, Eq. (9)-(10): the second feed-forward map, from F to D, dropout, LayerNorm."""
 
-    merges = ()
+    merges = ()  # an adapter that is added here has no merged form
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -457,7 +457,7 @@ class BertModel(nn.Module):
         """
         start = 0 if prefix is None else self.frozen_depth
         check_packed(self.config, batch, prefix, per_sequence=start == len(self.encoder.layer))
-        if prefix is not None and self.is_frozen:
+        if prefix is not None and start == len(self.encoder.layer) and self.is_frozen:
             return prefix
         X = self.embeddings(*batch[:3]) if prefix is None else prefix  # (N, D), or (B, D) after L
         first, _ = self.encoder(X, batch.layout, start=start, first_only=True)  # (B, D)

@@ -148,7 +148,8 @@ def plan(
 
 def _key(method: object) -> str:
     """Return a method's name in small letters, with a dash between its words."""
-    return re.sub(r"[\s_]+", "-", str(method).strip()).lower()
+    key = re.sub(r"[\s_]+", "-", str(method).strip()).lower()
+    return "linear-probe" if key == "linear-probing" else key
 
 
 def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -> Plan:
@@ -177,7 +178,6 @@ def _by_name(method: str, L: int, lora: LoRA, bias: Technique, numbering: str) -
         "parallel": ("Parallel", dict.fromkeys((ATTENTION_OUTPUT, OUTPUT), (ParallelAdapter(),))),
         "ia3": ("(IA)³", {KEY: (IA3(),), VALUE: (IA3(),), OUTPUT_DENSE: (IA3(of="input"),)}),
         "linear-probe": ("Linear probing", {}),
-        "linear-probing": ("Linear probing", {}),
     }
     if key in in_every_layer:
         name, train = in_every_layer[key]

@@ -573,11 +573,9 @@ class Adaptation:
     ----------
     plan : Plan
         The plan that was applied.
-    trainable : tuple of str
-        The names of all parameters that the plan declares to train, the head's last. A parameter
-        among them that a user froze has ``requires_grad`` False.
     trained : dict of str to Trained
-        How each of them is trained.
+        All parameters that the plan declares to train by name, the head's last, and how each is
+        trained. One that a user froze, or a phase of the training, has ``requires_grad`` False.
     untrained : dict of str to torch.Tensor
         The values before training of the head and of the parameters in ``Technique.copies``, such
         as biases that train directly, for ``adapters_disabled``.
@@ -599,9 +597,8 @@ class Adaptation:
     """
 
     plan: Plan
-    trainable: tuple[str, ...]
+    trained: dict[str, Trained]
     untrained: dict[str, torch.Tensor]
-    trained: dict[str, Trained] = field(default_factory=dict)
     base_fingerprint: str | None = None
     task: str | None = None
     labels: tuple[str, ...] | None = None
@@ -609,6 +606,11 @@ class Adaptation:
     disabled: int = 0
     set_aside: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     switched_off: list[Adaptable] = field(default_factory=list, repr=False)
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The names of all parameters that the plan declares to train, the head's last."""
+        return tuple(self.trained)
 
     def require_enabled(self) -> None:
         """Refuse to save, load, train or merge a model while its adapters are disabled.

@@ -95,9 +95,8 @@ def adapt(
     assert trainable == set(declared), "what trains is not what the plan declares"
     model.adaptation = Adaptation(
         plan=plan,
-        trainable=tuple(declared),
-        untrained={name: model.get_parameter(name).detach().clone() for name in (*kept, *head)},
         trained=declared,
+        untrained={name: model.get_parameter(name).detach().clone() for name in (*kept, *head)},
         base_fingerprint=base_fingerprint,
     )
     return summarise_plan(model, plan, pretrained)

@@ -553,7 +553,7 @@ def test_a_bottleneck_that_would_fill_memory_is_refused() -> None:
         Stratum("all", 0, 0, {OUTPUT: [SeriesAdapter(bottleneck="D/0.002")]})
 
 
-@pytest.mark.parametrize("method", ["houlsby", "IA3", "linear probe"])
+@pytest.mark.parametrize("method", ["houlsby", "IA3", "linear probe", "linear-probing"])
 def test_settings_that_change_nothing_in_a_method_are_refused(method: str) -> None:
     assert spafit.plan(method, 4).num_layers == 4
     settings: list[dict[str, Any]] = [{"r": 4}, {"bias": "direct"}, {"numbering": "text"}]

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def fit(
         take_step = make_step(model, config, journal.say, summed_loss)
         opened.callback(take_step.close)
         keep = _keep(model, tokenizer, feed, scored, config, journal)
-        with Phases(take_step, feed, keep, journal.say) as phases:
+        with closing(Phases(take_step, feed, keep, journal.say)) as phases:
             phases.enter(0)  # refuses what does not fit in memory
             state, saver = _begin(run, take_step, feed, config, journal)
             progress.begin(state.step)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from types import TracebackType
 
 from spafit.errors import ConfigError, PlanError, one_line
 from spafit.plans import Stratum, Trained
@@ -27,8 +26,6 @@ Keep = Callable[[bool], AbstractContextManager[dict[str, KeptPrefix]]]
 
 class Phases:
     """What trains at which step, and the kept output of the layers below.
-
-    It is a context manager, after which all that was frozen by a phase may train again.
 
     Parameters
     ----------
@@ -78,15 +75,8 @@ class Phases:
                     "frozen then, and the head by you; unfreeze it, or let a stratum train longer"
                 )
 
-    def __enter__(self) -> Phases:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close what is kept, and let all train again that a phase froze."""
         self._opened.close()
         self.feed.prefix = None
         for parameter in self.take_step.parameters.values():

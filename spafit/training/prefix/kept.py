@@ -33,6 +33,9 @@ from spafit.version import __version__
 # The attributes that PyTorch sets in every module, such as its mode.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
+# The types of attributes that are settings.
+_SETTINGS = (int, float, str, NoneType, Technique)
+
 _GROUP = 32
 """Examples whose hidden states are computed together."""
 
@@ -178,7 +181,8 @@ def _fingerprint(model: BertForSequenceClassification) -> str:
         settings = {
             key: value
             for key, value in sorted(vars(module).items())
-            if key not in _OF_EVERY_MODULE and isinstance(value, (int, float, str, NoneType))
+            if key not in _OF_EVERY_MODULE
+            and isinstance(value, (int, float, str, NoneType, Technique))
         }
         digest.update(f"{name} {type(module).__qualname__} {settings}\n".encode())
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
