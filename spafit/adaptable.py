@@ -292,8 +292,8 @@ class SublayerEnd(Adaptable):
             raise PlanError(f"the sub-layer has {name} already; attaching another would lose it")
         if "." in name or hasattr(nn.ModuleDict, name):
             raise PlanError(f"an adapter cannot be called {name!r:.80}; give it another name")
-        adapters[name] = adapter.train(self.training)
-        self.adapters = adapters
+        adapters[name] = adapter
+        self.adapters = adapters.train(self.training)
 
     def add_norm(self, H: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
         """Return LayerNorm(Dropout(H) + X), (..., D); adapters, if any, change Dropout(H)."""

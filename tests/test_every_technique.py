@@ -228,6 +228,25 @@ class TestForms:
         assert (logits(base) - logits(model)).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("of", ["output", "input"])
+def test_ia3_under_autocast_is_in_half(of: str) -> None:
+    """So that queries and keys are in one type, whichever of them are scaled."""
+    model = adapted([IA3(of=of)], ["attention.self.key"]).float()
+    key = model.bert.encoder.layer[2].attention.self.key
+    with torch.autocast("cpu", torch.bfloat16):
+        assert key(torch.ones(3, D)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("technique", "places"), EXAMPLES[:-1:2])
+def test_what_is_added_is_in_the_mode_of_the_model(
+    technique: Technique, places: tuple[str, ...], is_training: bool
+) -> None:
+    model = tiny_bert().train(is_training)
+    spafit.adapt(model, make_plan([technique], places))
+    assert {module.training for module in model.modules()} == {is_training}
+
+
 @WITHOUT_FULL
 def test_disabled_bit_for_bit_after_training(technique: Technique, places: tuple[str, ...]) -> None:
     model = adapted([technique], places)

@@ -24,6 +24,7 @@ from spafit.errors import PlanError
 from spafit.plans import Plan, Stratum, Trained
 from spafit.training import plain
 from spafit.training.loop import Loop
+from spafit.training.prefix.cache import PrefixCache
 
 TRAIN = {"query": [LoRA(3, 5.0, dropout=0.2)], "layer.output.LayerNorm": [BiasDelta()]}
 
@@ -349,6 +350,26 @@ class TestKept:
         losses = small.fit(small.model(PLANS[name]), dropout_in_group_1=False).losses
         assert not kept
         assert max(abs(a - b) for a, b in zip(losses, kept_losses, strict=True)) < 1e-5
+
+    def test_it_is_freed_before_more_is_kept(
+        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At no time there is more than one cache of train and one of dev."""
+        counts, begin, close = [0], PrefixCache.__init__, PrefixCache.close
+
+        def beginning(self: PrefixCache, *given: Any, **settings: Any) -> None:
+            begin(self, *given, **settings)
+            counts.append(counts[-1] + 1)
+
+        def closing(self: PrefixCache) -> None:
+            close(self)
+            counts.append(counts[-1] - 1)
+
+        monkeypatch.setattr(PrefixCache, "__init__", beginning)
+        monkeypatch.setattr(PrefixCache, "close", closing)
+        small.fit(small.model(FROM_BELOW), **self.SETTINGS)
+        assert counts.count(2) > 1 and max(counts) == 2
+        assert counts[-1] == 0
 
     def test_of_trained_layers_nothing_is_on_disk(
         self, small: SmallRun, kept: list[tuple[int, int]], tmp_path: Path
