@@ -573,8 +573,8 @@ class SeriesAdapter(BottleneckAdapter):
 class PfeifferAdapter(BottleneckAdapter):
     """H + s (U σ(D LayerNorm(H + X) + b_d) + b_u): the form of Pfeiffer et al. (2020).
 
-    It stands after the feed-forward block alone. That block's residual and LayerNorm are applied
-    twice: to what the adapter reads, and to what it returns.
+    The method ``pfeiffer`` has it after the feed-forward block alone. The residual and LayerNorm of
+    the sub-layer are applied twice: to what the adapter reads, and to what it returns.
     """
 
     name: ClassVar[str] = "pfeiffer"

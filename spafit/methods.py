@@ -17,7 +17,7 @@ from spafit.adapters import (
     PfeifferAdapter,
     SeriesAdapter,
 )
-from spafit.errors import PlanError
+from spafit.errors import PlanError, listed
 from spafit.plans import (
     ATTENTION_DENSE,
     ATTENTION_OUTPUT,
@@ -126,7 +126,7 @@ def plan(
         if ready.num_layers != num_layers:
             raise PlanError(
                 f"the plan {ready.name} is for {ready.num_layers} layers, the model has "
-                f"{num_layers}"
+                f"{num_layers}; name another model (--model), or change its layers"
             )
         return ready
     if bias not in (None, "delta", "direct"):
@@ -138,10 +138,16 @@ def plan(
         128.0 if alpha is None else alpha,
         0.0 if lora_dropout is None else lora_dropout,
     )
-    if (r, alpha, lora_dropout, bias, numbering) != (None,) * 5 and _key(method) in OTHERS:
-        raise PlanError(
-            f"r, alpha, lora_dropout, bias and numbering change nothing in {method}; leave them out"
-        )
+    given = {
+        "r": r,
+        "alpha": alpha,
+        "lora_dropout": lora_dropout,
+        "bias": bias,
+        "numbering": numbering,
+    }
+    in_vain = [name for name, value in given.items() if value is not None]
+    if in_vain and _key(method) in OTHERS:
+        raise PlanError(f"{method} has no {listed(in_vain, ' and ')}; leave that out")
     biases: Technique = DirectBias() if bias == "direct" else Bias()
     return _by_name(method, num_layers, lora, biases, numbering or "table-2")
 

@@ -173,19 +173,26 @@ class Stratum:
             raise PlanError(f"{name}: dropout must be a rate in [0, 1), found {self.dropout!r:.80}")
         for setting in ("thaw", "freeze"):
             _check_time(name, setting, getattr(self, setting))
-        if self.freeze is not None:
-            thaw, freeze = (float(str(each).removesuffix("%")) for each in (self.thaw, self.freeze))
-            alike = isinstance(self.thaw, str) == isinstance(self.freeze, str)
-            if freeze == 0 or (alike and thaw >= freeze):
-                raise PlanError(
-                    f"{name}: thaw is {self.thaw!r} and freeze {self.freeze!r}, so it would never "
-                    "train; let it thaw earlier, or leave its entries out"
-                )
+        end = "100%" if self.freeze is None else self.freeze
+        thaw, freeze = (float(str(each).removesuffix("%")) for each in (self.thaw, end))
+        alike = isinstance(self.thaw, str) == isinstance(end, str)
+        if freeze == 0 or (alike and thaw >= freeze):
+            raise PlanError(
+                f"{name}: it would never train, for it {self.times}; let it thaw earlier or freeze "
+                'later, or leave its "train" out'
+            )
 
     @property
     def is_timed(self) -> bool:
         """Whether these layers train for a part of the training alone."""
         return bool(self.thaw) or self.freeze is not None
+
+    @property
+    def times(self) -> str:
+        """When these layers train, in words; empty if they do so throughout."""
+        said = [f"thaws after {_duration(self.thaw)}"] if self.thaw else []
+        said += [f"freezes after {_duration(self.freeze)}"] if self.freeze is not None else []
+        return " and ".join(said)
 
     @property
     def layers(self) -> str:
@@ -194,6 +201,13 @@ class Stratum:
 
     def __len__(self) -> int:
         return self.last - self.first + 1
+
+
+def _duration(when: float | str) -> str:
+    """Return a time in words: ``"30 %"``, ``"1 epoch"`` or ``"2 epochs"``."""
+    if isinstance(when, str):
+        return when.replace("%", " %")
+    return f"{when:g} epoch{'s' if when != 1 else ''}"
 
 
 def _check_time(name: str, setting: str, when: object) -> None:
@@ -294,6 +308,7 @@ class Plan:
                 f"{called}: the strata end at layer {expected - 1}, but the last of "
                 f"{self.num_layers} layers is {self.num_layers - 1}"
             )
+        self._refuse_settings_in_vain(called)
         for name in ("embeddings", "pooler"):
             if getattr(self, name) not in ("frozen", "full"):
                 raise PlanError(
@@ -310,6 +325,21 @@ class Plan:
                 f"{called}: rate_decay {self.rate_decay!r} leaves the first of {self.num_layers} "
                 "layers no rate at all; let it be nearer to 1"
             )
+
+    def _refuse_settings_in_vain(self, called: str) -> None:
+        """Refuse settings of the training of a stratum in which nothing trains."""
+        for stratum in self.strata:
+            is_followed = (stratum is self.strata[0] and self.embeddings == "full") or (
+                stratum is self.strata[-1] and self.pooler == "full"
+            )
+            known = ("rate", "weight_decay", *(() if is_followed else ("thaw", "freeze")))
+            in_vain = [name for name in known if name in _unusual(stratum)]
+            if in_vain and not stratum.train:
+                raise PlanError(
+                    f"{called}: nothing trains in {one_line(stratum.name)} (layers "
+                    f"{stratum.layers}), so that its {listed(in_vain, ' and ')} would change "
+                    'nothing; leave that out, or name under "train" what trains'
+                )
 
     @property
     def writes_pretrained(self) -> bool:
@@ -400,7 +430,8 @@ class Plan:
             given = entries.get("strata")
             if not isinstance(given, list) or not given:
                 raise PlanError(
-                    f'"strata" must be a list of one stratum or more, found {given!r:.200}'
+                    '"strata" must be a list of one stratum or more'
+                    + (f", found {_shown(given)}" if "strata" in entries else "; it is missing")
                 )
             num_layers = entries.get("num_layers", MOST_LAYERS)
             check_num_layers(num_layers)
@@ -445,7 +476,10 @@ def _stratum_from_json(number: int, entries: Any) -> Stratum:
             first, last = _layers_from_json(entries.get("layers"))
             train = entries.get("train", {})
             if not isinstance(train, dict):
-                raise PlanError(f'"train" must map modules to techniques, found {train!r:.200}')
+                raise PlanError(
+                    '"train" must map modules to techniques, as in {"all": "bias-delta"}, found '
+                    + _shown(train)
+                )
         table = {}
         for entry, given in train.items():
             with _at(f"{one_line(name)}, {one_line(entry)}"):
@@ -463,8 +497,10 @@ def _layers_from_json(layers: Any) -> tuple[Any, Any]:
     ends = re.fullmatch(r"([0-9]{1,9})(?: ?- ?([0-9]{1,9}))?", str(layers))
     if not isinstance(layers, str) or ends is None:
         raise PlanError(
-            f'"layers" must be the first and the last, such as "0-4" or [0, 4], or a single one '
-            f'such as "5", found {layers!r:.200}'
+            '"layers" must be the first and the last, such as "0-4" or [0, 4], or a single one '
+            'such as "5"'
+            + (f", found {_shown(layers)}" if layers is not None else "; it is missing")
+            + ("; shares of the layers are for a method's name" if "%" in str(layers) else "")
         )
     return int(ends[1]), int(ends[2] or ends[1])
 
@@ -474,14 +510,18 @@ def _technique_from_json(given: Any) -> Technique:
     settings: Any = {}
     if isinstance(given, dict) and len(given) == 1:
         ((name, settings),) = given.items()
+    if isinstance(given, dict) and len(given) > 1:
+        raise PlanError(
+            f"{_shown(given)} names {len(given)} techniques; write a list with one object for each"
+        )
     if not isinstance(name, str) or name not in TECHNIQUES:
         raise PlanError(
-            f"{given!r:.200} is no technique{did_you_mean(name, TECHNIQUES)}; there are "
+            f"{_shown(name)} is no technique{did_you_mean(name, TECHNIQUES)}; there are "
             f"{', '.join(TECHNIQUES)}; one of your own must be registered first (spafit.register)"
         )
     if not isinstance(settings, dict):
         raise PlanError(
-            f"{given!r:.200} is no technique; write {name!r}, or its settings as an object"
+            f'{_shown(given)} is no technique; write "{name}", or its settings as an object'
         )
     technique = TECHNIQUES[name]
     fields = dataclasses.fields(technique)
@@ -490,6 +530,11 @@ def _technique_from_json(given: Any) -> Technique:
     if missing:
         raise PlanError(f"the technique {name} lacks its setting {listed(missing, ' and ')}")
     return technique(**{key: _as_tuple(value) for key, value in settings.items()})
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a plan file has it."""
+    return f"{json.dumps(value, ensure_ascii=False):.200}"
 
 
 def _as_tuple(value: Any) -> Any:
@@ -503,7 +548,7 @@ def _must_be_given(setting: dataclasses.Field[Any]) -> bool:
 
 def _refuse_unknown(thing: str, entries: Any, known: set[str]) -> None:
     if not isinstance(entries, dict):
-        raise PlanError(f"{thing} must be a JSON object, found {entries!r:.200}")
+        raise PlanError(f"{thing} must be a JSON object, found {_shown(entries)}")
     unknown = sorted(entries.keys() - known)
     if unknown:
         raise PlanError(
@@ -597,8 +642,8 @@ class Adaptation:
     """
 
     plan: Plan
-    trained: dict[str, Trained]
-    untrained: dict[str, torch.Tensor]
+    trained: dict[str, Trained] = field(repr=False)
+    untrained: dict[str, torch.Tensor] = field(repr=False)
     base_fingerprint: str | None = None
     task: str | None = None
     labels: tuple[str, ...] | None = None

@@ -79,6 +79,10 @@ class Summary:
         return 100.0 * self.trainable / self.pretrained
 
     def __str__(self) -> str:
+        return self.drawn()
+
+    def drawn(self, epochs: int | None = None) -> str:
+        """Return the drawing, with the times of strata in so many epochs; None is at least 10."""
         rows = [
             ("", "layers", ("what trains",), "trainable", "%"),
             *(
@@ -124,7 +128,7 @@ class Summary:
 
         title = (
             f"{one_line(self.plan.name)}: {self.trainable:,} of {self.pretrained:,} numbers train "
-            f"({self.percent:.2f} %)"
+            f"({percent_of(self.percent)} %)"
         )
         return "\n".join(
             [
@@ -141,7 +145,7 @@ class Summary:
                     for note in _notes(self.plan)
                     for line in textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
                 ),
-                *_timeline(self.plan),
+                *_timeline(self.plan, epochs),
             ]
         )
 
@@ -163,6 +167,11 @@ def summarise_plan(model: BertForSequenceClassification, plan: Plan, pretrained:
         groups.append(GroupSummary("pooler", "", (plan.pooler,), _count(model.bert.pooler)))
     groups.append(GroupSummary("classifier", "", ("full",), _count(model.classifier)))
     return Summary(plan, tuple(groups), _count(model), pretrained)
+
+
+def percent_of(share: float) -> str:
+    """Return a percentage with two decimals, or one digit that is not 0."""
+    return f"{share:.2f}" if share >= 0.01 or share == 0 else f"{share:.1g}"
 
 
 def _in_lines(trains: tuple[str, ...], width: int) -> list[str]:
@@ -190,6 +199,9 @@ _SAID = {
     "b_rate": "B at {:g} times A's rate",
     "weight_decay": "weight decay {:g}",
     "dropout": "dropout {:g}",
+    "alpha": "alpha {:g}",
+    "activation": "activation {}",
+    "scaling": "scaled by {:g}",
 }
 
 
@@ -224,33 +236,25 @@ def _notes(plan: Plan) -> list[str]:
     return notes
 
 
-def _timeline(plan: Plan) -> list[str]:
+def _timeline(plan: Plan, epochs: int | None) -> list[str]:
     """Draw when each stratum trains, if the plan says so; a bar stands for the whole training."""
     if not any(stratum.is_timed for stratum in plan.strata):
         return []
     times = [when for stratum in plan.strata for when in (stratum.thaw, stratum.freeze)]
     in_epochs = [when for when in times if isinstance(when, (int, float))]
-    epochs = math.ceil(max([9, *in_epochs])) + 1  # the paper's ten, or more if it takes more
+    if epochs is None:
+        epochs = math.ceil(max([9, *in_epochs])) + 1  # the paper's ten, or more if it takes more
+    length = f", drawn for {epochs} epochs" if any(in_epochs) else ""
     names = [textwrap.shorten(one_line(each.name), 12, placeholder="...") for each in plan.strata]
     width = max(len("in time"), *map(len, names))
-    length = f", drawn for {epochs} epochs" if any(in_epochs) else ""
     lines = [f"{'in time':<{width}}  █ trains ░ frozen{length}"]
     for name, stratum in zip(names, plan.strata, strict=True):
         how = Trained(thaw=stratum.thaw, freeze=stratum.freeze)
         trains = [how.trains_at(each, _COLUMNS / epochs, _COLUMNS) for each in range(_COLUMNS)]
         bar = "".join("█" if each and stratum.train else "░" for each in trains)
-        said = [f"thaws after {_duration(stratum.thaw)}"] if stratum.thaw else []
-        said += [f"freezes after {_duration(stratum.freeze)}"] if stratum.freeze else []
-        words = ", ".join(said) or "trains throughout"
+        words = stratum.times.replace(" and ", ", ") or "trains throughout"
         lines.append(f"{name:<{width}}  {bar}  {words if stratum.train else 'frozen'}")
     return lines
-
-
-def _duration(when: float | str) -> str:
-    """Return a time in words: ``"30 %"``, ``"1 epoch"`` or ``"2 epochs"``."""
-    if isinstance(when, str):
-        return when.replace("%", " %")
-    return f"{when:g} epoch{'s' if when != 1 else ''}"
 
 
 def _count(module: nn.Module) -> int:

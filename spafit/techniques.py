@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 
-from spafit.adaptable import Adaptable, Dropout, LayerNorm, Linear, SublayerEnd
+from spafit.adaptable import Adaptable, Affine, Dropout, LayerNorm, Linear, SublayerEnd
 from spafit.config import is_number
 from spafit.errors import PlanError, listed
 
@@ -219,7 +219,8 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
     names = [technique.name for technique in techniques]
     trains = [name for technique in techniques for name in technique.trains]
     if len(set(names)) < len(names):
-        raise PlanError(f"{' and '.join(names)} are the same technique twice")
+        again = next(name for name, count in Counter(names).items() if count > 1)
+        raise PlanError(f"{again} is named twice for the same module; once will do")
     for technique in techniques:
         if not issubclass(kind, technique.attaches_to):
             needs = " or ".join(each.called for each in technique.attaches_to)
@@ -227,7 +228,9 @@ def in_order(kind: type[Adaptable], techniques: Sequence[Technique]) -> tuple[Te
         check_rate(technique.name, technique.rate)
         check_decay(technique.name, technique.weight_decay)
         if not all(technique.combines_with(each) for each in techniques if each is not technique):
-            raise PlanError(f"{' and '.join(names)} cannot be attached to the same module")
+            raise PlanError(
+                f"{' and '.join(names)} cannot be attached to the same module; give one of them"
+            )
         try:
             hash(technique)
         except TypeError as error:
@@ -267,4 +270,28 @@ def _try_out(kind: type[Adaptable], techniques: tuple[Technique, ...]) -> None:
             module.dropout, module.LayerNorm = Dropout(0.0), LayerNorm(768, 1e-12)
         else:
             module = LayerNorm(768, 1e-12) if issubclass(kind, LayerNorm) else Linear(768, 768)
-    attach_all(techniques, module, torch.Generator())
+    _refuse_in_vain(techniques, attach_all(techniques, module, torch.Generator()))
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _refuse_in_vain(techniques: tuple[Technique, ...], module: Adaptable) -> None:
+    """Refuse what no gradient reaches: one's module may leave out what another added to it."""
+    for each in module.modules():
+        if isinstance(each, Affine):
+            each.impl = "reference"
+    added = [(technique, name) for technique in techniques for name in technique.trains]
+    values = [module.get_parameter(name).requires_grad_() for _, name in added]
+    x = torch.ones(1, 768, device="meta")
+    try:
+        y = module.add_norm(x, x) if isinstance(module, SublayerEnd) else module(x)
+        gradients = torch.autograd.grad(y.sum(), values, allow_unused=True)
+    except (NotImplementedError, RuntimeError):
+        return  # a technique of a user's own that looks at values, of which there are none here
+    for (technique, name), gradient in zip(added, gradients, strict=True):
+        if gradient is None:
+            raise PlanError(
+                f"{technique.name} would train {name} in vain: {type(module).__name__} computes "
+                "its output without it; let its forward use it, or let combines_with refuse "
+                f"{' and '.join(each.name for each in techniques)} together"
+            )

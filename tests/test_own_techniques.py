@@ -137,14 +137,61 @@ class OneScale(Technique):
         return OnceScaledLinear(module)
 
 
+class DeafLinear(Linear):
+    """y = x Wᵀ + b + g: whatever else is attached, it does not hear of it."""
+
+    def __init__(self, linear: Linear) -> None:
+        nn.Module.__init__(self)
+        self.take_over(linear)
+        self.g = nn.Parameter(torch.zeros_like(linear.bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.linear(x, self.weight, self.bias)
+        return y + self.g if self.adapters_on else y
+
+
+@dataclass(frozen=True)
+class Deaf(Technique):
+    """Train g."""
+
+    name: ClassVar[str] = "deaf"
+    short: ClassVar[str] = "deaf"
+    trains: ClassVar[tuple[str, ...]] = ("g",)
+    attaches_to = (Linear,)
+
+    def attach(self, module: Adaptable, generator: torch.Generator) -> Adaptable:
+        assert isinstance(module, Linear)
+        return DeafLinear(module)
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     before = dict(TECHNIQUES)
-    for technique in (Gain, IA3, Unmerged, OneScale):
+    for technique in (Gain, IA3, Unmerged, OneScale, Deaf):
         assert spafit.register(technique) is technique
     yield
     TECHNIQUES.clear()
     TECHNIQUES.update(before)
+
+
+@pytest.mark.parametrize(
+    ("module", "train", "in_vain"),
+    [
+        (
+            "layer.output.LayerNorm",
+            [Gain(), spafit.LayerNormGain()],
+            "layernorm-gain would train gain_delta.delta",
+        ),
+        ("query", [Deaf(), spafit.BiasDelta()], "bias-delta would train bias_delta.delta"),
+        ("query", [Deaf(), spafit.adapters.IA3()], "ia3 would train ia3.l"),
+    ],
+)
+def test_what_a_module_leaves_out_is_refused(
+    module: str, train: list[Technique], in_vain: str
+) -> None:
+    """GainedLayerNorm takes γ alone, and DeafLinear W and b; also where no gradient is on."""
+    with torch.no_grad(), pytest.raises(PlanError, match=f"{in_vain} in vain: "):
+        Stratum("s", 0, 0, {module: train})
 
 
 def make_plan(num_layers: int, *more: Technique) -> Plan:
@@ -269,7 +316,7 @@ def test_an_adapter_needs_its_technique_registered(small: SmallRun, tmp_path: Pa
     spafit.adapt(model, make_plan(4))
     spafit.save_adapter(model, tmp_path / "own.safetensors")
     del TECHNIQUES["own-ia3"]
-    with pytest.raises(WeightsError, match=r"'own-ia3'.* must be registered first"):
+    with pytest.raises(WeightsError, match=r'^the plan in .*"own-ia3" is no .* registered first'):
         spafit.load_adapter(base(small), tmp_path / "own.safetensors")
 
 

@@ -254,10 +254,10 @@ PLACED: list[tuple[str, Any, str]] = [
     ("train", {"dens": "lora"}, "stratum 3, group 3: the entry 'dens' matches no module of a layer;"
         " there are"),
     ("train", {"query,": "lora"}, "stratum 3, group 3: the entry '' matches no module"),
-    ("train", {"query, key": "LORA"}, "stratum 3, group 3, query, key: 'LORA' is no technique "
+    ("train", {"query, key": "LORA"}, "stratum 3, group 3, query, key: \"LORA\" is no technique "
         "(did you mean lora?)"),
     ("train", {"query": [{"lora": {}}, {"bias_delta": {}}]}, "stratum 3, group 3, query: "
-        "{'bias_delta': {}} is no technique (did you mean bias-delta?)"),
+        '"bias_delta" is no technique (did you mean bias-delta?)'),
     ("train", {"query": {"lora": {"ranks": 8}}}, "stratum 3, group 3, query: the technique lora has"
         " no setting ranks"),
     ("train", {"layer.output": {"series": {"botleneck": 8}}}, "stratum 3, group 3, layer.output: "
@@ -272,7 +272,7 @@ PLACED: list[tuple[str, Any, str]] = [
     ("train", {"all": "bias-delta", "key": "bias-direct"}, "stratum 3, group 3, "
         "layer.attention.self.key: bias-delta and bias-direct cannot be attached"),
     ("train", {"all": "bias-delta", "key": "bias-delta"}, "stratum 3, group 3, "
-        "layer.attention.self.key: bias-delta and bias-delta are the same technique twice"),
+        "layer.attention.self.key: bias-delta is named twice for the same module"),
     ("train", {"query, key": "lora", "key": "bias-delta"}, "stratum 3, group 3: 'key' names "
         "layer.attention.self.key a second time"),
     ("train", {"key, self.key": "lora"}, "stratum 3, group 3: 'self.key' names "
@@ -297,7 +297,7 @@ class TestErrorsNameThePlace:
 
     def test_a_name_of_its_own(self) -> None:
         strata = [{"layers": "0", "name": "top\n", "train": {"key": "x"}}]
-        with pytest.raises(PlanError, match=r"stratum 1, top\\n, key: 'x' is no technique"):
+        with pytest.raises(PlanError, match=r"stratum 1, top\\n, key: \"x\" is no technique"):
             Plan.from_json(json.dumps({"strata": strata}))
 
     def test_of_the_plan(self) -> None:
@@ -362,19 +362,19 @@ class TestDamagedJson:
             ((*TRAIN, "output.dense"), "bias-delta", "write the one that is meant"),
             ((*TRAIN, "self.query"), "lora", "a second time"),
             ((*TRAIN, "layer.output.LayerNorm"), "lora", "LoRA needs a Linear"),
-            ((*TRAIN, "value"), "LoRA", "'LoRA' is no technique"),
-            ((*TRAIN, "value"), "frozen", "'frozen' is no technique"),
-            ((*TRAIN, "value"), None, "None is no technique"),
+            ((*TRAIN, "value"), "LoRA", '"LoRA" is no technique'),
+            ((*TRAIN, "value"), "frozen", '"frozen" is no technique'),
+            ((*TRAIN, "value"), None, "null is no technique"),
             ((*TRAIN, "value"), 8, "8 is no technique"),
-            ((*TRAIN, "value"), True, "True is no technique"),
+            ((*TRAIN, "value"), True, "true is no technique"),
             ((*TRAIN, "value"), {}, "{} is no technique"),
-            ((*TRAIN, "value"), {"lora": {}, "bias-delta": {}}, "is no technique"),
+            ((*TRAIN, "value"), {"lora": {}, "bias-delta": {}}, "names 2 techniques; write a list"),
             ((*TRAIN, "value"), {"lora": 8}, "or its settings as an object"),
             ((*TRAIN, "value"), {"lora": None}, "or its settings as an object"),
             ((*TRAIN, "value"), [], "no technique is named"),
             ((*TRAIN, "value"), [["lora"]], "is no technique"),
-            ((*TRAIN, "value"), [{"lora": {}}, None], "None is no technique"),
-            ((*TRAIN, "value"), ["lora", "lora"], "the same technique twice"),
+            ((*TRAIN, "value"), [{"lora": {}}, None], "null is no technique"),
+            ((*TRAIN, "value"), ["lora", "lora"], "lora is named twice for the same module"),
             ((*TRAIN, "value"), ["full", "bias-delta"], "cannot be attached to the same module"),
             (
                 (*TRAIN, "value"),
@@ -422,7 +422,7 @@ class TestDamagedJson:
         for step in where[:-1]:
             place = place[step]
         del place[where[-1]]
-        with pytest.raises(PlanError, match=f'"{where[-1]}" must be .* found None'):
+        with pytest.raises(PlanError, match=f'"{where[-1]}" must be .* it is missing'):
             Plan.from_json(json.dumps(entries))
 
     @pytest.mark.parametrize("last", ["1024", "999999999"])

@@ -404,7 +404,7 @@ class TestImpossible:
                 {"key": (BiasDelta(), Full())},
                 "bias-delta and full cannot be attached to the same module",
             ),
-            ({"key": (LoRA(4), LoRA(8))}, "lora and lora are the same technique twice"),
+            ({"key": (LoRA(4), LoRA(8))}, "lora is named twice for the same module"),
             ({"key": ()}, "no technique is named; leave the entry out"),
             ({"key": LoRA()}, "key"),
             ({"key": ("lora",)}, "key"),

@@ -295,9 +295,9 @@ class TestSummary:
     @pytest.mark.parametrize("row", ROWS)
     def test_the_drawing_adds_up(self, row: str) -> None:
         summary = adapt(tiny_bert(), ROWS[row][0])
-        lines = str(summary).splitlines()
-        assert len({len(line) for line in lines[1:]}) == 1, "a straight right edge"
-        cells = [re.split(r"\s*│\s*", line) for line in lines[1:] if "│" in line]
+        lines = [line for line in str(summary).splitlines() if line[0] in "┌│├└"]
+        assert len({len(line) for line in lines}) == 1, "a straight right edge"
+        cells = [re.split(r"\s*│\s*", line) for line in lines if "│" in line]
         first = [row for row in cells[1:] if row[1]]  # of each group
         counts = [int(row[4].replace(",", "")) for row in first]
         assert sum(counts[:-1]) == counts[-1] == summary.trainable
@@ -363,7 +363,7 @@ class TestSummary:
     @pytest.mark.parametrize(
         ("train", "expected"),
         [
-            ({"key": [LoRA(3, 4, 0.25)]}, ["low, LoRA r=3: dropout 0.25"]),
+            ({"key": [LoRA(3, 4, 0.25)]}, ["low, LoRA r=3: dropout 0.25, alpha 4"]),
             (
                 {"key": [LoRA(3, b_rate=16)], "all": [BiasDelta()]},
                 ["low, LoRA r=3: B at 16 times A's rate"],
@@ -376,7 +376,11 @@ class TestSummary:
                 {"key, query": [LoRA(3, rate=2)], "value": [LoRA(3)]},
                 ["low, LoRA r=3 (attention.self.query attention.self.key): learning rate × 2"],
             ),
-            ({"key": [LoRA(3, 7, rank_stabilised=True)], "layer.output": [SeriesAdapter()]}, []),
+            ({"key": [LoRA(3, rank_stabilised=True)], "layer.output": [SeriesAdapter(64)]}, []),
+            (
+                {"layer.output": [SeriesAdapter(activation="gelu"), ParallelAdapter(scaling=1)]},
+                ["low, Series m=D/16: activation gelu", "low, Parallel m=D/16: scaled by 1"],
+            ),
         ],
     )
     def test_notes_of_a_technique(self, train: Any, expected: list[str]) -> None:
@@ -385,7 +389,7 @@ class TestSummary:
         assert notes(plan) == expected
 
     def test_a_note_of_the_plan_and_long_ones(self) -> None:
-        strata = [Stratum("a long name " * 9, 0, 3, rate=2)]
+        strata = [Stratum("a long name " * 9, 0, 3, {"key": [BiasDelta()]}, rate=2)]
         made = notes(Plan("mine", 4, strata, rate_decay=0.9))
         assert made[0] == "each layer learns at 0.9 of the rate of the one above it"
         assert made[1].startswith("a long name") and made[2].startswith("  ")
@@ -505,7 +509,7 @@ def test_times_are_drawn_under_the_table() -> None:
     """A bar for each stratum, of 20 columns, in at most 80; none for a plan without times."""
     train = {"key": [BiasDelta()]}
     strata = [
-        Stratum("still", 0, 0, freeze=1),
+        Stratum("still", 0, 0),
         Stratum("low", 1, 1, train, freeze="50%"),
         Stratum("the one above", 2, 3, train, thaw=2, freeze=9),
         Stratum("top", 4, L - 1, train),
@@ -521,3 +525,27 @@ def test_times_are_drawn_under_the_table() -> None:
     long = Plan("long", L, [Stratum("all", 0, L - 1, train, thaw=19)])
     assert "drawn for 20 epochs" in str(adapt(tiny_bert(), long))
     assert f"{'░' * 19}█  thaws after 19 epochs" in str(adapt(tiny_bert(), long))
+    in_38 = adapt(tiny_bert(), long).drawn(epochs=38)
+    assert "drawn for 38 epochs" in in_38 and f"{'░' * 10}{'█' * 10}  thaws" in in_38
+
+
+@pytest.mark.parametrize("part", ["embeddings", "pooler"])
+@pytest.mark.parametrize(
+    "setting", [{"rate": 2}, {"weight_decay": 0.5}, {"thaw": 1}, {"freeze": 2}], ids=str
+)
+def test_settings_of_a_frozen_stratum_are_refused(part: str, setting: dict[str, Any]) -> None:
+    """But for the times that the embeddings or the pooler follow."""
+    strata = [Stratum("low", 0, 1, **setting), Stratum("top", 2, 3)]
+    if part == "pooler":
+        strata = [Stratum("top", 0, 1), Stratum("low", 2, 3, **setting)]
+    with pytest.raises(
+        PlanError, match=r"nothing trains in low \(layers \d-\d\), so that its \w+ "
+    ):
+        Plan("p", 4, strata)
+    if setting.keys() & {"thaw", "freeze"}:
+        Plan("p", 4, strata, **{part: "full"})  # type: ignore[arg-type]
+
+
+def test_a_small_share_is_not_nothing() -> None:
+    drawn = str(Summary(plan("bitfit", 4), (), 2, 10**6))
+    assert "2 of 1,000,000 numbers train (0.0002 %)" in drawn

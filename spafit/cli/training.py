@@ -78,7 +78,7 @@ def run_train(
         summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=seed)
         if seed == seeds[0]:
             print(load_report(network))
-            print(plan_screen(summary))
+            print(plan_screen(summary, config.epochs))
         is_folder = Path(base.model).is_dir()
         about = {
             "model": str(Path(base.model).resolve()) if is_folder else base.model,

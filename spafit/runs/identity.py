@@ -148,7 +148,12 @@ def _named(differing: list[str], before: dict[str, Any], now: dict[str, Any], fo
 
 
 def _shown(key: str) -> str:
-    """Return a key for a message; an unusual one is quoted and shortened."""
+    """Return a key for a message; an unusual one is quoted and shortened.
+
+    Strata are counted from 1, as in all messages.
+    """
+    if stratum := re.match(r"plan\.strata\.([0-9]{1,9})\.", key):
+        return f"stratum {int(stratum[1]) + 1} of the plan, {_shown(key[stratum.end() :])},"
     is_plain = key.isascii() and key.replace(".", "_").isidentifier() and len(key) <= 80
     return key if is_plain else f"{key!r:.80}"
 

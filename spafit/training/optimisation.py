@@ -55,6 +55,8 @@ def parameter_groups(
     A parameter learns at ``rate`` times the learning rate (:class:`spafit.plans.Trained`), and
     decays by the plan's weight decay for it, or by the one given here if the plan has none. Without
     rates and decays in the plan there are two groups: matrices, and vectors and single numbers.
+    When strata thaw and freeze, no optimizer knows: set ``requires_grad`` before each step, by
+    ``model.adaptation.trained[name].trains_at`` (:class:`spafit.plans.Trained`).
 
     Parameters
     ----------

@@ -62,11 +62,18 @@ class Phases:
         self._opened = ExitStack()
         self._phase: int | None = None
         self.prefixes: dict[str, KeptPrefix] = {}
-        for name, how in self._how.items():
+        for how in self._how.values():
             if (ends := self._ends(how))[0] >= ends[1]:
+                stratum = next(
+                    each
+                    for each in self._plan.strata
+                    if (each.thaw, each.freeze) == (how.thaw, how.freeze)
+                )
+                epochs = f"{feed.epochs} epoch{'s' if feed.epochs > 1 else ''}"
                 raise PlanError(
-                    f"{name} would train at no step of this run of {feed.epochs} epochs: thaw is "
-                    f"{how.thaw!r} and freeze {how.freeze!r}"
+                    f"{one_line(stratum.name)} (layers {stratum.layers}) would train at no step of "
+                    f"this run of {epochs}: it {stratum.times}; let it thaw earlier or freeze "
+                    "later, or train for more epochs"
                 )
         for start in self._starts:
             if start < feed.total_steps and not self._names(start):

@@ -10,7 +10,7 @@ from typing import Any
 
 from spafit.errors import one_line
 from spafit.machine.terminal import fitted
-from spafit.summary import Summary
+from spafit.summary import Summary, percent_of
 from spafit.tasks.metrics import METRICS
 
 # On a terminal, by the number of an ANSI escape sequence: what is frozen steps back.
@@ -72,9 +72,9 @@ class Result:
     skipped: int = 0
 
 
-def plan_screen(summary: Summary) -> str:
+def plan_screen(summary: Summary, epochs: int | None = None) -> str:
     """Return the drawing of what trains, in the characters and colours of standard output."""
-    return fitted(str(summary), _COLOURS)
+    return fitted(summary.drawn(epochs), _COLOURS)
 
 
 def result_screen(result: Result, summary: Summary, display: str) -> str:
@@ -89,7 +89,7 @@ def result_screen(result: Result, summary: Summary, display: str) -> str:
         ("dev", scores[0]),
         *(("", score) for score in scores[1:]),
         ("best", f"epoch {result.best_epoch}, step {result.best_step}"),
-        ("trained", f"{result.trainable:,} numbers, {result.percent:.2f} % of the model"),
+        ("trained", f"{result.trainable:,} numbers, {percent_of(result.percent)} % of the model"),
         ("speed", f"{result.examples_per_s:.1f} examples/s in training, {result.seconds:.0f} s"),
         ("memory", f"{result.peak_memory_mib:,.0f} MiB at the peak"),
         ("truncated", cut or "nothing"),

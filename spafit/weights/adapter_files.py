@@ -322,11 +322,14 @@ def _header(file: SafeFile) -> AdapterHeader:
         task = json.loads(metadata["task"])
         labels = json.loads(metadata["labels"])
         definition = json.loads(metadata.get("definition", "null"))
-        plan = Plan.from_json(metadata["plan"], source=f"the plan in {file.path}")
         base_fingerprint = metadata["base_fingerprint"]
     except (ValueError, RecursionError) as error:
         reason = one_line(str(error), 600 + len(str(file.path)))
         raise WeightsError(f"the header of {file.path} is damaged: {reason}") from None
+    try:
+        plan = Plan.from_json(metadata["plan"], source=f"the plan in {file.path}")
+    except PlanError as error:  # such as a technique that is not registered here
+        raise WeightsError(str(error)) from None
     if (
         not (task is None or _is_name(task))
         or not _are_labels(labels, shapes["classifier.weight"][0])

@@ -72,7 +72,7 @@ def changed(where: str, value: Any, of: dict[str, Any] | None = None) -> dict[st
 REFUSED: list[tuple[str, Any, str]] = [
     ("task", "mrpc", "task is 'rte', asked for is 'mrpc'"),
     ("method", "Full LoRA-I", "method is 'SPAFIT-0-1-II', asked for is 'Full LoRA-I'"),
-    ("plan.strata.1.layers.0", 0, r"plan\.strata\.1\.layers\.0 is 1, asked for is 0"),
+    ("plan.strata.1.layers.0", 0, r"stratum 2 of the plan, layers\.0, is 1, asked for is 0"),
     ("plan.num_layers", 5, r"plan\.num_layers is 4, asked for is 5"),
     ("loss", "own.focal", r"loss is None, asked for is 'own\.focal'"),
     ("base_fingerprint", "c" * 64, "base_fingerprint is 'a+', asked for is 'c+'"),
@@ -191,7 +191,9 @@ class TestRequireSameRun:
 
     def test_another_plan_of_the_same_name(self) -> None:
         other = changed("plan", json.loads(plan("SPAFIT-0-1-II", 4, r=6, alpha=7.0).to_json()))
-        with pytest.raises(CheckpointError, match=r"run: plan\.\S+ is 5, asked for is 6"):
+        with pytest.raises(
+            CheckpointError, match=r"run: stratum 3 of the plan, \S+ is 5, asked for is 6"
+        ):
             require_same_run(FOLDER, record(), other)
 
     def test_an_older_plan_file_without_a_name(self) -> None:

@@ -339,7 +339,8 @@ class TestRefusedLoads:
         self, base: BertForSequenceClassification, adapter: Path, key: str, value: str
     ) -> None:
         save_file(load_file(adapter), adapter, {**metadata_of(adapter), key: value})
-        message = self.refuse(base, adapter, "the header of .* is damaged")
+        reason = "the plan in .*" if key == "plan" else "the header of .* is damaged"
+        message = self.refuse(base, adapter, reason)
         assert str(adapter) in message
 
     @pytest.mark.parametrize("found", [None, "2", ""])
