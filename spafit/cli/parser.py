@@ -50,6 +50,8 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
         "run folder; an interrupted run is resumed there; without it nothing is kept",
     ),
     "overwrite": (bool, "replace a run in --out"),
+    "order_seed": (as_seed, "seed of the order of the data alone (default: --seed)"),
+    "dropout_seed": (as_seed, "seed of dropout alone (default: --seed)"),
     "epochs": (as_whole, "passes over the data"),
     "batch_size": (as_whole, "examples per step (default: the paper's, 16; 8 for MNLI, ...)"),
     "accumulation": (as_whole, "micro-batches that a batch is computed in, to save memory"),
@@ -314,6 +316,7 @@ def _train(parsed: argparse.Namespace) -> None:
         ),
         parsed.seeds,
         config,
+        parsed.init_seed,
     )
 
 
@@ -650,6 +653,11 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         default=[TrainConfig().seed],
         metavar="SEED",
         help=f"one run each; several give mean and spread (default {TrainConfig().seed})",
+    )
+    group.add_argument(
+        "--init-seed",
+        type=as_seed,
+        help="seed of the initial values of head, LoRA and the like alone (default: --seed)",
     )
     _add_settings(group, *(name for name in _SETTINGS if name not in ("out", "overwrite")))
 
