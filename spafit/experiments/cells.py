@@ -246,8 +246,13 @@ def _maker(
         shadows.config(model, revision).num_hidden_layers,
         **options,
     )
+    task.with_metric(given.get("metric"))  # refuses one that does not fit
     shadow, trainable = shadows.adapted(model, revision, plan, task.num_labels)
-    frozen = shadow.bert.frozen_depth
+    frozen, longest = shadow.bert.frozen_depth, shadow.config.max_position_embeddings
+    if (given.get("max_length") or 0) > longest:
+        raise ConfigError(
+            f"max_length = {given['max_length']} exceeds the {longest} positions of {model}"
+        )
 
     def make(seeds: dict[str, Any], rate: float | None = None) -> Cell:
         training = {name: given[name] for name in TRAIN_SETTINGS if name in given}

@@ -32,6 +32,8 @@ from spafit.weights.pretrained import load_pretrained
 
 _MEASURED_S = 3.0  # of training steps of each method, about
 _SAMPLE = 256  # rows whose lengths are counted
+_ROW = "    {:<9}{:>6}{:>6}{:>20}{:>12}{:>12}"
+_SEEDS = ("order_seed", "dropout_seed", "init_seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,24 +197,25 @@ def dry_run(
     workers : int
         How many processes would share the work.
     """
-    groups: dict[tuple[str, str, str, str], dict[str, list[int]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, list[int]]] = {}
     for number in numbers:
         cell = cells.cells[number]
-        varied = ", ".join(
-            f"{name} {value}" for name, value in cell.varied.items() if not name.endswith("_seed")
-        )
-        key = (cell.purpose, cell.model, cell.method, varied)
+        hidden = (*_SEEDS, "learning_rate") if cell.purpose == "choice" else _SEEDS
+        varied = [(name, value) for name, value in cell.varied.items() if name not in hidden]
+        words = [cell.method, *(f"{name} {value}" for name, value in varied)]
+        if cell.purpose == "choice":
+            words = ["to choose the learning rate of " + words[0], *words[1:]]
+        elif cell.choice is not None:
+            words.append("learning rate chosen")
+        key = (cell.model, cell.method, ", ".join(words))
         groups.setdefault(key, {}).setdefault(cell.task, []).append(number)
-    lines, unknown = [], dict[str, None]()
+    unknown: dict[str, None] = {}
     total_steps, total_s, lacking = 0, 0.0, 0
-    head = (
-        f"    {'task':<8} {'runs':>5} {'done':>5} {'numbers that train':>19} {'steps':>10}    time"
-    )
-    for (purpose, _, method, varied), tasks in groups.items():
-        most = max(cells.cells[each[0]].trainable for each in tasks.values())
-        words = [method, *([varied] if varied else [])]
-        words += ["to choose the learning rate"] * (purpose == "choice")
-        lines += [f"{one_line(', '.join(words))}: {most:,} numbers train at most", head]
+    lines = [_ROW.format("", "runs", "done", "numbers that train", "steps", "time")]
+    for (_, method, words_said), tasks in groups.items():
+        sizes = {cells.cells[each[0]].trainable for each in tasks.values()}
+        most = "at most " if len(sizes) > 1 else ""
+        lines.append(f"{one_line(words_said)}: {most}{max(sizes):,} numbers train")
         for task, members in tasks.items():
             cell = cells.cells[members[0]]
             steps = sum(steps_of(cells.cells[each], rows[task]) for each in members)
@@ -231,10 +234,8 @@ def dry_run(
             else:
                 total_s += seconds
             time = "?" if seconds is None else clock(seconds)
-            lines.append(
-                f"    {task:<8} {len(members):>5} {len(members) - len(left):>5} "
-                f"{cell.trainable:>19,} {steps:>10,} {time:>10}"
-            )
+            counts = len(members), len(members) - len(left), f"{cell.trainable:,}", f"{steps:,}"
+            lines.append(_ROW.format(task, *counts, time))
     of = f" of {workers} workers, each as fast as one alone" if workers > 1 else ""
     share = clock(total_s / workers)
     lines += [

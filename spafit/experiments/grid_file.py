@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,9 +198,10 @@ def _values(place: str, name: str, given: Any) -> tuple[Any, ...]:
         is_one = not any(isinstance(each, list) for each in several)
         several = [several] if is_one else several
         several = [tuple(each) if isinstance(each, list) else each for each in several]
-    for number, each in enumerate(several):
-        if any(each == other and type(each) is type(other) for other in several[:number]):
-            raise ConfigError(f"{place}: {name} has {each!r:.80} twice")
+    counts = Counter(map(repr, several))
+    twice = next((each for each, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{place}: {name} has {twice:.80} twice")
     return tuple(several)
 
 

@@ -205,4 +205,4 @@ def _sum(members: list[int], steps: Mapping[int, int]) -> int:
 
 def steps_of(cell: Cell, rows: int) -> int:
     """Return the steps of a cell with so many rows to train on."""
-    return math.ceil(rows / cell.settings["batch_size"]) * int(cell.settings["epochs"])
+    return int(math.ceil(rows / cell.settings["batch_size"]) * cell.settings["epochs"])

@@ -7,6 +7,7 @@ is left to it, and taken up if it ends without finishing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -65,19 +66,15 @@ class _Worker:
 
     def order(self, order: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it has ended, which the queue says
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-        except OSError:
-            pass  # it has ended, which the queue says
 
     def close(self) -> None:
         """Have it stop: after the current step, with a checkpoint."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):
             self._process.stdin.close()
-        except OSError:
-            pass
 
     def end(self) -> str:
         """Wait for its end, and return how it ended."""

@@ -7,6 +7,7 @@ wants it to stop or has died, it stops after the current step, with a checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -90,10 +91,8 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the parent has shown them, reading the same files
 
     def say(**answer: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the parent has died, and its input ends
             answers.write(json.dumps(answer) + "\n")
-        except OSError:  # the parent died; its end of standard input is closed, too
-            pass
 
     def end(number: int, _: object) -> NoReturn:
         """End at once where there is nothing to be saved: no run is in progress."""
