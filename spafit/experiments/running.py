@@ -151,7 +151,7 @@ class Running:
         for number in list(self._left):
             if self.cells[number].purpose == "choice" or self.cells[number].choice is None:
                 self._take_up(number)
-        self._choose(is_new=False)
+        self._choose()
         for number in list(self._left):
             self._take_up(number)
 
@@ -200,7 +200,7 @@ class Running:
         if record is not None:
             self.speeds.add(record)
 
-    def _choose(self, is_new: bool = True) -> None:
+    def _choose(self) -> None:
         """Choose the learning rates whose runs have all ended."""
         for number, choice in enumerate(self.choices):
             tried = [each for cells in choice.cells.values() for each in cells]
@@ -224,17 +224,11 @@ class Running:
                     for each, mean in means.items()
                 )
                 self.display.line(f"{choice.title}: learning rate {rate:g} ({said})")
-                if is_new:
-                    for each in waiting:
-                        try:
-                            self._take_up(each)
-                        except CheckpointError as error:
-                            self._fail(each, str(error))
 
     def _next(self) -> int | None:
         """Return the first cell that can be run now."""
         busy = {worker.cell for worker in self._workers}
-        for number in self._left:
+        for number in list(self._left):
             choice = self.cells[number].choice
             if number in busy or number in self._elsewhere:
                 continue
@@ -242,9 +236,19 @@ class Running:
                 continue
             if is_in_use(self.out / self.cells[number].folder):
                 self._elsewhere.add(number)
-                continue
-            return number
+            elif not self._is_done_elsewhere(number):
+                return number
         return None
+
+    def _is_done_elsewhere(self, number: int) -> bool:
+        """Count a cell as done if another command has finished it meanwhile."""
+        try:
+            self._take_up(number)
+        except CheckpointError as error:
+            self._fail(number, str(error))
+        if number in self.records:
+            self.display.line(f"{self.cells[number].title}: done by another command")
+        return number not in self._left
 
     def _hand_out(self) -> None:
         """Give every idle worker a cell; start more workers while there are cells for them."""
@@ -333,16 +337,9 @@ class Running:
     def _look_elsewhere(self) -> None:
         """See what has become of the cells that other commands have in work."""
         for number in list(self._elsewhere):
-            folder = self.out / self.cells[number].folder
-            if is_in_use(folder):
-                continue
-            self._elsewhere.discard(number)
-            try:
-                self._take_up(number)
-            except CheckpointError as error:
-                self._fail(number, str(error))
-            if number in self.records:
-                self.display.line(f"{self.cells[number].title}: done by another command")
+            if not is_in_use(self.out / self.cells[number].folder):
+                self._elsewhere.discard(number)
+                self._is_done_elsewhere(number)
 
     def _finish(self) -> None:
         """Stop the workers, and wait for them."""

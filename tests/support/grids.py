@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from spafit import glue
 from spafit.errors import InUseError
+from spafit.experiments import worker
 from spafit.experiments.cells import Cell, Cells, Shadows, expand
 from spafit.experiments.grid import _sizes
 from spafit.experiments.grid_file import read_grid
@@ -34,11 +37,11 @@ def write_tasks(root: Path) -> Path:
     return root
 
 
-def write_grid(path: Path, model: Path, *cells: dict[str, Any], **more: Any) -> Path:
-    """Write a grid file with the settings of small runs, and others."""
+def write_grid(path: Path, tiny: Path, *cells: dict[str, Any], **more: Any) -> Path:
+    """Write a grid file with the settings of small runs on a tiny model, and others."""
     usual = {
         "name": "small",
-        "model": str(model),
+        "model": str(tiny),
         "task": "rte",
         "epochs": 2,
         "batch_size": 6,
@@ -55,6 +58,34 @@ def cells_of(path: Path, data: Path) -> Cells:
     grid = read_grid(path)
     tasks = {task for block in grid.blocks for task in block.settings["task"]}
     return expand(grid, Shadows(_sizes), {name: glue.load(name, "train", data) for name in tasks})
+
+
+class Forked:
+    """In place of ``subprocess.Popen``: a worker that is a fork of this process."""
+
+    def __init__(self, command: list[str], *, stderr: IO[bytes], **_: Any) -> None:
+        assert command[1:] == ["-m", "spafit.experiments.worker"]
+        (orders, stdin), (stdout, answers) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            for number, file in enumerate((orders, answers, stderr.fileno())):
+                os.dup2(file, number)
+            os.closerange(3, 256)  # an end of another worker's input would keep it alive
+            code = 70
+            try:
+                sys.stdin = os.fdopen(0, closefd=False)
+                code = worker.main() or 0
+            except SystemExit as end:
+                code = int(str(end.code))
+            finally:
+                os._exit(code)
+        os.close(orders)
+        os.close(answers)
+        self.stdin, self.stdout = os.fdopen(stdin, "w"), os.fdopen(stdout)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 class InProcess:
