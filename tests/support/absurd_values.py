@@ -129,6 +129,17 @@ TABLE: dict[str, dict[str, Option]] = {
         "--average": FLAG,
         **TABLES,
     },
+    "grid": {
+        **COMMON,
+        "file": Option((*NO_NAME, "nowhere", "folder", "file", "pipe", "circle", "table2")),
+        "--out": Option(NO_FOLDER_TO_BE),
+        "--data": DATA,
+        "--model": MODEL,
+        "--workers": Option((*NO_WHOLE, "0", "-1")),
+        "--threads": Option((*NO_WHOLE, "0", "-1")),
+        "--cells": Option((*NO_CHOICE, "0/2", "3/2", "1/0", "-1/2", "1/2/3", "\u0661/2", "1 / 2")),
+        "--dry-run": FLAG,
+    },
     "train": {
         **COMMON,
         **PLAN,
