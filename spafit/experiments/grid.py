@@ -19,8 +19,10 @@ from spafit.experiments.running import Running
 from spafit.files.replacing import refuse_place
 from spafit.tasks import glue
 from spafit.tasks.task import Dataset
+from spafit.text.tokenization import load_tokenizer
 from spafit.weights import minilm
 from spafit.weights.hub import local_folder, pinned_revision
+from spafit.weights.pretrained import load_pretrained
 
 _LARGE = "google-bert/bert-large-cased"
 
@@ -79,7 +81,7 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     shadows = Shadows(_sizes_at_hand if dry else _sizes)
     cells = expand(grid, shadows, data)
     rows = {name: len(each) or _rows_of(name) for name, each in data.items()}
-    cells = as_begun(cells, out) if dry else begin(cells, out)
+    cells = as_begun(cells, out)
     every = {number: steps_of(cell, rows[cell.task]) for number, cell in enumerate(cells.cells)}
     numbers = part_of(cells, *options.part, every)
     part, parts = options.part
@@ -104,6 +106,10 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
         print(dry_run(cells, numbers, done, rows, running.speeds, measured, options.workers))
         return 0
     data.clear()  # the workers have their own
+    for model, revision in running.bases:  # refuses what no worker could load
+        load_tokenizer(model, revision=revision)
+        load_pretrained(model, revision=revision)
+    begin(cells, out)
     running.run()
     print(f"{len(running.records)} of {len(numbers)} runs are done: {out}")
     for number, reason in running.failed.items():

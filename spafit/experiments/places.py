@@ -115,27 +115,34 @@ def as_begun(cells: Cells, out: Path) -> Cells:
     return dataclasses.replace(cells, cells=placed)
 
 
-def begin(cells: Cells, out: Path) -> Cells:
-    """Write ``grid.json``, with what is in it already, and return the cells :func:`as_begun`.
+def begin(cells: Cells, out: Path) -> None:
+    """Write ``grid.json``, with what is in it already.
+
+    Parameters
+    ----------
+    cells : Cells
+        As :func:`as_begun` returns them.
+    out : Path
+        The grid's folder, which is created.
 
     Raises
     ------
     ConfigError
-        As :func:`as_begun`, or if it cannot be written.
+        If it cannot be read or written, or another command has begun the cells elsewhere since.
     """
     out.mkdir(parents=True, exist_ok=True)
     guard = Lock(out / f"{GRID}.lock")
     guard.acquire(wait=True)
     try:
-        placed = as_begun(cells, out)
+        if as_begun(cells, out) != cells:
+            raise ConfigError(f"another command has begun a grid in {out}; repeat this one")
         entries = {entry["folder"]: entry for entry in _read(out / GRID)}
-        entries |= {cell.folder: _entry(cell) for cell in placed.cells}
+        entries |= {cell.folder: _entry(cell) for cell in cells.cells}
         content = {"name": cells.name, "cells": list(entries.values())}
         with replacing(out / GRID, ConfigError) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     finally:
         guard.release()
-    return placed
 
 
 def _entry(cell: Cell) -> dict[str, Any]:

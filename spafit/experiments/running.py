@@ -31,6 +31,7 @@ from spafit.runs.record import RUN, is_in_use, read_run
 from spafit.runs.stopping import StopRequests
 
 _LOOK_S = 0.5  # between two looks at the logs of what runs
+_MAIN = "from spafit.experiments.worker import main; main()"
 _MOST_STARTS = 3  # of workers in a row that end before they are ready
 
 
@@ -45,7 +46,8 @@ class _Worker:
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "spafit.experiments.worker"],
+            # With our path, so that it imports what we did, wherever it is started.
+            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_MAIN}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -154,6 +156,11 @@ class Running:
         self._choose()
         for number in list(self._left):
             self._take_up(number)
+
+    @property
+    def bases(self) -> set[tuple[str, str | None]]:
+        """The models, with their revisions, of what is left."""
+        return {(self.cells[n].model, self.cells[n].revision) for n in self._left}
 
     def run(self) -> None:
         """Run what is left.
@@ -378,5 +385,5 @@ class Running:
             watched.look()
             best = f", best {watched.best[0]} {watched.best[1]:.4f}" if watched.best else ""
             where = f"step {watched.step} of {self.steps[number]}{best}"
-            lines.append(f"  {self.cells[number].title}: {where}")
+            lines.append(f"  {where}: {self.cells[number].title}")  # of which the end may be cut
         self.display.draw(lines)

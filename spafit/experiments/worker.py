@@ -1,8 +1,8 @@
 """A worker of a grid: trains one cell after the other, as its parent says.
 
-It is a process of its own, ``python -m spafit.experiments.worker``. On standard input it gets an
-order a line, in JSON, and on standard output it answers. When its input ends, because the parent
-wants it to stop or has died, it stops after the current step, with a checkpoint.
+It is a process of its own, which calls :func:`main`. On standard input it gets an order a line, in
+JSON, and on standard output it answers. When its input ends, because the parent wants it to stop or
+has died, it stops after the current step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -134,7 +134,3 @@ def _listen(orders: queue.Queue[dict[str, Any] | None]) -> None:
     # without a checkpoint.
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    main()

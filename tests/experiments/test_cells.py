@@ -232,7 +232,8 @@ class TestBegunFolders:
 
     def test_what_varies_later_moves_nothing(self, tmp_path: Path, model: Path, data: Path) -> None:
         file, out = tmp_path / "g.json", tmp_path / "out"
-        before = begin(cells_of(write_grid(file, model, {"method": "lora-ii"}), data), out)
+        before = cells_of(write_grid(file, model, {"method": "lora-ii"}), data)
+        begin(before, out)
         assert folders(before) == ["rte/Full-LoRA-II/seed-0"]
         wider = {"method": "lora-ii", "r": [4, 64], "seed": [0, 1]}
         after = cells_of(write_grid(file, model, wider), data)
@@ -242,8 +243,10 @@ class TestBegunFolders:
             "rte/Full-LoRA-II/seed-0",
             "rte/Full-LoRA-II/r-64/seed-1",
         ]
-        begin(after, out)
-        assert folders(begin(before, out)) == folders(before)
+        with pytest.raises(ConfigError, match="another command has begun a grid"):
+            begin(after, out)
+        begin(as_begun(after, out), out)
+        assert as_begun(before, out) == before
         entries = json.loads((out / "grid.json").read_text())
         assert [entry["seed"] for entry in entries["cells"]] == [0, 0, 1, 1]
         assert sorted(path.name for path in out.iterdir()) == ["grid.json"]

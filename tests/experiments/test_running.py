@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,7 @@ class TestRuns:
         # Another grid would give its runs the place of these.
         code, _, err = grids(cells, init_seed=[1], seed=0, epochs=3)
         assert code == 2 and "another run: epochs is 2, asked for is 3" in err
+        assert '"epochs": 3' not in (grids.out / "grid.json").read_text()
         assert len(worker.trained) == 4
 
     def test_a_run_of_train_is_a_cell_and_the_reverse(
@@ -282,6 +284,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "options", "match"),
         [
+            ({"model": "damaged"}, "", "model.safetensors"),
             ({"task": "mrpc"}, "", "no file for the train split of MRPC"),
             ({"method": "SPAFIT-4-9-II"}, "", "block 1: SPAFIT-4-9-II on 3 layers"),
             ({"model": ["minilm", "nowhere"]}, "--model x", "--model is for a grid with one model"),
@@ -289,8 +292,17 @@ class TestRefusals:
         ],
     )
     def test_before_the_first_run(
-        self, grids: Grids, worker: type[InProcess], settings: Any, options: str, match: str
+        self,
+        grids: Grids,
+        worker: type[InProcess],
+        monkeypatch: pytest.MonkeyPatch,
+        settings: Any,
+        options: str,
+        match: str,
     ) -> None:
+        monkeypatch.chdir(grids.folder)
+        shutil.copytree(grids.root / "tiny", "damaged")
+        os.truncate("damaged/model.safetensors", 1000)
         block = {"method": "bitfit", "learning_rate": 1e-3, **settings}
         code, out, err = grids(block, options=options)
         assert (code, out) == (2, "") and match in err and err.count("\n") == 1
@@ -324,7 +336,8 @@ class TestDisplay:
             lines += part.split("\n")[:-1]
         return lines
 
-    def test_a_terminal_is_redrawn_below_what_stays(self) -> None:
+    def test_a_terminal_is_redrawn_below_what_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
         stream = Terminal()
         display = Display(stream)
         display.draw(["a", "b"])

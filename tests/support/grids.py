@@ -64,7 +64,7 @@ class Forked:
     """In place of ``subprocess.Popen``: a worker that is a fork of this process."""
 
     def __init__(self, command: list[str], *, stderr: IO[bytes], **_: Any) -> None:
-        assert command[1:] == ["-m", "spafit.experiments.worker"]
+        assert command[-1].endswith("from spafit.experiments.worker import main; main()")
         (orders, stdin), (stdout, answers) = os.pipe(), os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
