@@ -143,13 +143,18 @@ class Shadows:
     def adapted(
         self, model: str, revision: str | None, plan: Plan, num_labels: int
     ) -> tuple[BertForSequenceClassification, int]:
-        """Return an adapted model on the meta device, and how many numbers train."""
-        key = (model, revision, plan.to_json(), num_labels)
+        """Return an adapted model on the meta device, and how many numbers train with C labels.
+
+        The model has one label, and is the same for every C: its head always trains, and no more of
+        it depends on C.
+        """
+        key = (model, revision, plan.to_json())
         if key not in self._models:
             with torch.device("meta"):
-                shadow = BertForSequenceClassification(self.config(model, revision), num_labels)
+                shadow = BertForSequenceClassification(self.config(model, revision), 1)
             self._models[key] = (shadow, adapt(shadow, plan).trainable)
-        return self._models[key]
+        shadow, trainable = self._models[key]
+        return shadow, trainable + (num_labels - 1) * (shadow.config.hidden_size + 1)
 
 
 def expand(grid: Grid, shadows: Shadows, data: Mapping[str, Dataset]) -> Cells:

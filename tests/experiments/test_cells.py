@@ -84,7 +84,7 @@ class TestExpansion:
         cell = by_folder["rte/Full-LoRA-II/r-4/seed-1"]
         assert cell.varied == {"r": 4}
         assert (cell.seed, cell.init_seed, cell.choice) == (1, 1, None)
-        assert cell.settings["learning_rate"] == 1e-3 and cell.settings["epochs"] == 2
+        assert cell.settings["learning_rate"] == 1e-3 and cell.settings["epochs"] == 1
         cell = by_folder["wnli/Full-BitFit/init_seed-2/seed-1"]
         assert (cell.init_seed, cell.varied) == (2, {"init_seed": 2})
         assert cell.settings["order_seed"] == 5 and cell.settings["dropout_seed"] == 1

@@ -51,7 +51,7 @@ def test_what_is_printed(
     monkeypatch.setattr(grids, "Measured", FixedSpeeds)
     block = {"method": ["bitfit"], "choose": {"learning_rate": [1e-3, 1e-2], "seed": 100}}
     ranks = {"method": "lora-ii", "r": [2, 4], "learning_rate": 1e-3}
-    tasks = {"task": ["rte", "qqp", "sts-b"], "seed": [0, 1]}
+    tasks = {"task": ["rte", "qqp", "sts-b"], "seed": [0, 1], "epochs": 2}
     file = write_grid(tmp_path / "g.json", root / "tiny", block, ranks, **tasks)
     out = tmp_path / "out"
     arguments = ["grid", str(file), "--data", str(root / "glue"), "--out", str(out), "--dry-run"]
@@ -101,8 +101,8 @@ def test_times_are_those_of_finished_runs(
     capsys.readouterr()
     assert main([*arguments, "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"rte +3 +1 +665 +30 +0:33:20\n", text), text
-    assert "3 runs, 1 of them done, 30 steps; 0:33:20 to go\n" in text
+    assert re.search(r"rte +3 +1 +665 +15 +0:33:20\n", text), text
+    assert "3 runs, 1 of them done, 15 steps; 0:33:20 to go\n" in text
 
 
 def test_speeds_of_other_machines_and_of_near_runs() -> None:
@@ -170,9 +170,8 @@ class TestMeasuring:
 
     def test_the_time_is_of_all_rows_and_evaluations(self, root: Path, tmp_path: Path) -> None:
         """Oracle: by hand, from speeds that are set."""
-        file = write_grid(
-            tmp_path / "g.json", root / "tiny", {"method": "bitfit", "learning_rate": 1e-3}
-        )
+        block = {"method": "bitfit", "learning_rate": 1e-3, "epochs": 2}
+        file = write_grid(tmp_path / "g.json", root / "tiny", block)
         [cell] = cells_of(file, root / "glue").cells
         measured = Measured(lambda *_: root / "tiny", lambda *_: BertConfig(), {
             "rte": make_dataset("rte", N)

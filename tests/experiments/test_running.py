@@ -100,7 +100,7 @@ class TestRuns:
         assert worker.trained[2:] == [f"rte/Full-LoRA-II/r-{r}/seed-1" for r in (2, 4)]
         # Another grid would give its runs the place of these.
         code, _, err = grids(cells, init_seed=[1], seed=0, epochs=3)
-        assert code == 2 and "another run: epochs is 2, asked for is 3" in err
+        assert code == 2 and "another run: epochs is 1, asked for is 3" in err
         assert '"epochs": 3' not in (grids.out / "grid.json").read_text()
         assert len(worker.trained) == 4
 
@@ -109,7 +109,7 @@ class TestRuns:
     ) -> None:
         """Bit for bit: ``spafit train`` finds the grid's run finished, and the grid takes its."""
         assert grids({"method": "bitfit", "learning_rate": 1e-3, "seed": 3})[0] == 0
-        shared = "--task rte --method bitfit --epochs 2 --batch-size 6 --max-length 16 --quiet"
+        shared = "--task rte --method bitfit --epochs 1 --batch-size 6 --max-length 16 --quiet"
         places = ["--model", str(grids.root / "tiny"), "--data", str(grids.root / "glue")]
         arguments = ["train", *shared.split(), *places, "--learning-rate=1e-3", "--device=cpu"]
         before = grids.record("rte/Full-BitFit/seed-3")["result"]["history"]

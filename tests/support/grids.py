@@ -43,7 +43,7 @@ def write_grid(path: Path, tiny: Path, *cells: dict[str, Any], **more: Any) -> P
         "name": "small",
         "model": str(tiny),
         "task": "rte",
-        "epochs": 2,
+        "epochs": 1,
         "batch_size": 6,
         "max_length": 16,
         "device": "cpu",
