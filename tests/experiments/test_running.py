@@ -248,6 +248,7 @@ class TestRuns:
                 raise InUseError("by another command, a moment ago")
             if cell.seed == 2:
                 other.release()
+            assert cell.seed != 0 or other._file is None, "its lock was not looked at"
 
         worker.before = staticmethod(before)  # type: ignore[assignment]
         code, _, _ = grids({"method": "bitfit", "learning_rate": 1e-3, "seed": [0, 1, 2]})
