@@ -31,6 +31,7 @@ from typing import Any
 
 from spafit.config import is_number, read_json
 from spafit.errors import ConfigError, SpafitError, listed, one_line
+from spafit.files.durable import is_plain_name
 from spafit.plans import did_you_mean
 from spafit.runs.train_config import TrainConfig
 from spafit.tasks.table import get_task
@@ -125,8 +126,8 @@ def read_grid(name: str | Path) -> Grid:
     source = path.name
     _refuse_unknown(source, entries, (*SETTINGS, "name", "choose", "cells"))
     title = entries.get("name", path.stem)
-    if not isinstance(title, str) or not title.strip() or not title.isprintable():
-        raise ConfigError(f"{source}: name must be a name, found {title!r:.80}")
+    if not is_plain_name(title) or not title.isprintable():  # it names a folder, too
+        raise ConfigError(f"{source}: name must be a plain name, found {title!r:.80}")
     given = entries.get("cells")
     if not isinstance(given, list) or not given:
         raise ConfigError(f'{source}: "cells" must be a list of one block or more: {given!r:.80}')

@@ -75,8 +75,10 @@ REFUSED: list[tuple[Any, str]] = [
     ({}, r'some\.json: "cells" must be a list of one block or more: None'),
     ({"cells": []}, '"cells" must be a list'),
     ({"cells": [3]}, r"some\.json, block 1 must be a JSON object, found 3"),
-    ({"cells": [BLOCK], "name": ""}, "name must be a name"),
-    ({"cells": [BLOCK], "name": 3}, "name must be a name"),
+    *(
+        ({"cells": [BLOCK], "name": name}, r"some\.json: name must be a plain name, found")
+        for name in ("", 3, "../x", "a/b", "..", "a\nb", None)
+    ),
     ({"cells": [BLOCK], "epoch": 3}, r"some\.json has no setting epoch \(did you mean epochs\?\)"),
     (
         {"cells": [BLOCK, {**BLOCK, "lerning_rate": 1}]},

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.grids import InProcess, write_grid, write_tasks
+from support.small_runs import N_DEV, N
 
 from spafit.cli import main
 from spafit.errors import DataError, DivergedError, InUseError
@@ -266,6 +267,23 @@ class TestRuns:
         assert len(set(worker.trained)) == len(worker.trained) == 6
         code, out, _ = grids(blocks, options="--cells 3/3")
         assert (code, out.splitlines()[0]) == (0, "part 3 of 3: 0 of 6 runs")
+
+    def test_cells_share_what_is_kept_of_the_frozen_layers(
+        self,
+        grids: Grids,
+        worker: type[InProcess],
+        computed: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        """Oracle: of how many examples group 1 was computed."""
+        monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
+        counts: list[int] = []
+        worker.before = staticmethod(lambda cell: counts.append(sum(computed)))  # type: ignore[assignment]
+        block = {"method": ["SPAFIT-0-1-II", "SPAFIT-0-1-I"], "learning_rate": 1e-3}
+        assert grids(block, dropout_in_group_1=False, seed=[0, 1], epochs=2)[0] == 0
+        assert counts == [0, N + N_DEV, N + N_DEV, N + N_DEV]
+        assert sum(computed) == N + N_DEV
 
     def test_a_signal_stops_it(self, grids: Grids, worker: type[InProcess]) -> None:
         def before(cell: Cell) -> None:

@@ -96,7 +96,7 @@ class InProcess:
     """
 
     before: Callable[[Cell], dict[str, Any] | None] = staticmethod(lambda cell: None)
-    trained: list[str] = []  # noqa: RUF012 - of all workers, which a fixture empties
+    trained: list[str] = []  # noqa: RUF012 - of all workers
 
     def __init__(self, start: dict[str, Any], events: queue.Queue[Any], threads: int | None):
         self.cell: int | None = None
