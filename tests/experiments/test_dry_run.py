@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -180,6 +181,10 @@ class TestMeasuring:
         measured._tokens[cell.model, cell.revision, cell.task] = 10.0
         assert measured.seconds(cell, 100) == 10 * (2 * 100 * 3.0 + 2 * 277 * 0.5)
         assert measured.seconds(cell, 0) == 10 * (2 * 277 * 0.5)
+        assert not measured.notes
+        kept = dataclasses.replace(cell, settings={**cell.settings, "cache_prefix": "disk"})
+        assert measured.seconds(kept, 100) == measured.seconds(cell, 100)
+        assert "where the hidden states after group 1 are kept" in next(iter(measured.notes))
         nothing = Measured(lambda *_: None, lambda *_: BertConfig(), {
             "rte": make_dataset("rte", 0)
         })  # fmt: skip
