@@ -34,8 +34,16 @@ class TrainingError(SpafitError):
     """A run that cannot go on, such as a loss that is NaN or infinite."""
 
 
+class DivergedError(TrainingError):
+    """A run whose loss, gradient or logits were no longer finite."""
+
+
 class CheckpointError(SpafitError):
     """A run folder or checkpoint that cannot be written, read or resumed."""
+
+
+class InUseError(CheckpointError):
+    """A run folder that another process holds."""
 
 
 class StoppedError(SpafitError):

@@ -206,7 +206,7 @@ def test_the_table_of_techniques(name, file, on, computes, numbers, methods):
 
 
 def test_the_plan_file_that_is_shown():
-    shown = [text for language, text in BLOCKS if language == "json"]
+    shown = [text for language, text in BLOCKS if language == "json" and '"strata"' in text]
     files = [ROOT / f"examples/plans/{name}.json" for name in ("mixed", "gradual")]
     assert shown == [file.read_text(encoding="utf-8") for file in files]
     plan = adapted(ROOT / "examples/plans/mixed.json").plan

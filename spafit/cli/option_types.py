@@ -52,6 +52,16 @@ def as_seed(text: str) -> int:
     return int(text)
 
 
+def as_part(text: str) -> tuple[int, int]:
+    """Parse which of how many parts, such as 2/8."""
+    match = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.60} is not a part of several, such as 1/8 to 8/8"
+        )
+    return int(match[1]), int(match[2])
+
+
 def as_class_weights(text: str) -> str | dict[str, float]:
     """Parse "balanced", or read a JSON file of label names and weights."""
     if text == "balanced":

@@ -25,6 +25,7 @@ from spafit.cli.option_types import (
     as_name,
     as_new_path,
     as_number,
+    as_part,
     as_path,
     as_seed,
     as_size,
@@ -50,6 +51,8 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
         "run folder; an interrupted run is resumed there; without it nothing is kept",
     ),
     "overwrite": (bool, "replace a run in --out"),
+    "order_seed": (as_seed, "seed of the order of the data alone (default: --seed)"),
+    "dropout_seed": (as_seed, "seed of dropout alone (default: --seed)"),
     "epochs": (as_whole, "passes over the data"),
     "batch_size": (as_whole, "examples per step (default: the paper's, 16; 8 for MNLI, ...)"),
     "accumulation": (as_whole, "micro-batches that a batch is computed in, to save memory"),
@@ -107,6 +110,7 @@ examples:
   spafit download glue rte && spafit download model google-bert/bert-large-cased
   spafit train --task rte --method SPAFIT-4-9-II --out runs/rte
   spafit eval runs/rte
+  spafit grid table-2 --dry-run
   spafit predict runs/rte --submission submissions
 
 exit codes: 0 success, 1 the run failed, 2 the input is wrong,
@@ -196,6 +200,8 @@ def _mend_of_bus_error(parsed: argparse.Namespace) -> str:
 def _prints_only(parsed: argparse.Namespace) -> bool:
     """Return whether the command only prints, so that it may end when its output is closed."""
     writes = any(getattr(parsed, option, None) for option in ("save", "output", "submission"))
+    if parsed.verb == "grid":
+        return bool(parsed.dry_run)
     return parsed.verb not in ("train", "demo", "download") and not writes
 
 
@@ -253,6 +259,8 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.verb == "predict":
         _predict(parsed)
         return 0
+    if parsed.verb == "grid":
+        return _grid(parsed)
     if parsed.verb == "eval":
         from spafit.cli.evaluating import evaluate_run
         from spafit.cli.trained import Trained
@@ -314,7 +322,24 @@ def _train(parsed: argparse.Namespace) -> None:
         ),
         parsed.seeds,
         config,
+        parsed.init_seed,
     )
+
+
+def _grid(parsed: argparse.Namespace) -> int:
+    from spafit.experiments.grid import GridOptions, run_grid
+    from spafit.tasks.download import glue_cache
+
+    options = GridOptions(
+        file=parsed.file,
+        out=parsed.out,
+        data=glue_cache() if parsed.data is None else parsed.data,
+        model=parsed.model,
+        workers=parsed.workers,
+        threads=parsed.threads,
+        part=parsed.cells,
+    )
+    return run_grid(options, dry=parsed.dry_run)
 
 
 def _note_if_busy() -> None:
@@ -470,6 +495,13 @@ def _parser() -> _Parser:
     )
     _add_run_options(predict)
     _add_predict_options(predict)
+    _add_grid_options(
+        verb(
+            "grid",
+            "train a grid of methods, tasks and seeds from one file",
+            "spafit grid minilm --workers 2\n  spafit grid table-2 --dry-run",
+        )
+    )
     verb("doctor", "show versions, devices, kernels, and what is missing", "spafit doctor")
     return parser
 
@@ -651,7 +683,46 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         metavar="SEED",
         help=f"one run each; several give mean and spread (default {TrainConfig().seed})",
     )
+    group.add_argument(
+        "--init-seed",
+        type=as_seed,
+        help="seed of the initial values of head, LoRA and the like alone (default: --seed)",
+    )
     _add_settings(group, *(name for name in _SETTINGS if name not in ("out", "overwrite")))
+
+
+def _add_grid_options(grid: argparse.ArgumentParser) -> None:
+    grid.add_argument(
+        "file", type=as_name, help="a grid file, or table-1, table-2 or minilm, which come with it"
+    )
+    grid.add_argument(
+        "--out",
+        type=as_new_path,
+        help="folder of the runs, which are resumed there (default: runs/ and the grid's name)",
+    )
+    grid.add_argument("--data", type=as_path, help="GLUE's root (default: the download cache)")
+    grid.add_argument(
+        "--model", type=as_name, help="folder of weights or hub name, in place of the grid's"
+    )
+    grid.add_argument(
+        "--workers", type=as_size, default=1, help="processes that train (default %(default)s)"
+    )
+    grid.add_argument(
+        "--threads", type=as_size, help="threads of each (default: the cores divided among them)"
+    )
+    grid.add_argument(
+        "--cells",
+        type=as_part,
+        default=(1, 1),
+        metavar="I/N",
+        help="run only the I-th of N parts, as in an array of jobs; what chooses a learning rate "
+        "is in the same part as what it is chosen for",
+    )
+    grid.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the runs with what trains, their steps and the time that they take",
+    )
 
 
 def _add_no_mapped(parser: argparse.ArgumentParser) -> None:

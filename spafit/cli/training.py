@@ -36,7 +36,12 @@ class ModelOptions:
 
 
 def run_train(
-    data: DataOptions, plan: PlanOptions, base: ModelOptions, seeds: list[int], config: TrainConfig
+    data: DataOptions,
+    plan: PlanOptions,
+    base: ModelOptions,
+    seeds: list[int],
+    config: TrainConfig,
+    init_seed: int | None = None,
 ) -> None:
     """Fine-tune for one seed or several, and print one screen for each."""
     if data.max_bad_rows < 0:
@@ -68,14 +73,15 @@ def run_train(
     )
     results: list[Result] = []
     for seed, seeded in zip(seeds, configs, strict=True):
+        initial = seed if init_seed is None else init_seed
         network = load_pretrained(
             base.model,
             num_labels=train.task.num_labels,
             revision=base.revision,
-            seed=seed,
+            seed=initial,
             mapped=base.mapped,
         )
-        summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=seed)
+        summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=initial)
         if seed == seeds[0]:
             print(load_report(network))
             print(plan_screen(summary, config.epochs))
@@ -88,6 +94,7 @@ def run_train(
             "split_special_tokens": tokenizer.split_special_tokens,
             "lowercase": base.lowercase,
             "max_bad_rows": data.max_bad_rows,
+            **({} if initial == seed else {"init_seed": initial}),
         }
         results.append(fit(network, tokenizer, train, dev, seeded, about=about))
         print(result_screen(results[-1], summary, train.task.display))

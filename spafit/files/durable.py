@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spafit.errors import CheckpointError
+from spafit.errors import InUseError
 
 #: What can be written: bytes, or the memory of an array.
 Piece = bytes | memoryview
@@ -157,7 +157,7 @@ class Lock:
 
         Raises
         ------
-        CheckpointError
+        InUseError
             Without ``wait``, if another process holds it; the message says which.
         OSError
             If the file cannot be created.
@@ -165,7 +165,7 @@ class Lock:
         file, is_ours = open_locked(self.path, wait=wait)
         try:
             if not is_ours:
-                raise CheckpointError(
+                raise InUseError(
                     f"{self.path.parent} is in use by {_holder(file)}; wait for it, stop it, "
                     "or give another folder"
                 )

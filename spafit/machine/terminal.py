@@ -56,7 +56,7 @@ def fitted(text: str, colours: Mapping[str, str], stream: TextIO | None = None) 
     stream = sys.stdout if stream is None else stream
     if is_ascii(stream):
         text = text.translate(_ASCII).encode("ascii", "replace").decode()
-    if has_colours(stream):
+    if colours and has_colours(stream):
         words = "|".join(map(re.escape, colours))
         text = re.sub(
             rf"(?<!\w)({words})(?!\w)",

@@ -164,9 +164,15 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     for key in _FIXED:
         _flatten(key, record.get(key), found)
     settings = record.get("settings")
-    for key, value in ({**_ADDED, **settings} if isinstance(settings, dict) else {}).items():
+    settings = settings if isinstance(settings, dict) else {}
+    for key, value in ({**_ADDED, **settings} if settings else {}).items():
         if key not in FREE:
             _flatten(RENAMED.get(str(key), str(key)), value, found)
+    about = record.get("about")
+    found["init_seed"] = about.get("init_seed") if isinstance(about, dict) else None
+    for key in ("order_seed", "dropout_seed", "init_seed"):
+        if found.get(key) == settings.get("seed"):
+            found.pop(key, None)  # as in older records: there is one seed
     return {key: value for key, value in found.items() if not _NO_MATTER.fullmatch(key)}
 
 

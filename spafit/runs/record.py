@@ -101,6 +101,20 @@ def write_run(path: Path, record: dict[str, Any]) -> str:
     return content
 
 
+def is_in_use(folder: Path) -> bool:
+    """Return whether another process holds the lock of a run folder at the moment."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:  # there is none
+        return False
+    try:
+        return lock(file, wait=False) is False
+    except OSError:  # the lock of another user
+        return True
+    finally:
+        os.close(file)
+
+
 def _settled(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Record that a run was interrupted if no process holds its lock; return its record."""
     file = None

@@ -7,7 +7,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # Windows lacks the last two
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # Windows lacks the last two
+"""The signals that ask a run to stop."""
 
 
 class StopRequests:
@@ -34,7 +35,7 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
-            for name in _NAMES:
+            for name in NAMES:
                 number = getattr(signal, name, None)
                 # A signal ignored by nohup or by a background shell stays ignored.
                 if number is not None and signal.getsignal(number) != signal.SIG_IGN:

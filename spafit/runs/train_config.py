@@ -10,7 +10,7 @@ import math
 import operator
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,9 @@ class TrainConfig:
         if it is the same run (:mod:`spafit.runs.identity`).
     seed : int
         Seed of dropout and of the order of the data, which depends on (seed, epoch) alone.
+    order_seed, dropout_seed : int or None
+        Seeds of the order and of dropout apart; None is ``seed``. The initial values of what is
+        added are drawn by :func:`spafit.load_pretrained` and :func:`spafit.adapt`, with theirs.
     epochs : int
         Passes over the training data.
     batch_size : int or None
@@ -150,6 +153,8 @@ class TrainConfig:
 
     out: str | Path | None = None
     seed: int = 0
+    order_seed: int | None = field(default=None, kw_only=True)
+    dropout_seed: int | None = field(default=None, kw_only=True)
     epochs: int = 10
     batch_size: int | None = None
     accumulation: int = 1
@@ -181,6 +186,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in (
             ("seed", 0),
+            ("order_seed", 0),
+            ("dropout_seed", 0),
             ("epochs", 1),
             ("batch_size", 1),
             ("accumulation", 1),

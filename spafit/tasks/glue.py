@@ -88,6 +88,13 @@ def load(task: str | Task, split: str, folder: str | Path, *, max_bad_rows: int 
     )
 
 
+def has_file(task: str | Task, split: str, folder: str | Path) -> bool:
+    """Return whether :func:`load` would find a file of a split; nothing is read."""
+    task = get_task(task)
+    paths = _candidates(task, task.split(split), Path(folder))
+    return any(kind_of(path) == "a file" for path in paths)
+
+
 def _candidates(task: GlueTask, split: Split, folder: Path) -> Iterator[Path]:
     """Yield the paths where a split's file may be, in order of preference."""
     stem = Path(split.file).stem

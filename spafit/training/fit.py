@@ -201,7 +201,7 @@ def _encode(
     names: tuple[str, ...],
 ) -> tuple[Feed, Scored]:
     """Tokenize the examples: those to train on, in batches, and those to evaluate on."""
-    assert config.batch_size is not None
+    assert config.batch_size is not None and config.order_seed is not None
     feed = Feed(
         encode(model, tokenizer, train, config.max_length),
         _targets(train, names),
@@ -209,7 +209,7 @@ def _encode(
         batch_size=config.batch_size,
         accumulation=config.accumulation,
         epochs=config.epochs,
-        seed=config.seed,
+        seed=config.order_seed,
         precision=config.precision,
         bucketed=config.step in ("captured", "compiled"),
         padded=config.step == "eager" and not model.bert.packed,
@@ -244,10 +244,11 @@ def _set_up(model: BertForSequenceClassification, config: TrainConfig) -> Iterat
     They are the seed, the precision, the type of frozen matrices and the recomputed layers.
     """
     device = torch.device(config.device)
+    assert config.dropout_seed is not None
     with ExitStack() as opened:
         # In the precision that is recorded, whatever autocast the caller is in: backward too.
         opened.enter_context(autocast("float32", device))
-        opened.enter_context(seeded(config.seed, device))
+        opened.enter_context(seeded(config.dropout_seed, device))
         if device.type == "cuda":  # graphs and events are those of the current device
             opened.enter_context(torch.cuda.device(device))
         if config.frozen_weights == "half":

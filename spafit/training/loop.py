@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import StoppedError, TrainingError
+from spafit.errors import DivergedError, StoppedError, TrainingError
 from spafit.machine import random_states
 from spafit.machine.versions import peak_memory_mib
 from spafit.runs.journal import Journal
@@ -212,7 +212,7 @@ class Loop:
                 is_skipped=is_skipped,
             )
             if state.skips_in_a_row == _MOST_SKIPS:
-                raise TrainingError(
+                raise DivergedError(
                     f"the loss or the gradient of {_MOST_SKIPS} steps in a row, up to step {step} "
                     f"(epoch {epoch}), was NaN or infinite (the last loss is {loss}), so "
                     "these steps were skipped; try a lower learning rate than "
@@ -246,7 +246,7 @@ class Loop:
         except AbandonedError:  # a resumed run evaluates first
             return
         if not np.isfinite(logits).all():
-            raise TrainingError(f"the logits on dev after step {state.step} are not finite")
+            raise DivergedError(f"the logits on dev after step {state.step} are not finite")
         for prefix in self.phases.prefixes.values():
             while prefix.cache.notes:  # about damaged or removed files
                 self.journal.say(prefix.cache.notes.pop(0))

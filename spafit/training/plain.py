@@ -66,6 +66,7 @@ def fit(
     """
     config = complete(config, model, train)  # the paper's settings, where none are given
     assert config.batch_size and config.learning_rate and config.max_length and model.adaptation
+    assert config.order_seed is not None and config.dropout_seed is not None
     if config.precision != "float32":
         raise ConfigError(f"this page knows no precision but float32, found {config.precision}")
     device, task = torch.device(config.device), train.task.with_metric(config.metric)
@@ -88,15 +89,14 @@ def fit(
     ]
     optimizer = torch.optim.AdamW(groups, config.learning_rate, fused=True)
 
-    losses: list[float] = []
-    history: list[dict[str, Any]] = []
+    losses, history = list[float](), list[dict[str, Any]]()
     steps_an_epoch = math.ceil(len(train) / config.batch_size)  # the last batch may be smaller
     total = steps_an_epoch * config.epochs
     warm = math.ceil(config.warmup * total)
-    torch.manual_seed(config.seed)  # for dropout; the order of the data has its own generator
+    torch.manual_seed(config.dropout_seed)  # the order of the data has its own generator
     for step in range(total):
         epoch, start = 1 + step // steps_an_epoch, step % steps_an_epoch * config.batch_size
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(train)).tolist()
+        order = np.random.default_rng([config.order_seed, epoch]).permutation(len(train)).tolist()
         rows = order[start : start + config.batch_size]
 
         # What the plan has frozen at this step has no gradient, so that AdamW leaves it alone.

@@ -69,6 +69,8 @@ def complete(
         )
     return dataclasses.replace(
         config,
+        order_seed=config.seed if config.order_seed is None else config.order_seed,
+        dropout_seed=config.seed if config.dropout_seed is None else config.dropout_seed,
         class_weights=_resolve_weights(config, train),
         batch_size=config.batch_size or train.task.paper_batch_size,
         learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),

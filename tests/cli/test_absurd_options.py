@@ -67,6 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, small: SmallRun) -> Path:
         ("rows.tsv", (root / "glue" / "RTE" / "dev.tsv").read_text()),
         ("bad.tsv", "a\tb\n"),
         ("empty.tsv", ""),
+        ("grid.json", '{"cells": [{"task": "rte", "method": "bitfit"}]}'),
     ):
         (root / name).write_text(content)
     (root / "plan.json").write_text(commands.make_plan("bitfit", 24).to_json())
@@ -169,6 +170,7 @@ def base_of(verb: str, small: SmallRun) -> list[str]:
         "eval": ["eval", "run"],
         "predict": ["predict", "run", "--input=rows.tsv"],
         "train": train_arguments(small, "--out=new"),
+        "grid": ["grid", "grid.json", f"--model={small.folder}", "--data=glue", "--out=new"],
     }[verb]
 
 
@@ -276,6 +278,7 @@ class TestEveryOption:
             monkeypatch.setattr(module, name, reached)
         monkeypatch.setattr("spafit.demo.run.run_demo", reached)
         monkeypatch.setattr("spafit.cli.doctor.report", reached)
+        monkeypatch.setattr("spafit.experiments.grid.begin", reached)
         for verb in TABLE:
             with pytest.raises(Reached):
                 main(base_of(verb, small))

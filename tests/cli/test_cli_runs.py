@@ -193,6 +193,29 @@ class TestTrain:
         assert about["data"] == str(root / "glue")
         assert about["revision"] is None
 
+    def test_seeds_apart(
+        self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path
+    ) -> None:
+        """Oracle: the losses of the first epoch, of the Python interface with these seeds."""
+        out = tmp_path / "apart"
+        seeds = ["--seed", "1", "--order-seed", "2", "--dropout-seed", "3", "--init-seed", "4"]
+        arguments = train_arguments(small, root, "--out", str(out), "--quiet", "--epochs", "1")
+        assert call(capsys, *arguments, *seeds)[0] == 0
+        model = spafit.load_pretrained(small.folder, num_labels=2, seed=4)
+        spafit.adapt(model, spafit.plan("SPAFIT-0-1-II", 4, r=5), seed=4)
+        train, dev = (glue.load("rte", split, root / "glue") for split in ("train", "dev"))
+        config = spafit.TrainConfig(
+            seed=0, order_seed=2, dropout_seed=3, epochs=1, batch_size=6, learning_rate=1e-2,
+            max_length=16, device="cpu", quiet=True,
+        )  # fmt: skip
+        result = spafit.fit(model, small.tokenizer, train, dev, config)
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        assert tuple(row["loss"] for row in rows if "loss" in row) == result.losses
+        record = record_of(out)
+        assert record["about"]["init_seed"] == 4
+        assert record["settings"]["order_seed"] == 2 and record["settings"]["dropout_seed"] == 3
+        assert "init_seed is 4, asked for is 5" in refuse(capsys, *arguments, *seeds[:-1], "5")
+
     def test_several_seeds(self, capsys: Capture, small: SmallRun, root: Path) -> None:
         out = root / "runs" / "seeds"
         arguments = train_arguments(small, root, "--out", str(out), "--quiet", "--epochs", "1")

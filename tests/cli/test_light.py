@@ -22,11 +22,12 @@ LIGHT = (
     [],
     ["--help"],
     ["--version"],
-    *([verb, "--help"] for verb in "demo plan download train eval predict doctor".split()),
+    *([verb, "--help"] for verb in "demo plan download train grid eval predict doctor".split()),
     ["paint"],
     ["train", "--epoch", "3"],
     ["train", "--task", "rte", "--method", "bitfit", "--epochs", "0"],
     ["train", "--task", "rte", "--method", "bitfit", "--cache-prefix", "disk"],
+    ["grid", "table-2", "--cells", "3/2"],
     ["predict", "runs/rte", "--submission", "x", "--output", "y"],
     ["train", "--task", "foo", "--method", "bitfit"],  # the table of the tasks needs numpy
 )

@@ -82,6 +82,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("data.train.rows", 24, r"data\.train\.rows is 25, asked for is 24"),
     ("data.dev.bad_rows", 1, r"data\.dev\.bad_rows is 0, asked for is 1"),
     ("settings.seed", 4, "seed is 3, asked for is 4"),
+    ("settings.order_seed", 5, "order_seed is None, asked for is 5"),
+    ("settings.dropout_seed", 0, "dropout_seed is None, asked for is 0"),
     ("settings.batch_size", 7, "batch_size is 6, asked for is 7"),
     ("settings.learning_rate", 1e-3, r"learning_rate is None, asked for is 0\.001"),
     ("settings.weight_decay", 0.5, r"weight_decay is 0\.01, asked for is 0\.5"),
@@ -175,6 +177,23 @@ class TestRequireSameRun:
         require_same_run(FOLDER, lacking, record())
         with pytest.raises(CheckpointError, match=r"label_smoothing is 0\.0, asked for is 0\.1"):
             require_same_run(FOLDER, lacking, changed("settings.label_smoothing", 0.1))
+
+    def test_seeds_apart_that_came_later(self) -> None:
+        """Oracle: an older record has one seed for everything; so has one that names it thrice."""
+        lacking, thrice = record(), record()
+        del lacking["settings"]["order_seed"], lacking["settings"]["dropout_seed"]
+        thrice["settings"] |= {"order_seed": 3, "dropout_seed": 3}
+        thrice["about"] = {**thrice["about"], "init_seed": 3}
+        for one in (lacking, record(), thrice):
+            for other in (lacking, record(), thrice):
+                require_same_run(FOLDER, one, other)
+            for name in ("order_seed", "dropout_seed"):
+                with pytest.raises(CheckpointError, match=f"{name} is None, asked for is 4"):
+                    require_same_run(FOLDER, one, changed(f"settings.{name}", 4))
+            with pytest.raises(CheckpointError, match="init_seed is None, asked for is 4"):
+                require_same_run(FOLDER, one, changed("about.init_seed", 4))
+        with pytest.raises(CheckpointError, match=r"seed is 3, asked for is 4\. Give"):
+            require_same_run(FOLDER, lacking, changed("settings.seed", 4))
 
     def test_the_definition_of_a_task(self) -> None:
         """Records of before definitions were written have the labels alone."""

@@ -424,6 +424,18 @@ def _without_privileges(_: bool) -> None:
     assert not failed
 
 
+def _forked_workers(_: bool) -> None:
+    """Have the workers of a grid be forks of this process, which need not import everything."""
+    from types import SimpleNamespace
+
+    import spafit.experiments.running
+    from support.grids import Forked
+
+    spafit.experiments.running.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
+        Popen=Forked, PIPE=subprocess.PIPE
+    )
+
+
 def _file_size(value: int) -> None:
     """Allow no file to be longer: a limit that the system sees to."""
     import resource
@@ -443,6 +455,7 @@ TAMPERINGS: dict[str, Callable[[Any], None]] = {
     "gate": _gate,
     "without_privileges": _without_privileges,
     "file_size": _file_size,
+    "forked_workers": _forked_workers,
 }
 
 if __name__ == "__main__":

@@ -80,6 +80,24 @@ class TestReferenceForm:
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert not ours.training and not theirs.training
 
+    def test_seeds_apart(self, small: SmallRun) -> None:
+        """Bit for bit; as one seed where both are it, and each of them changes the losses."""
+        train, dev = data(small, "rte")
+
+        def losses(**seeds: int) -> list[float]:
+            model, other = small.model(), small.model()
+            for each in (model, other):
+                set_impl(each, "reference")
+            config = small.settings(epochs=2, **seeds)
+            expected, _ = plain.fit(other, small.tokenizer, train, dev, config)
+            found = small.fit(model, data=(train, dev), epochs=2, **seeds)
+            assert list(found.losses) == expected
+            return expected
+
+        apart = losses(order_seed=3, dropout_seed=4), losses(order_seed=4, dropout_seed=3)
+        assert losses(seed=3) == losses(seed=9, order_seed=3, dropout_seed=3) not in apart
+        assert apart[0] != apart[1]
+
     def test_these_losses_depend_on_dropout(self, small: SmallRun) -> None:
         """Otherwise the test above would not see a mask drawn too many."""
         losses = []

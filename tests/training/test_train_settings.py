@@ -25,17 +25,18 @@ NO_NUMBERS = ["3", [1], {}, object(), 1j, True]
 NO_FINITE = [math.nan, math.inf, -math.inf, -1e308, 10**400]
 WHOLE = (
     *("seed", "epochs", "batch_size", "accumulation", "max_length", "eval_every", "save_every"),
-    *("keep_checkpoints", "early_stopping"),
+    *("keep_checkpoints", "early_stopping", "order_seed", "dropout_seed"),
 )
 REAL = ("learning_rate", "weight_decay", "warmup", "max_grad_norm", "label_smoothing")
 MAY_BE_NONE = (
     *("out", "batch_size", "learning_rate", "max_length", "eval_every", "save_every"),
     *("metric", "class_weights", "early_stopping", "dropout_in_group_1"),
+    *("order_seed", "dropout_seed"),
 )
 
 ABSURD: list[tuple[str, Any]] = [
     *((n, v) for n in WHOLE for v in [*NO_NUMBERS, *NO_FINITE, -1, 1.5, 1e308, 2**63, np.int64(9)]),
-    *((n, 0) for n in WHOLE if n != "seed"),
+    *((n, 0) for n in WHOLE if not n.endswith("seed")),
     ("max_length", 7),
     ("keep_checkpoints", 1),
     *((n, v) for n in REAL for v in [*NO_NUMBERS, *NO_FINITE, -1, -5e-324]),

@@ -1,0 +1,198 @@
+"""``spafit grid``: check a grid, run it or say what it would do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from spafit.config import BertConfig
+from spafit.errors import ConfigError, WeightsError, one_line
+from spafit.experiments.cells import Shadows, expand
+from spafit.experiments.display import Display
+from spafit.experiments.dry_run import Measured, dry_run
+from spafit.experiments.grid_file import Block, Grid, read_grid
+from spafit.experiments.places import as_begun, begin, part_of, steps_of
+from spafit.experiments.running import Running
+from spafit.files.replacing import refuse_place
+from spafit.tasks import glue
+from spafit.tasks.task import Dataset
+from spafit.text.tokenization import load_tokenizer
+from spafit.weights import minilm
+from spafit.weights.hub import local_folder, pinned_revision
+from spafit.weights.pretrained import load_pretrained
+
+_LARGE = "google-bert/bert-large-cased"
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The options of ``spafit grid``.
+
+    Attributes
+    ----------
+    file : str
+        A grid file, or the name of a grid that comes with the package.
+    out : Path or None
+        The grid's folder; None is ``runs/NAME``.
+    data : Path
+        GLUE's root.
+    model : str or None
+        Another place of the grid's one model.
+    workers : int
+        How many processes train.
+    threads : int or None
+        The threads of each.
+    part : tuple of (int, int)
+        Which part of how many is run, from 1.
+    """
+
+    file: str
+    out: Path | None
+    data: Path
+    model: str | None = None
+    workers: int = 1
+    threads: int | None = None
+    part: tuple[int, int] = (1, 1)
+
+
+def run_grid(options: GridOptions, *, dry: bool = False) -> int:
+    """Run a grid, or, with ``dry``, print what it would do.
+
+    Returns
+    -------
+    int
+        0; 1 if a cell failed.
+
+    Raises
+    ------
+    ConfigError, DataError, WeightsError, CheckpointError
+        If anything can be refused before the first run.
+    StoppedError
+        If a signal asked for a stop.
+    """
+    grid = _with_model(read_grid(options.file), options.model)
+    out = Path("runs", grid.name) if options.out is None else options.out
+    if not dry:
+        refuse_place(out, is_folder=True)
+    data = _data(grid, options.data, dry)
+    shadows = Shadows(_sizes_at_hand if dry else _sizes)
+    cells = expand(grid, shadows, data)
+    rows = {name: len(each) or _rows_of(name) for name, each in data.items()}
+    cells = as_begun(cells, out)
+    every = {number: steps_of(cell, rows[cell.task]) for number, cell in enumerate(cells.cells)}
+    numbers = part_of(cells, *options.part, every)
+    part, parts = options.part
+    if parts > 1:
+        print(f"part {part} of {parts}: {len(numbers)} of {len(cells.cells)} runs")
+    running = Running(
+        cells,
+        numbers,
+        out,
+        options.data,
+        rows,
+        workers=options.workers,
+        threads=_threads(options),
+        display=Display(),
+    )
+    running.look()
+    if dry:
+        if options.threads is not None or options.workers > 1:
+            torch.set_num_threads(_threads(options) or torch.get_num_threads())
+        measured = Measured(_folder_at_hand, shadows.config, data)
+        done = set(running.records)
+        print(dry_run(cells, numbers, done, rows, running.speeds, measured, options.workers))
+        return 0
+    data.clear()  # the workers have their own
+    for model, revision in running.bases:  # refuses what no worker could load
+        load_tokenizer(model, revision=revision)
+        load_pretrained(model, revision=revision)
+    begin(cells, out)
+    running.run()
+    print(f"{len(running.records)} of {len(numbers)} runs are done: {out}")
+    for number, reason in running.failed.items():
+        cell = cells.cells[number]
+        print(f"failed: {cell.title}: {one_line(reason, 600)} ({out / cell.folder})")
+    return 1 if running.failed else 0
+
+
+def _with_model(grid: Grid, model: str | None) -> Grid:
+    """Take another place of the model, if the grid has only one."""
+    if model is None:
+        return grid
+    every = {
+        (each, revision)
+        for block in grid.blocks
+        for each in block.settings["model"]
+        for revision in block.settings.get("revision", (None,))
+    }
+    if len(every) > 1:
+        raise ConfigError(
+            f"--model is for a grid with one model; {one_line(grid.name)} has {len(every)}"
+        )
+
+    def changed(block: Block) -> Block:
+        others = {name: each for name, each in block.settings.items() if name != "revision"}
+        return replace(block, settings={**others, "model": (model,)})
+
+    return replace(grid, blocks=tuple(map(changed, grid.blocks)))
+
+
+def _data(grid: Grid, folder: Path, dry: bool) -> dict[str, Dataset]:
+    """Read the training data of all tasks, and check those to evaluate on."""
+    data: dict[str, Dataset] = {}
+    for block in grid.blocks:
+        for name in block.settings["task"]:
+            task = glue.get_task(name)
+            if task.name in data:
+                continue
+            if dry and not glue.has_file(task, "train", folder):
+                data[task.name] = Dataset(task, "train", (), f"{task.display}'s train split")
+                continue
+            data[task.name] = glue.load(task, "train", folder)
+            if not dry:
+                glue.load(task, "dev", folder)
+    return data
+
+
+def _rows_of(task: str) -> int:
+    train = glue.get_task(task).train
+    assert train is not None
+    return train.rows
+
+
+def _sizes(model: str, revision: str | None) -> BertConfig:
+    """Return the sizes of a model, whose files are downloaded once."""
+    return BertConfig.from_json(local_folder(model, revision=revision) / "config.json")
+
+
+def _folder_at_hand(model: str, revision: str | None) -> Path | None:
+    """Return the folder of a model that needs no network."""
+    is_there = Path(model).is_dir() or model == minilm.NAME
+    if not is_there and pinned_revision(model, revision) is None:
+        return None
+    try:
+        return local_folder(model, revision=revision)
+    except WeightsError:
+        if is_there:
+            raise
+        return None
+
+
+def _sizes_at_hand(model: str, revision: str | None) -> BertConfig:
+    """Return the sizes of a model without a network; those of bert-large-cased are known."""
+    folder = _folder_at_hand(model, revision)
+    if folder is not None:
+        return BertConfig.from_json(folder / "config.json")
+    if model.partition("@")[0] == _LARGE:
+        return BertConfig()
+    raise WeightsError(f"the sizes of {model} are not at hand; spafit download model {model}")
+
+
+def _threads(options: GridOptions) -> int | None:
+    """Return the threads of a worker: as asked for, else the cores divided among the workers."""
+    if options.threads is not None or options.workers == 1 or "OMP_NUM_THREADS" in os.environ:
+        return options.threads
+    return max(1, (os.cpu_count() or 1) // options.workers)

@@ -1,0 +1,215 @@
+"""Where the cells of a grid lie: what is in their folders, and how they are divided into parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spafit.config import read_json
+from spafit.errors import CheckpointError, ConfigError, DivergedError
+from spafit.experiments.cells import Cell, Cells
+from spafit.files.durable import Lock
+from spafit.files.replacing import replacing
+from spafit.runs.identity import require_same_run
+from spafit.runs.record import CHECKPOINTS, RUN, read_run
+
+DIVERGED = f"{DivergedError.__name__}: "
+"""How the error of a run begins whose loss, gradient or logits were no longer finite."""
+
+GRID = "grid.json"
+"""The grid that was begun in a folder: its cells, and where each of them lies."""
+
+# What `fit` lets differ when a run is resumed, and a grid does not.
+_FIXED_HERE = ("epochs", "eval_every", "early_stopping")
+
+
+def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, Any] | None:
+    """Return the record of a cell's finished run; None if there is something left to do.
+
+    A run that diverged while it tried a learning rate is finished, too.
+
+    Nothing is loaded: the settings are compared with those in ``run.json``. A run of another name
+    of the model is left to :func:`spafit.fit`, which compares the weights.
+
+    Parameters
+    ----------
+    cell : Cell
+        The cell.
+    out : Path
+        The grid's folder.
+    learning_rate : float or None
+        The learning rate that was chosen for it; None is not compared.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds another run; the message names the differences.
+    """
+    folder = out / cell.folder
+    if not (folder / RUN).exists():
+        return None
+    try:
+        old = read_run(folder / RUN)
+    except CheckpointError:
+        if (folder / CHECKPOINTS).is_dir():
+            return None  # one of them may be valid
+        raise
+    found = old.get("settings")
+    before = dict(found) if isinstance(found, dict) else {}
+    now = {name: value for name, value in cell.settings.items() if name in before}
+    if cell.choice is not None:
+        now["learning_rate"] = learning_rate or before.get("learning_rate")
+    about = old.get("about")
+    about = about if isinstance(about, dict) else {}
+    require_same_run(
+        folder,
+        {"task": old.get("task"), "plan": old.get("plan"), "settings": before, "about": about},
+        {
+            "task": cell.task,
+            "plan": json.loads(cell.plan),
+            "settings": now,
+            "about": {"init_seed": cell.init_seed},
+        },
+    )
+    for name in _FIXED_HERE:
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{folder} holds another run: {name} is {before.get(name)!r:.80}, asked for is "
+                f"{now.get(name)!r:.80}. Give another folder, or the same settings"
+            )
+    if about.get("model") != name_of_model(cell.model):
+        return None
+    if cell.purpose == "choice" and str(old.get("error")).startswith(DIVERGED):
+        return old
+    return old if old.get("status") == "finished" and isinstance(old.get("result"), dict) else None
+
+
+def name_of_model(model: str) -> str:
+    """Return the name of a model as the record of a run has it."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def as_begun(cells: Cells, out: Path) -> Cells:
+    """Return the cells in the folders that ``grid.json`` has for them.
+
+    A setting that is varied later gives new cells other folders, but none to those that are there.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or two cells would lie in one folder.
+    """
+    known = {entry["key"]: entry["folder"] for entry in _read(out / GRID)}
+    placed = tuple(
+        dataclasses.replace(cell, folder=known.get(cell.key, cell.folder)) for cell in cells.cells
+    )
+    if len({cell.folder for cell in placed}) < len(placed):
+        raise ConfigError(
+            f"two cells would lie in one folder of {out}, which holds a grid with other settings; "
+            "give another folder (--out)"
+        )
+    return dataclasses.replace(cells, cells=placed)
+
+
+def begin(cells: Cells, out: Path) -> None:
+    """Write ``grid.json``, with what is in it already.
+
+    Parameters
+    ----------
+    cells : Cells
+        As :func:`as_begun` returns them.
+    out : Path
+        The grid's folder, which is created.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or written, or another command has begun the cells elsewhere since.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    guard = Lock(out / f"{GRID}.lock")
+    guard.acquire(wait=True)
+    try:
+        if as_begun(cells, out) != cells:
+            raise ConfigError(f"another command has begun a grid in {out}; repeat this one")
+        entries = {entry["folder"]: entry for entry in _read(out / GRID)}
+        entries |= {cell.folder: _entry(cell) for cell in cells.cells}
+        content = {"name": cells.name, "cells": list(entries.values())}
+        with replacing(out / GRID, ConfigError) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    finally:
+        guard.release()
+
+
+def _entry(cell: Cell) -> dict[str, Any]:
+    names = ("folder", "purpose", "task", "method", "seed", "model", "revision", "init_seed")
+    entry = {name: getattr(cell, name) for name in names}
+    chosen = {} if cell.choice is None else {"learning_rate": "chosen"}
+    return {**entry, "training": {**cell.training, **chosen}, "key": cell.key}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries = read_json(path)["cells"]
+        if not all(isinstance(e["key"], str) and isinstance(e["folder"], str) for e in entries):
+            raise TypeError("a cell has no folder")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error!r:.200}); remove it, or give another folder (--out)"
+        ) from None
+    return list(entries)
+
+
+def part_of(cells: Cells, part: int, parts: int, steps: Mapping[int, int]) -> list[int]:
+    """Return the numbers of the cells in one of several parts, which together are all.
+
+    A reported cell is in the same part as all that choose its learning rate. The parts have about
+    the same number of steps.
+
+    Parameters
+    ----------
+    cells : Cells
+        All cells.
+    part, parts : int
+        Which part, from 1, and how many there are.
+    steps : mapping of int to int
+        The steps of each cell.
+    """
+    unit = list(range(len(cells.cells)))  # another cell of those that stay together, or itself
+
+    def first(number: int) -> int:
+        while unit[number] != number:
+            number = unit[number]
+        return number
+
+    for number, cell in enumerate(cells.cells):
+        if cell.choice is not None:
+            for tried in cells.choices[cell.choice].cells.values():
+                for each in tried:
+                    one, other = sorted((first(number), first(each)))
+                    unit[other] = one
+    together: dict[int, list[int]] = {}
+    for number in range(len(unit)):
+        together.setdefault(first(number), []).append(number)
+    load, found = [0] * parts, list[int]()
+    for members in sorted(together.values(), key=lambda each: (-_sum(each, steps), each)):
+        least = min(range(parts), key=lambda k: (load[k], k))
+        load[least] += _sum(members, steps)
+        if least == part - 1:
+            found += members
+    return sorted(found)
+
+
+def _sum(members: list[int], steps: Mapping[int, int]) -> int:
+    return sum(steps[each] for each in members)
+
+
+def steps_of(cell: Cell, rows: int) -> int:
+    """Return the steps of a cell with so many rows to train on."""
+    return int(math.ceil(rows / cell.settings["batch_size"]) * cell.settings["epochs"])

@@ -1,0 +1,179 @@
+"""A grid of real processes: workers and parents that are killed, and commands side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.grids import InProcess, write_grid
+from support.small_runs import read_log
+from support.tortured_runs import Trainer, Zygote
+
+from spafit.cli import main
+from spafit.experiments import running
+
+pytestmark = pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(),
+    reason="the system does not say which processes are whose children",
+)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except FileNotFoundError:
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def runs_below(out: Path) -> dict[str, dict[str, Any]]:
+    """Return what the runs of a grid came to: all that does not depend on time and place."""
+    found = {}
+    for path in sorted(out.rglob("run.json")):
+        record, folder = json.loads(path.read_text()), path.parent
+        found[str(folder.relative_to(out))] = {
+            "status": record["status"],
+            "history": record["result"]["history"],
+            "rate": record["settings"]["learning_rate"],
+            "losses": [(row["step"], row["loss"]) for row in read_log(folder, "loss")],
+            "adapter": (folder / "adapter.safetensors").read_bytes(),
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def grid(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the arguments of a grid of six runs, without its folder."""
+    path = write_grid(
+        tmp_path_factory.mktemp("grid") / "g.json",
+        root / "tiny",
+        {"method": "bitfit", "choose": {"learning_rate": [1e-3, 1e-2], "seed": 100}},
+        {"method": "lora-ii", "r": 2, "learning_rate": 1e-2},
+        seed=[0, 1],
+        epochs=4,
+        save_every=4,
+    )
+    return ["grid", str(path), "--data", str(root / "glue"), "--threads", "1", "--out"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    grid: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Return what the runs come to with which nothing happens."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(running, "_Worker", InProcess)
+        patched.setattr(running, "_LOOK_S", 0.0)
+        assert main([*grid, str(out)]) == 0
+    found = runs_below(out)
+    assert len(found) == 6
+    yield found
+
+
+def steps_below(out: Path) -> int:
+    """Return how many steps the logs of all runs have."""
+    return sum(path.read_bytes().count(b'"loss"') for path in out.rglob("log.jsonl"))
+
+
+def reached(parent: Trainer, what: Callable[[], bool]) -> None:
+    assert parent.until(what, 120, pause=0.01), parent.said()
+
+
+class TestKills:
+    """Oracle: the runs of the grid with which nothing happened, bit for bit, and /proc."""
+
+    def test_a_worker_and_the_parent_and_then_two_commands(
+        self,
+        zygote: Zygote,
+        grid: list[str],
+        undisturbed: dict[str, dict[str, Any]],
+        tmp_path: Path,
+        sized: Callable[[int, int], int],
+        promise: Callable[[str, int, str], None],
+    ) -> None:
+        for trial in range(sized(1, 12)):
+            draw, out = random.Random(trial), tmp_path / str(trial)
+            first = draw.randrange(20)
+            command = [*grid, str(out)]
+            parent = zygote.train([*command, "--workers", "2"], forked_workers=True)
+            reached(parent, lambda out=out, n=first: steps_below(out) > n)  # type: ignore[misc]
+            workers = children(parent.pid)
+            victim = draw.choice(workers)
+            os.kill(victim, signal.SIGKILL)
+            before = steps_below(out)
+            reached(parent, lambda parent=parent: "is taken up again" in parent.said())  # type: ignore[misc]
+            assert f"its worker (process {victim}) was killed by signal 9" in parent.said()
+            reached(parent, lambda out=out, n=before: steps_below(out) > n)  # type: ignore[misc]
+            workers = [pid for pid in {*workers, *children(parent.pid)} if is_alive(pid)]
+            parent.kill()
+            assert parent.wait() == -signal.SIGKILL
+            end = time.monotonic() + 30
+            while any(map(is_alive, workers)) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert not any(map(is_alive, workers)), "orphans"
+            both = [zygote.train(command, forked_workers=True) for _ in range(2)]
+            assert [each.wait(120) for each in both] == [0, 0], [each.said() for each in both]
+            assert runs_below(out) == undisturbed
+            lines = [line for each in both for line in each.said().splitlines()]
+            done = [line.partition(": accuracy ")[0] for line in lines if ": accuracy " in line]
+            assert len(set(done)) == len(done), "trained twice"
+        promise("grids killed at random points", sized(1, 12), "complete, as if undisturbed")
+
+    @pytest.mark.parametrize("is_killed", [True, False])
+    def test_a_worker_that_is_in_a_step(
+        self, zygote: Zygote, grid: list[str], tmp_path: Path, is_killed: bool
+    ) -> None:
+        """It stops after that step, where its parent is killed, and where all get the signal.
+
+        The worker then has it twice, from the scheduler and for its parent, and has to save.
+        """
+        out, mark = tmp_path / "out", tmp_path / "mark"
+        held = {"mark": str(mark), "from": 3}
+        parent = zygote.train([*grid, str(out)], forked_workers=True, held_steps=held)
+        reached(parent, mark.exists)
+        [worker] = children(parent.pid)
+        if not is_killed:
+            os.kill(worker, signal.SIGTERM)
+        parent.kill(signal.SIGKILL if is_killed else signal.SIGTERM)
+        time.sleep(
+            0.3 if is_killed else 1.0
+        )  # until the worker has heard of it, and is in the step
+        assert is_alive(worker)
+        mark.unlink()
+        assert parent.wait() == (-signal.SIGKILL if is_killed else 128 + signal.SIGTERM)
+        end = time.monotonic() + 30
+        while is_alive(worker) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not is_alive(worker)
+        [record] = [json.loads(path.read_text()) for path in out.rglob("run.json")]
+        assert record["status"] == "interrupted"
+        assert record["error"].startswith("StoppedError: stopped by SIGTERM after step 3")
+        assert (Path(record["settings"]["out"]) / "checkpoints" / "step-3").is_dir()
+
+    def test_a_signal_stops_a_worker_that_was_started_as_a_command(
+        self, zygote: Zygote, grid: list[str], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        parent = zygote.train([*grid, str(out)])
+        reached(parent, lambda: steps_below(out) > 2)
+        [worker] = children(parent.pid)
+        parent.kill(signal.SIGINT)
+        assert parent.wait() == 128 + signal.SIGINT, parent.said()
+        assert "the same command resumes the grid" in parent.said()
+        assert not is_alive(worker)
+        for path in out.rglob("run.json"):
+            assert json.loads(path.read_text())["status"] in ("finished", "interrupted")

@@ -1,0 +1,393 @@
+"""Running a grid: order, choice, failures, other commands; with workers in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.grids import InProcess, write_grid, write_tasks
+from support.small_runs import N_DEV, N
+
+from spafit.cli import main
+from spafit.errors import DataError, DivergedError, InUseError
+from spafit.experiments import running
+from spafit.experiments.cells import Cell
+from spafit.experiments.display import Display, Watched, clock
+from spafit.files.durable import Lock
+from weights_tools.tiny import make_tiny
+
+Capture = pytest.CaptureFixture[str]
+CHOOSE = {"learning_rate": [1e-3, 1e-2], "seed": 100}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    write_tasks(root / "glue")
+    make_tiny(root / "tiny", num_hidden_layers=3)
+    return root
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[InProcess]]:
+    """Train in this process; ``before`` may be replaced, and ``trained`` is empty."""
+
+    class Own(InProcess):
+        trained: list[str] = []  # noqa: RUF012
+
+    monkeypatch.setattr(running, "_Worker", Own)
+    monkeypatch.setattr(running, "_LOOK_S", 0.01)
+    yield Own
+
+
+class Grids:
+    """Runs grids of one folder by the command, and gives what they print."""
+
+    def __init__(self, root: Path, folder: Path, capsys: Capture) -> None:
+        self.root, self.folder, self.capsys = root, folder, capsys
+        self.out = folder / "out"
+
+    def __call__(
+        self, *cells: dict[str, Any], options: str = "", **more: Any
+    ) -> tuple[int, str, str]:
+        file = write_grid(self.folder / "g.json", self.root / "tiny", *cells, **more)
+        arguments = ["grid", str(file), "--data", str(self.root / "glue"), "--out", str(self.out)]
+        self.capsys.readouterr()
+        code = main([*arguments, *options.split()])
+        return code, *self.capsys.readouterr()
+
+    def record(self, folder: str) -> dict[str, Any]:
+        return dict(json.loads((self.out / folder / "run.json").read_text()))
+
+
+@pytest.fixture
+def grids(root: Path, tmp_path: Path, capsys: Capture) -> Grids:
+    return Grids(root, tmp_path, capsys)
+
+
+class TestRuns:
+    """Oracle: what was trained, in which order, and the records."""
+
+    def test_records_and_what_is_finished_is_skipped(
+        self, grids: Grids, worker: type[InProcess], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cells = {"method": ["lora-ii"], "r": [2, 4], "learning_rate": 1e-3}
+        code, out, err = grids(cells, init_seed=[1], seed=0)
+        assert (code, out) == (0, f"2 of 2 runs are done: {grids.out}\n")
+        assert "rte, Full LoRA-II, r 2, seed 0: accuracy 0." in err
+        assert "(2 of 2 done, 0:00:00 left)" in err
+        assert worker.trained == [f"rte/Full-LoRA-II/r-{r}/seed-0" for r in (2, 4)]
+        about = grids.record("rte/Full-LoRA-II/r-4/seed-0")["about"]
+        assert about["cell"] == {"grid": "small", "purpose": "report", "settings": {"r": 4}}
+        assert about["init_seed"] == 1 and about["model"] == str(grids.root / "tiny")
+        assert about["data"] == str(grids.root / "glue")
+
+        def load(*_: Any, **__: Any) -> None:
+            raise AssertionError("loaded")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("spafit.experiments.worker.load_pretrained", load)
+            code, out, err = grids(cells, init_seed=[1], seed=0)
+        assert (code, err) == (0, "2 of 2 are done already\n")
+        # More seeds are more runs; those that are there stay.
+        assert grids(cells, init_seed=[1], seed=[0, 1])[0] == 0
+        assert worker.trained[2:] == [f"rte/Full-LoRA-II/r-{r}/seed-1" for r in (2, 4)]
+        # Another grid would give its runs the place of these.
+        code, _, err = grids(cells, init_seed=[1], seed=0, epochs=3)
+        assert code == 2 and "another run: epochs is 1, asked for is 3" in err
+        assert '"epochs": 3' not in (grids.out / "grid.json").read_text()
+        assert len(worker.trained) == 4
+
+    def test_a_run_of_train_is_a_cell_and_the_reverse(
+        self, grids: Grids, worker: type[InProcess], capsys: Capture
+    ) -> None:
+        """Bit for bit: ``spafit train`` finds the grid's run finished, and the grid takes its."""
+        assert grids({"method": "bitfit", "learning_rate": 1e-3, "seed": 3})[0] == 0
+        shared = "--task rte --method bitfit --epochs 1 --batch-size 6 --max-length 16 --quiet"
+        places = ["--model", str(grids.root / "tiny"), "--data", str(grids.root / "glue")]
+        arguments = ["train", *shared.split(), *places, "--learning-rate=1e-3", "--device=cpu"]
+        before = grids.record("rte/Full-BitFit/seed-3")["result"]["history"]
+        place = ["--seed=3", "--out", str(grids.out / "rte/Full-BitFit/seed-3")]
+        assert main([*arguments, *place]) == 0
+        assert grids.record("rte/Full-BitFit/seed-3")["result"]["history"] == before
+        assert (
+            main([*arguments, "--seed=4", "--out", str(grids.out / "rte/Full-BitFit/seed-4")]) == 0
+        )
+        assert grids({"method": "bitfit", "learning_rate": 1e-3, "seed": [3, 4]})[0] == 0
+        assert worker.trained == ["rte/Full-BitFit/seed-3"]
+
+    def test_the_rate_with_the_best_mean_is_chosen(
+        self, grids: Grids, worker: type[InProcess]
+    ) -> None:
+        """Oracle: the scores in the records of the choosing runs, over two tasks."""
+        cells = {"method": ["lora-ii", "full"], "choose": CHOOSE}
+        code, _, err = grids(cells, task=["rte", "wnli"], seed=[0])
+        assert code == 0
+        assert [folder.startswith("choice/") for folder in worker.trained] == [True] * 8 + [
+            False
+        ] * 4
+        for method, name in (
+            ("Full-LoRA-II", "Full LoRA-II"),
+            ("Full-Fine-tuning", "Full Fine-tuning"),
+        ):
+            means = {}
+            for rate in CHOOSE["learning_rate"]:  # type: ignore[attr-defined]
+                scores = [
+                    grids.record(f"choice/{task}/{method}/learning_rate-{rate}/seed-100")["result"]
+                    for task in ("rte", "wnli")
+                ]
+                means[rate] = sum(score["metrics"]["accuracy"] for score in scores) / 2
+            best = max(means, key=lambda rate: (means[rate], -rate))
+            assert f"{name}: learning rate {best:g} (" in err
+            for task in ("rte", "wnli"):
+                record = grids.record(f"{task}/{method}/seed-0")
+                assert record["settings"]["learning_rate"] == best
+                assert record["about"]["cell"]["settings"] == {}
+        about = grids.record("choice/rte/Full-LoRA-II/learning_rate-0.01/seed-100")["about"]
+        assert about["cell"]["purpose"] == "choice"
+        assert about["cell"]["settings"] == {"learning_rate": 0.01}
+        # Another choice now: what was trained with the old rate is not taken for it.
+        record = grids.record("rte/Full-LoRA-II/seed-0")
+        record["settings"]["learning_rate"] = 0.5
+        (grids.out / "rte/Full-LoRA-II/seed-0/run.json").write_text(json.dumps(record))
+        code, _, err = grids(cells, task=["rte", "wnli"], seed=[0])
+        assert code == 2 and "learning_rate is 0.5, asked for is" in err
+
+    def test_failures_are_listed_and_the_rest_is_done(
+        self, grids: Grids, worker: type[InProcess]
+    ) -> None:
+        def before(cell: Cell) -> None:
+            if cell.method == "Full BitFit" and cell.settings["learning_rate"] == 1e-3:
+                raise DataError("the disk\nburns")
+
+        worker.before = staticmethod(before)  # type: ignore[assignment]
+        blocks = [{"method": "bitfit", "choose": CHOOSE}, {"method": "full", "learning_rate": 1e-3}]
+        code, out, err = grids(*blocks, seed=[0, 1])
+        assert code == 1
+        lines = out.splitlines()
+        assert lines[0] == f"3 of 6 runs are done: {grids.out}"
+        title = "choice: rte, Full BitFit, learning_rate 0.001, seed 100"
+        assert lines[1].startswith(f"failed: {title}: DataError: the disk")
+        assert lines[1].endswith(
+            f"({grids.out}/choice/rte/Full-BitFit/learning_rate-0.001/seed-100)"
+        )
+        assert [line.partition(" (")[0] for line in lines[2:]] == [
+            f"failed: rte, Full BitFit, seed {seed}: no learning rate: {title} failed"
+            for seed in (0, 1)
+        ]
+        assert f"{title}: failed: DataError" in err
+        worker.before = staticmethod(lambda cell: None)
+        assert grids(*blocks, seed=[0, 1])[0] == 0
+        assert len(worker.trained) == 6
+
+    def test_a_rate_that_diverges_is_not_chosen(
+        self, grids: Grids, worker: type[InProcess], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from spafit.training.loop import Loop
+
+        run = Loop.run
+
+        def diverging(self: Loop) -> None:
+            if self.config.learning_rate == 1e-2:
+                raise DivergedError("the loss is NaN")
+            run(self)
+
+        monkeypatch.setattr(Loop, "run", diverging)
+        code, _, err = grids({"method": "bitfit", "choose": CHOOSE})
+        assert code == 0
+        assert "learning rate 0.001 (0.001 0." in err and ", 0.01 diverged)" in err
+        tried = list(worker.trained)
+        assert grids({"method": "bitfit", "choose": CHOOSE}) == (
+            0,
+            f"3 of 3 runs are done: {grids.out}\n",
+            err[err.index("Full BitFit: learning rate") :].partition("\n")[0]
+            + "\n3 of 3 are done already\n",
+        )
+        assert worker.trained == tried
+        choose = {"learning_rate": 1e-2, "seed": 100}
+        code, out, _ = grids({"method": "lora-ii", "choose": choose})
+        assert code == 1 and "no learning rate: the runs of all of them diverged" in out
+
+    def test_a_worker_that_is_killed_twice(self, grids: Grids, worker: type[InProcess]) -> None:
+        """Once its cell is taken up again; the second time it has failed."""
+        deaths = [0, 1, 1]
+
+        def before(cell: Cell) -> dict[str, Any] | None:
+            return {} if deaths and deaths[0] == cell.seed and deaths.pop(0) >= 0 else None
+
+        worker.before = staticmethod(before)  # type: ignore[assignment]
+        code, out, err = grids({"method": "bitfit", "learning_rate": 1e-3, "seed": [0, 1, 2]})
+        assert code == 1
+        assert (
+            "seed 0: its worker (process 4711) was killed by signal 9; it is taken up again" in err
+        )
+        assert out.count("failed: ") == 1
+        assert "failed: rte, Full BitFit, seed 1: its worker (process 4711) was killed by" in out
+        assert "for the second time" in out
+        assert worker.trained == [f"rte/Full-BitFit/seed-{seed}" for seed in (0, 2)]
+
+    def test_what_another_command_holds_is_left_to_it(
+        self, grids: Grids, worker: type[InProcess], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is taken up when its lock is free and it is not finished."""
+        place = grids.out / "rte/Full-BitFit/seed-0"
+        place.mkdir(parents=True)
+        other = Lock(place / "run.lock")
+        other.acquire()
+        seen: list[int] = []
+
+        def before(cell: Cell) -> None:
+            if cell.seed == 1 and not seen:
+                seen.append(1)
+                raise InUseError("by another command, a moment ago")
+            if cell.seed == 2:
+                other.release()
+            assert cell.seed != 0 or other._file is None, "its lock was not looked at"
+
+        worker.before = staticmethod(before)  # type: ignore[assignment]
+        code, _, _ = grids({"method": "bitfit", "learning_rate": 1e-3, "seed": [0, 1, 2]})
+        assert code == 0 and seen == [1]
+        assert sorted(worker.trained) == [f"rte/Full-BitFit/seed-{seed}" for seed in (0, 1, 2)]
+        assert worker.trained.index("rte/Full-BitFit/seed-2") < 2
+
+    def test_parts(self, grids: Grids, worker: type[InProcess]) -> None:
+        blocks = {"method": ["bitfit", "lora-ii"], "choose": CHOOSE}
+        code, out, _ = grids(blocks, options="--cells 1/2")
+        assert code == 0 and out.startswith("part 1 of 2: 3 of 6 runs\n")
+        first = list(worker.trained)
+        assert len(first) == 3
+        assert grids(blocks, options="--cells 2/2")[0] == 0
+        assert len(set(worker.trained)) == len(worker.trained) == 6
+        code, out, _ = grids(blocks, options="--cells 3/3")
+        assert (code, out.splitlines()[0]) == (0, "part 3 of 3: 0 of 6 runs")
+
+    def test_cells_share_what_is_kept_of_the_frozen_layers(
+        self,
+        grids: Grids,
+        worker: type[InProcess],
+        computed: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        """Oracle: of how many examples group 1 was computed."""
+        monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
+        counts: list[int] = []
+        worker.before = staticmethod(lambda cell: counts.append(sum(computed)))  # type: ignore[assignment]
+        block = {"method": ["SPAFIT-0-1-II", "SPAFIT-0-1-I"], "learning_rate": 1e-3}
+        assert grids(block, dropout_in_group_1=False, seed=[0, 1], epochs=2)[0] == 0
+        assert counts == [0, N + N_DEV, N + N_DEV, N + N_DEV]
+        assert sum(computed) == N + N_DEV
+
+    def test_a_signal_stops_it(self, grids: Grids, worker: type[InProcess]) -> None:
+        def before(cell: Cell) -> None:
+            if cell.seed == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        worker.before = staticmethod(before)  # type: ignore[assignment]
+        code, _, err = grids({"method": "bitfit", "learning_rate": 1e-3, "seed": [0, 1, 2]})
+        assert code == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM: " in err and "the same command resumes the grid" in err
+        assert not (grids.out / "rte/Full-BitFit/seed-2").exists()
+
+
+class TestRefusals:
+    """Oracle: exit code 2, one line, and nothing made."""
+
+    @pytest.mark.parametrize(
+        ("settings", "options", "match"),
+        [
+            ({"model": "damaged"}, "", "model.safetensors"),
+            ({"task": "mrpc"}, "", "no file for the train split of MRPC"),
+            ({"method": "SPAFIT-4-9-II"}, "", "block 1: SPAFIT-4-9-II on 3 layers"),
+            ({"model": ["minilm", "nowhere"]}, "--model x", "--model is for a grid with one model"),
+            ({"model": "nowhere"}, "", "nowhere is neither an existing folder"),
+        ],
+    )
+    def test_before_the_first_run(
+        self,
+        grids: Grids,
+        worker: type[InProcess],
+        monkeypatch: pytest.MonkeyPatch,
+        settings: Any,
+        options: str,
+        match: str,
+    ) -> None:
+        monkeypatch.chdir(grids.folder)
+        shutil.copytree(grids.root / "tiny", "damaged")
+        os.truncate("damaged/model.safetensors", 1000)
+        block = {"method": "bitfit", "learning_rate": 1e-3, **settings}
+        code, out, err = grids(block, options=options)
+        assert (code, out) == (2, "") and match in err and err.count("\n") == 1
+        assert worker.trained == [] and not grids.out.exists()
+
+    def test_a_model_in_place_of_the_grid_s(self, grids: Grids, worker: type[InProcess]) -> None:
+        block = {"method": "bitfit", "learning_rate": 1e-3}
+        tiny = grids.root / "tiny"
+        assert grids(block, model="owner/none", revision="v2", options=f"--model {tiny}")[0] == 0
+        assert grids.record("rte/Full-BitFit/seed-0")["about"]["model"] == str(tiny)
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return True
+
+
+class TestDisplay:
+    """Oracle: what a terminal does with the two escape sequences, followed here."""
+
+    def screen(self, text: str) -> list[str]:
+        lines: list[str] = []
+        for part in text.split("\x1b["):
+            if part.startswith("J"):
+                part = part[1:]
+            elif part[:1].isdigit():
+                count, part = part.split("F", 1)
+                lines = lines[: -int(count)]
+            lines += part.split("\n")[:-1]
+        return lines
+
+    def test_a_terminal_is_redrawn_below_what_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        stream = Terminal()
+        display = Display(stream)
+        display.draw(["a", "b"])
+        display.line("stays")
+        display.draw(["c", "x" * 200])
+        assert self.screen(stream.getvalue()) == ["stays", "c", "x" * 79]
+        display.draw([])
+        display.line("and this")
+        assert self.screen(stream.getvalue()) == ["stays", "and this"]
+
+    def test_elsewhere_lines_alone(self) -> None:
+        stream = io.StringIO()
+        display = Display(stream)
+        display.draw(["a"])
+        display.line("stays")
+        assert stream.getvalue() == "stays\n"
+
+    def test_the_log_of_a_run_is_followed(self, tmp_path: Path) -> None:
+        watched = Watched(tmp_path)
+        watched.look()
+        assert (watched.step, watched.best) == (0, None)
+        log = tmp_path / "log.jsonl"
+        log.write_text(
+            '{"note": "x"}\n{"step": 1, "loss": 1}\n{"step": 2, "evaluation": {"accuracy": 0.5}}\n'
+            '{"step": 3, "evaluation": {"accuracy": 0.25}}\n{"step": 4, "lo'
+        )
+        watched.look()
+        assert (watched.step, watched.best) == (3, ("accuracy", 0.5))
+        log.write_text('{"step": 1, "loss": 1}\n')  # resumed
+        watched.look()
+        assert (watched.step, watched.best) == (1, None)
+
+    def test_a_clock(self) -> None:
+        assert [clock(3), clock(3599.6), clock(100_000)] == ["0:00:03", "1:00:00", "27:46:40"]
