@@ -1,0 +1,1 @@
+"""Experiments: many runs at once, and what they show together."""
