@@ -71,23 +71,19 @@ def test_stopped_and_resumed(small: SmallRun, whole: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "dev.tsv").read_bytes() == (whole / "dev.tsv").read_bytes()
 
 
-@pytest.mark.parametrize(("owner", "save"), [(Checkpoints, 2), (Saver, 1), (Saver, 4)])
-def test_killed_before_and_after_a_checkpoint(
-    small: SmallRun,
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: type[Any],
-    save: int,
+@pytest.mark.parametrize("owner", [Checkpoints, Saver])
+def test_killed_before_and_after_the_best_checkpoint(
+    small: SmallRun, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type[Any]
 ) -> None:
-    """Before the n-th checkpoint is written, and after it, before the answers are."""
+    """Before the checkpoint of the best evaluation is written; after it, before the answers are."""
+    best = json.loads((whole / "run.json").read_text())["result"]["best_step"]
     name = "save" if owner is Checkpoints else "save_adapter"
-    usual, calls = getattr(owner, name), iter(range(1, 99))
+    usual = getattr(owner, name)
 
-    def dying(*arguments: Any, **named: Any) -> Any:
-        if next(calls) == save:
+    def dying(self: Any, at: Any, *others: Any) -> Any:
+        if getattr(at, "step", at) == best:  # a state, or the step itself
             raise KilledError
-        return usual(*arguments, **named)
+        return usual(self, at, *others)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(owner, name, dying)

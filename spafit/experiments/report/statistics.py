@@ -233,8 +233,9 @@ def correlation(answers: Sequence[Sequence[float]]) -> float | None:
     matrix = np.asarray(answers, dtype=np.float64)
     if any(np.all(row == row[0]) for row in matrix):
         return None
-    found = np.corrcoef(matrix)
-    return float(np.mean(found[np.triu_indices(len(matrix), 1)]))
+    pairs = itertools.combinations(range(len(matrix)), 2)
+    found = [float(np.corrcoef(matrix[i], matrix[j])[0, 1]) for i, j in pairs]
+    return math.fsum(found) / len(found)
 
 
 def main_effects(
