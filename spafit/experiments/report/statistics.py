@@ -6,6 +6,7 @@ against scipy, or numbers worked out by hand.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -95,6 +96,7 @@ def t_tails(t: float, df: float) -> float:
     return incomplete_beta(df / 2, 0.5, df / (df + t * t))
 
 
+@functools.cache
 def t_quantile(df: float, level: float = LEVEL) -> float:
     """Return the t that |T| exceeds with probability ``level``, by bisection."""
     low, high = 0.0, 1.0
