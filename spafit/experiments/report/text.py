@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from spafit.errors import one_line
 from spafit.experiments.report.statistics import MOST_SEEDS
-from spafit.experiments.report.tables import Cell, Comparison, Report, Row, Task
+from spafit.experiments.report.tables import Agreement, Cell, Comparison, Report, Row, Task
 
 RULES = {
     "scores": "mean ± standard deviation over seeds, the best in brackets",
@@ -20,7 +20,7 @@ RULES = {
     "chosen": "It is the SPAFIT with the best mean on these same scores, which favours it a "
     "little; p values are not corrected for the number of tests.",
     "agreement": "share of dev examples on which two seeds of a method give the same answer "
-    "(for scores Pearson's correlation), as the mean over all pairs of seeds",
+    "(r: Pearson's correlation of their scores), as the mean over all pairs of seeds",
     "shares": "shares of the sum of squares by main effects; the rest are interactions and chance",
     "choices": "runs that only choose a learning rate; the rate that is reported has a star",
 }
@@ -73,10 +73,19 @@ def head(task: Task) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """Return a p value with two digits that matter, and no smaller one than 0.0001."""
+    """Return a p value with three places, or four below 0.001, and none below 0.0001."""
     if p is None:
         return "no spread"
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
+
+
+def agreement_text(each: Agreement | None) -> str:
+    """Return an agreement in percent, or the correlation of scores."""
+    if each is None:
+        return ""
+    if each.value is None:
+        return "no correlation"
+    return f"{100 * each.value:.1f} %" if each.is_share else f"r = {each.value:.3f}"
 
 
 def needed_text(each: Comparison) -> str:
@@ -123,12 +132,8 @@ def main_table(report: Report) -> list[list[str]]:
     """Return Table 2's form: a head, the majority, a row a method."""
     has_mean = any(row.mean is not None for row in report.rows)
     heads = ["method", "params (M)", "seeds", *map(head, report.tasks), *(["mean"] * has_mean)]
-    majority = [
-        "always the commonest class, or the mean",
-        "",
-        "",
-        *(number(t.majority) for t in report.tasks),
-    ]
+    constant = "always the commonest class, or the mean"
+    majority = [constant, "", "", *(number(task.majority) for task in report.tasks)]
     rows = [
         [
             row.label,
@@ -150,13 +155,11 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
         rules = f"{RULES['tests']}. {RULES['chosen']}"
         tables.append((f"{report.ours} against the others", rules, rows))
     if report.agreements:
-        rows = [["method", "task", "seeds", "agreement"]]
-        for each in report.agreements:
-            value = "none: all scores of a run are the same"
-            if each.value is not None:
-                kind = "%" if each.is_share else "correlation"
-                value = f"{100 * each.value:.1f} %" if kind == "%" else f"r = {each.value:.3f}"
-            rows.append([each.label, each.task, str(each.runs), value])
+        rows = [["method", *(task.display for task in report.tasks)]]
+        for label in dict.fromkeys(each.label for each in report.agreements):
+            found = {each.task: each for each in report.agreements if each.label == label}
+            shown = (agreement_text(found.get(task.display)) for task in report.tasks)
+            rows.append([label, *shown])
         tables.append(("Agreement of two seeds", RULES["agreement"], rows))
     if report.shares:
         names = list(dict.fromkeys(name for each in report.shares for name in each.levels))
