@@ -97,7 +97,7 @@ class _Axes:
         room = max(high - low, 0.02)
         if low - 0.6 * room <= majority <= high:
             low = min(low, majority)
-        self.low, self.high = low - 0.06 * room, high + 0.06 * room
+        self.low, self.high = low - 0.06 * room, high + 0.1 * room
         self.left, self.right, self.top, self.bottom = 40.0, right, 26.0, height - 36.0
         self.majority = majority
 
@@ -185,16 +185,27 @@ def curves(task: Task, found: Sequence[Curve], places: dict[str, int]) -> str:
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move places apart until neighbours have a gap, keeping their order and [low, high]."""
+    """Move places apart until neighbours have a gap: as little as possible, in [low, high].
+
+    The least squares of the moves, by pooling neighbours that are too near.
+    """
     order = sorted(range(len(wanted)), key=lambda k: wanted[k])
-    placed = list(wanted)
-    before = low - gap
-    for k in order:
-        before = placed[k] = max(wanted[k], before + gap)
-    after = high + gap
-    for k in reversed(order):
-        after = placed[k] = min(placed[k], after - gap)
+    blocks: list[list[float]] = []  # of places less the gaps before them: they may not fall
+    for before, k in enumerate(order):
+        blocks.append([wanted[k] - gap * before])
+        while len(blocks) > 1 and _mean(blocks[-2]) > _mean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    pooled = [_mean(block) for block in blocks for _ in block]
+    highest = high - gap * (len(wanted) - 1)
+    placed = [0.0] * len(wanted)
+    for before, (k, value) in enumerate(zip(order, pooled, strict=True)):
+        placed[k] = max(low, min(value, highest)) + gap * before
     return placed
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _shown(mean: float, deviation: float | None) -> str:
@@ -230,7 +241,7 @@ def _sizes(
     majority: float,
     places: dict[str, int],
 ) -> str:
-    height = 300.0
+    height = 320.0
     axes = _Axes(
         [mean + sign * (deviation or 0) for _, mean, deviation in points for sign in (-1, 1)],
         majority,
@@ -285,30 +296,48 @@ def beside(
     """Return where labels stand beside their points: the left end and the middle of each.
 
     One after the other takes the nearest place at which it covers no point and no label before it;
-    where there is none, the one that covers least.
+    where there is none, the one that covers least. Of a few orders the best is taken.
     """
+    numbers = range(len(spots))
+    orders = [
+        sorted(numbers, key=lambda k: (sign * spots[k][axis], k))
+        for axis in (0, 1)
+        for sign in (1, -1)
+    ]
+    tried = [_beside(spots, labels, limits, order) for order in orders]
+    return min(tried, key=lambda each: each[0])[1]
+
+
+def _beside(
+    spots: Sequence[tuple[float, float]],
+    labels: Sequence[str],
+    limits: tuple[float, float, float, float],
+    order: Sequence[int],
+) -> tuple[float, list[tuple[float, float]]]:
+    """Return how far labels are from their points and what they cover, and the places."""
     x0, y0, x1, y1 = limits
     boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
-    placed = []
-    for (x, y), label in zip(spots, labels, strict=True):
-        wide = _LETTER * len(label)
-        tries = []
-        for far in (0.0, 6.0, 13.0, 20.0, 28.0, 38.0, 50.0, 64.0, 80.0):
-            for side, left in enumerate((x + 8, x - 8 - wide, x - wide / 2)):
-                shifts = (-1, 1) if far or side == 2 else (0,)
-                lift = far + (13 if side == 2 else 0)
-                tries += [(lift + 2 * side, left, y + sign * lift) for sign in shifts]
-
-        def covered(left: float, middle: float, wide: float = wide) -> float:
-            box = (left, middle - 6, left + wide, middle + 6)
-            inside = x0 <= box[0] and box[2] <= x1 and y0 <= box[1] and box[3] <= y1
-            return sum(_overlap(box, other) for other in boxes) + (0 if inside else 1e6)
-
-        _, left, middle = min(tries, key=lambda each: (covered(each[1], each[2]), each[0]))
-        left = max(x0, min(left, x1 - wide))
-        placed.append((left, middle))
+    placed, cost = [(0.0, 0.0)] * len(spots), 0.0
+    for k in order:
+        (x, y), wide = spots[k], _LETTER * len(labels[k])
+        centred = min(max(x - wide / 2, x0), x1 - wide)
+        best = math.inf, 0.0, 0.0
+        for far in (0.0, 6.0, 13.0, 20.0, 28.0, 38.0, 50.0, 64.0, 80.0, 100.0):
+            for side, left in enumerate((x + 8, x - 8 - wide, centred)):
+                for sign in (-1, 1):
+                    lift = far + (13 if side == 2 else 0)
+                    middle = y + sign * lift
+                    box = (left, middle - 6, left + wide, middle + 6)
+                    is_inside = x0 <= left and box[2] <= x1 and y0 <= box[1] and box[3] <= y1
+                    over = sum(_overlap(box, other) for other in boxes)
+                    found = 100 * over + lift + 2 * side + (0.0 if is_inside else 1e6)
+                    if found < best[0]:
+                        best = found, left, middle
+        cost += best[0]
+        _, left, middle = best
+        placed[k] = max(x0, min(left, x1 - wide)), middle
         boxes.append((left, middle - 6, left + wide, middle + 6))
-    return placed
+    return cost, placed
 
 
 def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit.errors import CheckpointError, one_line
-from spafit.runs.record import ANSWERS, CHECKPOINTS, RUN, read_run, status_of
+from spafit.runs.record import ADAPTER, ANSWERS, CHECKPOINTS, RUN, read_run, status_of
 from spafit.tasks.metrics import METRICS
 from spafit.tasks.table import TASKS
 
@@ -395,6 +395,22 @@ def _by_number(values: tuple[str, ...]) -> list[tuple[float, str]]:
         except ValueError:
             found.append((math.inf, value))
     return found
+
+
+def best_of_each_task(runs: Iterable[Run]) -> dict[str, Run]:
+    """Return the best run of each of GLUE's tasks that left an adapter, by its first metric.
+
+    Of equal ones it is the first by name.
+    """
+    best: dict[str, Run] = {}
+    for run in runs:
+        if run.task not in TASKS or not (run.folder / ADAPTER).is_file():
+            continue
+        metric = TASKS[run.task].metrics[0]
+        score, known = run.metrics.get(metric), best.get(run.task)
+        if score is not None and (known is None or score > known.metrics[metric]):
+            best[run.task] = run
+    return best
 
 
 class NoAnswersError(Exception):

@@ -102,7 +102,7 @@ def _cell(text: str, kind: str) -> str:
     if kind == "n" and " (" in text and not text.endswith(" seeds)"):
         mean, _, rest = text.partition(" (")
         rest = rest.replace(")", "", 1)
-        shown = f"{escape(mean)}<small>best {escape(rest)}</small>"
+        shown = f"{escape(mean)} <small>best {escape(rest)}</small>"
     return f"<td{_class(kind)}{sort}>{shown}</td>"
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spafit.tasks.metrics import Floats
+
 LEVEL, POWER = 0.05, 0.8
 """The level of the tests, and the power for which the number of seeds is given."""
 
@@ -127,12 +129,17 @@ def power(effect: float, n: int, level: float = LEVEL) -> float:
     limit = t_quantile(df, level)
     width = 12 / math.sqrt(2 * df)  # S has a standard deviation of nearly 1 / sqrt(2 ν)
     low, high = max(0.0, 1 - width), 1 + width
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = _gauss_legendre()
     s = low + (high - low) * (nodes + 1) / 2
     log_constant = math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
     density = np.exp(log_constant + (df - 1) * np.log(s) - df * s * s / 2)
     beyond = np.array([_normal(delta - limit * x) + _normal(-delta - limit * x) for x in s])
     return min(1.0, float(np.sum(weights * density * beyond)) * (high - low) / 2)
+
+
+@functools.cache
+def _gauss_legendre() -> tuple[Floats, Floats]:
+    return np.polynomial.legendre.leggauss(200)
 
 
 def _normal(z: float) -> float:

@@ -13,7 +13,8 @@ from spafit.experiments.report.statistics import MOST_SEEDS
 from spafit.experiments.report.tables import Agreement, Cell, Comparison, Report, Row, Task
 
 RULES = {
-    "scores": "mean ± standard deviation over seeds, the best in brackets",
+    "scores": "mean ± standard deviation over seeds, and the best run; the majority baseline is "
+    "always the commonest class, or the mean score",
     "tests": "paired t-test over the seeds that both have; the difference is SPAFIT's minus the "
     "other's, with its 95 % interval; needed: seeds with which a difference of this size and "
     "spread would be seen (power 0.8, level 0.05, by the noncentral t distribution)",
@@ -132,8 +133,7 @@ def main_table(report: Report) -> list[list[str]]:
     """Return Table 2's form: a head, the majority, a row a method."""
     has_mean = any(row.mean is not None for row in report.rows)
     heads = ["method", "params (M)", "seeds", *map(head, report.tasks), *(["mean"] * has_mean)]
-    constant = "always the commonest class, or the mean"
-    majority = [constant, "", "", *(number(task.majority) for task in report.tasks)]
+    majority = ["majority baseline", "", "", *(number(task.majority) for task in report.tasks)]
     rows = [
         [
             row.label,
@@ -157,8 +157,8 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
     if report.agreements:
         rows = [["method", *(task.display for task in report.tasks)]]
         for label in dict.fromkeys(each.label for each in report.agreements):
-            found = {each.task: each for each in report.agreements if each.label == label}
-            shown = (agreement_text(found.get(task.display)) for task in report.tasks)
+            by_task = {each.task: each for each in report.agreements if each.label == label}
+            shown = (agreement_text(by_task.get(task.display)) for task in report.tasks)
             rows.append([label, *shown])
         tables.append(("Agreement of two seeds", RULES["agreement"], rows))
     if report.shares:
