@@ -1,4 +1,4 @@
-"""``spafit report``: compare the runs below a folder, and predict GLUE's test sets with the best."""
+"""``spafit report``: compare the runs below a folder; predict GLUE's test sets with the best."""
 
 from __future__ import annotations
 
