@@ -14,12 +14,13 @@ from spafit.experiments.report.tables import Curve, Report, Row, Task
 from spafit.experiments.report.text import number
 
 WIDTH = 340
-_LETTER, _LINE = 5.6, 13.0
-"""The width of a letter and the height of a line of labels, of 10.5 units."""
+_SIZE, _LINE, _WIDEST = 10.5, 13.0, 124.0
+"""The size of letters, the height of a line of labels, and the most room beside a figure."""
+
+_NARROW, _BROAD = set(" !'(),-./:;I[]fijlrt|"), set("%&+<=>@GMOQWmw~^_")
 
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 2", "10 4", "1 3", "6 2 1 2 1 2")
 _MARKERS = ("circle", "square", "up", "diamond", "down", "cross", "plus", "star")
-_MOST_LETTERS = 21
 
 
 def _f(value: float) -> str:
@@ -43,9 +44,20 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     )
 
 
+def width_of(label: str) -> float:
+    """Return about how wide a label is: at least as wide as in the fonts that browsers have."""
+    return _SIZE * sum(
+        0.4 if each in _NARROW else 0.85 if each in _BROAD or each > "ſ" else 0.66 for each in label
+    )
+
+
 def short(label: str) -> str:
     """Return a label that has room beside a figure."""
-    return label if len(label) <= _MOST_LETTERS else f"{label[: _MOST_LETTERS - 1]}…"
+    if width_of(label) <= _WIDEST:
+        return label
+    while width_of(f"{label}…") > _WIDEST:
+        label = label[:-1]
+    return f"{label}…"
 
 
 def marker(place: int, x: float, y: float, title: str = "") -> str:
@@ -131,7 +143,7 @@ class _Axes:
 def curves(task: Task, found: Sequence[Curve], places: dict[str, int]) -> str:
     """Draw the score on dev by epoch: the mean over seeds, with a band of ± one deviation."""
     height = max(230.0, _LINE * len(found) + 70)
-    longest = max(len(short(curve.label)) for curve in found)
+    longest = max(width_of(short(curve.label)) for curve in found)
     axes = _Axes(
         [
             spread.mean + sign * (spread.deviation or 0.0)
@@ -141,7 +153,7 @@ def curves(task: Task, found: Sequence[Curve], places: dict[str, int]) -> str:
         ],
         task.majority,
         height,
-        WIDTH - _LETTER * longest - 24,
+        WIDTH - longest - 22,
     )
     epochs = [epoch for curve in found for epoch, _ in curve.points]
     first, last = min(epochs), max(max(epochs), min(epochs) + 1)
@@ -274,7 +286,7 @@ def _sizes(
     for (row, _, _), label, (at, y), (left, middle) in zip(
         points, labels, spots, beside(spots, labels, limits), strict=True
     ):
-        wide = _LETTER * len(label)
+        wide = width_of(label)
         near = min(max(at, left), left + wide), middle
         if math.hypot(near[0] - at, near[1] - y) > 14:
             body.append(_line(at, y, *near, "leader"))
@@ -319,7 +331,7 @@ def _beside(
     boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
     placed, cost = [(0.0, 0.0)] * len(spots), 0.0
     for k in order:
-        (x, y), wide = spots[k], _LETTER * len(labels[k])
+        (x, y), wide = spots[k], width_of(labels[k])
         centred = min(max(x - wide / 2, x0), x1 - wide)
         best = math.inf, 0.0, 0.0
         for far in (0.0, 6.0, 13.0, 20.0, 28.0, 38.0, 50.0, 64.0, 80.0, 100.0):
@@ -348,8 +360,7 @@ def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> float:
 
 def bars(title: str, unit: str, values: Sequence[tuple[str, float]]) -> str:
     """Draw a bar for each method, with its number."""
-    longest = max(len(short(label)) for label, _ in values)
-    left = _LETTER * longest + 8
+    left = max(width_of(short(label)) for label, _ in values) + 8
     most = max(value for _, value in values) or 1.0
     room = WIDTH - left - 52
     body = [_text(2, 13, f"{title} ({unit})", kind="axis")]
