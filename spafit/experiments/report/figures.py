@@ -135,9 +135,16 @@ class _Axes:
         return parts
 
     def majority_label(self) -> str:
-        if not self.low <= self.majority <= self.high:
+        if not self.majority_box():
             return ""
         return _text(self.left + 3, self.y(self.majority) - 3, "majority", kind="note")
+
+    def majority_box(self) -> list[tuple[float, float, float, float]]:
+        """Return where its label stands, if it has one."""
+        if not self.low <= self.majority <= self.high:
+            return []
+        y = self.y(self.majority)
+        return [(self.left + 3, y - 13, self.left + 3 + width_of("majority"), y)]
 
 
 def curves(task: Task, found: Sequence[Curve], places: dict[str, int]) -> str:
@@ -284,7 +291,7 @@ def _sizes(
     labels = [short(row.label) for row, _, _ in points]
     limits = (axes.left, 16.0, axes.right + 6, axes.bottom)
     for (row, _, _), label, (at, y), (left, middle) in zip(
-        points, labels, spots, beside(spots, labels, limits), strict=True
+        points, labels, spots, beside(spots, labels, limits, axes.majority_box()), strict=True
     ):
         wide = width_of(label)
         near = min(max(at, left), left + wide), middle
@@ -304,11 +311,13 @@ def beside(
     spots: Sequence[tuple[float, float]],
     labels: Sequence[str],
     limits: tuple[float, float, float, float],
+    taken: Sequence[tuple[float, float, float, float]] = (),
 ) -> list[tuple[float, float]]:
     """Return where labels stand beside their points: the left end and the middle of each.
 
-    One after the other takes the nearest place at which it covers no point and no label before it;
-    where there is none, the one that covers least. Of a few orders the best is taken.
+    One after the other takes the nearest place at which it covers no point, no label before it and
+    nothing that is taken; where there is none, the one that covers least. Of a few orders the best
+    is chosen.
     """
     numbers = range(len(spots))
     orders = [
@@ -316,7 +325,7 @@ def beside(
         for axis in (0, 1)
         for sign in (1, -1)
     ]
-    tried = [_beside(spots, labels, limits, order) for order in orders]
+    tried = [_beside(spots, labels, limits, taken, order) for order in orders]
     return min(tried, key=lambda each: each[0])[1]
 
 
@@ -324,11 +333,12 @@ def _beside(
     spots: Sequence[tuple[float, float]],
     labels: Sequence[str],
     limits: tuple[float, float, float, float],
+    taken: Sequence[tuple[float, float, float, float]],
     order: Sequence[int],
 ) -> tuple[float, list[tuple[float, float]]]:
     """Return how far labels are from their points and what they cover, and the places."""
     x0, y0, x1, y1 = limits
-    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    boxes = [*taken, *((x - 6, y - 6, x + 6, y + 6) for x, y in spots)]
     placed, cost = [(0.0, 0.0)] * len(spots), 0.0
     for k in order:
         (x, y), wide = spots[k], width_of(labels[k])

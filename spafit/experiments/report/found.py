@@ -10,12 +10,14 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spafit.errors import CheckpointError, one_line
+from spafit.experiments.report.published import TABLE_2
 from spafit.runs.record import ADAPTER, ANSWERS, CHECKPOINTS, RUN, read_run, status_of
 from spafit.tasks.metrics import METRICS
 from spafit.tasks.table import TASKS
@@ -324,17 +326,15 @@ def is_error(metric: str) -> bool:
     return METRICS[metric].smaller_is_better
 
 
-_ORDER = (
-    *("Full Fine-tuning", "Full BitFit", "Full LoRA-I", "Full LoRA-II"),
-    *("Houlsby", "Pfeiffer", "Parallel", "(IA)³", "Linear probing"),
-)
+_ORDER = tuple(each for each in TABLE_2 if not each.startswith("SPAFIT-"))
+_OTHERS = ("Houlsby", "Pfeiffer", "Parallel", "(IA)³", "Linear probing")
 
 
 def group(runs: Iterable[Run]) -> list[Group]:
     """Gather the runs of each method with the same settings.
 
     A setting counts if runs of a method differ in it on the same task. (The batch size, which the
-    paper has by the task, does not.) The order is that of Table 2, SPAFIT by name after the others.
+    paper has by the task, does not.) The order is that of Table 2, SPAFIT after the others.
     """
     by_method: dict[str, list[Run]] = {}
     for run in runs:
@@ -355,10 +355,15 @@ def group(runs: Iterable[Run]) -> list[Group]:
     return groups
 
 
-def _place(method: str) -> tuple[int, int, str]:
-    if method in _ORDER:
-        return 0, _ORDER.index(method), ""
-    return (2 if method.startswith("SPAFIT-") else 1), 0, method
+def _place(method: str) -> tuple[int, int, list[tuple[int, str]]]:
+    """Return what sorts methods: Table 2's rows as there, others between the two kinds."""
+    kind = 2 if method.startswith("SPAFIT-") else 0 if method in _ORDER else 1
+    known = [*_ORDER, *_OTHERS] if kind < 2 else [each for each in TABLE_2 if "SPAFIT" in each]
+    natural = [
+        (int(each), "") if each.isdigit() else (-1, each)
+        for each in re.split("([0-9]{1,9})", method)
+    ]
+    return kind, known.index(method) if method in known else len(known), natural
 
 
 def _varied(runs: list[Run]) -> list[str]:

@@ -23,6 +23,7 @@ from spafit.experiments.report.text import (
 )
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_SCORE = re.compile(r"([-0-9.]+(?: ± [0-9.]+)?)(?: \(([-0-9.]+)\))?(?:; (paper [0-9.]+))?")
 _NUMBER = re.compile(r"(?:< |over |r = |\+)?(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:e-?[0-9]+)?)(?![\w.])")
 
 
@@ -99,10 +100,11 @@ def _cell(text: str, kind: str) -> str:
     value = _NUMBER.match(text) if kind == "n" else None
     sort = f' data-v="{value[1].replace(",", "")}"' if value else ""
     shown = escape(text)
-    if kind == "n" and " (" in text and not text.endswith(" seeds)"):
-        mean, _, rest = text.partition(" (")
-        rest = rest.replace(")", "", 1)
-        shown = f"{escape(mean)} <small>best {escape(rest)}</small>"
+    parts = _SCORE.fullmatch(text)
+    if parts and (parts[2] or parts[3]):
+        mean, best, paper = parts.groups("")
+        below = "; ".join(filter(None, (best and f"best {best}", paper)))
+        shown = f"{mean} <small>{below}</small>"
     return f"<td{_class(kind)}{sort}>{shown}</td>"
 
 

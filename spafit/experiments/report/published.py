@@ -91,8 +91,14 @@ ANCHORS = (
 """Scores of others, of bert-large-cased where the source does not say otherwise."""
 
 
-def paper_score(method: str, task: str, metric: str) -> float | None:
-    """Return what the paper's Table 2 prints for a method and a task, if it is this metric."""
+def paper_score(method: str, task: str, metric: str, trainable: int) -> float | None:
+    """Return what the paper's Table 2 prints for a method on a task, or None.
+
+    The metric must be the paper's, and so must the number of parameters, so that a method with
+    another r has none. (Full BitFit's is printed as 31.52 M; its biases are 0.27 M.)
+    """
     if method not in TABLE_2 or METRICS.get(task) != metric:
         return None
-    return TABLE_2[method][1][task]
+    millions, scores = TABLE_2[method]
+    is_same = method == "Full BitFit" or abs(trainable / 1e6 - millions) < 0.02
+    return scores[task] if is_same else None

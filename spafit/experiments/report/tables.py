@@ -193,13 +193,17 @@ def make_report(folder: Path) -> Report:
                 row.runs.pop(task.name, None)
     groups = [row for row in groups if row.runs]
     ours = _best_of_ours(groups, tasks)
+    comparisons = _comparisons(ours, groups, tasks)
+    if comparisons and all(each.test is None for each in comparisons):
+        comparisons = []
+        notes.append("no paired test: it needs two seeds that two methods have in common")
     return Report(
         title=folder.resolve().name,
         runs=len(found.runs),
         tasks=tuple(tasks),
         rows=tuple(_row(row, groups, tasks) for row in groups),
         ours=None if ours is None else ours.label,
-        comparisons=tuple(_comparisons(ours, groups, tasks)),
+        comparisons=tuple(comparisons),
         agreements=tuple(_agreements(groups, tasks, notes)),
         shares=tuple(_shares(groups, tasks)),
         choices=tuple(_choices(found)),
@@ -237,7 +241,9 @@ def _row(row: Group, groups: list[Group], tasks: list[Task]) -> Row:
         cells[task.name] = Cell(
             spread,
             spread.maximum if task.sign > 0 else spread.minimum,
-            paper_score(row.method, task.name, task.metric) if is_comparable else None,
+            paper_score(row.method, task.name, task.metric, runs[0].trainable)
+            if is_comparable
+            else None,
             tuple(str(run.seeds) for run in runs),
         )
     counts = [run.trainable for run in row.every()]

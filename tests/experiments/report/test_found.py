@@ -102,10 +102,12 @@ class TestGroup:
         return [row.label for row in group(find_runs(folder).runs)]
 
     def test_by_method_in_the_paper_s_order(self, tmp_path: Path) -> None:
-        methods = "SPAFIT-1-3-II", "Mine", "Full LoRA-II", "Full Fine-tuning", "SPAFIT-1-3-I"
+        methods = "SPAFIT-1-10-I SPAFIT-4-9-II SPAFIT-1-3-II Mine Houlsby SPAFIT-8-12-I".split()
+        methods += ["Full LoRA-II", "Full Fine-tuning", "SPAFIT-1-3-I"]
         for number, method in enumerate(methods):
             write_run(tmp_path / str(number), 0.7, method=method)
-        expected = "Full Fine-tuning|Full LoRA-II|Mine|SPAFIT-1-3-I|SPAFIT-1-3-II"
+        expected = "Full Fine-tuning|Full LoRA-II|Houlsby|Mine|SPAFIT-8-12-I|SPAFIT-4-9-II|"
+        expected += "SPAFIT-1-3-I|SPAFIT-1-3-II|SPAFIT-1-10-I"
         assert self.labels(tmp_path) == expected.split("|")
 
     def test_by_the_settings_that_differ_on_a_task(self, tmp_path: Path) -> None:

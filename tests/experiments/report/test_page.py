@@ -12,7 +12,7 @@ from xml.parsers import expat
 
 import pytest
 from support.chromium import asked
-from support.written_runs import write_run
+from support.written_runs import LARGE_CASED, write_run
 
 from spafit.errors import ConfigError
 from spafit.experiments.report import figures
@@ -192,6 +192,15 @@ def test_files_are_replaced_as_a_whole(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"report\.md cannot be written"):
         write_report(report, out)
     assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_the_best_and_the_paper_s_score_stand_below_the_mean(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.7, 0.72)):
+        large = {"base": LARGE_CASED, "trainable": 7_484_418, "method": "SPAFIT-4-9-II"}
+        write_run(tmp_path / str(seed), score, seed=seed, **large)
+    page = html(make_report(tmp_path))
+    cell = '<td class="n" data-v="0.710">0.710 ± 0.014 <small>best 0.720; paper 0.76</small></td>'
+    assert cell in page
 
 
 def test_a_single_run_has_a_page(tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ def test_the_mean_is_of_each_seed_over_tasks(tmp_path: Path) -> None:
     assert found.test.p == pytest.approx(stats.ttest_rel(*means).pvalue)
 
 
+def test_a_single_seed_has_no_test(tmp_path: Path) -> None:
+    for seed, method in enumerate(("SPAFIT-1-3-II", "Full BitFit")):
+        write_run(tmp_path / method, 0.7, method=method, seed=seed)
+    report = make_report(tmp_path)
+    assert report.comparisons == ()
+    assert report.notes == ("no paired test: it needs two seeds that two methods have in common",)
+
+
 def test_of_an_error_less_is_better(tmp_path: Path) -> None:
     for method, errors in {"SPAFIT-1-3-I": (0.3, 0.4), "SPAFIT-1-3-II": (0.6, 0.7)}.items():
         for seed, error in enumerate(errors):
@@ -135,8 +143,9 @@ def test_agreement_of_scores_is_a_correlation(tmp_path: Path) -> None:
     for seed, scores in enumerate((one, two)):
         answers = list(zip((1.0, 2.0, 3.0), scores, strict=True))
         write_run(tmp_path / str(seed), 0.9, task="sts-b", seed=seed, answers=answers)
-    [found] = make_report(tmp_path).agreements
-    assert not found.is_share
+    report = make_report(tmp_path)
+    [found] = report.agreements
+    assert report.notes == () and not found.is_share
     assert found.value == pytest.approx(stats.pearsonr(one, two)[0])
 
 
@@ -213,13 +222,15 @@ class TestPublished:
         assert list(scores.values()) == [0.64, 0.87, 0.92, 0.92, 0.91, 0.76, 0.93, 0.90, 0.56]
         assert TABLE_2["Full BitFit"][1]["rte"] == 0.61
         assert TABLE_2["Full LoRA-I"][1]["sts-b"] == 0.88
-        assert paper_score("Full LoRA-II", "mrpc", "f1") == 0.92
-        assert paper_score("Full LoRA-II", "mrpc", "accuracy") is None
-        assert paper_score("Houlsby", "mrpc", "f1") is None
+        assert paper_score("Full LoRA-II", "mrpc", "f1", 12_584_962) == 0.92
+        assert paper_score("Full LoRA-II", "mrpc", "f1", 3_147_778) is None  # r is 16
+        assert paper_score("Full LoRA-II", "mrpc", "accuracy", 12_584_962) is None
+        assert paper_score("Full BitFit", "mrpc", "f1", 272_386) == 0.83
+        assert paper_score("Houlsby", "mrpc", "f1", 7) is None
 
     def test_stands_beside_runs_of_its_base_alone(self, tmp_path: Path) -> None:
         base, method = LARGE_CASED, "SPAFIT-4-9-II"
-        write_run(tmp_path / "large", 0.7, method=method, base=base)
+        write_run(tmp_path / "large", 0.7, method=method, base=base, trainable=7_484_418)
         write_run(tmp_path / "small", 0.7, method="Full LoRA-II")
         report = make_report(tmp_path)
         found = {row.label: row.cells["rte"].paper for row in report.rows}

@@ -33,7 +33,8 @@ NASTY = r"a_b|50% & <i>\x{y}$#~^*[z]`"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text") / "my_runs"
     for seed, score in enumerate((0.7, 0.72)):
-        write_run(folder / f"s{seed}", score, seed=seed, method="SPAFIT-4-9-II", base=LARGE_CASED)
+        ours = {"method": "SPAFIT-4-9-II", "base": LARGE_CASED, "trainable": 7_484_418}
+        write_run(folder / f"s{seed}", score, seed=seed, **ours)
         write_run(folder / f"n{seed}", score, seed=seed, method=NASTY, trainable=770)
     write_run(folder / "c", 0.5, task="cola", method=NASTY, trainable=12_585_987)
     write_run(folder / "half", 0.5, status="failed", method=NASTY)
