@@ -13,7 +13,7 @@ from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.text import markdown
 from spafit.experiments.report.write import write_report
 from spafit.files.replacing import refuse_place
-from spafit.machine.terminal import fitted
+from spafit.machine.terminal import fitted, is_ascii
 from spafit.tasks.submission import missing_submissions, zip_submission
 from spafit.tasks.table import TASKS
 
@@ -35,17 +35,13 @@ def run_report(
         if place is not None:
             refuse_place(place, is_folder=True)
     report = make_report(folder)
-    print(fitted(markdown(report).replace("±", "+-") if _is_plain() else markdown(report), {}))
+    text = markdown(report)
+    print(fitted(text.replace("±", "+-") if is_ascii(sys.stdout) else text, {}))
     for path in write_report(report, out):
         print(f"written: {path}")
     if submission is None:
         return 0
     return _submit(best_of_each_task(find_runs(folder).runs), submission, data, model)
-
-
-def _is_plain() -> bool:
-    encoding = sys.stdout.encoding or "utf-8"
-    return not encoding.lower().startswith("utf")
 
 
 def _submit(best: dict[str, Run], submission: Path, data: Path | None, model: str | None) -> int:

@@ -55,6 +55,15 @@ def test_the_report_of_real_runs(
     assert not (runs / "report.md").exists()
 
 
+def test_a_terminal_without_these_characters(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    assert main(["report", str(runs), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.isascii()
+    assert "mean ± standard deviation" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_it_stands_in_the_folder_itself(runs: Path) -> None:
     assert main(["report", str(runs)]) == 0
     assert main(["report", str(runs)]) == 0  # and is no run

@@ -18,7 +18,9 @@ from typing import Any
 
 from spafit.errors import CheckpointError, one_line
 from spafit.experiments.report.published import TABLE_2
+from spafit.runs.identity import RENAMED
 from spafit.runs.record import ADAPTER, ANSWERS, CHECKPOINTS, RUN, read_run, status_of
+from spafit.runs.train_config import TrainConfig
 from spafit.tasks.metrics import METRICS
 from spafit.tasks.table import TASKS
 
@@ -230,6 +232,8 @@ def _run(folder: Path, name: str, record: dict[str, Any]) -> Run:
     first = next(iter(metrics))
     if unknown := metrics.keys() - METRICS.keys():
         raise ValueError(f"no metric is called {sorted(unknown)[0]!r:.80}")
+    if metrics.keys() != result["majority"].keys():
+        raise ValueError("the majority's scores are of other metrics")
     base = record.get("base_config", {})
     sizes = tuple(base.get(key) for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
     history = {_whole(each["epoch"]): _number(each["metrics"][first]) for each in result["history"]}
@@ -255,9 +259,10 @@ def _run(folder: Path, name: str, record: dict[str, Any]) -> Run:
 
 def _settings(record: dict[str, Any], varied: dict[str, Any]) -> dict[str, str]:
     """Return what may tell a run from others of its method and task, as text."""
-    found = {
+    given = {RENAMED.get(key, key): value for key, value in record["settings"].items()}
+    found = {  # an older record lacks what is newer, which then had its default
         key: value
-        for key, value in {**record["settings"], **varied}.items()
+        for key, value in {**vars(TrainConfig()), **given, **varied}.items()
         if key not in _NO_MATTER and key not in _SEEDS
     }
     inside: dict[str, set[str]] = {}
@@ -369,8 +374,9 @@ def _place(method: str) -> tuple[int, int, list[tuple[int, str]]]:
 def _varied(runs: list[Run]) -> list[str]:
     """Return the settings in which runs of a method differ on one task at least.
 
-    What only repeats another of them is left out: the plan's digest where r differs, a model's
-    weights where its name does.
+    What only repeats another of them is left out: the plan's digest where r differs, the digest of
+    a model's weights where its name does. A model with the same weights is the same, whatever its
+    folder is called.
     """
     by_task: dict[str, list[Run]] = {}
     for run in runs:
@@ -385,6 +391,8 @@ def _varied(runs: list[Run]) -> list[str]:
     def classes(chosen: list[str]) -> int:
         return len({(run.task, *(run.settings.get(name) for name in chosen)) for run in runs})
 
+    if "weights" not in differing and all("weights" in run.settings for run in runs):
+        differing = [name for name in differing if name != "model"]
     for name in ("weights", "plan"):
         others = [each for each in differing if each != name]
         if name in differing and classes(others) == classes(differing):

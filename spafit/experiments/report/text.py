@@ -101,7 +101,7 @@ def outcome(each: Comparison) -> str:
     """Return who is better, where the test sees a difference at level 0.05."""
     test = each.test
     if test is None:
-        return f"{each.seeds} common seeds: no test"
+        return "no test"
     if test.p is None or test.p >= 0.05:
         return "no difference seen"
     return "SPAFIT better" if test.difference * each.sign > 0 else "SPAFIT worse"

@@ -56,6 +56,8 @@ class TestFindRuns:
         write_run(tmp_path / "no result", 0.7, seed=2, result=None)
         write_run(tmp_path / "not a number", float("nan"), seed=3)
         write_run(tmp_path / "odd", 0.7, seed=4, metrics={"beauty": 1.0})
+        result = json.loads((tmp_path / "good" / "run.json").read_text())["result"]
+        write_run(tmp_path / "no majority", 0.7, seed=5, result={**result, "majority": {}})
         (tmp_path / "text").mkdir()
         (tmp_path / "text" / "run.json").write_text("{")
         found = find_runs(tmp_path)
@@ -63,6 +65,7 @@ class TestFindRuns:
         assert [run.name for run in found.runs] == ["good"]
         assert why.keys() == {
             *("failed", "interrupted", "running", "no result", "not a number", "odd", "text"),
+            "no majority",
             "h again",
         }
         assert why["failed"] == "failed, ConfigError: it was <b>"
@@ -139,6 +142,31 @@ class TestGroup:
         write_run(tmp_path / "x", 0.7, method="Mine", base_fingerprint="abcdefgh")
         write_run(tmp_path / "y", 0.7, method="Mine", base_fingerprint="ijklmnop")
         assert self.labels(tmp_path)[:2] == ["Mine (weights abcdef)", "Mine (weights ijklmn)"]
+
+    def test_not_by_a_folder_s_name_or_what_an_older_record_lacks(self, tmp_path: Path) -> None:
+        """The weights are the same; label smoothing had its default before it was a setting."""
+        for seed, settings in enumerate(({}, {"label_smoothing": 0.0, "dropout_in_group_1": True})):
+            run = write_run(
+                tmp_path / str(seed),
+                0.7,
+                seed=seed,
+                base_fingerprint="abcdefgh",
+                settings={**settings, "device": f"cuda:{seed}", "out": str(seed)},
+            )
+            record = json.loads((run / "run.json").read_text())
+            record["about"]["model"] = f"/home/{seed}/model"
+            if seed == 0:
+                record["settings"]["frozen_dropout"] = True
+            (run / "run.json").write_text(json.dumps(record))
+        assert self.labels(tmp_path) == ["SPAFIT-1-3-II"]
+        for seed in (0, 1):
+            path = tmp_path / str(seed) / "run.json"
+            record = json.loads(path.read_text())
+            record["base_fingerprint"] = f"{seed}bcdefgh"
+            path.write_text(json.dumps(record))
+        assert self.labels(tmp_path) == [
+            *("SPAFIT-1-3-II (model /home/0/model)", "SPAFIT-1-3-II (model /home/1/model)"),
+        ]
 
     def test_two_plans_of_one_name_are_not_mixed(self, tmp_path: Path) -> None:
         for last in (4, 5):

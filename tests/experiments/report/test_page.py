@@ -187,6 +187,7 @@ def test_files_are_replaced_as_a_whole(folder: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert sorted(path.name for path in write_report(report, out)) == names
         assert sorted(path.name for path in out.iterdir()) == names
+    assert (out / "report.html").read_text(encoding="utf-8") == html(report)
     (out / "report.md").unlink()
     (out / "report.md").mkdir()
     with pytest.raises(ConfigError, match=r"report\.md cannot be written"):
