@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 from spafit.experiments.report.tables import Curve, Report, Row, Task
-from spafit.experiments.report.text import number
+from spafit.experiments.report.text import amount, number
 
 WIDTH = 340
 _SIZE, _LINE, _WIDEST = 10.5, 13.0, 124.0
@@ -38,10 +38,7 @@ def _text(
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    places = zip(("x1", "y1", "x2", "y2"), (x1, y1, x2, y2), strict=True)
-    return f'<line {" ".join(f"{n}={_f(v)!r}" for n, v in places)} class="{kind}"/>'.replace(
-        "'", '"'
-    )
+    return f'<path d="M{_f(x1)} {_f(y1)}L{_f(x2)} {_f(y2)}" class="{kind}"/>'
 
 
 def width_of(label: str) -> float:
@@ -381,6 +378,5 @@ def bars(title: str, unit: str, values: Sequence[tuple[str, float]]) -> str:
         body.append(
             f'<rect x="{_f(left)}" y="{y + 1}" width="{_f(wide)}" height="14" class="bar"/>'
         )
-        digits = 0 if value >= 10 else 1
-        body.append(_text(left + wide + 5, y + 11, f"{value:,.{digits}f}", kind="tick"))
+        body.append(_text(left + wide + 5, y + 11, amount(value), kind="tick"))
     return _svg(30 + 20 * len(values), f"{title} by method", body)

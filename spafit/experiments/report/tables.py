@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spafit.errors import listed
 from spafit.experiments.report import statistics
 from spafit.experiments.report.found import (
     Found,
@@ -328,7 +329,7 @@ def _comparison(
 
 
 def _agreements(groups: list[Group], tasks: list[Task], notes: list[str]) -> list[Agreement]:
-    found = []
+    found, faults = [], []
     for row in groups:
         for task in tasks:
             runs = row.runs.get(task.name, [])
@@ -338,7 +339,7 @@ def _agreements(groups: list[Group], tasks: list[Task], notes: list[str]) -> lis
             try:
                 tables = [read_answers(run) for run in runs]
             except NoAnswersError as error:
-                notes.append(f"{where}: no agreement, because {error}")
+                faults.append(str(error))
                 continue
             examples = {tuple((index, label) for index, label, _ in table) for table in tables}
             if len(examples) > 1:
@@ -352,6 +353,8 @@ def _agreements(groups: list[Group], tasks: list[Task], notes: list[str]) -> lis
                 notes.append(f"{where}: no agreement, because an answer is not a number")
                 continue
             found.append(Agreement(row.label, task.display, len(runs), is_share, value))
+    if faults:
+        notes.append(f"no agreement of a method's seeds, because {listed(faults)}")
     return found
 
 

@@ -23,7 +23,7 @@ RULES = {
     "agreement": "share of dev examples on which two seeds of a method give the same answer "
     "(r: Pearson's correlation of their scores), as the mean over all pairs of seeds",
     "shares": "shares of the sum of squares by main effects; the rest are interactions and chance",
-    "choices": "runs that only choose a learning rate; the rate that is reported has a star",
+    "choices": "runs that only choose a learning rate, and whether a method is reported with it",
 }
 """What the numbers of each table are."""
 
@@ -50,7 +50,12 @@ def number(value: float | None, places: int = 3) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
-def cell_text(cell: Cell | None, sign: str = " ± ") -> str:
+def amount(value: float) -> str:
+    """Return a time, a speed or a memory, with two digits at least."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def cell_text(cell: Cell | None) -> str:
     """Return a cell of the table: 0.712 ± 0.010 (0.723), and what the paper prints."""
     if cell is None:
         return ""
@@ -58,7 +63,7 @@ def cell_text(cell: Cell | None, sign: str = " ± ") -> str:
     if spread.deviation is None:
         text = number(spread.mean)
     else:
-        text = f"{number(spread.mean)}{sign}{number(spread.deviation)} ({number(cell.best)})"
+        text = f"{number(spread.mean)} ± {number(spread.deviation)} ({number(cell.best)})"
     return text if cell.paper is None else f"{text}; paper {cell.paper:.2f}"
 
 
@@ -102,7 +107,9 @@ def outcome(each: Comparison) -> str:
     test = each.test
     if test is None:
         return "no test"
-    if test.p is None or test.p >= 0.05:
+    if test.p is None:
+        return "no test" if test.difference else "the same"
+    if test.p >= 0.05:
         return "no difference seen"
     return "SPAFIT better" if test.difference * each.sign > 0 else "SPAFIT worse"
 
@@ -122,7 +129,7 @@ def comparison_cells(each: Comparison) -> list[str]:
         each.on,
         str(each.seeds),
         f"{'+' if test.difference > 0 else ''}{number(test.difference)}",
-        f"{number(test.low)} to {number(test.high)}",
+        "" if test.p is None else f"{number(test.low)} to {number(test.high)}",
         p_text(test.p),
         needed_text(each),
         outcome(each),
@@ -184,7 +191,7 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
     for row in report.rows:
         if row.seconds is not None:
             costs = (row.seconds, row.examples_per_s, row.peak_memory_mib)
-            rows.append([row.label, *(f"{cost or 0:,.0f}" for cost in costs)])
+            rows.append([row.label, *(amount(cost or 0.0) for cost in costs)])
     if len(rows) > 1:
         rules = "means over the tasks that every method has, on the machines that ran them"
         tables.append(("Time and memory", rules, rows))
@@ -193,8 +200,8 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
         rows = [["method", "learning rate", *names, "mean", "reported"]]
         for tried in report.choices:
             scores = [number(tried.scores.get(name)) for name in names]
-            star = "*" if tried.is_taken else ""
-            rows.append([tried.label, f"{tried.rate:g}", *scores, number(tried.mean), star])
+            taken = "yes" if tried.is_taken else ""
+            rows.append([tried.label, f"{tried.rate:g}", *scores, number(tried.mean), taken])
         tables.append(("Learning rates tried", RULES["choices"], rows))
     if report.anchors:
         rows = [["published", *(task.display for task in report.tasks), "source"]]
@@ -246,8 +253,8 @@ def markdown(report: Report) -> str:
 
 
 def _md(text: str) -> str:
-    """Return text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", one_line(text, 1000))
+    """Return text that Markdown shows as it is; an underscore within a word needs nothing."""
+    return re.sub(r"([\\`*\[\]<>|#&]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", one_line(text, 1000))
 
 
 def _md_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -160,8 +160,8 @@ def test_no_agreement_is_made_up(tmp_path: Path) -> None:
     assert report.agreements == ()
     assert report.notes == (
         "Full BitFit, RTE: no agreement, because its runs have different dev examples",
-        "SPAFIT-1-3-II, RTE: no agreement, because a0 has no readable dev.tsv",
         "SPAFIT-1-3-II, STS-B: no agreement, because an answer is not a number",
+        "no agreement of a method's seeds, because a0 has no readable dev.tsv",
     )
 
 
