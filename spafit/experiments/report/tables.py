@@ -187,7 +187,7 @@ def make_report(folder: Path) -> Report:
             kept = [run for run in row.runs.get(task.name, []) if task.metric in run.metrics]
             lacking = len(row.runs.get(task.name, [])) - len(kept)
             if lacking:
-                notes.append(f"{row.label}, {task.display}: {lacking} runs lack {task.metric}")
+                notes.append(f"{row.label}, {task.display}: runs without {task.metric}: {lacking}")
             if kept:
                 row.runs[task.name] = kept
             else:

@@ -114,9 +114,7 @@ def outcome(each: Comparison) -> str:
     return "SPAFIT better" if test.difference * each.sign > 0 else "SPAFIT worse"
 
 
-COMPARISON_HEADS = (
-    *("against", "on", "seeds", "difference", "95 % interval", "p", "needed", "outcome"),
-)
+COMPARISON_HEADS = "against|on|seeds|difference|95 % interval|p|needed|outcome".split("|")
 
 
 def comparison_cells(each: Comparison) -> list[str]:
@@ -158,7 +156,7 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
     """Return the other tables: a title, what the numbers are, and the rows with their head."""
     tables = []
     if report.comparisons:
-        rows = [list(COMPARISON_HEADS), *map(comparison_cells, report.comparisons)]
+        rows = [COMPARISON_HEADS, *map(comparison_cells, report.comparisons)]
         rules = f"{RULES['tests']}. {RULES['chosen']}"
         tables.append((f"{report.ours} against the others", rules, rows))
     if report.agreements:
@@ -224,7 +222,8 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
 def summary_line(report: Report) -> str:
     """Return how many runs there are, in one sentence."""
     tasks = ", ".join(task.display for task in report.tasks)
-    left = f"; {len(report.left_out)} others are not reported" if report.left_out else ""
+    others = len(report.left_out)
+    left = f"; {others} other{' is' if others == 1 else 's are'} not reported" if others else ""
     return (
         f"{report.runs} finished runs of {len(report.rows)} methods on {tasks or 'no task'}{left}."
     )
@@ -241,7 +240,7 @@ def paper_line(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """Return the report in Markdown, with the tables aligned for a terminal."""
-    lines = [f"# Report on {_md(report.title)}", "", summary_line(report), ""]
+    lines = [f"# Report on {_md(report.title)}", "", _md(summary_line(report)), ""]
     if report.rows:
         lines += [*_md_table(main_table(report)), "", f"Scores on dev: {RULES['scores']}."]
         lines[-1] += paper_line(report)

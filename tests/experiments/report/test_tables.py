@@ -251,5 +251,5 @@ def test_what_a_reader_should_know(tmp_path: Path) -> None:
     write_run(tmp_path / "d", 0.7, task="mrpc", seed=1, result={**other, **costs})
     report = make_report(tmp_path)
     assert "RTE: its runs were scored on different dev files" in report.notes
-    assert "SPAFIT-1-3-II, MRPC: 1 runs lack f1" in report.notes
+    assert "SPAFIT-1-3-II, MRPC: runs without f1: 1" in report.notes
     assert report.rows[0].cells["mrpc"].seeds == ("0",)

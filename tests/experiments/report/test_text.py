@@ -50,7 +50,7 @@ def test_markdown(folder: Path) -> None:
     text = markdown(make_report(folder))
     lines = text.splitlines()
     assert lines[0] == "# Report on my_runs"
-    assert lines[2] == "5 finished runs of 2 methods on CoLA, RTE; 1 others are not reported."
+    assert lines[2] == "5 finished runs of 2 methods on CoLA, RTE; 1 other is not reported."
     table = [cells(line) for line in lines[4:9]]
     heads = "method|params (M)|seeds|CoLA (matthews)|RTE (accuracy)|mean"
     assert table[0] == heads.split("|")
