@@ -2,6 +2,7 @@
 
 import ast
 import compileall
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,13 @@ def test_every_public_name_exists_and_is_documented() -> None:
     for name in spafit.__all__:
         thing = getattr(spafit, name)
         assert name in ("__version__", "METHODS", "glue") or thing.__doc__, name
+
+
+def test_what_is_no_python_is_in_the_wheel() -> None:
+    """Oracle: the patterns of package data in setup.cfg."""
+    config = configparser.ConfigParser()
+    config.read(TESTS.parent / "setup.cfg", encoding="utf-8")
+    patterns = config["options.package_data"]["spafit"].split()
+    packed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and "pyc" not in path.suffix}
+    assert {path for path in others if path.suffix != ".py"} == packed

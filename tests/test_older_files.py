@@ -74,6 +74,12 @@ def test_a_run_goes_on(work: Path) -> None:
     assert losses(work / "run") == pytest.approx(EXPECTED["losses"], abs=1e-6)
 
 
+def test_a_finished_run_has_no_answers(work: Path) -> None:
+    """Its checkpoint does not hold what it predicted, and nothing is made up."""
+    assert train(work / "run", "--epochs", "1") == 0
+    assert not (work / "run" / "dev.tsv").exists()
+
+
 @pytest.mark.parametrize("option", ["--no-dropout-in-group-1", "--no-frozen-dropout"])
 def test_a_run_without_dropout_in_group_1_goes_on(work: Path, option: str) -> None:
     """Its record says ``frozen_dropout``, as the setting was named then."""

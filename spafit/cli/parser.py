@@ -112,6 +112,7 @@ examples:
   spafit eval runs/rte
   spafit grid table-2 --dry-run
   spafit predict runs/rte --submission submissions
+  spafit report runs
 
 exit codes: 0 success, 1 the run failed, 2 the input is wrong,
             128 + n stopped by signal n
@@ -202,7 +203,7 @@ def _prints_only(parsed: argparse.Namespace) -> bool:
     writes = any(getattr(parsed, option, None) for option in ("save", "output", "submission"))
     if parsed.verb == "grid":
         return bool(parsed.dry_run)
-    return parsed.verb not in ("train", "demo", "download") and not writes
+    return parsed.verb not in ("train", "demo", "download", "report") and not writes
 
 
 def _let_go(stream: TextIO) -> None:
@@ -261,6 +262,12 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         return 0
     if parsed.verb == "grid":
         return _grid(parsed)
+    if parsed.verb == "report":
+        from spafit.cli.reporting import run_report
+
+        return run_report(
+            parsed.folder, parsed.out, parsed.submission, data=parsed.data, model=parsed.model
+        )
     if parsed.verb == "eval":
         from spafit.cli.evaluating import evaluate_run
         from spafit.cli.trained import Trained
@@ -502,6 +509,9 @@ def _parser() -> _Parser:
             "spafit grid minilm --workers 2\n  spafit grid table-2 --dry-run",
         )
     )
+    _add_report_options(
+        verb("report", "compare the runs below a folder, over seeds", "spafit report runs")
+    )
     verb("doctor", "show versions, devices, kernels, and what is missing", "spafit doctor")
     return parser
 
@@ -614,6 +624,30 @@ def _add_predict_options(predict: argparse.ArgumentParser) -> None:
     )
     predict.add_argument(
         "--probabilities", action="store_true", help="write the probability of every label, too"
+    )
+
+
+def _add_report_options(report: argparse.ArgumentParser) -> None:
+    report.add_argument("folder", type=as_path, help="folder with runs of spafit train or grid")
+    report.add_argument(
+        "--out",
+        type=as_new_path,
+        metavar="DIR",
+        help="where report.md, .csv, .tex and .html are written (default: in the folder itself)",
+    )
+    report.add_argument(
+        "--submission",
+        type=as_new_path,
+        metavar="DIR",
+        help="write GLUE's submission files, each by the best run of its task on dev, and the zip",
+    )
+    report.add_argument(
+        "--data", type=as_path, help="GLUE's root, for --submission; default: as in training"
+    )
+    report.add_argument(
+        "--model",
+        type=as_name,
+        help="folder of weights, minilm, or hub name, for --submission; default: as in training",
     )
 
 

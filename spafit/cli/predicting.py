@@ -82,6 +82,15 @@ def predict_texts(
 
 
 def write_submissions(trained: Trained, folder: Path, submission: Path) -> None:
+    """Write the submission files of a task and of the tasks that use the same model, and zip."""
+    write_submission_files(trained, folder, submission)
+    print(f"written: {zip_submission(submission)}")
+    missing = missing_submissions(submission)
+    if missing:
+        print(f"still missing for GLUE's server: {', '.join(missing)}")
+
+
+def write_submission_files(trained: Trained, folder: Path, submission: Path) -> None:
     """Write the submission files of a task and of the tasks that use the same model."""
     if not isinstance(trained.task, GlueTask):
         raise ConfigError(
@@ -103,10 +112,6 @@ def write_submissions(trained: Trained, folder: Path, submission: Path) -> None:
         labels, _ = trained.predict(dataset)
         path = write_submission(submission, name, labels, dataset=dataset)
         print(f"written: {path} ({len(dataset)} predictions)")
-    print(f"written: {zip_submission(submission)}")
-    missing = missing_submissions(submission)
-    if missing:
-        print(f"still missing for GLUE's server: {', '.join(missing)}")
 
 
 def refuse_to_replace(output: Path, source: Path | None) -> None:

@@ -1,1 +1,1 @@
-"""Experiments of many runs: grids of methods, tasks and seeds."""
+"""Experiments: many runs, and what they show together."""

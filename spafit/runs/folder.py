@@ -19,7 +19,7 @@ from spafit.machine.versions import machine, versions
 from spafit.runs.checkpoint import Checkpoint, Checkpoints
 from spafit.runs.identity import changes, require_same_run
 from spafit.runs.log import RunLog
-from spafit.runs.record import ADAPTER, CHECKPOINTS, LOCK, RUN, read_run, write_run
+from spafit.runs.record import ADAPTER, ANSWERS, CHECKPOINTS, LOCK, RUN, read_run, write_run
 
 LOG = "log.jsonl"
 
@@ -123,7 +123,8 @@ class RunFolder:
                 self.notes.append(f"{self.log.path} has lost {lost} bytes of earlier rows")
             if self.checkpoint is None:
                 # An old adapter could be mistaken for this run's. A link is kept.
-                self.adapter.resolve().unlink(missing_ok=True)
+                for path in (self.adapter, self.answers):
+                    path.resolve().unlink(missing_ok=True)
             sync_folder(self.path)
 
     @property
@@ -132,9 +133,14 @@ class RunFolder:
         return self.path / ADAPTER
 
     @property
+    def answers(self) -> Path:
+        """The file of what the best adapter answers on dev."""
+        return self.path / ANSWERS
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The files that the run has written; the folder may have others."""
-        paths = (self.adapter, self.path / LOG, self.path / RUN)
+        paths = (self.adapter, self.answers, self.path / LOG, self.path / RUN)
         return tuple(path for path in paths if path.is_file())
 
     def write(self) -> None:
@@ -280,7 +286,7 @@ class RunFolder:
     def _sweep(self) -> None:
         """Remove incomplete files of a process that was killed while writing."""
         self.checkpoints.sweep()
-        for name in (RUN, ADAPTER):
+        for name in (RUN, ADAPTER, ANSWERS):
             # Temporary files are beside the target of a link.
             target = (self.path / name).resolve()
             part = re.compile(_PART.format(name=re.escape(target.name)))

@@ -21,6 +21,9 @@ from spafit.runs.identity import require_same_run
 
 RUN = "run.json"
 ADAPTER = "adapter.safetensors"
+ANSWERS = "dev.tsv"
+"""What the best adapter answers on dev: index, label, prediction, a row for each example."""
+
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 

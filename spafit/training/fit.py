@@ -144,7 +144,7 @@ def fit(
         keep = _keep(model, tokenizer, feed, scored, config, journal)
         with closing(Phases(take_step, feed, keep, journal.say)) as phases:
             phases.enter(0)  # refuses what does not fit in memory
-            state, saver = _begin(run, take_step, feed, config, journal)
+            state, saver = _begin(run, take_step, feed, dev, config, journal)
             progress.begin(state.step)
             Loop(config, take_step, feed, scored, phases, state, journal, saver, stop).run()
         result = _result(model, state, feed, scored, () if run is None else run.files)
@@ -300,6 +300,7 @@ def _begin(
     run: RunFolder | None,
     take_step: TrainingStep,
     feed: Feed,
+    dev: Dataset,
     config: TrainConfig,
     journal: Journal,
 ) -> tuple[TrainingState, Saver | None]:
@@ -316,7 +317,7 @@ def _begin(
     run.begin()
     for note in run.notes:
         journal.say(note)
-    return state, Saver(run, take_step.model, take_step, config.save_every, state, journal.say)
+    return state, Saver(run, take_step, dev, config.save_every, state, journal.say)
 
 
 def _result(

@@ -262,7 +262,7 @@ class Loop:
         state.history.append({"step": state.step, "epoch": epoch, "metrics": scores})
         self.journal.evaluation(state.history[-1], self.dev.majority, is_best=is_best)
         if is_best:
-            state.best_step = state.step
+            state.best_step, state.answers = state.step, list(predicted)
             state.best = values_that_train(self.model)
         self._into_training()
 

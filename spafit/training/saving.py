@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 
-from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, TrainingError
 from spafit.files.durable import explain, write_file
 from spafit.files.replacing import replacing
 from spafit.runs.folder import RunFolder
+from spafit.tasks.task import Dataset
 from spafit.training.state import TrainingState, content
 from spafit.training.step import TrainingStep
 from spafit.weights.adapter_files import adapter_content
@@ -21,7 +22,7 @@ INTERVAL_S = 600.0
 
 
 class Saver:
-    """Saves a run: its log, a checkpoint, the best adapter.
+    """Saves a run: its log, a checkpoint, the best adapter and its answers on dev.
 
     A save that fails leaves earlier saves unchanged. Training goes on, and the next save that is
     due is another attempt; if that fails too, the run stops.
@@ -30,10 +31,10 @@ class Saver:
     ----------
     run : RunFolder
         The folder to save to.
-    model : BertForSequenceClassification
-        The model in training.
     take_step : TrainingStep
-        The run's training step.
+        The run's training step, with the model in training.
+    dev : Dataset
+        The examples that it is evaluated on.
     save_every : int or None
         Steps between checkpoints; None is every 10 minutes.
     saved : TrainingState
@@ -45,13 +46,13 @@ class Saver:
     def __init__(
         self,
         run: RunFolder,
-        model: BertForSequenceClassification,
         take_step: TrainingStep,
+        dev: Dataset,
         save_every: int | None,
         saved: TrainingState,
         say: Callable[[str], object],
     ) -> None:
-        self.run, self.model, self.take_step, self.say = run, model, take_step, say
+        self.run, self.take_step, self.dev, self.say = run, take_step, dev, say
         self.save_every = save_every
         self._saved = self._tried = (saved.step, len(saved.history))
         self._adapter_step: int | None = None
@@ -106,26 +107,41 @@ class Saver:
         self._time = time.monotonic()
 
     def save_adapter(self, state: TrainingState) -> None:
-        """Write the adapter of the best evaluation, unless that was done already.
+        """Write the answers and the adapter of the best evaluation, unless that was done already.
 
         Raises
         ------
         CheckpointError
-            If it cannot be written.
+            If they cannot be written.
         """
         is_there = state.best_step == self._adapter_step and self.run.adapter.is_file()
         if state.best_step is None or is_there:
             return
-        tensors, metadata = adapter_content(self.model, state.best)
-        try:
-            with replacing(self.run.adapter) as temporary:
-                temporary.unlink()
-                write_file(temporary, tensor_file(tensors, metadata))
-        except OSError as error:
-            needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-            reason = explain(error, self.run.path, needed)
-            raise CheckpointError(f"{self.run.adapter} cannot be written: {reason}") from error
+        if state.answers:  # a checkpoint of an older version has none
+            answers = self._answers(state)
+            self._replace(self.run.answers, [answers], len(answers))
+        tensors, metadata = adapter_content(self.take_step.model, state.best)
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        self._replace(self.run.adapter, tensor_file(tensors, metadata), needed)
         self._adapter_step = state.best_step
+
+    def _answers(self, state: TrainingState) -> bytes:
+        """Return a table: the number of each example of dev, its label, and the prediction."""
+        rows = [
+            f"{example.index}\t{example.label}\t{answer}\n"
+            for example, answer in zip(self.dev, state.answers, strict=True)
+        ]
+        return "".join(["index\tlabel\tprediction\n", *rows]).encode()
+
+    def _replace(self, path: Path, pieces: Iterable[bytes | memoryview], needed: int) -> None:
+        """Replace a file of ``needed`` bytes."""
+        try:
+            with replacing(path) as temporary:
+                temporary.unlink()
+                write_file(temporary, pieces)
+        except OSError as error:
+            reason = explain(error, self.run.path, needed)
+            raise CheckpointError(f"{path} cannot be written: {reason}") from error
 
     def _save(self, state: TrainingState) -> None:
         if self.run.regain():
@@ -135,7 +151,7 @@ class Saver:
         if is_saved and self.run.checkpoints.path(state.step).exists():
             self.save_adapter(state)  # the process may have been killed between the two
             return
-        files, values = content(state, self.model, self.take_step)
+        files, values = content(state, self.take_step.model, self.take_step)
         values |= {"record": self.run.record, "log_bytes": self.run.log.nbytes}
         self.run.checkpoints.save(state.step, files, values, state.best_step)
         self.save_adapter(state)

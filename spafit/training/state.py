@@ -15,6 +15,7 @@ from spafit.kernels.gpu import choices
 from spafit.machine import random_states
 from spafit.machine.random_states import RandomStates
 from spafit.runs.checkpoint import Checkpoint, TensorFile
+from spafit.tasks.task import Label
 from spafit.training.step import TrainingStep
 from spafit.weights.adapter_files import adapter_content, name_in_files, names_in_model
 
@@ -51,6 +52,9 @@ class TrainingState:
         before the first evaluation.
     best_step : int or None
         The step of the best evaluation.
+    answers : list of str or float
+        What the best evaluation predicted for each example of dev. Empty before the first
+        evaluation, and in checkpoints of older versions.
     accumulation : int
         Micro-batches that a batch is split into so that memory suffices; 1 if it is not split.
     training_s, seconds : float
@@ -65,6 +69,7 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     best_step: int | None = None
+    answers: list[Label] = field(default_factory=list)
     accumulation: int = 1
     training_s: float = 0.0
     seconds: float = 0.0
@@ -134,6 +139,7 @@ def content(
         raise TrainingError(f"after step {state.step} {error}; try a lower learning rate") from None
     values = {
         **{name: getattr(state, name) for name in _KINDS},
+        "answers": state.answers,
         "kernels": choices.taken(),
         "random": randoms.to_json(),
         **step_values,
@@ -169,7 +175,10 @@ def restore(
         ) from None
     # Everything has been checked: an exception from here on is a bug, and is not converted.
     state = TrainingState(
-        step=checkpoint.step, losses=losses, **{name: values[name] for name in _KINDS}
+        step=checkpoint.step,
+        losses=losses,
+        answers=values.get("answers", []),
+        **{name: values[name] for name in _KINDS},
     )
     if state.best_step is not None:
         state.best = names_in_model(model, best)
@@ -206,6 +215,9 @@ def _check_values(values: dict[str, Any], step: int) -> None:
             raise CheckpointError(f"{name} are not in order: {steps!r:.80}")
     if values["best_step"] not in (evaluated or [None]):
         raise CheckpointError(f"best_step is {values['best_step']!r:.80}, which was not evaluated")
+    answers = values.get("answers", [])
+    if not isinstance(answers, list) or not all(isinstance(each, str | float) for each in answers):
+        raise CheckpointError(f"answers is {answers!r:.80}, not a list of labels or scores")
     kernels = values.get("kernels")
     if not isinstance(kernels, list) or not all(_is_choice(entry) for entry in kernels):
         raise CheckpointError(f"kernels is {kernels!r:.80}, not a list of choices")

@@ -120,6 +120,7 @@ class TestTrain:
             f"   trained  {result['trainable']:,} numbers, {result['percent']:.2f} % of the model",
             f" truncated  {cut['train']} of train, {cut['dev']} of dev",
             "   written  runs/rte/adapter.safetensors",
+            "            runs/rte/dev.tsv",
             "            runs/rte/log.jsonl",
             "            runs/rte/run.json",
         ):

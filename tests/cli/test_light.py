@@ -22,7 +22,10 @@ LIGHT = (
     [],
     ["--help"],
     ["--version"],
-    *([verb, "--help"] for verb in "demo plan download train grid eval predict doctor".split()),
+    *(
+        [verb, "--help"]
+        for verb in "demo plan download train grid eval predict report doctor".split()
+    ),
     ["paint"],
     ["train", "--epoch", "3"],
     ["train", "--task", "rte", "--method", "bitfit", "--epochs", "0"],

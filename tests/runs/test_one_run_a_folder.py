@@ -142,6 +142,7 @@ class TestLockFiles:
         assert sorted(path.name for path in out.iterdir()) == [
             "adapter.safetensors",
             "checkpoints",
+            "dev.tsv",
             "log.jsonl",
             "run.json",
         ]

@@ -66,6 +66,7 @@ class Victim:
         assert sorted(path.name for path in out.iterdir()) == [
             "adapter.safetensors",
             "checkpoints",
+            "dev.tsv",
             "log.jsonl",
             "run.json",
         ]

@@ -300,7 +300,7 @@ class TestRunFolder:
     def test_result(self, small: SmallRun, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
         result = small.fit(out=tmp_path, epochs=1)
-        names = ["adapter.safetensors", "log.jsonl", "run.json"]
+        names = ["adapter.safetensors", "dev.tsv", "log.jsonl", "run.json"]
         assert [path.name for path in result.files] == names  # and not the notes
         others = ["checkpoints", "notes.txt"]  # and no lock
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, *others])

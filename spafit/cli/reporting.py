@@ -1,0 +1,77 @@
+"""``spafit report``: compare the runs below a folder; predict GLUE's test sets with the best."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from spafit.cli.predicting import write_submission_files
+from spafit.cli.trained import Trained
+from spafit.errors import ConfigError, SpafitError, one_line
+from spafit.experiments.report.found import Run, best_of_each_task, find_runs
+from spafit.experiments.report.tables import make_report
+from spafit.experiments.report.text import markdown
+from spafit.experiments.report.write import write_report
+from spafit.files.replacing import refuse_place
+from spafit.machine.terminal import fitted, is_ascii
+from spafit.tasks.submission import missing_submissions, zip_submission
+from spafit.tasks.table import TASKS
+
+
+def run_report(
+    folder: Path, out: Path | None, submission: Path | None, *, data: Path | None, model: str | None
+) -> int:
+    """Print the report in Markdown, write its files, and GLUE's submission if it is asked for.
+
+    Returns
+    -------
+    int
+        1 if a submission was asked for and is not complete, else 0.
+    """
+    if submission is None and (data is not None or model is not None):
+        raise ConfigError("--data and --model are for --submission; a report reads neither")
+    out = folder if out is None else out
+    for place in (out, submission):
+        if place is not None:
+            refuse_place(place, is_folder=True)
+    report = make_report(folder)
+    text = markdown(report)
+    print(fitted(text.replace("±", "+-") if is_ascii(sys.stdout) else text, {}))
+    for path in write_report(report, out):
+        print(f"written: {path}")
+    if submission is None:
+        return 0
+    return _submit(best_of_each_task(find_runs(folder).runs), submission, data, model)
+
+
+def _submit(best: dict[str, Run], submission: Path, data: Path | None, model: str | None) -> int:
+    """Write the file of each task, and the zip only if all are there: GLUE's server takes no less.
+
+    A file that is in the folder already is kept where no run writes it, so that what is lacking can
+    be put there.
+    """
+    for name, task in TASKS.items():
+        if task.train is None:  # by the run of MNLI
+            continue
+        if name not in best:
+            print(f"{task.display}: no finished run with an adapter", file=sys.stderr)
+            continue
+        run = best[name]
+        metric = task.metrics[0]
+        print(f"{task.display}: {run.name}, {run.method}, dev {metric} {run.metrics[metric]:.4f}")
+        try:
+            trained = Trained(run.folder, model, None)
+            folder = data or Path(trained.recorded("data", "--data"))
+            write_submission_files(trained, folder, submission)
+        except SpafitError as error:
+            print(f"{task.display} left out: {one_line(str(error), 600)}", file=sys.stderr)
+    missing = missing_submissions(submission)
+    if missing:
+        print(
+            f"no zip is written, because GLUE's server takes all {len(TASKS)} files or none; "
+            f"{submission} lacks {', '.join(missing)}",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"written: {zip_submission(submission)}")
+    return 0

@@ -1,0 +1,1 @@
+"""Reports: tables, tests and figures of the runs below a folder."""

@@ -1,0 +1,462 @@
+"""What a report says: its tables and comparisons, as numbers; ``text`` and ``page`` show them.
+
+The first metric of a task is its score. A smaller one may be the better (an error): wherever scores
+are averaged over tasks or compared, such a score counts with a minus sign.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics as plain
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spafit.errors import listed
+from spafit.experiments.report import statistics
+from spafit.experiments.report.found import (
+    Found,
+    Group,
+    NoAnswersError,
+    Run,
+    Seeds,
+    display_of,
+    find_runs,
+    group,
+    is_error,
+    read_answers,
+    tasks_of,
+)
+from spafit.experiments.report.published import ANCHORS, Anchor, paper_score
+from spafit.experiments.report.statistics import Paired, Spread
+from spafit.tasks.metrics import METRICS
+
+OURS = "SPAFIT-"
+"""How the names of the methods begin that are compared with all others."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A column of the table: a task with its metric, and the majority's score.
+
+    ``majority`` is that of the commonest class, or of the mean score.
+    """
+
+    name: str
+    display: str
+    metric: str
+    majority: float
+
+    @property
+    def sign(self) -> int:
+        """-1 for an error, else 1."""
+        return -1 if is_error(self.metric) else 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The score of a method on a task over seeds, and what the paper prints for it."""
+
+    spread: Spread
+    best: float
+    paper: float | None
+    seeds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: what it trains, its score on each task, and the mean over all tasks of the table.
+
+    ``mean`` is None where a task is missing, or there is only one. Time, speed and memory are the
+    means over the tasks that every method has been run on, of the mean over seeds.
+    """
+
+    label: str
+    trainable: tuple[int, int]
+    cells: dict[str, Cell]
+    mean: float | None
+    seconds: float | None
+    examples_per_s: float | None
+    peak_memory_mib: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best SPAFIT against another method, on a task or in the mean over tasks."""
+
+    other: str
+    on: str
+    sign: int
+    seeds: int
+    test: Paired | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the answers of two seeds agree: a share, or for scores a correlation."""
+
+    label: str
+    task: str
+    runs: int
+    is_share: bool
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The spread of a method on a task, divided among seeds that were set apart."""
+
+    label: str
+    task: str
+    deviation: float
+    levels: dict[str, int]
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A learning rate that was tried: its score on each task, and whether it is reported."""
+
+    label: str
+    rate: float
+    scores: dict[str, float]
+    mean: float
+    is_taken: bool
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The score on dev by epoch, as the spread over seeds, of a method on a task."""
+
+    label: str
+    points: tuple[tuple[int, Spread], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says.
+
+    Attributes
+    ----------
+    title : str
+        The name of the folder.
+    runs : int
+        How many runs are reported.
+    tasks, rows
+        The table.
+    ours : str or None
+        The SPAFIT that is compared with all other methods.
+    comparisons, agreements, shares, choices, curves, anchors
+        The other tables.
+    left_out : tuple of (str, str)
+        Runs that are not reported, and why.
+    notes : tuple of str
+        What a reader should know.
+    """
+
+    title: str
+    runs: int
+    tasks: tuple[Task, ...]
+    rows: tuple[Row, ...]
+    ours: str | None
+    comparisons: tuple[Comparison, ...]
+    agreements: tuple[Agreement, ...]
+    shares: tuple[Shares, ...]
+    choices: tuple[Choice, ...]
+    curves: dict[str, tuple[Curve, ...]]
+    anchors: tuple[Anchor, ...]
+    left_out: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+def make_report(folder: Path) -> Report:
+    """Read the runs below a folder, and compute what there is to say.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder is not there, or holds no run.
+    """
+    found = find_runs(folder)
+    notes: list[str] = []
+    groups, tasks = group(found.runs), _tasks(found.runs, notes)
+    for row in groups:
+        for task in tasks:
+            kept = [run for run in row.runs.get(task.name, []) if task.metric in run.metrics]
+            lacking = len(row.runs.get(task.name, [])) - len(kept)
+            if lacking:
+                notes.append(f"{row.label}, {task.display}: runs without {task.metric}: {lacking}")
+            if kept:
+                row.runs[task.name] = kept
+            else:
+                row.runs.pop(task.name, None)
+    groups = [row for row in groups if row.runs]
+    ours = _best_of_ours(groups, tasks)
+    comparisons = _comparisons(ours, groups, tasks)
+    if comparisons and all(each.test is None for each in comparisons):
+        comparisons = []
+        notes.append("no paired test: it needs two seeds that two methods have in common")
+    return Report(
+        title=folder.resolve().name,
+        runs=len(found.runs),
+        tasks=tuple(tasks),
+        rows=tuple(_row(row, groups, tasks) for row in groups),
+        ours=None if ours is None else ours.label,
+        comparisons=tuple(comparisons),
+        agreements=tuple(_agreements(groups, tasks, notes)),
+        shares=tuple(_shares(groups, tasks)),
+        choices=tuple(_choices(found)),
+        curves={task.name: tuple(_curves(groups, task)) for task in tasks},
+        anchors=_anchors(found.runs, tasks),
+        left_out=found.left_out,
+        notes=tuple(notes),
+    )
+
+
+def _tasks(runs: Sequence[Run], notes: list[str]) -> list[Task]:
+    columns = []
+    for name in tasks_of(runs):
+        same = [run for run in runs if run.task == name]
+        metric = Counter(run.metric for run in same).most_common(1)[0][0]
+        if len({run.dev for run in same}) > 1:
+            notes.append(f"{display_of(name)}: its runs were scored on different dev files")
+        majority = next(run.majority[metric] for run in same if metric in run.majority)
+        columns.append(Task(name, display_of(name), metric, majority))
+    return columns
+
+
+def _scores(runs: Sequence[Run], task: Task) -> list[float]:
+    return [run.metrics[task.metric] for run in runs]
+
+
+def _row(row: Group, groups: list[Group], tasks: list[Task]) -> Row:
+    cells = {}
+    for task in tasks:
+        runs = row.runs.get(task.name)
+        if not runs:
+            continue
+        spread = statistics.spread(_scores(runs, task))
+        is_comparable = all(run.is_large_cased for run in runs)
+        cells[task.name] = Cell(
+            spread,
+            spread.maximum if task.sign > 0 else spread.minimum,
+            paper_score(row.method, task.name, task.metric, runs[0].trainable)
+            if is_comparable
+            else None,
+            tuple(str(run.seeds) for run in runs),
+        )
+    counts = [run.trainable for run in row.every()]
+    of_all = 1 < len(tasks) == len(cells) and all(task.sign > 0 for task in tasks)
+    common = [task.name for task in tasks if all(other.runs.get(task.name) for other in groups)]
+
+    def cost(of: Callable[[Run], float]) -> float | None:
+        means = [plain.fmean(map(of, row.runs[name])) for name in common]
+        return plain.fmean(means) if means else None
+
+    return Row(
+        row.label,
+        (min(counts), max(counts)),
+        cells,
+        plain.fmean(cell.spread.mean for cell in cells.values()) if of_all else None,
+        cost(lambda run: run.seconds),
+        cost(lambda run: run.examples_per_s),
+        cost(lambda run: run.peak_memory_mib),
+    )
+
+
+def _best_of_ours(groups: list[Group], tasks: list[Task]) -> Group | None:
+    """Return the SPAFIT with the best mean, among those that were run on the most tasks."""
+    ours = [row for row in groups if row.method.startswith(OURS)]
+    if not ours:
+        return None
+    most = max(len(row.runs) for row in ours)
+    ours = [row for row in ours if len(row.runs) == most]
+    shared = [task for task in tasks if all(task.name in row.runs for row in ours)]
+    shared = shared or [task for task in tasks if task.name in ours[0].runs]
+
+    def mean(row: Group) -> float:
+        return plain.fmean(
+            task.sign * plain.fmean(_scores(row.runs[task.name], task))
+            for task in shared
+            if task.name in row.runs
+        )
+
+    return max(ours, key=mean)
+
+
+def _comparisons(ours: Group | None, groups: list[Group], tasks: list[Task]) -> list[Comparison]:
+    """Test the best SPAFIT against each other method, on the seeds that both have."""
+    found = []
+    for other in groups:
+        if ours is None or other.method.startswith(OURS):
+            continue
+        shared = [task for task in tasks if task.name in ours.runs and task.name in other.runs]
+        by_seeds = {
+            task.name: [
+                {run.seeds: run.metrics[task.metric] for run in row.runs[task.name]}
+                for row in (ours, other)
+            ]
+            for task in shared
+        }
+        for task in shared:
+            one, two = by_seeds[task.name]
+            found.append(_comparison(other.label, task.display, task.sign, one, two))
+        if len(shared) > 1:
+            of_all: list[dict[Seeds, float]] = []
+            for number in (0, 1):
+                scores = [by_seeds[task.name][number] for task in shared]
+                seeds = [each for each in scores[0] if all(each in others for others in scores)]
+                of_all.append(
+                    {
+                        each: plain.fmean(
+                            task.sign * by_seeds[task.name][number][each] for task in shared
+                        )
+                        for each in seeds
+                    }
+                )
+            found.append(_comparison(other.label, f"mean of {len(shared)} tasks", 1, *of_all))
+    return found
+
+
+def _comparison(
+    other: str, on: str, sign: int, one: dict[Seeds, float], two: dict[Seeds, float]
+) -> Comparison:
+    common = [seeds for seeds in one if seeds in two]
+    test = statistics.paired_t_test([one[each] for each in common], [two[each] for each in common])
+    return Comparison(other, on, sign, len(common), test)
+
+
+def _agreements(groups: list[Group], tasks: list[Task], notes: list[str]) -> list[Agreement]:
+    found, faults = [], []
+    for row in groups:
+        for task in tasks:
+            runs = row.runs.get(task.name, [])
+            if len(runs) < 2:
+                continue
+            where = f"{row.label}, {task.display}"
+            try:
+                tables = [read_answers(run) for run in runs]
+            except NoAnswersError as error:
+                faults.append(str(error))
+                continue
+            examples = {tuple((index, label) for index, label, _ in table) for table in tables}
+            if len(examples) > 1:
+                notes.append(f"{where}: no agreement, because its runs have different dev examples")
+                continue
+            answers = [[answer for _, _, answer in table] for table in tables]
+            is_share = METRICS[task.metric].of != "scores"
+            try:
+                value = _agreement(answers, is_share=is_share)
+            except ValueError:
+                notes.append(f"{where}: no agreement, because an answer is not a number")
+                continue
+            found.append(Agreement(row.label, task.display, len(runs), is_share, value))
+    if faults:
+        notes.append(f"no agreement of a method's seeds, because {listed(faults)}")
+    return found
+
+
+def _agreement(answers: list[list[str]], *, is_share: bool) -> float | None:
+    if is_share:
+        return statistics.agreement(answers)
+    return statistics.correlation([[float(each) for each in row] for row in answers])
+
+
+def _shares(groups: list[Group], tasks: list[Task]) -> list[Shares]:
+    """Divide the spread of methods whose seeds were set apart."""
+    found = []
+    for row in groups:
+        for task in tasks:
+            runs = row.runs.get(task.name, [])
+            factors = _factors([run.seeds for run in runs])
+            if len(factors) < 2:
+                continue
+            scores = _scores(runs, task)
+            shares = statistics.main_effects(scores, factors)
+            deviation = statistics.spread(scores).deviation
+            if shares and deviation is not None:
+                levels = {name: len(set(each)) for name, each in factors.items()}
+                found.append(Shares(row.label, task.display, deviation, levels, shares))
+    return found
+
+
+def _factors(seeds: list[Seeds]) -> dict[str, list[int]]:
+    """Return the seeds that vary, by name; those that vary together are one."""
+    names = {"initial values": "init", "order": "order", "dropout": "dropout"}
+    merged: dict[tuple[int, ...], tuple[str, list[int]]] = {}
+    for shown, name in names.items():
+        values = [getattr(each, name) for each in seeds]
+        known = list(dict.fromkeys(values))
+        if len(known) < 2:
+            continue
+        places = tuple(known.index(value) for value in values)
+        together = f"{merged[places][0]} and {shown}" if places in merged else shown
+        merged[places] = (together, values)
+    return dict(merged.values())
+
+
+def _choices(found: Found) -> list[Choice]:
+    """Return the rates that were tried, each with its scores in the runs that only chose it."""
+
+    def without_rate(runs: Sequence[Run]) -> list[Run]:
+        return [
+            dataclasses.replace(
+                run,
+                settings={k: v for k, v in run.settings.items() if k != "learning_rate"},
+            )
+            for run in runs
+        ]
+
+    rates = {run.name: run.settings.get("learning_rate", "") for run in found.runs + found.choices}
+    taken = {
+        (row.label, rates[run.name])
+        for row in group(without_rate(found.runs))
+        for run in row.every()
+    }
+    tried = []
+    for row in group(without_rate(found.choices)):
+        by_rate: dict[str, list[Run]] = {}
+        for run in row.every():
+            by_rate.setdefault(rates[run.name], []).append(run)
+        for rate, runs in sorted(by_rate.items(), key=lambda each: _float(each[0])):
+            scores = {
+                display_of(task): plain.fmean(run.score for run in runs if run.task == task)
+                for task in tasks_of(runs)
+            }
+            mean = plain.fmean(scores.values())
+            tried.append(Choice(row.label, _float(rate), scores, mean, (row.label, rate) in taken))
+    return tried
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _curves(groups: list[Group], task: Task) -> list[Curve]:
+    found = []
+    for row in groups:
+        by_epoch: dict[int, list[float]] = {}
+        for run in row.runs.get(task.name, []):
+            if run.metric == task.metric:
+                for epoch, score in run.history:
+                    by_epoch.setdefault(epoch, []).append(score)
+        points = tuple((epoch, statistics.spread(by_epoch[epoch])) for epoch in sorted(by_epoch))
+        if points:
+            found.append(Curve(row.label, points))
+    return found
+
+
+def _anchors(runs: Sequence[Run], tasks: list[Task]) -> tuple[Anchor, ...]:
+    """Return what others have published on these tasks, where a run has the same base."""
+    names = {run.task for run in runs if run.is_large_cased} & {task.name for task in tasks}
+    kept = []
+    for anchor in ANCHORS:
+        scores: dict[str, Any] = {k: v for k, v in anchor.scores.items() if k in names}
+        if scores:
+            kept.append(dataclasses.replace(anchor, scores=scores))
+    return tuple(kept)

@@ -1,0 +1,214 @@
+"""The report as one HTML page.
+
+Oracle: an XML parser, the rules of what a page may load, and a real browser.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+import pytest
+from support.chromium import asked
+from support.written_runs import LARGE_CASED, write_run
+
+from spafit.errors import ConfigError
+from spafit.experiments.report import figures
+from spafit.experiments.report.page import html
+from spafit.experiments.report.tables import make_report
+from spafit.experiments.report.write import write_report
+
+NASTY = "</script><img src=x onerror=alert(1)> & \"'"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve methods on two tasks with two seeds each, and a name that would be a tag."""
+    folder = tmp_path_factory.mktemp("page") / "runs"
+    methods = [
+        *("Full Fine-tuning", "Full BitFit", "Full LoRA-I", "Full LoRA-II", "Houlsby", NASTY),
+        *(f"SPAFIT-{n1}-{n1 + 2}-{kind}" for n1 in (1, 2, 3) for kind in ("I", "II")),
+    ]
+    for place, method in enumerate(methods):
+        for task in ("rte", "cola"):
+            for seed in (0, 1):
+                score = 0.6 + (place * 5 % 12) / 100 + seed / 200
+                answers = [("a", "ab"[seed * k % 2]) for k in range(6)]
+                write_run(
+                    folder / task / str(place) / str(seed),
+                    score,
+                    task=task,
+                    seed=seed,
+                    method=method,
+                    answers=answers,
+                    trainable=4 ** (place + 2),
+                )
+    write_run(folder / "bad", 0.5, status="failed", method=NASTY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return html(make_report(folder))
+
+
+def test_it_loads_nothing(page: str) -> None:
+    without_policy = page.replace("http-equiv", "")
+    assert not re.search(
+        r"https?:|//[a-z]|@import|url\(|<link|<iframe|\ssrc\s*=[^x]", without_policy
+    )
+    assert "default-src 'none'" in page
+    assert page.count("<script") == 1
+
+
+def test_foreign_text_is_escaped(page: str) -> None:
+    assert "<img" not in page and "<b>" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt; &amp; &quot;" in page
+
+
+def test_the_figures_are_xml(page: str) -> None:
+    drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawn) == 3 + 2 + 2  # sizes of all and of each task, curves, time and memory
+    for each in drawn:
+        found: list[tuple[str, dict[str, str]]] = []
+        parser = expat.ParserCreate()
+        parser.StartElementHandler = lambda name, attributes: found.append((name, attributes))  # noqa: B023
+        parser.Parse(each, True)
+        root = found[0][1]
+        assert root["role"] == "img" and root["aria-label"]
+        *_, height = map(float, root["viewBox"].split())
+        for name, attributes in found:
+            if name == "text":
+                assert 0 <= float(attributes["x"]) <= figures.WIDTH
+                assert 0 < float(attributes["y"]) <= height
+
+
+def test_no_two_methods_look_alike_without_colour() -> None:
+    """Sixteen methods: shape, and filled or hollow."""
+    shapes = {re.sub(r"c\d", "c", figures.marker(place, 0, 0)) for place in range(16)}
+    assert len(shapes) == 16
+
+
+class TestInABrowser:
+    """Oracle: Chromium."""
+
+    def test_sorting(self, page: str, tmp_path: Path) -> None:
+        """By a click on a head: numbers as numbers, the majority stays, a second click turns."""
+        script = """
+        const table = document.querySelector("table"), found = [];
+        const read = (k) => [...table.tBodies[0].rows].map((row) => row.cells[k].textContent);
+        for (const [column, clicks] of [[1, 1], [1, 1], [4, 1], [0, 1]]) {
+          const head = table.tHead.rows[0].cells[column], button = head.querySelector("button");
+          button.focus();
+          const isFocused = document.activeElement === button && button.tabIndex === 0;
+          button.click();
+          found.push([read(column), head.getAttribute("aria-sort"), isFocused]);
+        }
+        return found;"""
+        answer = asked(page, script, tmp_path)
+        assert answer["faults"] == []
+        up, down, scores, names = answer["answer"]
+        assert [each[1] for each in answer["answer"]] == [
+            *("ascending", "descending", "ascending", "ascending"),
+        ]
+        assert all(each[2] for each in answer["answer"])
+        numbers = [float(text) for text in up[0][1:]]
+        assert up[0][0] == "" and numbers == sorted(numbers) and numbers[0] < 0.001
+        assert [float(text) for text in down[0][1:]] == numbers[::-1]
+        means = [float(text.split()[0]) for text in scores[0][1:]]
+        assert means == sorted(means)
+        assert names[0][0] == "majority baseline" and names[0][1] == NASTY
+
+    @pytest.mark.parametrize("width", [360, 1280])
+    def test_nothing_is_wider_than_the_window(self, page: str, tmp_path: Path, width: int) -> None:
+        """And no label of a figure is cut off, or covers another one."""
+        script = """
+        const root = document.documentElement, overlaps = [], cut = [];
+        for (const svg of document.querySelectorAll("svg")) {
+          const frame = svg.getBoundingClientRect();
+          const boxes = [...svg.querySelectorAll("text")].map((text) =>
+            [text.firstChild.textContent, text.getBoundingClientRect()]);
+          for (const [k, [name, a]] of boxes.entries()) {
+            if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1
+                || a.bottom > frame.bottom + 1) cut.push(name);
+            for (const [other, b] of boxes.slice(0, k)) {
+              const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+              const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+              const scale = frame.width / 340;
+              if (w > 2 * scale && h > 4 * scale) overlaps.push([name, other, w, h]);
+            }
+          }
+        }
+        return { inner: window.innerWidth, wide: root.scrollWidth, overlaps, cut,
+                 size: parseFloat(window.getComputedStyle(document.body).fontSize) };"""
+        answer: dict[str, Any] = asked(page, script, tmp_path, width)
+        found = answer["answer"]
+        assert answer["faults"] == []
+        assert found["inner"] >= found["wide"] > width - 30
+        assert found["overlaps"] == [] and found["cut"] == []
+        assert found["size"] == 16
+
+
+class TestPlaces:
+    def test_apart(self) -> None:
+        placed = figures.apart([50, 52, 51, 90], 10, 0, 100)
+        assert placed == pytest.approx([41, 61, 51, 90])  # around their middle, in their order
+        assert figures.apart([99, 99, 98], 10, 0, 100) == pytest.approx([90, 100, 80])
+        assert figures.apart([5], 10, 8, 100) == [8]
+
+    def test_beside(self) -> None:
+        spots = [(100.0, 100.0), (104.0, 102.0), (330.0, 100.0)]
+        placed = figures.beside(spots, ["first", "second", "a longer one"], (40, 16, 340, 280))
+        boxes = [
+            (x, y - 6, x + figures.width_of(label), y + 6)
+            for (x, y), label in zip(placed, ["first", "second", "a longer one"], strict=True)
+        ]
+        assert all(box[0] >= 40 and box[2] <= 340 for box in boxes)
+        assert not any(
+            figures._overlap(one, two) for k, one in enumerate(boxes) for two in boxes[:k]
+        )
+
+    @pytest.mark.parametrize(
+        ("low", "high", "expected"),
+        [(0.61, 0.78, [0.65, 0.7, 0.75]), (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (-3, 8, None)],
+    )
+    def test_ticks(self, low: float, high: float, expected: list[float] | None) -> None:
+        found = figures.ticks(low, high)
+        assert expected is None or found == pytest.approx(expected)
+        assert 2 <= len(found) <= 6 and all(low - 1e-9 <= each <= high + 1e-9 for each in found)
+
+
+def test_files_are_replaced_as_a_whole(folder: Path, tmp_path: Path) -> None:
+    report = make_report(folder)
+    out = tmp_path / "new" / "place"
+    names = ["report.csv", "report.html", "report.md", "report.tex"]
+    for _ in range(2):
+        assert sorted(path.name for path in write_report(report, out)) == names
+        assert sorted(path.name for path in out.iterdir()) == names
+    assert (out / "report.html").read_text(encoding="utf-8") == html(report)
+    (out / "report.md").unlink()
+    (out / "report.md").mkdir()
+    with pytest.raises(ConfigError, match=r"report\.md cannot be written"):
+        write_report(report, out)
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_the_best_and_the_paper_s_score_stand_below_the_mean(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.7, 0.72)):
+        large = {"base": LARGE_CASED, "trainable": 7_484_418, "method": "SPAFIT-4-9-II"}
+        write_run(tmp_path / str(seed), score, seed=seed, **large)
+    page = html(make_report(tmp_path))
+    cell = '<td class="n" data-v="0.710">0.710 ± 0.014 <small>best 0.720; paper 0.76</small></td>'
+    assert cell in page
+
+
+def test_a_single_run_has_a_page(tmp_path: Path) -> None:
+    """No spread, no comparison, no mean over tasks; a score that never changes."""
+    run = write_run(tmp_path / "run", 0.5, task="tickets", metrics={"accuracy": 0.5})
+    page = html(make_report(run))
+    assert "nan" not in page and page.count("<svg") == 4
+    write_run(tmp_path / "going" / "run", 0.5, status="running")
+    page = html(make_report(tmp_path / "going"))
+    assert "0 finished runs" in page and "running, or its process was killed" in page

@@ -1,0 +1,255 @@
+"""What a report computes of runs.
+
+Oracle: numbers worked out by hand from run folders written by hand, and scipy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from support.written_runs import LARGE_CASED, write_run
+
+from spafit.experiments.report.published import TABLE_2, TASKS, paper_score
+from spafit.experiments.report.tables import make_report
+
+OURS = (0.72, 0.75, 0.70)
+OTHERS = (0.70, 0.71, 0.69)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two SPAFITs, LoRA-II and BitFit on RTE and CoLA; three seeds, two of BitFit."""
+    folder = tmp_path_factory.mktemp("grid")
+    for task, shift in (("rte", 0.0), ("cola", -0.2)):
+        majority = 0.53 if task == "rte" else 0.0
+        for method, scores in {
+            "SPAFIT-1-3-II": OURS,
+            "SPAFIT-1-3-I": (0.6, 0.6, 0.6),
+            "Full LoRA-II": OTHERS,
+            "Full BitFit": (0.66, 0.67),
+        }.items():
+            for seed, score in enumerate(scores):
+                answers = [("a", "ab"[(seed + k) % 2 and k < 2]) for k in range(8)]
+                write_run(
+                    folder / task / method / f"seed-{seed}",
+                    score + shift,
+                    task=task,
+                    method=method,
+                    seed=seed,
+                    answers=answers,
+                    majority=majority,
+                    trainable=500_000 if task == "rte" else 500_385,
+                )
+    return folder
+
+
+def test_a_cell(grid: Path) -> None:
+    report = make_report(grid)
+    assert [task.display for task in report.tasks] == ["CoLA", "RTE"]
+    assert [task.metric for task in report.tasks] == ["matthews", "accuracy"]
+    assert [task.majority for task in report.tasks] == [0.0, 0.53]
+    row = next(row for row in report.rows if row.label == "SPAFIT-1-3-II")
+    cell = row.cells["rte"]
+    assert cell.spread.mean == pytest.approx(sum(OURS) / 3)
+    assert cell.spread.deviation == pytest.approx(stats.tstd(OURS))
+    assert (cell.best, cell.paper, cell.seeds) == (0.75, None, ("0", "1", "2"))
+    assert row.mean == pytest.approx(sum(OURS) / 3 - 0.1)
+    assert row.trainable == (500_000, 500_385)
+    assert row.seconds == pytest.approx(61.0)
+    assert row.peak_memory_mib == pytest.approx(401.0)
+
+
+def test_comparisons(grid: Path) -> None:
+    """The best SPAFIT against every other method, on the seeds that both have."""
+    report = make_report(grid)
+    assert report.ours == "SPAFIT-1-3-II"
+    found = {(each.other, each.on): each for each in report.comparisons}
+    assert {other for other, _ in found} == {"Full BitFit", "Full LoRA-II"}
+    on_rte = found["Full LoRA-II", "RTE"]
+    assert on_rte.test is not None and on_rte.seeds == 3
+    assert on_rte.test.difference == pytest.approx(sum(OURS) / 3 - sum(OTHERS) / 3)
+    assert on_rte.test.p == pytest.approx(stats.ttest_rel(OURS, OTHERS).pvalue)
+    of_all = found["Full LoRA-II", "mean of 2 tasks"]
+    assert of_all.test is not None
+    assert of_all.test.p == pytest.approx(on_rte.test.p)  # the same differences on both tasks
+    assert found["Full BitFit", "RTE"].seeds == 2
+
+
+def test_the_mean_is_of_each_seed_over_tasks(tmp_path: Path) -> None:
+    scores = {
+        ("rte", "SPAFIT-1-3-II"): (0.70, 0.74, 0.71),
+        ("cola", "SPAFIT-1-3-II"): (0.50, 0.45, 0.49),
+        ("rte", "Full LoRA-II"): (0.69, 0.69, 0.70),
+        ("cola", "Full LoRA-II"): (0.47, 0.46, 0.44),
+    }
+    for (task, method), each in scores.items():
+        for seed, score in enumerate(each):
+            write_run(
+                tmp_path / f"{task}{method}{seed}", score, task=task, method=method, seed=seed
+            )
+    means = [
+        [(scores["rte", m][k] + scores["cola", m][k]) / 2 for k in range(3)]
+        for m in ("SPAFIT-1-3-II", "Full LoRA-II")
+    ]
+    [found] = [each for each in make_report(tmp_path).comparisons if "mean" in each.on]
+    assert found.test is not None
+    assert found.test.p == pytest.approx(stats.ttest_rel(*means).pvalue)
+
+
+def test_a_single_seed_has_no_test(tmp_path: Path) -> None:
+    for seed, method in enumerate(("SPAFIT-1-3-II", "Full BitFit")):
+        write_run(tmp_path / method, 0.7, method=method, seed=seed)
+    report = make_report(tmp_path)
+    assert report.comparisons == ()
+    assert report.notes == ("no paired test: it needs two seeds that two methods have in common",)
+
+
+def test_of_an_error_less_is_better(tmp_path: Path) -> None:
+    for method, errors in {"SPAFIT-1-3-I": (0.3, 0.4), "SPAFIT-1-3-II": (0.6, 0.7)}.items():
+        for seed, error in enumerate(errors):
+            write_run(
+                tmp_path / f"{method}{seed}",
+                0.0,
+                task="price",
+                method=method,
+                seed=seed,
+                result={
+                    "metrics": {"mean_squared_error": error},
+                    "majority": {"mean_squared_error": 1.0},
+                    "history": [],
+                    "trainable": 5,
+                    "examples_per_s": 1.0,
+                    "peak_memory_mib": 1.0,
+                    "seconds": 1.0,
+                },
+            )
+    report = make_report(tmp_path)
+    assert report.ours == "SPAFIT-1-3-I"
+    assert [row.cells["price"].best for row in report.rows] == [0.3, 0.6]
+
+
+def test_agreement(grid: Path) -> None:
+    """By hand: of 8 answers, the first two of seeds 0 and 2 are "ab", of seed 1 "ba"."""
+    found = {(each.label, each.task): each for each in make_report(grid).agreements}
+    each = found["SPAFIT-1-3-II", "RTE"]
+    assert each.is_share and each.runs == 3
+    assert each.value == pytest.approx((6 / 8 + 1 + 6 / 8) / 3)
+
+
+def test_agreement_of_scores_is_a_correlation(tmp_path: Path) -> None:
+    one, two = (1.0, 2.0, 3.5), (1.5, 1.25, 3.0)
+    for seed, scores in enumerate((one, two)):
+        answers = list(zip((1.0, 2.0, 3.0), scores, strict=True))
+        write_run(tmp_path / str(seed), 0.9, task="sts-b", seed=seed, answers=answers)
+    report = make_report(tmp_path)
+    [found] = report.agreements
+    assert report.notes == () and not found.is_share
+    assert found.value == pytest.approx(stats.pearsonr(one, two)[0])
+
+
+def test_no_agreement_is_made_up(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"a{seed}", 0.7, seed=seed)
+        labels = [("entailment", "entailment")] * (3 + seed)
+        write_run(tmp_path / f"b{seed}", 0.7, seed=seed, method="Full BitFit", answers=labels)
+        scores = [(1.0, "much")]
+        write_run(tmp_path / f"c{seed}", 0.7, seed=seed, task="sts-b", answers=scores)
+    report = make_report(tmp_path)
+    assert report.agreements == ()
+    assert report.notes == (
+        "Full BitFit, RTE: no agreement, because its runs have different dev examples",
+        "SPAFIT-1-3-II, STS-B: no agreement, because an answer is not a number",
+        "no agreement of a method's seeds, because a0 has no readable dev.tsv",
+    )
+
+
+def test_the_spread_is_divided_among_the_seeds(tmp_path: Path) -> None:
+    """Initial values matter, the order does not; dropout's seed goes with the order's."""
+    for init in (0, 1, 2):
+        for order in (0, 1):
+            settings = {"order_seed": order, "dropout_seed": order}
+            cell = {"settings": {"init_seed": init}}
+            write_run(
+                tmp_path / f"{init}{order}", 0.6 + init / 50, cell=cell, settings=settings, seed=9
+            )
+    [found] = make_report(tmp_path).shares
+    assert found.levels == {"initial values": 3, "order and dropout": 2}
+    expected = {"initial values": 1.0, "order and dropout": 0.0, "rest": 0.0}
+    assert found.shares == pytest.approx(expected, abs=1e-9)
+
+
+def test_seeds_that_vary_together_are_not_told_apart(grid: Path) -> None:
+    assert make_report(grid).shares == ()
+
+
+def test_choices(tmp_path: Path) -> None:
+    for rate, score in ((6e-5, 0.6), (2e-4, 0.7)):
+        for task in ("rte", "cola"):
+            write_run(
+                tmp_path / "choice" / f"{task}{rate}",
+                score - (0.2 if task == "cola" else 0),
+                task=task,
+                seed=100,
+                cell={"purpose": "choice"},
+                settings={"learning_rate": rate},
+            )
+    write_run(tmp_path / "it", 0.7, settings={"learning_rate": 2e-4})
+    report = make_report(tmp_path)
+    assert report.runs == 1
+    assert [(each.rate, each.is_taken) for each in report.choices] == [(6e-5, False), (2e-4, True)]
+    assert report.choices[0].scores == pytest.approx({"CoLA": 0.4, "RTE": 0.6})
+    assert report.choices[1].mean == pytest.approx(0.6)
+
+
+def test_curves(tmp_path: Path) -> None:
+    for seed, score in ((0, 0.7), (1, 0.8)):
+        write_run(tmp_path / str(seed), score, seed=seed)
+    [curve] = make_report(tmp_path).curves["rte"]
+    assert [epoch for epoch, _ in curve.points] == [1, 2, 3]
+    assert [spread.mean for _, spread in curve.points] == pytest.approx([0.65, 0.75, 0.73])
+    assert curve.points[0][1].deviation == pytest.approx(stats.tstd([0.6, 0.7]))
+
+
+class TestPublished:
+    """Oracle: rows of the paper's Table 2, copied by hand."""
+
+    def test_the_paper_s_table(self) -> None:
+        assert len(TABLE_2) == 10 and len(TASKS) == 9
+        millions, scores = TABLE_2["SPAFIT-4-9-II"]
+        assert millions == 7.49
+        assert list(scores.values()) == [0.64, 0.87, 0.92, 0.92, 0.91, 0.76, 0.93, 0.90, 0.56]
+        assert TABLE_2["Full BitFit"][1]["rte"] == 0.61
+        assert TABLE_2["Full LoRA-I"][1]["sts-b"] == 0.88
+        assert paper_score("Full LoRA-II", "mrpc", "f1", 12_584_962) == 0.92
+        assert paper_score("Full LoRA-II", "mrpc", "f1", 3_147_778) is None  # r is 16
+        assert paper_score("Full LoRA-II", "mrpc", "accuracy", 12_584_962) is None
+        assert paper_score("Full BitFit", "mrpc", "f1", 272_386) == 0.83
+        assert paper_score("Houlsby", "mrpc", "f1", 7) is None
+
+    def test_stands_beside_runs_of_its_base_alone(self, tmp_path: Path) -> None:
+        base, method = LARGE_CASED, "SPAFIT-4-9-II"
+        write_run(tmp_path / "large", 0.7, method=method, base=base, trainable=7_484_418)
+        write_run(tmp_path / "small", 0.7, method="Full LoRA-II")
+        report = make_report(tmp_path)
+        found = {row.label: row.cells["rte"].paper for row in report.rows}
+        assert found == {method: 0.76, "Full LoRA-II": None}
+        [anchor] = report.anchors
+        assert anchor.scores == {"rte": {"accuracy": 0.700}}
+
+    def test_other_bases_have_none(self, grid: Path) -> None:
+        assert make_report(grid).anchors == ()
+
+
+def test_what_a_reader_should_know(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0.7, data={"dev": {"sha256": "one"}})
+    write_run(tmp_path / "b", 0.7, seed=1, data={"dev": {"sha256": "two"}})
+    write_run(tmp_path / "c", 0.7, task="mrpc", metrics={"f1": 0.8, "accuracy": 0.7})
+    other = {"metrics": {"accuracy": 0.7}, "majority": {"accuracy": 0.6}, "history": []}
+    costs = {"trainable": 5, "examples_per_s": 1.0, "peak_memory_mib": 1.0, "seconds": 1.0}
+    write_run(tmp_path / "d", 0.7, task="mrpc", seed=1, result={**other, **costs})
+    report = make_report(tmp_path)
+    assert "RTE: its runs were scored on different dev files" in report.notes
+    assert "SPAFIT-1-3-II, MRPC: runs without f1: 1" in report.notes
+    assert report.rows[0].cells["mrpc"].seeds == ("0",)
