@@ -15,7 +15,7 @@ PACKAGE = Path(spafit.__file__).parent
 
 # From the ground up: a room may import what stands before it. The files at the top of the package
 # are the core (tests/test_core_stands_alone.py), with kernels/.
-ROOMS = "core files machine weights text tasks runs training interop demo cli".split()
+ROOMS = "core files machine weights text tasks runs training experiments interop demo cli".split()
 OUTSIDE = ("__init__", "__main__", "glue", "version")  # they belong to no room
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
