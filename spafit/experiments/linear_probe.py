@@ -133,7 +133,7 @@ def fit(
         learnt,
         max_iter=_MOST_ITERATIONS,
         tolerance_grad=tolerance,
-        tolerance_change=tolerance * 1e-4,
+        tolerance_change=tolerance * 1e-3,
         line_search_fn="strong_wolfe",
     )
 

@@ -31,7 +31,7 @@ from spafit.tasks.task import Dataset, Label, Task
 LEAST_ROWS = 10
 """The fewest training rows."""
 
-_DRAWS = 200
+_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class Probed:
         The task's first metric on dev, of the probe on the mix of layers 0 to l.
     weights : numpy.ndarray, (L + 1, seeds)
         s of the mix of all layers.
-    error : float
-        By how much other rows of dev would move the first metric of the best layer: the standard
-        error, by the bootstrap.
+    drawn : numpy.ndarray, (L + 1, draws)
+        As ``cumulative``, of the first seed, on rows of dev drawn with replacement: every layer on
+        the same ones.
     """
 
     scores: dict[str, Floats]
     strengths: Floats
     cumulative: Floats
     weights: Floats
-    error: float
+    drawn: Floats
 
     @property
     def metric(self) -> str:
@@ -70,15 +70,21 @@ class Probed:
         means = self.scores[self.metric].mean(axis=1)
         return int(np.argmax(_sign(self.metric) * means))
 
+    @property
+    def error(self) -> float:
+        """The standard error of a score for want of more rows of dev, of the layer's with most."""
+        return float(deviation(self.drawn).max())
+
     def first_gain(self) -> int | None:
         """Return the first layer with which a mix does better than the embeddings alone.
 
-        That is the least l at which the mean over seeds of cumulative[l] - cumulative[0] is larger
-        than its standard deviation over seeds and than :attr:`error`; None if there is none.
+        That is the least l at which the mean over seeds of cumulative[l] - cumulative[0] is more
+        than twice its uncertainty: its standard deviation over seeds, and that over the draws of
+        dev's rows, taken together as sqrt(a² + b²). None if there is no such layer.
         """
         gains = _sign(self.metric) * (self.cumulative - self.cumulative[0])  # (L + 1, seeds)
-        least = np.maximum(deviation(gains), self.error)
-        found = np.flatnonzero(gains.mean(axis=1)[1:] > least[1:])
+        uncertainty = np.hypot(deviation(gains), deviation(self.drawn - self.drawn[0]))
+        found = np.flatnonzero(gains.mean(axis=1)[1:] > 2 * uncertainty[1:])
         return int(found[0]) + 1 if len(found) else None
 
 
@@ -202,7 +208,7 @@ class _Fits:
         metric = self.task.metrics[0]
         scores = {name: np.zeros((L1, len(seeds))) for name in self.task.metrics}
         strengths, cumulative, weights = (np.zeros((L1, len(seeds))) for _ in range(3))
-        first: list[Probe] = []
+        drawn = np.zeros((L1, _DRAWS))
         for layer in range(L1):
             X, X_dev = self.X[layer : layer + 1], self.X_dev[layer : layer + 1]
             axes = Axes.of(X)
@@ -212,7 +218,6 @@ class _Fits:
                 strengths[layer, column] = strength
                 for name, score in self.score(fitted, X_dev).items():
                     scores[name][layer, column] = score
-                first += [fitted] if column == 0 else []
                 progress.update()
         all_axes = [Axes.of(self.X[: layer + 1]) for layer in range(L1)]
         for column, seed in enumerate(seeds):
@@ -221,15 +226,11 @@ class _Fits:
                 X, X_dev = self.X[: layer + 1], self.X_dev[: layer + 1]
                 fitted = fit_bootstrap(X, self.y, strength, C, seed, all_axes[layer])
                 cumulative[layer, column] = self.score(fitted, X_dev)[metric]
+                if column == 0:
+                    drawn[layer] = self.drawn(fitted, X_dev)
                 progress.update()
             weights[:, column] = fitted.s.numpy()
-        found = Probed(scores, strengths, cumulative, weights, 0.0)
-        best = found.best_layer
-        predictions, probabilities = self.predict(first[best], self.X_dev[best : best + 1])
-        low, high = scoring.intervals(
-            self.task, predictions, self.references, probabilities, samples=_DRAWS
-        )[metric]
-        return dataclasses.replace(found, error=(high - low) / 2 / 1.96)
+        return Probed(scores, strengths, cumulative, weights, drawn)
 
     def predict(self, fitted: Probe, X: torch.Tensor) -> tuple[list[Label], Floats | None]:
         outputs = fitted(X)
@@ -244,8 +245,26 @@ class _Fits:
         return scoring.compute(self.task, predictions, self.references, probabilities)
 
 
+    def drawn(self, fitted: Probe, X: torch.Tensor) -> list[float]:
+        """Return the first metric on rows of dev that are drawn with replacement, always alike."""
+        task = dataclasses.replace(self.task, metrics=self.task.metrics[:1])
+        predictions, probabilities = self.predict(fitted, X)
+        generator = np.random.default_rng(0)
+        found = []
+        for _ in range(_DRAWS):
+            rows = generator.integers(len(predictions), size=len(predictions)).tolist()
+            scored = scoring.compute(
+                task,
+                [predictions[row] for row in rows],
+                [self.references[row] for row in rows],
+                None if probabilities is None else probabilities[rows],
+            )
+            found += scored.values()
+        return found
+
+
 def chance(task: Task, train: Dataset, dev: Dataset) -> dict[str, float]:
-    """Score guesses drawn at random from the labels of the training rows: the mean of 200 draws.
+    """Score guesses drawn at random from the labels of the training rows: the mean of 100 draws.
 
     Where probabilities are scored, those of a guess are the shares of the labels.
     """

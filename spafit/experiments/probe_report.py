@@ -179,8 +179,8 @@ def what_it_says(found: dict[str, Probed]) -> str:
     first = found[kind].first_gain()
     if first is None:
         return (
-            "No mix of layers does better than the embeddings alone by more than that and the "
-            "spread: the probe says nothing of N1."
+            "No mix of layers does better than the embeddings alone by more than chance may: the "
+            "probe says nothing of N1."
         )
     if first == 1:
         return (
@@ -189,8 +189,8 @@ def what_it_says(found: dict[str, Probed]) -> str:
         )
     below = "layer 0 adds" if first == 2 else f"layers 0 to {first - 2} add"
     return (
-        f"In spafit's numbers {below} nothing to the embeddings that a linear probe can read, and "
-        f"layer {first - 1} does: a reason to try N1 = {first - 2}. It is a suggestion and no "
+        f"In spafit's numbers {below} nothing to the embeddings that these probes could tell "
+        f"from chance, and layer {first - 1} does: a reason to try N1 = {first - 2}. It is a suggestion and no "
         "more: what those layers prepare may matter all the same, and nothing was trained."
     )
 
