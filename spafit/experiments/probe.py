@@ -244,13 +244,12 @@ class _Fits:
         predictions, probabilities = self.predict(fitted, X)
         return scoring.compute(self.task, predictions, self.references, probabilities)
 
-
     def drawn(self, fitted: Probe, X: torch.Tensor) -> list[float]:
         """Return the first metric on rows of dev that are drawn with replacement, always alike."""
         task = dataclasses.replace(self.task, metrics=self.task.metrics[:1])
         predictions, probabilities = self.predict(fitted, X)
         generator = np.random.default_rng(0)
-        found = []
+        found: list[float] = []
         for _ in range(_DRAWS):
             rows = generator.integers(len(predictions), size=len(predictions)).tolist()
             scored = scoring.compute(

@@ -190,8 +190,9 @@ def what_it_says(found: dict[str, Probed]) -> str:
     below = "layer 0 adds" if first == 2 else f"layers 0 to {first - 2} add"
     return (
         f"In spafit's numbers {below} nothing to the embeddings that these probes could tell "
-        f"from chance, and layer {first - 1} does: a reason to try N1 = {first - 2}. It is a suggestion and no "
-        "more: what those layers prepare may matter all the same, and nothing was trained."
+        f"from chance, and layer {first - 1} does: a reason to try N1 = {first - 2}. It is a "
+        "suggestion and no more: what those layers prepare may matter all the same, and nothing "
+        "was trained."
     )
 
 

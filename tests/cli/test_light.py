@@ -22,7 +22,7 @@ LIGHT = (
     [],
     ["--help"],
     ["--version"],
-    *([verb, "--help"] for verb in "demo plan download train eval predict doctor".split()),
+    *([verb, "--help"] for verb in "demo plan download train eval predict probe doctor".split()),
     ["paint"],
     ["train", "--epoch", "3"],
     ["train", "--task", "rte", "--method", "bitfit", "--epochs", "0"],

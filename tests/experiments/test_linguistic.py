@@ -36,7 +36,9 @@ def words(text: str) -> list[str]:
 
 
 def bag(example) -> Counter:
-    return Counter(words(example.text_a) + ["asked " + each for each in words(example.text_b or "")])
+    return Counter(
+        words(example.text_a) + ["asked " + each for each in words(example.text_b or "")]
+    )
 
 
 @pytest.mark.parametrize("name", TASKS)

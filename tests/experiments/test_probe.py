@@ -6,12 +6,14 @@ Oracle: states of which layer 3 alone knows the label; Tenney et al.'s two summa
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
 from spafit.errors import ConfigError, DataError
+from spafit.experiments import linear_probe
 from spafit.experiments.probe import (
     Probed,
     center_of_gravity,
@@ -49,8 +51,16 @@ def made(task: Task, knows: int = 3) -> tuple[dict[str, dict[str, torch.Tensor]]
     return states, data
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_strengths() -> Iterator[None]:
+    """Save time: which λ there are is not the question here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_probe, "STRENGTHS", (0.1, 0.01))
+        yield
+
+
 @pytest.fixture(scope="module")
-def found() -> dict[str, Probed]:
+def found(few_strengths: None) -> dict[str, Probed]:
     states, (train, dev) = made(CLASSES)
     return probe(states, train, dev, [0, 1])
 
