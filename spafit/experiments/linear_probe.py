@@ -10,8 +10,9 @@ V alone, so this product is what is learnt and penalised here, as W. What is min
 
     mean cross entropy + λ/2 ‖W‖²          (for scores: half the mean squared error + λ/2 ‖W‖²)
 
-over W, b and a; b and a are not penalised. With one layer it is multinomial logistic regression
-(scikit-learn's C is 1/(nλ)), or ridge regression.
+over W, b and a; b and a are not penalised. (The penalty favours a mix of few layers, because the
+mean of unlike features is smaller than each, and needs a larger W.) With one layer it is
+multinomial logistic regression (scikit-learn's C is 1/(nλ)), or ridge regression.
 """
 
 from __future__ import annotations

@@ -62,8 +62,9 @@ def draw(found: dict[str, Probed], summary: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("layer (0: embeddings)")
     axes.set_ylabel(f"{metric} on dev")
     seeds = len(summary["seeds"])
+    of = f"{summary['display']}, {Path(summary['model']).name}"
     axes.set_title(
-        f"{summary['display']}, {summary['model']}: linear probe of each layer, {seeds} seeds",
+        f"{of:.60}: linear probe of each layer, {seeds} seed{'s' if seeds > 1 else ''}",
         fontsize="medium",
         parse_math=False,
     )
