@@ -161,6 +161,26 @@ class TestLabels:
             assert set(places) == set(range(1, 9)), places
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_a_real_model_knows_what_a_bag_of_words_does_not(name, minilm_folder):
+    """The best layer of MiniLM is a tenth above chance or more; the last one and the first less."""
+    from spafit import load_pretrained, load_tokenizer
+    from spafit.experiments.probe import probe
+    from spafit.experiments.states import layer_states
+    from spafit.training.inference import encode
+
+    model, tokenizer = load_pretrained(minilm_folder), load_tokenizer(minilm_folder)
+    train, dev = datasets(name)
+    data = {"train": train, "dev": dev}
+    states = {s: layer_states(model, encode(model, tokenizer, d, None)) for s, d in data.items()}
+    means = [each.scores["accuracy"].mean(1) for each in probe(states, train, dev, [0]).values()]
+    best = max(means, key=max)
+    chance = 1 / len(TASKS[name].labels)
+    assert best.max() > chance + 0.1
+    assert abs(best[0] - chance) < 0.03 and best[-1] < best.max() - 0.02
+
+
 def test_what_is_refused():
     with pytest.raises(DataError, match="'rte' is no linguistic task; they are pos, number"):
         datasets("rte")
