@@ -212,7 +212,7 @@ def datasets(
     seed : int
         Determines which words are dev's, and the choice and the order of the sentences.
     train_size, dev_size : int
-        Numbers of rows, multiples of 4 up to 10,000.
+        Numbers of rows, multiples of 4 up to 4,000: of ``pos`` there are few more.
 
     Raises
     ------
@@ -222,8 +222,8 @@ def datasets(
     if name not in TASKS:
         raise DataError(f"{name!r:.80} is no linguistic task; they are {', '.join(TASKS)}")
     for size in (train_size, dev_size):
-        if size % 4 or not 4 <= size <= 10_000:
-            raise DataError(f"the sizes must be multiples of 4 from 4 to 10,000, found {size}")
+        if size % 4 or not 4 <= size <= 4_000:
+            raise DataError(f"the sizes must be multiples of 4 from 4 to 4,000, found {size}")
     make, pools = _MAKERS[name]
     draw = _Draw(3 * seed)
     for_train: list[str] = []

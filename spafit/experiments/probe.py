@@ -158,7 +158,7 @@ def probe(
     seeds : sequence of int
         Of the held-out rows and the bootstrap sample.
     quiet : bool
-        Whether to show no progress.
+        Whether to show no progress, as without a terminal.
 
     Returns
     -------
@@ -183,7 +183,10 @@ def probe(
     found = {}
     layers = len(states["train"][STATES[0]])
     with tqdm(
-        total=len(STATES) * layers * len(seeds) * 2, desc="probes", disable=quiet, leave=False
+        total=len(STATES) * layers * len(seeds) * 2,
+        desc="probes",
+        disable=quiet or None,
+        leave=False,
     ) as progress:
         for name in STATES:
             X, X_dev = standardise(states["train"][name], states["dev"][name])

@@ -69,7 +69,7 @@ def run_probe(
     out : Path
         The folder; it is made.
     quiet : bool
-        Whether to show no progress.
+        Whether to show no progress, as without a terminal.
 
     Returns
     -------

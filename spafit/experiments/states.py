@@ -40,7 +40,7 @@ def layer_states(
     encodings : Encodings
         n examples.
     quiet : bool
-        Whether to show no progress.
+        Whether to show no progress, as without a terminal.
 
     Returns
     -------
@@ -56,7 +56,9 @@ def layer_states(
     model.eval()
     try:
         with torch.inference_mode(), autocast("float32", device):
-            for start in tqdm(range(0, len(order), _BATCH), "states", disable=quiet, leave=False):
+            for start in tqdm(
+                range(0, len(order), _BATCH), "states", disable=quiet or None, leave=False
+            ):
                 rows = order[start : start + _BATCH]
                 batch = encodings.packed(rows).to(device)
                 X = model.bert.embeddings(*batch[:3])
@@ -100,7 +102,7 @@ def kept_states(
     say : callable of str
         Called with what was found.
     quiet : bool
-        Whether to show no progress.
+        Whether to show no progress, as without a terminal.
 
     Returns
     -------

@@ -184,5 +184,8 @@ def test_a_real_model_knows_what_a_bag_of_words_does_not(name, minilm_folder):
 def test_what_is_refused():
     with pytest.raises(DataError, match="'rte' is no linguistic task; they are pos, number"):
         datasets("rte")
-    with pytest.raises(DataError, match="multiples of 4 from 4 to 10,000, found 6"):
+    with pytest.raises(DataError, match="multiples of 4 from 4 to 4,000, found 6"):
         datasets("pos", 0, 6, 4)
+    with pytest.raises(DataError, match="found 4004"):
+        datasets("pos", 0, 4, 4004)
+    assert len(datasets("pos", 0, 4, 4000)[1]) == 4000  # of 4,368
