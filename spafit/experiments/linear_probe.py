@@ -5,8 +5,8 @@ With X (n, D) the states of the training rows, each feature standardised to mean
     one layer:       logits = X_l Vᵀ + b
     a scalar mix:    logits = (γ Σ_l s_l X_l) Vᵀ + b,    s = softmax(a)
 
-Tenney, Das and Pavlick (2019, arXiv 1905.05950), Eq. (1). A linear probe sees the product of γ and
-V alone, so this product is what is learnt and penalised here, as W. What is minimised is
+The mix is that of Tenney, Das and Pavlick (2019, arXiv 1905.05950). A linear probe sees the product
+of γ and V alone, so this product is what is learnt and penalised here, as W. What is minimised is
 
     mean cross entropy + λ/2 ‖W‖²          (for scores: half the mean squared error + λ/2 ‖W‖²)
 

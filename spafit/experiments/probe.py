@@ -91,7 +91,7 @@ class Probed:
 def center_of_gravity(weights: Floats) -> Floats:
     """Return Σ_l l s_l, l from 0 to L: the mean layer that a mix attends to.
 
-    Tenney et al. (2019), Eq. (2).
+    Of the scalar mixing weights of Tenney et al. (2019).
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def expected_layer(cumulative: Sequence[float] | Floats) -> float | None:
     """Return Σ_l l Δ_l / Σ_l Δ_l, l from 1 to L: the mean layer at which a task is solved.
 
     Δ_l is the differential score: that of the probe on layers 0 to l less that of the one on 0 to
-    l - 1. Tenney et al. (2019), Eqs. (3) and (4).
+    l - 1: the cumulative scoring of Tenney et al. (2019).
 
     Parameters
     ----------

@@ -128,7 +128,7 @@ def screen(found: dict[str, Probed], summary: dict[str, Any]) -> str:
         f"linear probe fitted on {rows['train']:,} ({spread})",
         80,
     )
-    width = 16
+    width = 17
     lines += [
         "",
         f"{'':<8}{SHOWN['cls']:<{2 * width}}{SHOWN['mean']}",
@@ -161,7 +161,8 @@ def screen(found: dict[str, Probed], summary: dict[str, Any]) -> str:
         "",
         "* the best layer. Layer 0 is the embeddings.",
         *textwrap.wrap(
-            f"Other rows of dev would move a score by ± {error:.3f} besides. {summary['says']}", 80
+            f"Other rows of dev would move a score by ± {error:.3f} besides. {summary['says']}",
+            80,
         ),
     ]
     return fitted("\n".join(map(str.rstrip, lines)), {})

@@ -16,6 +16,8 @@ from support.small_runs import SmallRun, write_glue
 
 from spafit.cli import main
 from spafit.experiments import linear_probe, linguistic, probe_report
+from spafit.experiments.probe import Probed
+from spafit.experiments.probe_report import screen
 from spafit.experiments.states import FILE
 
 Run = Callable[..., tuple[int, str, str]]
@@ -91,7 +93,7 @@ def test_of_a_generated_task(run: Run, tmp_path: Path, monkeypatch: pytest.Monke
         assert text in last
     best = summary["states"]["cls"]["best_layer"]
     [line] = [line for line in table if line.startswith(f"{best:>5} ")]
-    assert line[:24].rstrip().endswith("*")
+    assert line[:25].rstrip().endswith("*")
     assert summary["says"] in " ".join(" ".join(table).split())
 
 
@@ -110,11 +112,29 @@ def test_of_glue_and_of_own_data(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert "for a figure of it: pip install 'spafit[plot]'" in out
     assert not (tmp_path / "probes" / "rte" / "probe.png").exists()
 
-    text = "".join(f"the cat sees {k} dogs,{k % 7 + 1.5}\n" for k in range(40))
+    text = "".join(f"the cat sees {k} dogs,{k % 7 * 800 + 1.5}\n" for k in range(40))
     (tmp_path / "scores.csv").write_text("text,label\n" + text)
     code, out, _ = run("--data", "scores.csv", "--regression", "--seeds", "0")
     assert code == 0 and "scores, " in out and "always the mean" in out
     assert (tmp_path / "probes" / "scores" / "probe.json").exists()
+
+
+def test_negative_scores_and_a_long_name_fit_the_table() -> None:
+    scores = np.array([[-0.5, -0.25], [-0.75, -0.5]])
+    one = Probed({"matthews": scores}, scores, scores, np.full((2, 2), 0.5), scores)
+    summary = {
+        "display": "Made",
+        "model": "m" * 200,
+        "rows": {"train": 10_000, "dev": 2_000},
+        "seeds": [0, 1],
+        "says": "Nothing.",
+        "states": {name: probe_report._summary(one) for name in ("cls", "mean")},
+        "chance": {"matthews": -0.125},
+        "majority": {"matthews": 0.0},
+    }
+    lines = screen({"cls": one, "mean": one}, summary).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "    0   " + "-0.375 ± 0.177 * -0.375 ± 0.177   " * 2 in [f"{x}   " for x in lines]
 
 
 @pytest.mark.parametrize(
