@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from spafit.errors import DataError
+from spafit.experiments import linguistic
 from spafit.experiments.linguistic import EITHER, NAMES, NOUNS, SAYING, TASKS, datasets
 from spafit.tasks.task import Dataset
 
@@ -159,6 +160,17 @@ class TestLabels:
                 assert len(back) == 1, each
                 places[back[0]] += 1
             assert set(places) == set(range(1, 9)), places
+
+
+def test_a_group_that_repeats_a_row_is_left_out_whole():
+    """Else the labels would not be balanced."""
+
+    def make(draw, number, words):
+        same = "same" if number < 2 else f"other {number}"
+        return {(same, None): "kept", (f"swapped {number}", None): "swapped"}
+
+    rows = linguistic._rows(make, linguistic._Draw(0), 4, [])
+    assert {text for (text, _), _ in rows} == {"same", "swapped 0", "other 2", "swapped 2"}
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ class TestTheProbes:
 
     def test_scores(self) -> None:
         states, (train, dev) = made(SCORES, knows=2)
-        found = probe(states, train, dev, [0, 1])
+        found = probe(states, train, dev, [0])
         one = found["mean"]
         assert one.scores["pearson"].mean(1)[2] > 0.95 and one.best_layer == 2
         # In the range of the scores: their variance is 400, and of what is not known 1.
@@ -134,10 +134,16 @@ class TestTheProbes:
         assert one.scores["mean_squared_error"].mean(1)[0] > 300
         assert one.first_gain() == 2
 
-    def test_of_a_metric_that_is_to_be_small(self) -> None:
-        states, (train, dev) = made(CLASSES.with_metric("log_loss"))
-        one = probe(states, train, dev, [0])["mean"]
-        assert one.metric == "log_loss" and one.best_layer == 3 and one.first_gain() == 3
+    def test_of_a_metric_that_is_to_be_small(self, found: dict[str, Probed]) -> None:
+        """Log loss: the same numbers read as a metric that is to be large say something else."""
+        loss = found["mean"].scores["log_loss"]
+        falls = np.array([[1.0], [1.0], [0.5], [0.6], [0.6]])
+        one = dataclasses.replace(
+            found["mean"], scores={"log_loss": loss}, cumulative=falls, drawn=np.zeros((5, 2))
+        )
+        assert one.best_layer == 3 and one.first_gain() == 2
+        other = dataclasses.replace(one, scores={"accuracy": loss})
+        assert other.best_layer != 3 and other.first_gain() is None
 
 
 class TestSummaries:

@@ -6,12 +6,14 @@ Oracle: the files against each other and against the probes themselves.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.small_runs import SmallRun, write_glue
 
 from spafit.cli import main
@@ -91,14 +93,23 @@ def test_of_a_generated_task(run: Run, tmp_path: Path, monkeypatch: pytest.Monke
         scores = summary["states"][state]["scores"]["accuracy"]
         text = f"{scores['mean'][4]:.3f} ± {scores['standard_deviation'][4]:.3f}"
         assert text in last
-    best = summary["states"]["cls"]["best_layer"]
-    [line] = [line for line in table if line.startswith(f"{best:>5} ")]
-    assert line[:25].rstrip().endswith("*")
     assert summary["says"] in " ".join(" ".join(table).split())
 
 
 def test_the_states_are_used_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     small_task(monkeypatch)
+    probe = functools.lru_cache(lambda seed, **_: real(*given, [seed]))
+    real, given = probe_report.probe, []
+
+    def once(*arguments, quiet):
+        """The states are what is asked about; the probes on them take longer."""
+        given[:] = given or arguments[:3]
+        for split, states in arguments[0].items():
+            for name, each in states.items():
+                assert torch.equal(each, given[0][split][name])
+        return probe(0)
+
+    monkeypatch.setattr(probe_report, "probe", once)
     arguments = ("--task", "number", "--seeds", "0", "--out", "new/here")
     first, again = run(*arguments), run(*arguments)
     assert again[1] == f"states: those kept in new/here/{FILE}\n" + first[1]
@@ -120,7 +131,7 @@ def test_of_glue_and_of_own_data(run: Run, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_negative_scores_and_a_long_name_fit_the_table() -> None:
-    scores = np.array([[-0.5, -0.25], [-0.75, -0.5]])
+    scores = np.array([[-0.75, -0.5], [-0.5, -0.25]])
     one = Probed({"matthews": scores}, scores, scores, np.full((2, 2), 0.5), scores)
     summary = {
         "display": "Made",
@@ -134,7 +145,7 @@ def test_negative_scores_and_a_long_name_fit_the_table() -> None:
     }
     lines = screen({"cls": one, "mean": one}, summary).splitlines()
     assert max(map(len, lines)) <= 80
-    assert "    0   " + "-0.375 ± 0.177 * -0.375 ± 0.177   " * 2 in [f"{x}   " for x in lines]
+    assert "    1   " + "-0.375 ± 0.177 * -0.375 ± 0.177   " * 2 in [f"{x}   " for x in lines]
 
 
 @pytest.mark.parametrize(

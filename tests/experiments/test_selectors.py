@@ -79,10 +79,15 @@ class TestGradients:
 
     @pytest.mark.parametrize("selector", [fisher_scores, gradient_norms])
     def test_change_nothing_and_give_0_where_nothing_trains(self, selector) -> None:
-        model = adapted("SPAFIT-1-3-II").train()
+        model = adapted("SPAFIT-1-3-II")
+        expected = selector(model, batches(2))
+        for layer in model.bert.encoder.layer:
+            layer.set_dropout(0.5)
+        model.train()
         before = {name: each.clone() for name, each in model.named_parameters()}
         found = selector(model, iter(batches(2)))
         assert found[:2].tolist() == [0, 0] and found[2:].min() > 0
+        assert torch.equal(found, expected)  # without dropout
         assert model.training and all(each.grad is None for each in model.parameters())
         for name, each in model.named_parameters():
             assert torch.equal(each, before[name])
