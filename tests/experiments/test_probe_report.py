@@ -118,8 +118,8 @@ def test_the_states_are_used_again(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_of_glue_and_of_own_data(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_report.importlib.util, "find_spec", lambda name: None)
     write_glue(tmp_path / "glue")
-    code, out, _ = run("--task", "rte", "--data", "glue", "--seeds", "0", "--rows", "20")
-    assert code == 0 and "accuracy on 11 rows of dev" in out and "fitted on 20 (1 seed)" in out
+    code, out, _ = run("--task", "rte", "--data", "glue", "--seeds", "0", "--rows", "10")
+    assert code == 0 and "accuracy on 10 rows of dev" in out and "fitted on 10 (1 seed)" in out
     assert "for a figure of it: pip install 'spafit[plot]'" in out
     assert not (tmp_path / "probes" / "rte" / "probe.png").exists()
 
