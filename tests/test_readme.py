@@ -105,6 +105,8 @@ def test_the_commands_run_in_order(places, monkeypatch, capsys, tmp_path):
             continue
         if arguments[0] == "train":
             arguments += ["--epochs", "1", "--max-length", "32", "--quiet"]
+        if arguments[0] == "probe":
+            arguments += ["--seeds", "0", "--rows", "20", "--quiet"]
         assert main(arguments) == 0, (command, capsys.readouterr().err)
     assert (tmp_path / "submissions" / "RTE.tsv").read_text().count("\n") == 3001
 

@@ -196,6 +196,8 @@ OTHERS = (
     "arxiv.org/abs/2405.00201",
     "arXiv 2202.10054",
     "arxiv.org/abs/2202.10054",
+    "arXiv 1905.05950",
+    "arxiv.org/abs/1905.05950",
     "22.7 million numbers",
     "SPAFIT-20%-40%-II",
     "dropout 0.1,",

@@ -17,7 +17,7 @@ from spafit.tasks.task import Dataset, Task
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The options of ``spafit train`` that name the data.
+    """The options of ``spafit train`` and ``spafit probe`` that name the data.
 
     Attributes
     ----------
@@ -48,6 +48,12 @@ class DataOptions:
     dev_share: float = 0.2
     split_seed: int = 0
     max_bad_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_bad_rows < 0:
+            raise ConfigError(
+                f"--max-bad-rows must be a whole number of at least 0: {self.max_bad_rows}"
+            )
 
     @property
     def is_own(self) -> bool:

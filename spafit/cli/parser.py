@@ -40,6 +40,7 @@ from spafit.version import __version__
 
 if TYPE_CHECKING:  # it imports torch, for which no help and no wrong option waits
     from spafit.cli.commands import PlanOptions
+    from spafit.cli.own_data import DataOptions
 
 _DESCRIPTION = "Fine-tune BERT by strata of layers (SPAFIT): frozen, biases, LoRA and biases."
 
@@ -203,7 +204,7 @@ def _prints_only(parsed: argparse.Namespace) -> bool:
     writes = any(getattr(parsed, option, None) for option in ("save", "output", "submission"))
     if parsed.verb == "grid":
         return bool(parsed.dry_run)
-    return parsed.verb not in ("train", "demo", "download", "report") and not writes
+    return parsed.verb not in ("train", "demo", "download", "report", "probe") and not writes
 
 
 def _let_go(stream: TextIO) -> None:
@@ -268,6 +269,9 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         return run_report(
             parsed.folder, parsed.out, parsed.submission, data=parsed.data, model=parsed.model
         )
+    if parsed.verb == "probe":
+        _probe(parsed)
+        return 0
     if parsed.verb == "eval":
         from spafit.cli.evaluating import evaluate_run
         from spafit.cli.trained import Trained
@@ -297,28 +301,14 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 def _train(parsed: argparse.Namespace) -> None:
     settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
     config = TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings)
-    from spafit.cli.own_data import DataOptions, refuse_wrong_place
-    from spafit.tasks.download import glue_cache
-    from spafit.tasks.own_files import TableForm
+    from spafit.cli.own_data import refuse_wrong_place
 
     refuse_wrong_place(parsed.task, parsed.data)
     from spafit.cli.training import ModelOptions, run_train  # after what is wrong without torch
 
     _note_if_busy()
     run_train(
-        DataOptions(
-            task=parsed.task,
-            data=glue_cache() if parsed.data is None else parsed.data,
-            dev=parsed.dev,
-            text=parsed.text,
-            text2=parsed.text2,
-            label=parsed.label,
-            regression=parsed.regression,
-            form=TableForm(parsed.delimiter, not parsed.unquoted, parsed.encoding or "utf-8"),
-            dev_share=parsed.dev_share,
-            split_seed=parsed.split_seed,
-            max_bad_rows=parsed.max_bad_rows,
-        ),
+        _data_options(parsed),
         _plan_options(parsed),
         ModelOptions(
             parsed.model,
@@ -349,8 +339,63 @@ def _grid(parsed: argparse.Namespace) -> int:
     return run_grid(options, dry=parsed.dry_run)
 
 
+def _data_options(parsed: argparse.Namespace) -> DataOptions:
+    from spafit.cli.own_data import DataOptions
+    from spafit.tasks.download import glue_cache
+    from spafit.tasks.own_files import TableForm
+
+    return DataOptions(
+        task=parsed.task,
+        data=glue_cache() if parsed.data is None else parsed.data,
+        dev=parsed.dev,
+        text=parsed.text,
+        text2=parsed.text2,
+        label=parsed.label,
+        regression=parsed.regression,
+        form=TableForm(parsed.delimiter, not parsed.unquoted, parsed.encoding or "utf-8"),
+        dev_share=parsed.dev_share,
+        split_seed=parsed.split_seed,
+        max_bad_rows=parsed.max_bad_rows,
+    )
+
+
+def _probe(parsed: argparse.Namespace) -> None:
+    from spafit.cli.own_data import refuse_wrong_place
+    from spafit.experiments import linguistic
+
+    is_generated = parsed.task in linguistic.TASKS and parsed.data is None
+    if is_generated:
+        for option in ("dev", "text", "text2", "label", "regression"):
+            if getattr(parsed, option):
+                raise ConfigError(
+                    f"--{option} is for a file of your own; the task {parsed.task} is generated"
+                )
+        train, dev = linguistic.datasets(parsed.task)
+        name = parsed.task
+    else:
+        refuse_wrong_place(parsed.task, parsed.data)
+        options = _data_options(parsed)
+        name = options.task_name
+    from spafit.experiments.probe_report import run_probe  # after what is wrong without torch
+
+    _note_if_busy()
+    if not is_generated:
+        train, dev = options.load()
+    run_probe(
+        parsed.model,
+        train,
+        dev,
+        seeds=parsed.seeds,
+        rows=parsed.rows,
+        out=Path("probes") / name if parsed.out is None else parsed.out,
+        revision=parsed.revision,
+        mapped=parsed.mapped,
+        quiet=parsed.quiet,
+    )
+
+
 def _note_if_busy() -> None:
-    """Say, before training, that other programs need the cores."""
+    """Say, before long work, that other programs need the cores."""
     import torch
 
     note = busy.busy_note(torch.get_num_threads())
@@ -511,6 +556,13 @@ def _parser() -> _Parser:
     )
     _add_report_options(
         verb("report", "compare the runs below a folder, over seeds", "spafit report runs")
+    )
+    _add_probe_options(
+        verb(
+            "probe",
+            "probe which layers of the frozen model know a task",
+            "spafit probe --task rte --model minilm\n  spafit probe --task order --model minilm",
+        )
     )
     verb("doctor", "show versions, devices, kernels, and what is missing", "spafit doctor")
     return parser
@@ -673,28 +725,8 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
 def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--task", help="a GLUE task, such as rte; or a name for data of your own")
     train.add_argument("--method", required=True, help="as for spafit plan")
-    train.add_argument(
-        "--model",
-        type=as_name,
-        default="google-bert/bert-large-cased",
-        help=_MODEL,
-    )
-    train.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
-    _add_no_mapped(train)
-    train.add_argument(
-        "--data",
-        type=as_path,
-        help="GLUE's root (default: the download cache), or a file of your own: CSV, TSV, JSONL, "
-        "parquet",
-    )
-    _add_own_data_options(train)
+    _add_model_and_data_options(train)
     _add_settings(train, "out", "overwrite")
-    train.add_argument(
-        "--max-bad-rows",
-        type=as_whole,
-        default=0,
-        help="malformed rows that may be left out (default %(default)s)",
-    )
     train.add_argument(
         "--split-special-tokens",
         action="store_true",
@@ -757,6 +789,58 @@ def _add_grid_options(grid: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the runs with what trains, their steps and the time that they take",
     )
+
+
+def _add_model_and_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        type=as_name,
+        default="google-bert/bert-large-cased",
+        help=_MODEL,
+    )
+    parser.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
+    _add_no_mapped(parser)
+    parser.add_argument(
+        "--data",
+        type=as_path,
+        help="GLUE's root (default: the download cache), or a file of your own: CSV, TSV, JSONL, "
+        "parquet",
+    )
+    _add_own_data_options(parser)
+    parser.add_argument(
+        "--max-bad-rows",
+        type=as_whole,
+        default=0,
+        help="malformed rows that may be left out (default %(default)s)",
+    )
+
+
+def _add_probe_options(probe: argparse.ArgumentParser) -> None:
+    probe.add_argument(
+        "--task",
+        help="a GLUE task, such as rte; pos, number, depth or order, which are generated; or a "
+        "name for data of your own",
+    )
+    _add_model_and_data_options(probe)
+    probe.add_argument(
+        "--seeds",
+        "--seed",
+        type=as_seed,
+        nargs="+",
+        default=[0, 1, 2, 3, 4],
+        metavar="SEED",
+        help="of the training rows that are drawn (default 0 1 2 3 4)",
+    )
+    probe.add_argument(
+        "--rows",
+        type=as_whole,
+        default=2000,
+        help="the most rows of train, and of dev, that are used (default %(default)s)",
+    )
+    probe.add_argument(
+        "--out", type=as_new_path, metavar="DIR", help="where to write (default probes/TASK)"
+    )
+    _add_settings(probe, "quiet")
 
 
 def _add_no_mapped(parser: argparse.ArgumentParser) -> None:

@@ -44,10 +44,6 @@ def run_train(
     init_seed: int | None = None,
 ) -> None:
     """Fine-tune for one seed or several, and print one screen for each."""
-    if data.max_bad_rows < 0:
-        raise ConfigError(
-            f"--max-bad-rows must be a whole number of at least 0: {data.max_bad_rows}"
-        )
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]

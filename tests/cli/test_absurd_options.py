@@ -169,6 +169,10 @@ def base_of(verb: str, small: SmallRun) -> list[str]:
         "download": ["download", "glue", "rte", "--folder=new"],
         "eval": ["eval", "run"],
         "predict": ["predict", "run", "--input=rows.tsv"],
+        "probe": [
+            *f"probe --task=rte --model={small.folder} --data=glue --quiet".split(),
+            "--out=new",
+        ],
         "train": train_arguments(small, "--out=new"),
         "grid": ["grid", "grid.json", f"--model={small.folder}", "--data=glue", "--out=new"],
     }[verb]
@@ -256,7 +260,8 @@ class TestEveryOption:
         line: str,
     ) -> None:
         train = " ".join(train_arguments(small))
-        refuse(line.format(train=train, model=small.folder).split())
+        probe = " ".join(base_of("probe", small))
+        refuse(line.format(train=train, probe=probe, model=small.folder).split())
         promise("absurd settings", 1, "all refused, nothing made")
 
     def test_a_sound_command_is_not_refused(
@@ -279,6 +284,7 @@ class TestEveryOption:
         monkeypatch.setattr("spafit.demo.run.run_demo", reached)
         monkeypatch.setattr("spafit.cli.doctor.report", reached)
         monkeypatch.setattr("spafit.experiments.grid.begin", reached)
+        monkeypatch.setattr("spafit.experiments.probe_report.probe", reached)
         for verb in TABLE:
             with pytest.raises(Reached):
                 main(base_of(verb, small))

@@ -20,8 +20,8 @@ from spafit.cli import parser as cli
 
 PACKAGE = Path(spafit.__file__).parent
 SHOWN_BY = {
-    "text/vocabulary.py": ("train", "eval", "predict", "plan"),
-    "tasks/glue.py": ("train", "eval", "predict"),
+    "text/vocabulary.py": ("train", "eval", "predict", "plan", "probe"),
+    "tasks/glue.py": ("train", "eval", "predict", "probe"),
     "training/inference.py": ("train", "eval", "predict"),
     "runs/record.py": ("eval", "predict"),
     "tasks/download.py": ("download",),
@@ -30,6 +30,7 @@ SHOWN_BY = {
     "training/settings.py": ("train",),
     "training/loop.py": ("train",),
     "training/prefix/kept.py": ("train",),
+    "experiments/probe_report.py": ("probe",),
 }
 OF_A_VERB = re.compile(r"(--[a-z][a-z0-9-]*) of spafit ([a-z]+)|spafit ([a-z]+) [^\n]*")
 OF_PIP = re.compile(r"pip install [^\n]*")

@@ -75,6 +75,17 @@ TABLES = {
 RUN = Option((*NO_PATH, "nowhere", ".", "/", "file", "pipe", "circle", "dangling", "damaged"))
 DATA = Option((*NO_PATH, "nowhere", "folder", "file", "pipe", "circle", "dangling", "/proc"))
 
+OWN_DATA = {  # not for a folder of GLUE's
+    "--dev": Option((*NO_PATH, "rows.tsv")),
+    "--text": Option((*NO_NAME, "sentence1")),
+    "--text2": Option((*NO_NAME, "sentence2")),
+    "--label": Option((*NO_NAME, "label")),
+    "--regression": FLAG,
+    "--dev-share": Option(NO_NUMBER),
+    "--split-seed": Option((*NO_WHOLE, "-1")),
+    **TABLES,
+}
+
 TABLE: dict[str, dict[str, Option]] = {
     "": {**HELP, "--version": FLAG, "verb": Option((*NO_CHOICE, "Train"))},
     "doctor": COMMON,
@@ -140,6 +151,22 @@ TABLE: dict[str, dict[str, Option]] = {
         "--cells": Option((*NO_CHOICE, "0/2", "3/2", "1/0", "-1/2", "1/2/3", "\u0661/2", "1 / 2")),
         "--dry-run": FLAG,
     },
+    "probe": {
+        **COMMON,
+        "--task": Option(
+            (*NO_NAME, "foo", "mnli-mm", "ax", "cola", "Order", "rte ", "\uff32\uff34\uff25")
+        ),
+        "--model": MODEL,
+        "--revision": Option((*NO_NAME, "main", "-")),  # the model is a folder
+        "--no-mapped": FLAG,
+        "--data": DATA,
+        "--max-bad-rows": BAD_ROWS,
+        **OWN_DATA,
+        "--seeds": SEED,
+        "--rows": Option((*NO_WHOLE[:-2], "0", "-1", "9"), {"10": "the least", str(2**63): "all"}),
+        "--out": Option(NO_FOLDER_TO_BE),
+        "--quiet": FLAG,
+    },
     "train": {
         **COMMON,
         **PLAN,
@@ -169,14 +196,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--weight-decay": Option((*NO_NUMBER, "-1", "1e308", "1.1"), {"0": "no decay", "1": "all"}),
         "--decay-biases": FLAG,
         "--warmup": Option((*NO_NUMBER, "-0.1", "1e308", "1.1"), {"0": "none", "1": "all steps"}),
-        "--dev": Option((*NO_PATH, "rows.tsv")),  # these are not for a folder of GLUE's
-        "--text": Option((*NO_NAME, "sentence1")),
-        "--text2": Option((*NO_NAME, "sentence2")),
-        "--label": Option((*NO_NAME, "label")),
-        "--regression": FLAG,
-        "--dev-share": Option(NO_NUMBER),
-        "--split-seed": Option((*NO_WHOLE, "-1")),
-        **TABLES,
+        **OWN_DATA,
         "--metric": Option((*NO_NAME, "pearson", "F1")),
         "--class-weights": Option((*NO_FILE_HERE, "even", "file")),
         "--label-smoothing": Option((*NO_NUMBER, "-1", "1.1"), {"0": "none, the default"}),
@@ -226,6 +246,9 @@ PAIRS = """
     download model folder
     download glue rte foo
     demo --model {model} --out file
+    {probe} --seeds 1 0 1
+    {probe} --seeds
+    {probe} --task order
     {train} --seeds 1 0 1
     {train} --seeds 1 -1
     {train} --seeds 1 2 --out file
