@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,10 @@ def _without_dropout(_: object) -> None:
 
 
 def _at_call(value: dict[str, Any]) -> None:
-    """Have the n-th gradient of this process fail: of memory, with NaN, an error, or by SIGKILL."""
+    """Have the n-th gradient of this process fail: for memory, with NaN, an error, by SIGKILL.
+
+    Or never end.
+    """
     from spafit.errors import DataError
     from spafit.training.step import TrainingStep
 
@@ -101,6 +105,8 @@ def _at_call(value: dict[str, Any]) -> None:
         if next(calls) in value["calls"]:
             if value["what"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if value["what"] == "hang":
+                time.sleep(600)
             if value["what"] == "bug":
                 raise KeyError("a bug")
             if value["what"] == "data":
@@ -149,6 +155,21 @@ def _failing_saves(_: object) -> None:
         raise CheckpointError("the disk is full")
 
     Checkpoints.save = refuse  # type: ignore[assignment, method-assign]
+
+
+def _patience(value: float) -> None:
+    from datetime import timedelta
+
+    from spafit.training.processes import group
+
+    group.TIMEOUT = timedelta(seconds=value)
+
+
+def _own_group(_: object) -> None:
+    """Have the caller make the process group."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
 
 
 def _count(value: str) -> None:
@@ -200,15 +221,18 @@ def _own_loop(value: dict[str, Any]) -> None:
     model.eval()  # without dropout, whose masks would differ
     if count > 1:
         dist.init_process_group("gloo")
-        network: Any = DistributedDataParallel(model)
-    else:
-        network = model
+    network: Any = spafit.interop.for_trainer(model) if value["wrapped"] else model
+    if count > 1:
+        network = DistributedDataParallel(network)
     optimizer = torch.optim.AdamW(spafit.parameter_groups(model, 1e-2))
     draw = torch.Generator().manual_seed(0)
     for _ in range(3):
         ids = torch.randint(5, 20, (6, 7), generator=draw)[rank::count]
         labels = torch.randint(0, 2, (6,), generator=draw)[rank::count]
-        torch.nn.functional.cross_entropy(network(ids), labels).backward()
+        if value["wrapped"]:
+            network(ids, labels=labels).loss.backward()
+        else:
+            torch.nn.functional.cross_entropy(network(ids), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
     if rank == 0:
@@ -225,6 +249,8 @@ TAMPERINGS: dict[str, Callable[[Any], None]] = {
     "at_call": _at_call,
     "stop_in_evaluation": _stop_in_evaluation,
     "dev_batches": _dev_batches,
+    "patience": _patience,
+    "own_group": _own_group,
     "failing_saves": _failing_saves,
     "count": _count,
     "own_loop": _own_loop,

@@ -91,7 +91,7 @@ class TestEquality:
         runs = [
             run("one", 1, **EXACT),
             run("two", 2, **EXACT, dev_batches=3, apart=apart),
-            run("three", 3, "--accumulation", "2", **EXACT),
+            run("three", 3, "--accumulation", "2", **EXACT, own_group=True),
         ]
         assert [ended(trainers) for _, trainers in runs] == [[0], [0, 0], [0, 0, 0]]
         for folder, trainers in runs[1:]:
@@ -284,6 +284,15 @@ class TestFailing:
             else:
                 assert not folder.exists()
 
+    def test_one_that_hangs_is_not_waited_for(self, zygote: Zygote, root: Path) -> None:
+        """Without a run folder, too."""
+        apart = {1: {"at_call": {"what": "hang", "calls": [2]}}}
+        first, hanging = train(zygote, arguments(root, None), 2, apart, patience=2)
+        assert first.wait(20) == 1
+        assert "another process of this run has ended or cannot be reached" in first.said()
+        hanging.kill()
+        assert hanging.wait() == -9
+
     def test_processes_that_train_different_runs(
         self, zygote: Zygote, root: Path, tmp_path: Path
     ) -> None:
@@ -357,13 +366,15 @@ class TestOutside:
             assert not differences(everything(forked / seed), everything(out / seed))
 
     def test_a_loop_of_one_s_own_with_ddp(self, zygote: Zygote, root: Path, tmp_path: Path) -> None:
+        """Oracle: the loop in one process; and of a model that is wrapped for a trainer."""
         found = []
-        for count in (1, 2):
-            out = tmp_path / f"{count}.safetensors"
-            own = {"model": str(root / "tiny"), "out": str(out)}
+        for count, wrapped in ((1, False), (2, False), (2, True)):
+            out = tmp_path / f"{count}-{wrapped}.safetensors"
+            own = {"model": str(root / "tiny"), "out": str(out), "wrapped": wrapped}
             trainers = train(zygote, [], count, own_loop=own)
             assert ended(trainers) == [0] * count, trainers[0].said()
             found.append(load_file(out))
-        assert found[0].keys() == found[1].keys()
-        for name, tensor in found[0].items():
-            assert (tensor - found[1][name]).abs().max() < allowed(name, 1e-12), name
+        for other in found[1:]:
+            assert found[0].keys() == other.keys()
+            for name, tensor in found[0].items():
+                assert (tensor - other[name]).abs().max() < allowed(name, 1e-12), name

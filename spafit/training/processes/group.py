@@ -52,10 +52,16 @@ class Group:
     def __init__(self, place: Launched | None) -> None:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self.local_rank = None if place is None else place.local_rank
+        self._world = dist.group.WORLD
         self._host = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self._gpus: Any = None
         self.is_lost = False
         self._has_failed = False  # all know that one of them has failed
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller has not left this process group meanwhile."""
+        return dist.is_initialized() and dist.group.WORLD is self._world
 
     @property
     def is_first(self) -> bool:
@@ -171,7 +177,7 @@ class Group:
             function(*tensors, **how)
         except RuntimeError as error:
             self.is_lost = True
-            reason = one_line(str(error).partition("\n")[0])
+            reason = one_line(str(error).partition("\n")[0], 120)
             raise TrainingError(
                 f"another process of this run has ended or cannot be reached ({reason}); the same "
                 "command resumes the run from its last checkpoint"
@@ -217,7 +223,7 @@ def processes() -> Iterator[Group | None]:
 
 def _joined(before: Group | None) -> Group | None:
     """Return the group of this process; it is made once."""
-    if before is not None and dist.is_initialized():
+    if before is not None and before.is_current:
         return before
     place = launched()
     if not dist.is_available():

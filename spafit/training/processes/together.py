@@ -188,7 +188,8 @@ class Together:
             raise CheckpointError(f"{about['path']} is damaged: processes is {others!r:.80}")
         mine = _of_process(self.group.rank)
         if len(others) + 1 == self.group.count and mine in files:
-            about["values"] |= others[self.group.rank - 1]
+            own = others[self.group.rank - 1]
+            about["values"] |= {name: own.get(name) for name in ("random", "kernels")}
             randoms = files[mine]
         else:
             self.draw_apart(device, about["step"])
@@ -253,12 +254,14 @@ class Together:
         """
         take_step.set_learning_rate(learning_rate)
         trained, shortage = take_step.trained, ""
-        loss = take_step.scaler.scale(torch.zeros_like(take_step.spoil)).detach()
+        loss = torch.zeros_like(take_step.spoil)
         if fed.micro_batches:
             try:
                 loss = take_step.gradient(fed.micro_batches, len(fed.drawn))
             except NoMemoryError as error:
                 shortage = str(error)
+        else:
+            take_step.scaler.scale(loss)  # which is made at its first use
         # Made before the agreement, after which nothing may fail in one process alone.
         pieces = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
         flat = torch.cat([*(each.reshape(-1) for each in pieces), loss.reshape(1)])
