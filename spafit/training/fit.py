@@ -81,6 +81,11 @@ def fit(
     with the same numbers, bit for bit, as if it had not been stopped. A finished run returns its
     result.
 
+    Processes that torchrun has started, or that have a process group
+    (``torch.distributed.init_process_group``), train one run together: each calls this with the
+    same arguments, and gets the same result; the first alone writes and shows anything
+    (:mod:`spafit.training.processes.together`).
+
     Parameters
     ----------
     model : BertForSequenceClassification

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from support import environment
 from support.interruptions import differences, everything
-from support.many_processes import ended, train
+from support.many_processes import ended, ranks, train
 from support.small_runs import N_DEV, STEPS_AN_EPOCH, N, read_log
 from support.tortured_runs import Trainer, Zygote, arguments, record_of
 
@@ -164,29 +164,43 @@ class TestEquality:
         with torch.device("meta"):
             model = spafit.BertForSequenceClassification(BertConfig(), 3)
             spafit.adapt(model, spafit.plan("SPAFIT-4-9-II", 24))
-        sent: list[int] = []
-        group = SimpleNamespace(
-            rank=0,
-            count=2,
-            is_first=True,
-            agree=lambda *_: [0] * 6,
-            add_up=lambda tensor: sent.append(tensor.numel()),
-        )
         trained = [each for each in model.parameters() if each.requires_grad]
         for each in trained:
             each.grad = torch.empty_like(each)
-        loss = torch.zeros((), device="meta")
-        step = SimpleNamespace(
-            trained=trained,
-            spoil=loss,
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
-            set_learning_rate=lambda rate: None,
-            gradient=lambda micro_batches, n: loss,
-            descend=lambda loss: loss,
-        )
-        fed: Any = SimpleNamespace(micro_batches=[1], drawn=[1, 2])
-        Together(group).step(step, fed, 0.1)  # type: ignore[arg-type]
-        assert sent == [7_485_443 + 1]
+        assert sent_for(trained, [0] * 4) == [7_485_443 + 1]
+
+    def test_what_has_no_gradient_anywhere_keeps_none(self) -> None:
+        """So that AdamW leaves it alone, as in one process; not where another process has one."""
+        trained = [torch.nn.Parameter(torch.ones(size)) for size in (2, 3, 4)]
+        trained[0].grad = torch.ones(2)
+        used_elsewhere = torch.tensor([1, 0, 1])
+        assert sent_for(trained, [0, 1, 0, 0], used_elsewhere) == [2 + 3 + 4 + 1]
+        assert [each.grad is None for each in trained] == [False, True, False]
+        assert torch.equal(trained[2].grad, torch.zeros(4))  # type: ignore[arg-type]
+
+
+def sent_for(trained: Any, agreed: list[int], used: torch.Tensor | None = None) -> list[int]:
+    """Take a step of one of two processes without another; return how many numbers were sent."""
+    sent: list[int] = []
+    group: Any = SimpleNamespace(
+        rank=0,
+        count=2,
+        is_first=True,
+        agree=lambda *_: [0, 0, *agreed],
+        largest=lambda here: used,
+        add_up=lambda tensor: sent.append(tensor.numel()),
+    )
+    loss = torch.zeros((), device=trained[0].device)
+    step: Any = SimpleNamespace(
+        trained=trained,
+        spoil=loss,
+        set_learning_rate=lambda rate: None,
+        gradient=lambda micro_batches, n: loss,
+        descend=lambda loss: loss,
+    )
+    fed: Any = SimpleNamespace(micro_batches=[1], drawn=[1, 2])
+    Together(group).step(step, fed, 0.1)
+    return sent
 
 
 class TestSharing:
@@ -296,8 +310,6 @@ class TestFailing:
     def test_processes_that_train_different_runs(
         self, zygote: Zygote, root: Path, tmp_path: Path
     ) -> None:
-        from support.many_processes import ranks
-
         trainers = [
             zygote.train(arguments(root, tmp_path / "run", "--seed", str(seed)), place=place)
             for seed, place in enumerate(ranks(2))
@@ -305,6 +317,19 @@ class TestFailing:
         assert ended(trainers) == [2, 2]
         assert "process 1 trains another run than process 0" in trainers[0].said()
         assert "seed is 0, in process 1 is 1" in trainers[0].said()
+
+    def test_the_first_alone_has_the_run_folder(
+        self, zygote: Zygote, root: Path, tmp_path: Path
+    ) -> None:
+        """As on several machines without a common one: the others get what it has read."""
+        for code, more in ((143, {"stop_after": 7}), (0, {})):
+            trainers = [
+                zygote.train(arguments(root, tmp_path / name), place=place, **more)
+                for name, place in zip(("run", "nowhere"), ranks(2), strict=True)
+            ]
+            assert ended(trainers) == [code] * 2, trainers[1].said()
+        assert "resumed after step 7" in trainers[0].said()
+        assert not (tmp_path / "nowhere").exists()
 
     def test_other_verbs_are_refused(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

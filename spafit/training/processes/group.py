@@ -53,7 +53,9 @@ class Group:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self.local_rank = None if place is None else place.local_rank
         self._world = dist.group.WORLD
-        self._host = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self._host = self._world
+        if dist.get_backend() != "gloo":  # the caller's
+            self._host = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self._gpus: Any = None
         self.is_lost = False
         self._has_failed = False  # all know that one of them has failed
