@@ -147,6 +147,12 @@ def _dev_batches(value: int) -> None:
     together._BATCH = value
 
 
+def _interval(value: float) -> None:
+    from spafit.training import saving
+
+    saving.INTERVAL_S = value
+
+
 def _failing_saves(_: object) -> None:
     from spafit.errors import CheckpointError
     from spafit.runs.checkpoint import Checkpoints
@@ -251,6 +257,7 @@ TAMPERINGS: dict[str, Callable[[Any], None]] = {
     "dev_batches": _dev_batches,
     "patience": _patience,
     "own_group": _own_group,
+    "interval": _interval,
     "failing_saves": _failing_saves,
     "count": _count,
     "own_loop": _own_loop,

@@ -7,6 +7,7 @@ has 25 examples in batches of 6, so that the last batch of an epoch is a single 
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -20,17 +21,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import environment
+from support.captured import Recorder, captured, eager, make_feed
 from support.interruptions import differences, everything
 from support.many_processes import ended, ranks, train
-from support.small_runs import N_DEV, STEPS_AN_EPOCH, N, read_log
+from support.small_runs import N_DEV, STEPS_AN_EPOCH, N, SmallRun, read_log, trained
 from support.tortured_runs import Trainer, Zygote, arguments, record_of
 
 import spafit
 from spafit.cli import main
 from spafit.config import BertConfig
-from spafit.errors import ConfigError
+from spafit.errors import CheckpointError, ConfigError
 from spafit.machine.launched import Launched, launched
+from spafit.machine.random_states import seeded
 from spafit.training.processes.together import Together, shared_out
+from spafit.training.saving import Saver
+from spafit.training.state import TrainingState
 
 EXACT: dict[str, Any] = {"exactly": True, "without_dropout": True}
 
@@ -43,10 +48,10 @@ def run(zygote: Zygote, root: Path, tmp_path: Path) -> Callable[..., tuple[Path,
         name: str, count: int, *more: str, apart: Any = None, **tampering: Any
     ) -> tuple[Path, list[Trainer]]:
         given = arguments(root, tmp_path / name, *more)
-        if "--method" in more:  # a plan file states its own
-            for option in ("--r", "--lora-dropout"):
-                at = given.index(option)
-                del given[at : at + 2]
+        left_out = ["--r", "--lora-dropout"] * ("--method" in more)  # a plan file states its own
+        for option in [*left_out, *["--save-every"] * ("interval" in tampering)]:
+            at = given.index(option)
+            del given[at : at + 2]
         return tmp_path / name, train(zygote, given, count, apart, **tampering)
 
     return start
@@ -91,13 +96,14 @@ class TestEquality:
         runs = [
             run("one", 1, **EXACT),
             run("two", 2, **EXACT, dev_batches=3, apart=apart),
-            run("three", 3, "--accumulation", "2", **EXACT, own_group=True),
+            run("three", 3, "--accumulation", "2", **EXACT, own_group=True, interval=0),
         ]
         assert [ended(trainers) for _, trainers in runs] == [[0], [0, 0], [0, 0, 0]]
         for folder, trainers in runs[1:]:
             close(runs[0][0], folder, 1e-12)
             assert not any(each.said() for each in trainers[1:])  # the first alone speaks
         assert record_of(runs[1][0])["processes"] == 2
+        assert (runs[2][0] / "checkpoints" / "step-29").is_dir()  # by the clock
         assert "processes" not in record_of(runs[0][0])
         notes = [[json.loads(line) for line in path.open()] for path in counts]
         trainable = record_of(runs[1][0])["trainable"]
@@ -178,6 +184,26 @@ class TestEquality:
         assert [each.grad is None for each in trained] == [False, True, False]
         assert torch.equal(trained[2].grad, torch.zeros(4))  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("kind", ["eager", "captured"])
+    def test_steps_of_either_kind(self, small: SmallRun, kind: str) -> None:
+        """Oracle: the step itself, where the one process has the whole batch."""
+        group: Any = SimpleNamespace(agree=lambda *_: [0] * 6, add_up=lambda tensor: tensor)
+        losses, values = [], []
+        for together in (Together(group), None):
+            model = small.model(dropout=False)
+            step = eager(model) if kind == "eager" else captured(model, Recorder())
+            model.train()
+            losses.append([])
+            for fed in make_feed(small, accumulation=2, epochs=2).batches():
+                if together is None:
+                    result = step(fed.micro_batches, 2.0**-7)
+                else:
+                    result = together.step(step, fed, 2.0**-7)
+                losses[-1].append([float(each) for each in result])
+            values.append(trained(model))
+        assert losses[0] == losses[1]
+        assert all(torch.equal(values[0][name], values[1][name]) for name in values[0])
+
 
 def sent_for(trained: Any, agreed: list[int], used: torch.Tensor | None = None) -> list[int]:
     """Take a step of one of two processes without another; return how many numbers were sent."""
@@ -217,6 +243,20 @@ class TestSharing:
             if n >= 4 * count:
                 assert max(tokens) <= 1.15 * sum(lengths) / count
             assert shares[0]  # the first is never without
+
+
+def test_each_process_draws_masks_of_its_own() -> None:
+    def drawn(rank: int, step: int = 0) -> list[float]:
+        group: Any = SimpleNamespace(rank=rank, is_first=rank == 0)
+        with seeded(3, torch.device("cpu")):
+            Together(group).draw_apart(torch.device("cpu"), step)
+            return [*torch.rand(2).tolist(), np.random.rand(), random.random()]  # noqa: NPY002
+
+    with seeded(3, torch.device("cpu")):
+        assert drawn(0)[:2] == torch.rand(2).tolist()
+    cases = [drawn(0), drawn(1), drawn(2), drawn(1, 7)]
+    assert all(len(set(each)) == 4 for each in zip(*cases, strict=True))
+    assert drawn(1) == cases[1]
 
 
 class TestResuming:
@@ -267,6 +307,9 @@ class TestResuming:
         for count, apart, more, code in parts:
             folder, trainers = run("parts", count, **EXACT, **more, apart=apart)
             assert ended(trainers) == [code] * count, trainers[0].said()
+            if count == 2 and code:
+                path = folder / "checkpoints" / "step-7" / "state.json"
+                assert json.loads(path.read_text())["history"] == []  # it was left off
             if count == 3:
                 assert "resumed after step 7" in trainers[0].said()
         assert ended(alone) == [0]
@@ -338,6 +381,27 @@ class TestFailing:
             monkeypatch.setenv(name, value)
         assert main(["plan", "full"]) == 2
         assert "spafit plan works in one process" in capsys.readouterr().err
+
+
+def test_a_failed_save_is_tried_again_at_the_next_interval(
+    monkeypatch: pytest.MonkeyPatch, small: SmallRun
+) -> None:
+    def refuse(*_: object) -> None:
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr(Saver, "_save", refuse)
+    group: Any = SimpleNamespace(
+        is_first=True,
+        agree=lambda *_: [0, 1, 1, 0, 0, 0],  # it is still time, and the save has failed
+        gather=lambda mine: [mine],
+        send=lambda data: data,
+    )
+    together, said = Together(group), list[str]()
+    step, state = eager(small.model()), TrainingState()
+    saver = together.saver(None, step, None, state, said.append)
+    saver.save(state)
+    assert "the disk is full; training goes on" in said[0]
+    assert not saver.is_due(state)
 
 
 class TestLaunched:

@@ -133,7 +133,7 @@ class Group:
             backend = "nccl" if dist.is_nccl_available() else "gloo"
             self._gpus = dist.new_group(backend=backend, timeout=TIMEOUT)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         """Tell the others of an error, unless they know it or cannot be reached."""
         if self.is_lost or self._has_failed:
             return
@@ -209,10 +209,13 @@ def processes() -> Iterator[Group | None]:
     _depth += 1
     try:
         yield group
-    except BaseException as error:
+    except Exception as error:
         if _depth == 1:
             with suppress(SpafitError):  # this one matters more
                 group.fail(error)
+        raise
+    except BaseException:  # such as Ctrl-C, which may have come within an exchange
+        group.is_lost = True
         raise
     else:
         if _depth == 1:

@@ -380,6 +380,11 @@ class SharedSaver(Saver):
         """How to resume the run, for messages."""
         return super().resuming if self._writes else "the same command resumes the run from there"
 
+    def save(self, state: TrainingState, *, last: bool = False) -> None:
+        """Save the state of a run (:meth:`Saver.save`)."""
+        super().save(state, last=last)
+        self.together.is_time = False  # the interval begins anew, also after a failure
+
     def is_time_here(self) -> bool:
         """Return whether the interval has passed in the process that saves."""
         return self._writes and super()._is_time()
@@ -408,7 +413,6 @@ class SharedSaver(Saver):
                 failure = str(error)
         if self.together.agree(bool(failure))[0]:
             raise CheckpointError(group.send(failure.encode()).decode())
-        self.together.is_time = False
 
     def _content(self, state: TrainingState) -> tuple[dict[str, TensorFile], dict[str, Any]]:
         files, values = super()._content(state)
