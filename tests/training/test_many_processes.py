@@ -245,6 +245,28 @@ class TestSharing:
             assert shares[0]  # the first is never without
 
 
+def test_micro_batches_are_halved_alike(small: SmallRun) -> None:
+    """Down to single examples in the process that has most, whatever the others have."""
+    found = []
+    for rank in range(4):
+        feed = make_feed(small)
+        group: Any = SimpleNamespace(rank=rank, count=4)
+        Together(group).divide(feed)
+        fed, numbers = next(feed.batches()), []
+        while True:
+            rows = sum(len(each.targets) for each in fed.micro_batches)
+            assert len(fed.micro_batches) == min(feed.accumulation, rows)
+            halved = feed.halve(fed)
+            if halved is None:
+                break
+            fed = halved
+            numbers.append(feed.accumulation)
+        found.append((rows, numbers))
+    assert sum(rows for rows, _ in found) == 6
+    assert found[0][1] and all(numbers == found[0][1] for _, numbers in found)
+    assert found[0][1][-1] == max(rows for rows, _ in found)
+
+
 def test_each_process_draws_masks_of_its_own() -> None:
     def drawn(rank: int, step: int = 0) -> list[float]:
         group: Any = SimpleNamespace(rank=rank, is_first=rank == 0)
