@@ -366,8 +366,8 @@ class TestFailing:
     def test_one_that_hangs_is_not_waited_for(self, zygote: Zygote, root: Path) -> None:
         """Without a run folder, too."""
         apart = {1: {"at_call": {"what": "hang", "calls": [2]}}}
-        first, hanging = train(zygote, arguments(root, None), 2, apart, patience=2)
-        assert first.wait(20) == 1
+        first, hanging = train(zygote, arguments(root, None), 2, apart, patience=5)
+        assert first.wait(60) == 1
         assert "another process of this run has ended or cannot be reached" in first.said()
         hanging.kill()
         assert hanging.wait() == -9
