@@ -11,7 +11,15 @@ from collections.abc import Iterable
 
 
 class SpafitError(Exception):
-    """Base of every error that spafit raises on purpose."""
+    """Base of every error that spafit raises on purpose.
+
+    Attributes
+    ----------
+    is_told_elsewhere : bool
+        Whether another process of the same run has the same error, and prints it.
+    """
+
+    is_told_elsewhere = False
 
 
 class ConfigError(SpafitError, ValueError):

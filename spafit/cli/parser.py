@@ -34,6 +34,7 @@ from spafit.cli.option_types import (
 )
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
 from spafit.machine import PRECISIONS, busy
+from spafit.machine.launched import launched
 from spafit.machine.terminal import lasting
 from spafit.runs.train_config import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 from spafit.version import __version__
@@ -180,14 +181,16 @@ def _run(parsed: argparse.Namespace) -> int:
             sys.stdout.flush()
             return code
     except StoppedError as stopped:
-        print(f"spafit: {one_line(str(stopped))}", file=sys.stderr)
+        if not stopped.is_told_elsewhere:
+            print(f"spafit: {one_line(str(stopped))}", file=sys.stderr)
         return 128 + stopped.signal
     except (SpafitError, OSError) as error:
         if isinstance(error, BrokenPipeError) and prints_only:  # `spafit plan ... | head`
             return 0
         if parsed.debug:
             traceback.print_exc()
-        print(f"spafit: {one_line(str(error))}", file=sys.stderr)
+        if not getattr(error, "is_told_elsewhere", False):
+            print(f"spafit: {one_line(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("spafit: interrupted", file=sys.stderr)
@@ -232,6 +235,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _dispatch(parsed: argparse.Namespace) -> int:
+    if parsed.verb != "train" and launched() is not None:
+        raise ConfigError(
+            f"spafit {parsed.verb} works in one process, and torchrun has started several; many "
+            "processes are for spafit train"
+        )
     if parsed.verb == "doctor":
         from spafit.cli import doctor
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import statistics
+import warnings
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from spafit.strata import adapt
 from spafit.tasks.metrics import is_better
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.fit import fit
+from spafit.training.processes.group import processes
 from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 from spafit.training.settings import TrainConfig
 from spafit.weights.hub import pinned_revision
@@ -43,18 +47,39 @@ def run_train(
     config: TrainConfig,
     init_seed: int | None = None,
 ) -> None:
-    """Fine-tune for one seed or several, and print one screen for each."""
+    """Fine-tune for one seed or several, and print one screen for each.
+
+    Of many processes that torchrun has started the first alone prints and writes.
+    """
+    with processes() as group, ExitStack() as opened:
+        is_first = group is None or group.is_first
+        if not is_first:
+            opened.enter_context(redirect_stdout(io.StringIO()))
+            opened.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _train(data, plan, base, seeds, config, init_seed, is_first)
+
+
+def _train(
+    data: DataOptions,
+    plan: PlanOptions,
+    base: ModelOptions,
+    seeds: list[int],
+    config: TrainConfig,
+    init_seed: int | None,
+    is_first: bool,
+) -> None:
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
-    if config.out is not None:
+    if config.out is not None and is_first:
         _refuse_mixture(Path(config.out), several=len(seeds) > 1)
     if config.out is not None and len(seeds) > 1:
         configs = [
             dataclasses.replace(each, out=Path(config.out) / f"seed-{each.seed}")
             for each in configs
         ]
-    for each in configs:
+    for each in configs if is_first else ():
         if each.out is not None:
             refuse_place(Path(each.out), is_folder=True)
         if each.out is not None and not each.overwrite:
@@ -96,7 +121,7 @@ def run_train(
         print(result_screen(results[-1], summary, train.task.display))
     if len(results) > 1:
         print(spread_screen(results, seeds))
-        if config.out is not None:
+        if config.out is not None and is_first:
             path = _write_summary(Path(config.out), results, seeds, train.task.name, plan.method)
             print(f"\nwritten: {path}")
 

@@ -118,6 +118,15 @@ def put(states: RandomStates, device: torch.device) -> None:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed all generators inside the block, and restore the caller's states after it."""
     before = take(device)
+    seed_all(seed, device)
+    try:
+        yield
+    finally:
+        put(before, device)
+
+
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed the host's generators and a device's."""
     # torch.manual_seed would seed every GPU, but only this one's state is restored.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -125,7 +134,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             torch.cuda.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        put(before, device)

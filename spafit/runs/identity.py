@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from spafit.errors import CheckpointError
+from spafit.errors import CheckpointError, ConfigError
 
 FREE = frozenset(
     "out epochs accumulation eval_every save_every keep_checkpoints cache_prefix cache_limit_gib "
@@ -27,6 +27,9 @@ _FIXED = (
     *("task", "definition", "labels", "loss", "method", "plan", "base_fingerprint", "base_config"),
     *("tokenizer_fingerprint", "data", "frozen_by_user"),
 )
+
+_OWN = frozenset("out overwrite quiet device cache_prefix cache_limit_gib".split())
+"""Settings that may differ between the processes that train a run together."""
 
 _ADDED = {"label_smoothing": 0.0}
 """Settings that older records lack, with the value that they had."""
@@ -121,10 +124,42 @@ def require_trained_with(folder: Path, record: dict[str, Any], loaded: dict[str,
         )
 
 
+def require_same_in_all(rank: int, first: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse to train a run together with a process that trains another one.
+
+    Parameters
+    ----------
+    rank : int
+        The number of this process.
+    first, here : dict
+        The records of process 0 and of this one.
+
+    Raises
+    ------
+    ConfigError
+        If they differ in more than where files lie; the message names the differences.
+    """
+    before, now = (
+        {
+            **_identity(record),
+            **{key: each for key, each in _free(record, machine=False).items() if key not in _OWN},
+            "initial values": record.get("start"),
+        }
+        for record in (first, here)
+    )
+    differing = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
+    if differing:
+        raise ConfigError(
+            f"process {rank} trains another run than process 0: "
+            f"{_named(differing, before, now, f'in process {rank}')}. "
+            "Start all with the same command, on the same files"
+        )
+
+
 def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
     """Return the other differences, each with both values.
 
-    They are free settings, the library of products, versions and machine.
+    They are free settings, the library of products, versions, machine and number of processes.
     """
     before, now = _free(old), _free(new)
     return {
@@ -176,13 +211,13 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not _NO_MATTER.fullmatch(key)}
 
 
-def _free(record: dict[str, Any]) -> dict[str, Any]:
+def _free(record: dict[str, Any], machine: bool = True) -> dict[str, Any]:
     found: dict[str, Any] = {}
     settings = record.get("settings")
     for key, value in (settings if isinstance(settings, dict) else {}).items():
         if key in FREE:
             found[key] = list(value) if isinstance(value, tuple) else value
-    for key in ("products", "versions", "machine"):
+    for key in ("products", "versions", "machine", "processes") if machine else ():
         _flatten(key, record.get(key), found)
     return found
 

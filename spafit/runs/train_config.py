@@ -66,10 +66,12 @@ class TrainConfig:
     epochs : int
         Passes over the training data.
     batch_size : int or None
-        Examples per optimizer step; None is the paper's: 16, or 8 for MNLI, QNLI and QQP.
+        Examples per optimizer step, of all processes together that train the run; None is the
+        paper's: 16, or 8 for MNLI, QNLI and QQP.
     accumulation : int
         Number of micro-batches per batch, computed one after the other to save memory; the gradient
-        is the same except for dropout, whose masks are drawn per micro-batch.
+        is the same except for dropout, whose masks are drawn per micro-batch. Of many processes
+        each splits its share so.
     learning_rate : float or None
         The peak; None is the paper's: 6e-5, or 2e-5 if a plan trains pre-trained matrices.
     weight_decay : float
@@ -139,7 +141,8 @@ class TrainConfig:
         padded batches, as in :mod:`spafit.training.plain`; captured, compiled or from a kept
         prefix, on packed ones.
     device : str
-        Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU if there is one.
+        Such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU if there is one. Of many processes each
+        has the GPU of its ``LOCAL_RANK``.
     overwrite : bool
         Whether to replace a run in ``out``, with its checkpoints, instead of resuming it.
     quiet : bool

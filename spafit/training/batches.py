@@ -27,6 +27,9 @@ from spafit.training.step import MicroBatch
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
+#: The rows of a batch -> those of this process, and how many the one with most has.
+Divide = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], int]]
+
 _AHEAD = 2
 """Number of batches to prefetch."""
 
@@ -87,6 +90,9 @@ class Feed:
         The current number of micro-batches per batch; :meth:`halve` may increase it.
     prefix : KeptPrefix or None
         The kept hidden states after group 1; to be set before the first batch.
+    divide : callable or None
+        Divides the rows of a batch among the processes that train together; returns those of this
+        one, and how many the one with most has.
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class Feed:
         self.epochs, self.seed = epochs, seed
         self.precision, self.bucketed, self.padded = precision, bucketed, padded
         self.prefix: KeptPrefix | None = None
+        self.divide: Divide | None = None
 
     @property
     def steps_an_epoch(self) -> int:
@@ -123,7 +130,7 @@ class Feed:
         """Yield the batches of all steps after the first ``done`` ones."""
         ahead = _AHEAD if self.device.type == "cuda" else 0
         for epoch, drawn, made in made_ahead(self._orders(done), self._make, ahead):
-            if len(made) < self._micro_batches_of(len(drawn)):  # halved since
+            if len(made) < self._micro_batches_of(len(self._divided(drawn)[0])):  # halved since
                 made = self._make((epoch, drawn))[2]
             yield Fed(epoch, drawn, [self._send(each) for each in made])
 
@@ -132,9 +139,11 @@ class Feed:
 
         Return None if they are single examples already.
         """
-        if len(fed.micro_batches) == len(fed.drawn):
+        most = self._divided(fed.drawn)[1]
+        micro_batches = self._micro_batches_of(most)
+        if micro_batches == most:
             return None
-        self.accumulation = min(2 * len(fed.micro_batches), len(fed.drawn))
+        self.accumulation = min(2 * micro_batches, most)
         made = self._make((fed.epoch, fed.drawn))[2]
         return fed._replace(micro_batches=[self._send(each) for each in made])
 
@@ -148,6 +157,9 @@ class Feed:
                 yield epoch, order[start : start + self.batch_size]
             within = 0
 
+    def _divided(self, drawn: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        return (drawn, len(drawn)) if self.divide is None else self.divide(drawn)
+
     def _micro_batches_of(self, examples: int) -> int:
         return min(self.accumulation, examples)
 
@@ -156,8 +168,11 @@ class Feed:
     ) -> tuple[int, NDArray[np.int64], list[_OnHost]]:
         """Make a step's micro-batches on the host."""
         epoch, drawn = step
-        made = []
-        for some in np.array_split(drawn, self._micro_batches_of(len(drawn))):
+        made: list[_OnHost] = []
+        mine = self._divided(drawn)[0]
+        if not len(mine):
+            return epoch, drawn, made
+        for some in np.array_split(mine, self._micro_batches_of(len(mine))):
             batch: PackedBatch | Batch
             kept = None
             rows = some.tolist()

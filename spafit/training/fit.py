@@ -49,6 +49,8 @@ from spafit.training.make_step import make_step
 from spafit.training.optimisation import loss_function, trained_parameters
 from spafit.training.phases import Keep, Phases
 from spafit.training.prefix.kept import KeptPrefix, keep_prefixes
+from spafit.training.processes.group import processes
+from spafit.training.processes.together import Together
 from spafit.training.result import Result
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig, class_weights, complete
@@ -78,6 +80,11 @@ def fit(
     then stop it after the current step, and the same call resumes it: on the same machine it ends
     with the same numbers, bit for bit, as if it had not been stopped. A finished run returns its
     result.
+
+    Processes that torchrun has started, or that have a process group
+    (``torch.distributed.init_process_group``), train one run together: each calls this with the
+    same arguments, and gets the same result; the first alone writes and shows anything
+    (:mod:`spafit.training.processes.together`).
 
     Parameters
     ----------
@@ -117,19 +124,45 @@ def fit(
         If the settings are at fault, or the run folder: it cannot be written, is in use, or holds
         another run.
     """
-    config = TrainConfig() if config is None else config
+    with processes() as group:
+        together = None if group is None else Together(group)
+        config = TrainConfig() if config is None else config
+        return _fit(model, tokenizer, train, dev, config, loss, about or {}, together)
+
+
+def _fit(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    train: Dataset,
+    dev: Dataset,
+    config: TrainConfig,
+    loss: Loss | None,
+    about: dict[str, Any],
+    together: Together | None,
+) -> Result:
+    """Train alone, or this process's share of what many train together."""
     dev = dataclasses.replace(dev, task=dev.task.with_metric(config.metric))
     names = _check(model, train, dev)
-    config = complete(_as_begun(config), model, train)
+    config = _as_begun(config)
+    if together is not None:
+        config = together.settings(config)
+    config = complete(config, model, train)
     summed_loss = _summed_loss(loss, config, names)
     feed, scored = _encode(model, tokenizer, train, dev, config, names)
     truncated = _truncated(feed, scored)
-    record = _record(model, tokenizer, train, dev, config, truncated, names, about or {})
+    record = _record(model, tokenizer, train, dev, config, truncated, names, about)
     if loss is not None:
         record["loss"] = f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__name__)}"
+    if together is not None:
+        record["processes"] = together.group.count
+        together.require_same({**record, "start": _digest(values_that_train(model))}, config)
+        together.divide(feed)
     with ExitStack() as opened:
+        stop = StopRequests() if together is None else together.stop
+        has_folder = config.out is not None if together is None else together.has_folder
         # Caught until run.json is written; without a folder there is nothing that could be saved.
-        stop = StopRequests() if config.out is None else opened.enter_context(StopRequests())
+        if has_folder:
+            opened.enter_context(stop)
         run = _open_folder(model, config, record, feed.total_steps)
         if run is not None:
             opened.push(run)  # it is begun when nothing can be refused any more
@@ -137,6 +170,8 @@ def fit(
         model.adaptation.task, model.adaptation.labels = train.task.name, names
         model.adaptation.definition = _definition(train.task)
         opened.enter_context(_set_up(model, config))
+        if together is not None:
+            together.draw_apart(feed.device)
         progress = opened.enter_context(Progress(feed.total_steps, quiet=config.quiet))
         journal = Journal(progress, None if run is None else run.log)
         take_step = make_step(model, config, journal.say, summed_loss)
@@ -144,9 +179,11 @@ def fit(
         keep = _keep(model, tokenizer, feed, scored, config, journal)
         with closing(Phases(take_step, feed, keep, journal.say)) as phases:
             phases.enter(0)  # refuses what does not fit in memory
-            state, saver = _begin(run, take_step, feed, dev, config, journal)
+            state, saver = _begin(run, take_step, feed, dev, config, journal, together)
             progress.begin(state.step)
-            Loop(config, take_step, feed, scored, phases, state, journal, saver, stop).run()
+            Loop(
+                config, take_step, feed, scored, phases, state, journal, saver, stop, together
+            ).run()
         result = _result(model, state, feed, scored, () if run is None else run.files)
         if run is not None:
             if chosen := choices.made():  # another choice of kernels rounds otherwise
@@ -303,20 +340,29 @@ def _begin(
     dev: Dataset,
     config: TrainConfig,
     journal: Journal,
+    together: Together | None,
 ) -> tuple[TrainingState, Saver | None]:
     """Begin a run or resume it; return its state, and the saver if it has a folder."""
     state = TrainingState()
-    if run is None:
+    if run is None and (together is None or not together.has_folder):
         return state, None
-    if run.checkpoint is not None:
-        state = restore(run.checkpoint, take_step.model, take_step)
+    checkpoint = None if run is None else run.checkpoint
+    if together is not None:
+        checkpoint = together.sent(checkpoint, feed.device)
+    if checkpoint is not None:
+        state = restore(checkpoint, take_step.model, take_step)
         feed.accumulation = max(config.accumulation, state.accumulation)
         is_done = state.step == feed.total_steps or state.gives_up(config.early_stopping)
         what = "finished already" if is_done else "resumed"
-        journal.say(f"{run.path}: {what} after step {state.step}")
-    run.begin()
-    for note in run.notes:
+        where = config.out if run is None else run.path
+        journal.say(f"{where}: {what} after step {state.step}")
+    if run is not None:
+        run.begin()
+    for note in () if run is None else run.notes:
         journal.say(note)
+    if together is not None:
+        return state, together.saver(run, take_step, dev, config.save_every, state, journal.say)
+    assert run is not None
     return state, Saver(run, take_step, dev, config.save_every, state, journal.say)
 
 

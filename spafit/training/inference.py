@@ -197,12 +197,13 @@ def predict_logits(
     model: BertForSequenceClassification,
     encodings: Encodings,
     *,
+    rows: Sequence[int] | None = None,
     batch_size: int = 64,
     precision: str = "auto",
     prefix: KeptPrefix | None = None,
     abandoned: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
-    """Return the logits (n, C) of encoded examples in their order.
+    """Return the logits (n, C) of encoded examples in their order, or of some ``rows`` in theirs.
 
     With ``prefix`` only the layers after group 1 are computed. The reference form
     (:func:`spafit.set_impl`) gets padded batches, all others packed ones.
@@ -223,7 +224,7 @@ def predict_logits(
     precision = resolve_precision(precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    order = encodings.by_length(range(len(encodings)))
+    order = encodings.by_length(range(len(encodings)) if rows is None else rows)
     is_padded = prefix is None and not model.bert.packed
     found = []
     was_training = model.training
@@ -239,32 +240,32 @@ def predict_logits(
             while start < len(order):
                 if abandoned():
                     raise AbandonedError
-                rows = order[start : start + batch_size]
+                some = order[start : start + batch_size]
                 try:
                     if is_padded:
-                        logits = model(*encodings.batch(rows).to(device))
+                        logits = model(*encodings.batch(some).to(device))
                     else:
-                        batch = encodings.packed(rows)
+                        batch = encodings.packed(some)
                         if device.type == "cuda":
                             batch = batch.pinned()
                         batch = batch.to(device)
-                        kept = None if prefix is None else prefix(rows, batch)
+                        kept = None if prefix is None else prefix(some, batch)
                         logits = model.forward_packed(batch, kept)
                     found.append(logits.float())
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    if len(rows) == 1:
+                    if len(some) == 1:
                         raise TrainingError(
                             f"not enough memory for one example at a time ({shortage(error)}); "
                             "truncate the texts more (max_length; --max-length of spafit train)"
                         ) from error
-                    batch_size = len(rows) // 2
+                    batch_size = len(some) // 2
                 else:
-                    start += len(rows)
+                    start += len(some)
     finally:
         model.train(was_training)
     every = np.empty((len(encodings), model.num_labels), dtype=np.float32)
     if found:
         every[order] = torch.cat(found).cpu().numpy()  # the one place that waits for a GPU
-    return every
+    return every if rows is None else every[rows]

@@ -31,6 +31,7 @@ from spafit.training.inference import AbandonedError, decode, predict_logits, pr
 from spafit.training.make_step import Readings
 from spafit.training.optimisation import learning_rate_factor
 from spafit.training.phases import Phases
+from spafit.training.processes.together import Together
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig
 from spafit.training.state import TrainingState
@@ -88,6 +89,8 @@ class Loop:
         Saves the run, if it has a folder.
     stop : StopRequests
         Whether a stop was requested.
+    together : Together, optional
+        What many processes do together that train the run.
     """
 
     def __init__(
@@ -101,10 +104,12 @@ class Loop:
         journal: Journal,
         saver: Saver | None,
         stop: StopRequests,
+        together: Together | None = None,
     ) -> None:
         self.config, self.take_step, self.feed, self.dev = config, take_step, feed, dev
         self.phases = phases
         self.state, self.journal, self.saver, self.stop = state, journal, saver, stop
+        self.together = together
         self.model = take_step.model
         self.eval_every = config.eval_every or feed.steps_an_epoch
         self.readings: Readings[tuple[int, int, int, float]] = Readings(feed.device)
@@ -172,12 +177,14 @@ class Loop:
         before = random_states.take(self.feed.device)
         while True:
             try:
+                if self.together is not None:
+                    return self.together.step(self.take_step, fed, learning_rate)
                 return self.take_step(fed.micro_batches, learning_rate)
             except NoMemoryError as error:
                 reason = str(error)
             # Outside the handler: the exception keeps the tensors that filled the memory alive.
             self.take_step.recover()
-            examples = len(fed.micro_batches[0].targets)
+            examples = max((len(each.targets) for each in fed.micro_batches), default=0)
             halved = self.feed.halve(fed)
             if halved is None:
                 raise TrainingError(
@@ -235,8 +242,9 @@ class Loop:
     def _evaluate(self) -> None:
         """Score the model on dev, and keep the trained values if they are the best so far."""
         state, task = self.state, self.dev.dataset.task
+        predicting = predict_logits if self.together is None else self.together.predict_logits
         try:
-            logits = predict_logits(
+            logits = predicting(
                 self.model,
                 self.dev.encodings,
                 precision=self.config.precision,
@@ -277,6 +285,8 @@ class Loop:
         self._read(wait=True)
         self.state.seconds = self._seconds_before + time.perf_counter() - self._start
         used = peak_memory_mib(self.feed.device)
+        if self.together is not None:
+            used = self.together.most(used)
         self.state.peak_memory_mib = max(self.state.peak_memory_mib, used)
 
     def _stopped(self) -> StoppedError:
@@ -284,7 +294,7 @@ class Loop:
         assert received is not None
         saved = "nothing is saved, because the run has no folder"
         if self.saver is not None:
-            saved = f"{self.saver.run.resuming} from there ({self.saver.run.path})"
+            saved = self.saver.resuming
         what = f"stopped by {received.name} after step {self.state.step}; {saved}"
         return StoppedError(what, received)
 

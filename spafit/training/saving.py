@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from spafit.errors import CheckpointError, TrainingError
 from spafit.files.durable import explain, write_file
 from spafit.files.replacing import replacing
+from spafit.runs.checkpoint import TensorFile
 from spafit.runs.folder import RunFolder
 from spafit.tasks.task import Dataset
 from spafit.training.state import TrainingState, content
@@ -70,8 +72,13 @@ class Saver:
         if len(state.history) > evaluations:
             return True
         if self.save_every is None:
-            return time.monotonic() - self._time >= INTERVAL_S
+            return self._is_time()
         return state.step // self.save_every > step // self.save_every
+
+    @property
+    def resuming(self) -> str:
+        """How to resume the run, for messages."""
+        return f"{self.run.resuming} from there ({self.run.path})"
 
     def save(self, state: TrainingState, *, last: bool = False) -> None:
         """Save the state of a run.
@@ -151,10 +158,17 @@ class Saver:
         if is_saved and self.run.checkpoints.path(state.step).exists():
             self.save_adapter(state)  # the process may have been killed between the two
             return
-        files, values = content(state, self.take_step.model, self.take_step)
+        files, values = self._content(state)
         values |= {"record": self.run.record, "log_bytes": self.run.log.nbytes}
         self.run.checkpoints.save(state.step, files, values, state.best_step)
         self.save_adapter(state)
+
+    def _is_time(self) -> bool:
+        """Return whether the interval has passed since the last save."""
+        return time.monotonic() - self._time >= INTERVAL_S
+
+    def _content(self, state: TrainingState) -> tuple[dict[str, TensorFile], dict[str, Any]]:
+        return content(state, self.take_step.model, self.take_step)
 
     def _rescue(self, state: TrainingState) -> str:
         """Save the best adapter, which is small; return a text that says what is saved."""

@@ -30,7 +30,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "peak_memory_mib": (float,),
 }
 
-_ADAPTER, _BEST, _STATE = "adapter.safetensors", "best.safetensors", "state.safetensors"
+_ADAPTER, _BEST = "adapter.safetensors", "best.safetensors"
+
+STATE = "state.safetensors"
+"""The file of a checkpoint that holds optimizer, losses and random states."""
 
 
 @dataclass
@@ -129,7 +132,7 @@ def content(
     losses = torch.tensor(state.losses, dtype=torch.float64)
     files: dict[str, TensorFile] = {
         # As integers: a loss may be NaN, which our safetensors files must not contain.
-        _STATE: ({**tensors, **randoms.tensors, "losses": losses.view(torch.int64)}, {}),
+        STATE: ({**tensors, **randoms.tensors, "losses": losses.view(torch.int64)}, {}),
     }
     try:
         files[_ADAPTER] = adapter_content(model)
@@ -157,7 +160,7 @@ def restore(
     CheckpointError
         If its content does not fit; model and random generators are then unchanged.
     """
-    values, tensors = checkpoint.values, checkpoint.tensors(_STATE)
+    values, tensors = checkpoint.values, checkpoint.tensors(STATE)
     current = checkpoint.tensors(_ADAPTER)
     best = checkpoint.tensors(_BEST) if _BEST in checkpoint.files else dict(current)
     try:
@@ -244,7 +247,7 @@ def _is_choice(entry: object) -> bool:
 
 def _check_losses(losses: torch.Tensor | None, step: int) -> None:
     if losses is None or losses.dtype != torch.int64 or losses.shape != (step,):
-        raise CheckpointError(f"{_STATE} does not hold the losses of {step} steps")
+        raise CheckpointError(f"{STATE} does not hold the losses of {step} steps")
 
 
 def _check_trained(found: dict[str, torch.Tensor], model: BertForSequenceClassification) -> None:

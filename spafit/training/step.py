@@ -84,6 +84,8 @@ class TrainingStep:
         All that the run trains, by name.
     trained : list of nn.Parameter
         Those of them that train at the moment.
+    spoil : torch.Tensor, ()
+        0, or NaN if the loss is not finite.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class TrainingStep:
         self.trained = list(self.parameters.values())
         self.max_grad_norm = max_grad_norm or math.inf
         # 0, or NaN if the loss is not finite; added to the gradient to make it NaN too.
-        self._spoil = torch.zeros((), dtype=self.trained[0].dtype, device=self.device)
+        self.spoil = torch.zeros((), dtype=self.trained[0].dtype, device=self.device)
         # fp16's smallest gradients underflow unless the loss is scaled; disabled otherwise.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
@@ -118,16 +120,43 @@ class TrainingStep:
         TrainingError
             If the update ran out of memory; the first one allocates the moments.
         """
+        self.set_learning_rate(learning_rate)
+        return self.descend(self.gradient(micro_batches))
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next update."""
         set_learning_rate(self.optimizer, learning_rate)
-        n = sum(len(each.targets) for each in micro_batches)
+
+    def gradient(self, micro_batches: Sequence[MicroBatch], n: int | None = None) -> torch.Tensor:
+        """Compute the gradient of the mean loss of n examples; return the loss ().
+
+        Without ``n`` they are those of the micro-batches; with it these are some of them, and give
+        their share of gradient and loss.
+
+        Raises
+        ------
+        NoMemoryError
+            If forward or backward ran out of memory.
+        """
+        if n is None:
+            n = sum(len(each.targets) for each in micro_batches)
         try:
             losses = [self.accumulate(each, n) for each in micro_batches]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise NoMemoryError(shortage(error)) from error
-        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        self._spoil.copy_(loss - loss)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def descend(self, loss: torch.Tensor) -> StepResult:
+        """Update the parameters by the gradient, unless that or the loss () is not finite.
+
+        Raises
+        ------
+        TrainingError
+            If it ran out of memory; the first update allocates the moments.
+        """
+        self.spoil.copy_(loss - loss)
         try:
             return StepResult(loss, self.update())
         except (RuntimeError, MemoryError) as error:
@@ -163,7 +192,7 @@ class TrainingStep:
     def update(self) -> torch.Tensor:
         """Clip the gradient, update the parameters, drop the gradient; return its norm ()."""
         if self.trained[0].grad is not None:  # an infinite loss may have a finite gradient
-            self.trained[0].grad.add_(self._spoil)
+            self.trained[0].grad.add_(self.spoil)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         if not self.scaler.is_enabled() and self.optimizer.defaults.get("fused"):

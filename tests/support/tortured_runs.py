@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from support import environment
+from support import environment, many_processes
 from support.file_faults import FileOperations, makes_or_writes
 
 LEFTOVER = re.compile(r"step-\d+\.tmp-\d+.*|\..*\.part")
@@ -456,6 +456,7 @@ TAMPERINGS: dict[str, Callable[[Any], None]] = {
     "without_privileges": _without_privileges,
     "file_size": _file_size,
     "forked_workers": _forked_workers,
+    **many_processes.TAMPERINGS,
 }
 
 if __name__ == "__main__":

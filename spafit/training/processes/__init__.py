@@ -1,0 +1,1 @@
+"""One run trained by many processes, as torchrun starts them."""
