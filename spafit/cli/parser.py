@@ -332,7 +332,7 @@ def _train(parsed: argparse.Namespace) -> None:
 
 
 def _grid(parsed: argparse.Namespace) -> int:
-    from spafit.experiments.grid import GridOptions, run_grid
+    from spafit.experiments.grid.start import GridOptions, run_grid
     from spafit.tasks.download import glue_cache
 
     options = GridOptions(
@@ -369,7 +369,7 @@ def _data_options(parsed: argparse.Namespace) -> DataOptions:
 
 def _probe(parsed: argparse.Namespace) -> None:
     from spafit.cli.own_data import refuse_wrong_place
-    from spafit.experiments import linguistic
+    from spafit.experiments.probe import linguistic
 
     is_generated = parsed.task in linguistic.TASKS and parsed.data is None
     if is_generated:
@@ -384,7 +384,7 @@ def _probe(parsed: argparse.Namespace) -> None:
         refuse_wrong_place(parsed.task, parsed.data)
         options = _data_options(parsed)
         name = options.task_name
-    from spafit.experiments.probe_report import run_probe  # after what is wrong without torch
+    from spafit.experiments.probe.report import run_probe  # after what is wrong without torch
 
     _note_if_busy()
     if not is_generated:

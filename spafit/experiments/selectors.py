@@ -129,7 +129,7 @@ def representation_changes(states: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     states : torch.Tensor, (L + 1, n, D)
-        Of one kind, as :func:`~spafit.experiments.states.layer_states` returns them.
+        Of one kind, as :func:`~spafit.experiments.probe.states.layer_states` returns them.
 
     Returns
     -------

@@ -283,8 +283,8 @@ class TestEveryOption:
             monkeypatch.setattr(module, name, reached)
         monkeypatch.setattr("spafit.demo.run.run_demo", reached)
         monkeypatch.setattr("spafit.cli.doctor.report", reached)
-        monkeypatch.setattr("spafit.experiments.grid.begin", reached)
-        monkeypatch.setattr("spafit.experiments.probe_report.probe", reached)
+        monkeypatch.setattr("spafit.experiments.grid.start.begin", reached)
+        monkeypatch.setattr("spafit.experiments.probe.report.probe", reached)
         for verb in TABLE:
             with pytest.raises(Reached):
                 main(base_of(verb, small))

@@ -30,10 +30,11 @@ SHOWN_BY = {
     "training/settings.py": ("train",),
     "training/loop.py": ("train",),
     "training/prefix/kept.py": ("train",),
-    "experiments/probe_report.py": ("probe",),
+    "experiments/probe/report.py": ("probe",),
 }
 OF_A_VERB = re.compile(r"(--[a-z][a-z0-9-]*) of spafit ([a-z]+)|spafit ([a-z]+) [^\n]*")
 OF_PIP = re.compile(r"pip install [^\n]*")
+OF_TORCHRUN = re.compile(r"--(nproc-per-node|rdzv-endpoint)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 
@@ -64,7 +65,7 @@ def wrong(source: str, verbs: tuple[str, ...]) -> list[str]:
     """Return the options named in a file that are not those of the verbs."""
     have, found = known(), []
     for text in texts(source):
-        text = OF_PIP.sub("", text)
+        text = OF_TORCHRUN.sub("", OF_PIP.sub("", text))
         for match in OF_A_VERB.finditer(text):
             verb = match[2] or match[3]
             if verb in have:

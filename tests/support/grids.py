@@ -13,10 +13,10 @@ from typing import IO, Any
 from spafit import glue
 from spafit.errors import InUseError
 from spafit.experiments import worker
-from spafit.experiments.cells import Cell, Cells, Shadows, expand
-from spafit.experiments.grid import _sizes
-from spafit.experiments.grid_file import read_grid
-from spafit.experiments.worker import Worker
+from spafit.experiments.grid.cells import Cell, Cells, Shadows, expand
+from spafit.experiments.grid.file import read_grid
+from spafit.experiments.grid.start import _sizes
+from spafit.experiments.grid.worker import Worker
 from support.small_runs import N_DEV, N, make_dataset
 
 TASKS = ("rte", "wnli")
@@ -64,7 +64,7 @@ class Forked:
     """In place of ``subprocess.Popen``: a worker that is a fork of this process."""
 
     def __init__(self, command: list[str], *, stderr: IO[bytes], **_: Any) -> None:
-        assert command[-1].endswith("from spafit.experiments.worker import main; main()")
+        assert command[-1].endswith("from spafit.experiments.grid.worker import main; main()")
         (orders, stdin), (stdout, answers) = os.pipe(), os.pipe()
         self.pid = os.fork()
         if self.pid == 0:

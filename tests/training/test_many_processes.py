@@ -420,7 +420,7 @@ def test_a_failed_save_is_tried_again_at_the_next_interval(
     )
     together, said = Together(group), list[str]()
     step, state = eager(small.model()), TrainingState()
-    saver = together.saver(None, step, None, state, said.append)
+    saver = together.saver(None, step, small.dev, None, state, said.append)
     saver.save(state)
     assert "the disk is full; training goes on" in said[0]
     assert not saver.is_due(state)

@@ -11,7 +11,7 @@ import pytest
 
 from spafit.cli import main
 from spafit.errors import ConfigError
-from spafit.experiments.grid_file import DEFAULTS, read_grid
+from spafit.experiments.grid.file import DEFAULTS, read_grid
 
 BLOCK = {"task": "rte", "method": "bitfit"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit.errors import ConfigError
-from spafit.experiments.probe import Probed, deviation
+from spafit.experiments.probe.layers import Probed, deviation
 from spafit.files.replacing import replacing
 from spafit.tasks.metrics import METRICS
 

@@ -16,11 +16,11 @@ from support.small_runs import N, make_dataset
 
 from spafit.cli import main
 from spafit.config import BertConfig
-from spafit.experiments import dry_run as dry
-from spafit.experiments import grid as grids
-from spafit.experiments import running
-from spafit.experiments.dry_run import Measured
-from spafit.experiments.speeds import Speeds
+from spafit.experiments.grid import dry_run as dry
+from spafit.experiments.grid import running
+from spafit.experiments.grid import start as grids
+from spafit.experiments.grid.dry_run import Measured
+from spafit.experiments.grid.speeds import Speeds
 from spafit.machine.versions import machine
 from spafit.tasks import glue
 from spafit.tasks.task import Dataset
@@ -223,8 +223,8 @@ def test_the_grid_of_the_readme(tmp_path: Path) -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     [block] = [b for b in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if '"cells"' in b]
     (tmp_path / "g.json").write_text(block)
-    from spafit.experiments.cells import Shadows, expand
-    from spafit.experiments.grid_file import read_grid
+    from spafit.experiments.grid.cells import Shadows, expand
+    from spafit.experiments.grid.file import read_grid
 
     tasks = {name: Dataset(glue.get_task(name), "train", (), "") for name in ("rte", "mrpc")}
     with torch.device("cpu"):

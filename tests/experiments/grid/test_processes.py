@@ -17,7 +17,7 @@ from support.small_runs import read_log
 from support.tortured_runs import Trainer, Zygote
 
 from spafit.cli import main
-from spafit.experiments import running
+from spafit.experiments.grid import running
 
 pytestmark = pytest.mark.skipif(
     not Path(f"/proc/self/task/{os.getpid()}/children").exists(),

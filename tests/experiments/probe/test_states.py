@@ -14,8 +14,8 @@ import torch
 from support.small_runs import SmallRun, make_dataset
 
 import spafit
-from spafit.experiments import states
-from spafit.experiments.states import FILE, STATES, kept_states, layer_states
+from spafit.experiments.probe import states
+from spafit.experiments.probe.states import FILE, STATES, kept_states, layer_states
 from spafit.training.inference import encode
 from spafit.weights.pretrained import load_pretrained
 

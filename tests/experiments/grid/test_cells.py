@@ -13,11 +13,11 @@ from support.grids import cells_of, write_grid, write_tasks
 
 from spafit.config import BertConfig
 from spafit.errors import CheckpointError, ConfigError
-from spafit.experiments import grid as grids
-from spafit.experiments.cells import Cells, Shadows, expand
-from spafit.experiments.choosing import best_rate, mean_scores
-from spafit.experiments.grid_file import read_grid
-from spafit.experiments.places import as_begun, begin, part_of, result_of
+from spafit.experiments.grid import start as grids
+from spafit.experiments.grid.cells import Cells, Shadows, expand
+from spafit.experiments.grid.choosing import best_rate, mean_scores
+from spafit.experiments.grid.file import read_grid
+from spafit.experiments.grid.places import as_begun, begin, part_of, result_of
 from spafit.tasks import glue
 from spafit.tasks.task import Dataset
 from spafit.weights import minilm
@@ -212,7 +212,7 @@ class TestChoosing:
         return {"result": {"metrics": {name: score, "f1": 9.0}}}
 
     def test_the_best_mean_and_of_equal_ones_the_smallest(self) -> None:
-        from spafit.experiments.cells import Choice
+        from spafit.experiments.grid.cells import Choice
 
         choice = Choice("x", {1e-3: (0, 1), 2e-3: (2, 3), 4e-3: (4, 5)})
         scores = [0.5, 0.75, 0.75, 0.5, 0.25, 0.875]
@@ -323,7 +323,7 @@ class TestPackaged:
         }
         assert there == {"table-1.json", "table-2.json", "minilm.json"}
         setup = (Path(grids.__file__).parents[2] / "setup.cfg").read_text()
-        assert "experiments/grids/*.json" in setup
+        assert "experiments/grid/grids/*.json" in setup
 
 
 class TestResults:

@@ -11,7 +11,7 @@ from typing import Any
 
 from spafit.config import read_json
 from spafit.errors import CheckpointError, ConfigError, DivergedError
-from spafit.experiments.cells import Cell, Cells
+from spafit.experiments.grid.cells import Cell, Cells
 from spafit.files.durable import Lock
 from spafit.files.replacing import replacing
 from spafit.runs.identity import require_same_run

@@ -2,7 +2,7 @@
 
 Besides each layer's score there are the two summaries of Tenney, Das and Pavlick (2019, "BERT
 Rediscovers the Classical NLP Pipeline", arXiv 1905.05950), of probes on a scalar mix of layers
-(:mod:`spafit.experiments.linear_probe`): :func:`center_of_gravity` and :func:`expected_layer`.
+(:mod:`~spafit.experiments.probe.linear_probe`): :func:`center_of_gravity`, :func:`expected_layer`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from tqdm import tqdm
 
 from spafit.errors import ConfigError, DataError
-from spafit.experiments.linear_probe import (
+from spafit.experiments.probe.linear_probe import (
     Axes,
     Probe,
     choose_strength,
     fit_bootstrap,
     standardise,
 )
-from spafit.experiments.states import STATES
+from spafit.experiments.probe.states import STATES
 from spafit.tasks import scoring
 from spafit.tasks.metrics import METRICS, Floats
 from spafit.tasks.task import Dataset, Label, Task

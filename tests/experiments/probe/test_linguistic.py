@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from spafit.errors import DataError
-from spafit.experiments import linguistic
-from spafit.experiments.linguistic import EITHER, NAMES, NOUNS, SAYING, TASKS, datasets
+from spafit.experiments.probe import linguistic
+from spafit.experiments.probe.linguistic import EITHER, NAMES, NOUNS, SAYING, TASKS, datasets
 from spafit.tasks.task import Dataset
 
 SIZES = (800, 400)
@@ -178,8 +178,8 @@ def test_a_group_that_repeats_a_row_is_left_out_whole():
 def test_a_real_model_knows_what_a_bag_of_words_does_not(name, minilm_folder):
     """The best layer of MiniLM is a tenth above chance or more; the last one and the first less."""
     from spafit import load_pretrained, load_tokenizer
-    from spafit.experiments.probe import probe
-    from spafit.experiments.states import layer_states
+    from spafit.experiments.probe.layers import probe
+    from spafit.experiments.probe.states import layer_states
     from spafit.training.inference import encode
 
     model, tokenizer = load_pretrained(minilm_folder), load_tokenizer(minilm_folder)

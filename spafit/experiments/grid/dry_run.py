@@ -17,10 +17,10 @@ import torch
 from spafit.bert import BertForSequenceClassification, lay_side_by_side
 from spafit.config import BertConfig
 from spafit.errors import one_line
-from spafit.experiments.cells import Cell, Cells
-from spafit.experiments.display import clock
-from spafit.experiments.places import steps_of
-from spafit.experiments.speeds import Speeds
+from spafit.experiments.grid.cells import Cell, Cells
+from spafit.experiments.grid.display import clock
+from spafit.experiments.grid.places import steps_of
+from spafit.experiments.grid.speeds import Speeds
 from spafit.plans import Plan
 from spafit.strata import adapt
 from spafit.tasks.table import get_task

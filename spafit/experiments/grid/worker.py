@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import torch
 
 from spafit.errors import InUseError, SpafitError, StoppedError, one_line
-from spafit.experiments.cells import Cell
-from spafit.experiments.places import name_of_model
+from spafit.experiments.grid.cells import Cell
+from spafit.experiments.grid.places import name_of_model
 from spafit.plans import Plan
 from spafit.runs.stopping import NAMES
 from spafit.strata import adapt

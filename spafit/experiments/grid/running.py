@@ -1,6 +1,7 @@
 """Run the cells of a grid by several worker processes, and show how far they are.
 
-The parent hands out the cells; a worker trains one at a time (:mod:`spafit.experiments.worker`).
+The parent hands out the cells; a worker trains one at a time
+(:mod:`spafit.experiments.grid.worker`).
 Another command on the same folder is noticed by the locks of the run folders: what it has in work
 is left to it, and taken up if it ends without finishing.
 """
@@ -22,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from spafit.errors import CheckpointError, StoppedError, TrainingError, one_line
-from spafit.experiments.cells import Cells
-from spafit.experiments.choosing import best_rate, mean_scores, score_of
-from spafit.experiments.display import Display, Watched, clock
-from spafit.experiments.places import DIVERGED, result_of, steps_of
-from spafit.experiments.speeds import Speeds
+from spafit.experiments.grid.cells import Cells
+from spafit.experiments.grid.choosing import best_rate, mean_scores, score_of
+from spafit.experiments.grid.display import Display, Watched, clock
+from spafit.experiments.grid.places import DIVERGED, result_of, steps_of
+from spafit.experiments.grid.speeds import Speeds
 from spafit.runs.record import RUN, is_in_use, read_run
 from spafit.runs.stopping import StopRequests
 
 _LOOK_S = 0.5  # between two looks at the logs of what runs
-_MAIN = "from spafit.experiments.worker import main; main()"
+_MAIN = "from spafit.experiments.grid.worker import main; main()"
 _MOST_STARTS = 3  # of workers in a row that end before they are ready
 
 

@@ -17,9 +17,9 @@ from support.small_runs import N_DEV, N
 
 from spafit.cli import main
 from spafit.errors import DataError, DivergedError, InUseError
-from spafit.experiments import running
-from spafit.experiments.cells import Cell
-from spafit.experiments.display import Display, Watched, clock
+from spafit.experiments.grid import running
+from spafit.experiments.grid.cells import Cell
+from spafit.experiments.grid.display import Display, Watched, clock
 from spafit.files.durable import Lock
 from weights_tools.tiny import make_tiny
 
@@ -93,7 +93,7 @@ class TestRuns:
             raise AssertionError("loaded")
 
         with monkeypatch.context() as patched:
-            patched.setattr("spafit.experiments.worker.load_pretrained", load)
+            patched.setattr("spafit.experiments.grid.worker.load_pretrained", load)
             code, out, err = grids(cells, init_seed=[1], seed=0)
         assert (code, err) == (0, "2 of 2 are done already\n")
         # More seeds are more runs; those that are there stay.

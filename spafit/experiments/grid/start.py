@@ -10,12 +10,12 @@ import torch
 
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, WeightsError, one_line
-from spafit.experiments.cells import Shadows, expand
-from spafit.experiments.display import Display
-from spafit.experiments.dry_run import Measured, dry_run
-from spafit.experiments.grid_file import Block, Grid, read_grid
-from spafit.experiments.places import as_begun, begin, part_of, steps_of
-from spafit.experiments.running import Running
+from spafit.experiments.grid.cells import Shadows, expand
+from spafit.experiments.grid.display import Display
+from spafit.experiments.grid.dry_run import Measured, dry_run
+from spafit.experiments.grid.file import Block, Grid, read_grid
+from spafit.experiments.grid.places import as_begun, begin, part_of, steps_of
+from spafit.experiments.grid.running import Running
 from spafit.files.replacing import refuse_place
 from spafit.tasks import glue
 from spafit.tasks.task import Dataset

@@ -241,7 +241,7 @@ def datasets(
         examples = tuple(
             Example(index, text, word, label) for index, ((text, word), label) in enumerate(rows)
         )
-        source = f"spafit.experiments.linguistic, {name}, seed {seed}"
+        source = f"spafit.experiments.probe.linguistic, {name}, seed {seed}"
         parts.append(Dataset(TASKS[name], split, examples, source))
     return parts[0], parts[1]
 

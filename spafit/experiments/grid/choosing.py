@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from spafit.experiments.cells import Choice
+from spafit.experiments.grid.cells import Choice
 from spafit.tasks.metrics import METRICS
 
 

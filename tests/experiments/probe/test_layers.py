@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from spafit.errors import ConfigError, DataError
-from spafit.experiments import linear_probe
-from spafit.experiments.probe import (
+from spafit.experiments.probe import linear_probe
+from spafit.experiments.probe.layers import (
     Probed,
     center_of_gravity,
     chance,
@@ -23,7 +23,7 @@ from spafit.experiments.probe import (
     probe,
     some_rows,
 )
-from spafit.experiments.probe_report import what_it_says
+from spafit.experiments.probe.report import what_it_says
 from spafit.tasks.task import Dataset, Example, Task
 
 LAYERS, D, N, N_DEV = 4, 6, 180, 120

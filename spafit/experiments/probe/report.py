@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from spafit.errors import ConfigError
-from spafit.experiments.probe import (
+from spafit.experiments.probe.figure import draw
+from spafit.experiments.probe.layers import (
     Probed,
     center_of_gravity,
     chance,
@@ -23,8 +24,7 @@ from spafit.experiments.probe import (
     probe,
     some_rows,
 )
-from spafit.experiments.probe_figure import draw
-from spafit.experiments.states import FILE, STATES, kept_states
+from spafit.experiments.probe.states import FILE, STATES, kept_states
 from spafit.files.replacing import refuse_place, replacing
 from spafit.machine.precision import resolve_device
 from spafit.machine.terminal import fitted
@@ -65,7 +65,7 @@ def run_probe(
     seeds : sequence of int
         Different ones, at least one.
     rows : int
-        The most rows of each that are used; see :func:`~spafit.experiments.probe.some_rows`.
+        The most rows of each that are used; see :func:`~spafit.experiments.probe.layers.some_rows`.
     out : Path
         The folder; it is made.
     quiet : bool

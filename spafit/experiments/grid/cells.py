@@ -17,7 +17,7 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, SpafitError, one_line
-from spafit.experiments.grid_file import PLAN_SETTINGS, TRAIN_SETTINGS, Block, Grid
+from spafit.experiments.grid.file import PLAN_SETTINGS, TRAIN_SETTINGS, Block, Grid
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.runs.train_config import TrainConfig

@@ -17,10 +17,11 @@ import torch
 from support.small_runs import SmallRun, write_glue
 
 from spafit.cli import main
-from spafit.experiments import linear_probe, linguistic, probe_report
-from spafit.experiments.probe import Probed
-from spafit.experiments.probe_report import screen
-from spafit.experiments.states import FILE
+from spafit.experiments.probe import linear_probe, linguistic
+from spafit.experiments.probe import report as probe_report
+from spafit.experiments.probe.layers import Probed
+from spafit.experiments.probe.report import screen
+from spafit.experiments.probe.states import FILE
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from spafit.experiments import linear_probe
-from spafit.experiments.linear_probe import (
+from spafit.experiments.probe import linear_probe
+from spafit.experiments.probe.linear_probe import (
     STRENGTHS,
     Axes,
     choose_strength,

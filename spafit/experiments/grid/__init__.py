@@ -1,0 +1,1 @@
+"""Grids: one file that says what many runs are, and the workers that train them."""
