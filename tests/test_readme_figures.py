@@ -94,7 +94,31 @@ def real_runs() -> tuple[list[str], list[Row]]:
         f"| {its['task']} | {int(its['train_rows']):,} | {names.get(its['metric'], its['metric'])} "
         f"| {number(its, 'score', '.3f')} | {number(its, 'majority', '.3f')} |"
         for its in every
-    ], every
+    ] + techniques(), every + rows("techniques")
+
+
+def techniques() -> list[str]:
+    every = rows("techniques")
+    lines = []
+    for method, rate in dict.fromkeys((its["method"], its["learning_rate"]) for its in every):
+        name = f"[{Path(method).stem}]({method})" if method.endswith(".json") else f"`{method}`"
+        line = f"| {name} "
+        for task, metric in (("MRPC", "f1"), ("CoLA", "matthews")):
+            its = [
+                each
+                for each in every
+                if (each["method"], each["learning_rate"]) == (method, rate)
+                and (each["task"], each["metric"]) == (task, metric)
+            ]
+            assert [each["seed"] for each in its] == ["0", "1", "2"], (method, task)
+            scores = [float(each["score"]) for each in its]
+            if task == "MRPC":
+                line += f"| {int(its[0]['trainable']):,} | {float(rate):g} "
+            line += f"| {statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f} "
+        lines.append(line + "|")
+    [mrpc] = {number(each, "majority", ".3f") for each in every if each["metric"] == "f1"}
+    [cola] = {number(each, "majority", ".3f") for each in every if each["task"] == "CoLA"}
+    return [*lines, f"| always the commonest class | | | {mrpc} | {cola} |"]
 
 
 def speed() -> tuple[list[str], list[Row]]:

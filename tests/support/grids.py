@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from spafit import glue
 from spafit.errors import InUseError
-from spafit.experiments import worker
+from spafit.experiments.grid import worker
 from spafit.experiments.grid.cells import Cell, Cells, Shadows, expand
 from spafit.experiments.grid.file import read_grid
 from spafit.experiments.grid.start import _sizes
