@@ -154,7 +154,7 @@ class TestExpansion:
                 r"block 1: there is no method 'bitfitt' \(did you mean bitfit",
             ),
             ([{"method": "no.json"}], "block 1: the plan file .*no.json cannot be read"),
-            ([{"method": "linear-probe", "r": 4}], "block 1: r, alpha.* change nothing"),
+            ([{"method": "linear-probe", "r": 4}], "block 1: linear-probe has no r; leave that out"),
             ([{"method": "lora-ii", "r": 0}], "block 1: .*r "),
             (
                 [{"method": "bitfit"}, {"method": "Full BitFit"}],
@@ -318,11 +318,10 @@ class TestPackaged:
     def test_they_come_with_the_package(self) -> None:
         from importlib import resources
 
-        there = {
-            path.name for path in resources.files("spafit.experiments").joinpath("grids").iterdir()
-        }
+        folder = resources.files("spafit.experiments.grid") / "grids"
+        there = {path.name for path in folder.iterdir()}
         assert there == {"table-1.json", "table-2.json", "minilm.json"}
-        setup = (Path(grids.__file__).parents[2] / "setup.cfg").read_text()
+        setup = (Path(grids.__file__).parents[3] / "setup.cfg").read_text()
         assert "experiments/grid/grids/*.json" in setup
 
 
