@@ -154,7 +154,7 @@ class TestExpansion:
                 r"block 1: there is no method 'bitfitt' \(did you mean bitfit",
             ),
             ([{"method": "no.json"}], "block 1: the plan file .*no.json cannot be read"),
-            ([{"method": "linear-probe", "r": 4}], "block 1: linear-probe has no r; leave that out"),
+            ([{"method": "linear-probe", "r": 4}], "block 1: linear-probe has no r; leave"),
             ([{"method": "lora-ii", "r": 0}], "block 1: .*r "),
             (
                 [{"method": "bitfit"}, {"method": "Full BitFit"}],
