@@ -577,8 +577,10 @@ def test_settings_that_change_nothing_in_a_method_are_refused(method: str) -> No
     assert spafit.plan(method, 4).num_layers == 4
     settings: list[dict[str, Any]] = [{"r": 4}, {"bias": "direct"}, {"numbering": "text"}]
     for setting in settings:
-        with pytest.raises(PlanError, match=f"numbering change nothing in {method}; leave them"):
+        with pytest.raises(PlanError, match=f"{method} has no {next(iter(setting))}; leave"):
             spafit.plan(method, 4, **setting)
+    with pytest.raises(PlanError, match=f"{method} has no r and alpha; leave that out"):
+        spafit.plan(method, 4, r=4, alpha=8)
 
 
 @pytest.mark.parametrize(

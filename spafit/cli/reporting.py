@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spafit.cli.predicting import write_submission_files
 from spafit.cli.trained import Trained
+from spafit.config import BertConfig
 from spafit.errors import ConfigError, SpafitError, one_line
 from spafit.experiments.report.found import Run, best_of_each_task, find_runs
 from spafit.experiments.report.tables import make_report
@@ -14,8 +15,10 @@ from spafit.experiments.report.text import markdown
 from spafit.experiments.report.write import write_report
 from spafit.files.replacing import refuse_place
 from spafit.machine.terminal import fitted, is_ascii
+from spafit.tasks import glue
 from spafit.tasks.submission import missing_submissions, zip_submission
 from spafit.tasks.table import TASKS
+from spafit.weights.hub import local_folder
 
 
 def run_report(
@@ -34,6 +37,9 @@ def run_report(
     for place in (out, submission):
         if place is not None:
             refuse_place(place, is_folder=True)
+    best = best_of_each_task(find_runs(folder).runs)
+    if submission is not None:
+        _refuse_wrong_sources(best, data, model)
     report = make_report(folder)
     text = markdown(report)
     print(fitted(text.replace("±", "+-") if is_ascii(sys.stdout) else text, {}))
@@ -41,7 +47,16 @@ def run_report(
         print(f"written: {path}")
     if submission is None:
         return 0
-    return _submit(best_of_each_task(find_runs(folder).runs), submission, data, model)
+    return _submit(best, submission, data, model)
+
+
+def _refuse_wrong_sources(best: dict[str, Run], data: Path | None, model: str | None) -> None:
+    """Refuse data that have no test set of the tasks, and a model that is not there."""
+    if data is not None and not any(glue.has_file(task, "test", data) for task in best):
+        tasks = ", ".join(TASKS[task].display for task in best) or "a task with a finished run"
+        raise ConfigError(f"--data: {data} has no test set of {tasks}; name GLUE's root")
+    if model is not None:
+        BertConfig.from_json(local_folder(model, files=("config.json",)))
 
 
 def _submit(best: dict[str, Run], submission: Path, data: Path | None, model: str | None) -> int:

@@ -173,6 +173,7 @@ def base_of(verb: str, small: SmallRun) -> list[str]:
             *f"probe --task=rte --model={small.folder} --data=glue --quiet".split(),
             "--out=new",
         ],
+        "report": ["report", "run", "--submission=new"],
         "train": train_arguments(small, "--out=new"),
         "grid": ["grid", "grid.json", f"--model={small.folder}", "--data=glue", "--out=new"],
     }[verb]
@@ -283,6 +284,7 @@ class TestEveryOption:
             monkeypatch.setattr(module, name, reached)
         monkeypatch.setattr("spafit.demo.run.run_demo", reached)
         monkeypatch.setattr("spafit.cli.doctor.report", reached)
+        monkeypatch.setattr("spafit.cli.reporting.make_report", reached)
         monkeypatch.setattr("spafit.experiments.grid.start.begin", reached)
         monkeypatch.setattr("spafit.experiments.probe.report.probe", reached)
         for verb in TABLE:

@@ -140,6 +140,14 @@ TABLE: dict[str, dict[str, Option]] = {
         "--average": FLAG,
         **TABLES,
     },
+    "report": {
+        **COMMON,
+        "folder": Option((*NO_PATH, "nowhere", "file", "pipe", "circle", "dangling", "folder")),
+        "--out": Option(NO_FOLDER_TO_BE),
+        "--submission": Option(NO_FOLDER_TO_BE),
+        "--data": DATA,
+        "--model": MODEL,
+    },
     "grid": {
         **COMMON,
         "file": Option((*NO_NAME, "nowhere", "folder", "file", "pipe", "circle", "table2")),

@@ -318,7 +318,7 @@ class TestWhatMayChange:
         ("method", "named"),
         [
             ("full", r"method is 'SPAFIT-0-1-II', asked for is 'Full Fine-tuning'"),
-            (plan("SPAFIT-0-1-II", 4, r=6, alpha=7.0, lora_dropout=0.2), r"lora\.r is 5, .* is 6"),
+            (plan("SPAFIT-0-1-II", 4, r=6, alpha=7.0, lora_dropout=0.2), r"lora\.r, is 5, .* is 6"),
         ],
         ids=["method", "rank"],
     )

@@ -186,7 +186,7 @@ class TestFailure:
             small.fit(out=tmp_path, epochs=8)
         record = json.loads((tmp_path / "run.json").read_text())
         assert record["status"] == "failed"
-        assert record["error"].startswith("TrainingError: the loss or the gradient of 25 steps")
+        assert record["error"].startswith("DivergedError: the loss or the gradient of 25 steps")
         assert "result" not in record
         rows = read_log(tmp_path, "loss")
         assert [row["step"] for row in rows] == list(range(1, 33))
@@ -257,6 +257,7 @@ class TestRunFolder:
         resolved = {
             **{"precision": "float32", "frozen_weights": "float32", "step": "eager"},
             **{"dropout_in_group_1": True, "cache_prefix": "off"},
+            **{"order_seed": small.settings().seed, "dropout_seed": small.settings().seed},
         }
         assert record["settings"] == {**settings, "out": str(out), **resolved}
         assert record["data"] == {

@@ -117,7 +117,7 @@ class TestPlans:
         match: str,
     ) -> None:
         replan(adapter, change)
-        refuse(f"the header of .* is damaged: the plan in .*{match}")
+        refuse(f"the plan in .*{match}")
 
     @pytest.mark.parametrize("rank", [0, -1, 65_537, 10**9, 10**30, 2.5, True, None, "8"])
     def test_of_a_rank_that_is_none(
@@ -165,7 +165,7 @@ class TestPlans:
         for key in ("plan", "task", "labels"):
             before = adapter.read_bytes()
             retell(adapter, key, nested)
-            refuse("the header of .* is damaged")
+            refuse("the (header of|plan in) ")
             adapter.write_bytes(before)
 
 
