@@ -82,7 +82,10 @@ class Summary:
         return self.drawn()
 
     def drawn(self, epochs: int | None = None) -> str:
-        """Return the drawing, with the times of strata in so many epochs; None is at least 10."""
+        """Return the drawing; when strata train is drawn for so many epochs.
+
+        None is ten, or more if the plan's times take more.
+        """
         rows = [
             ("", "layers", ("what trains",), "trainable", "%"),
             *(

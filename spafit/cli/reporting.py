@@ -9,12 +9,12 @@ from spafit.cli.predicting import write_submission_files
 from spafit.cli.trained import Trained
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, SpafitError, one_line
-from spafit.experiments.report.found import Run, best_of_each_task, find_runs
+from spafit.experiments.report.found import Run
 from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.text import markdown
 from spafit.experiments.report.write import write_report
 from spafit.files.replacing import refuse_place
-from spafit.machine.terminal import fitted, is_ascii
+from spafit.machine.terminal import fitted
 from spafit.tasks import glue
 from spafit.tasks.submission import missing_submissions, zip_submission
 from spafit.tasks.table import TASKS
@@ -37,17 +37,15 @@ def run_report(
     for place in (out, submission):
         if place is not None:
             refuse_place(place, is_folder=True)
-    best = best_of_each_task(find_runs(folder).runs)
-    if submission is not None:
-        _refuse_wrong_sources(best, data, model)
     report = make_report(folder)
-    text = markdown(report)
-    print(fitted(text.replace("±", "+-") if is_ascii(sys.stdout) else text, {}))
+    if submission is not None:
+        _refuse_wrong_sources(report.best, data, model)
+    print(fitted(markdown(report), {}))
     for path in write_report(report, out):
         print(f"written: {path}")
     if submission is None:
         return 0
-    return _submit(best, submission, data, model)
+    return _submit(report.best, submission, data, model)
 
 
 def _refuse_wrong_sources(best: dict[str, Run], data: Path | None, model: str | None) -> None:

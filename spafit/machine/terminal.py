@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
-_ASCII = str.maketrans("─│┌┬┐├┼┤└┴┘³×█░", "-|+++++++++3x#.")
+_ASCII = str.maketrans("─│┌┬┐├┼┤└┴┘³×█░", "-|+++++++++3x#.") | {ord("±"): "+-"}
 
 
 def columns(stream: TextIO) -> int:

@@ -50,7 +50,7 @@ from spafit.training.optimisation import loss_function, trained_parameters
 from spafit.training.phases import Keep, Phases
 from spafit.training.prefix.kept import KeptPrefix, keep_prefixes
 from spafit.training.processes.group import processes
-from spafit.training.processes.together import Together
+from spafit.training.processes.together import SharedSaver, Together
 from spafit.training.result import Result
 from spafit.training.saving import Saver
 from spafit.training.settings import TrainConfig, class_weights, complete
@@ -361,7 +361,8 @@ def _begin(
     for note in () if run is None else run.notes:
         journal.say(note)
     if together is not None:
-        return state, together.saver(run, take_step, dev, config.save_every, state, journal.say)
+        every = config.save_every
+        return state, SharedSaver(together, run, take_step, dev, every, state, journal.say)
     assert run is not None
     return state, Saver(run, take_step, dev, config.save_every, state, journal.say)
 

@@ -109,7 +109,7 @@ class TestCharacters:
 
     def test_signs_of_a_drawing(self) -> None:
         stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-        assert fitted("│ (IA)³: rate × 2", {}, stream) == "| (IA)3: rate x 2"
+        assert fitted("│ (IA)³: rate × 2 ± 1", {}, stream) == "| (IA)3: rate x 2 +- 1"
 
     def test_of_no_encoding(self) -> None:
         assert not is_ascii(io.StringIO())

@@ -33,7 +33,7 @@ from spafit.config import BertConfig
 from spafit.errors import CheckpointError, ConfigError
 from spafit.machine.launched import Launched, launched
 from spafit.machine.random_states import seeded
-from spafit.training.processes.together import Together, shared_out
+from spafit.training.processes.together import SharedSaver, Together, shared_out
 from spafit.training.saving import Saver
 from spafit.training.state import TrainingState
 
@@ -420,7 +420,7 @@ def test_a_failed_save_is_tried_again_at_the_next_interval(
     )
     together, said = Together(group), list[str]()
     step, state = eager(small.model()), TrainingState()
-    saver = together.saver(None, step, small.dev, None, state, said.append)
+    saver = SharedSaver(together, None, step, small.dev, None, state, said.append)
     saver.save(state)
     assert "the disk is full; training goes on" in said[0]
     assert not saver.is_due(state)

@@ -124,14 +124,8 @@ def _figures_of_sizes(report: Report) -> list[str]:
     drawn += [
         _figure(task.display, figures.sizes(task, report.rows, places)) for task in report.tasks
     ]
-    if not drawn:
-        return []
     rules = "The mean over seeds, with ± one standard deviation; dotted: the majority's score."
-    return [
-        "<h2>What trains, and what comes of it</h2>",
-        _rules(rules),
-        f'<div class="figures">{"".join(drawn)}</div>',
-    ]
+    return _under("What trains, and what comes of it", rules, drawn)
 
 
 def _figures_of_curves(report: Report) -> list[str]:
@@ -141,14 +135,15 @@ def _figures_of_curves(report: Report) -> list[str]:
         for task in report.tasks
         if report.curves[task.name]
     ]
+    rules = "The mean over seeds, in a band of ± one standard deviation; dotted: the majority."
+    return _under("Learning curves", rules, drawn)
+
+
+def _under(title: str, rules: str, drawn: list[str]) -> list[str]:
+    """Return figures under a heading, if there are any."""
     if not drawn:
         return []
-    rules = "The mean over seeds, in a band of ± one standard deviation; dotted: the majority."
-    return [
-        "<h2>Learning curves</h2>",
-        _rules(rules),
-        f'<div class="figures">{"".join(drawn)}</div>',
-    ]
+    return [f"<h2>{title}</h2>", _rules(rules), f'<div class="figures">{"".join(drawn)}</div>']
 
 
 def _figures_of_costs(report: Report) -> list[str]:

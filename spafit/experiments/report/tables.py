@@ -22,6 +22,7 @@ from spafit.experiments.report.found import (
     NoAnswersError,
     Run,
     Seeds,
+    best_of_each_task,
     display_of,
     find_runs,
     group,
@@ -150,6 +151,8 @@ class Report:
         The SPAFIT that is compared with all other methods.
     comparisons, agreements, shares, choices, curves, anchors
         The other tables.
+    best : dict of str to Run
+        The best run of each of GLUE's tasks.
     left_out : tuple of (str, str)
         Runs that are not reported, and why.
     notes : tuple of str
@@ -167,6 +170,7 @@ class Report:
     choices: tuple[Choice, ...]
     curves: dict[str, tuple[Curve, ...]]
     anchors: tuple[Anchor, ...]
+    best: dict[str, Run]
     left_out: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
@@ -210,6 +214,7 @@ def make_report(folder: Path) -> Report:
         choices=tuple(_choices(found)),
         curves={task.name: tuple(_curves(groups, task)) for task in tasks},
         anchors=_anchors(found.runs, tasks),
+        best=best_of_each_task(found.runs),
         left_out=found.left_out,
         notes=tuple(notes),
     )

@@ -181,8 +181,7 @@ def _fingerprint(model: BertForSequenceClassification) -> str:
         settings = {
             key: value
             for key, value in sorted(vars(module).items())
-            if key not in _OF_EVERY_MODULE
-            and isinstance(value, (int, float, str, NoneType, Technique))
+            if key not in _OF_EVERY_MODULE and isinstance(value, _SETTINGS)
         }
         digest.update(f"{name} {type(module).__qualname__} {settings}\n".encode())
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

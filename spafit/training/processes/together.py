@@ -67,8 +67,10 @@ class Together:
         Whether one of them was asked to stop, and all have agreed on it.
     has_folder : bool
         Whether the first one writes a run folder.
+    is_time_here : callable
+        Whether the saver of this process finds a checkpoint due by the clock.
     is_time : bool
-        Whether all have agreed that a checkpoint is due by the clock.
+        Whether all have agreed on that.
     """
 
     def __init__(self, group: Group) -> None:
@@ -76,7 +78,7 @@ class Together:
         self.stop = SharedStop()
         self.has_folder = False
         self.is_time = False
-        self._is_time_here: Callable[[], bool] = lambda: False
+        self.is_time_here: Callable[[], bool] = lambda: False
 
     # ---- Before the first step -------------------------------------------------------------------
 
@@ -203,20 +205,6 @@ class Together:
         path, values = Path(about["path"]), about["values"]
         return _Sent(path, about["step"], values, tuple(files), held=files)
 
-    def saver(
-        self,
-        run: RunFolder | None,
-        take_step: TrainingStep,
-        dev: Dataset,
-        save_every: int | None,
-        saved: TrainingState,
-        say: Callable[[str], object],
-    ) -> Saver:
-        """Return what saves the run: in the first process to its folder, in others by waiting."""
-        saver = SharedSaver(self, run, take_step, dev, save_every, saved, say)
-        self._is_time_here = saver.is_time_here
-        return saver
-
     def _device(self, name: str) -> str:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -241,7 +229,7 @@ class Together:
 
     def agree(self, *numbers: int) -> list[int]:
         """Agree on up to four numbers (:meth:`Group.agree`), on a stop, and on the time to save."""
-        stop, is_time, *others = self.group.agree(self.stop.noted, self._is_time_here(), *numbers)
+        stop, is_time, *others = self.group.agree(self.stop.noted, self.is_time_here(), *numbers)
         self.stop.agree(stop)
         self.is_time = bool(is_time)
         return others
@@ -375,6 +363,7 @@ class SharedSaver(Saver):
         say: Callable[[str], object],
     ) -> None:
         self.together = together
+        together.is_time_here = self._is_time_here
         self._others: list[dict[str, Any]] = []
         super().__init__(run, take_step, dev, save_every, saved, say)  # type: ignore[arg-type]
 
@@ -388,7 +377,7 @@ class SharedSaver(Saver):
         super().save(state, last=last)
         self.together.is_time = False  # the interval begins anew, also after a failure
 
-    def is_time_here(self) -> bool:
+    def _is_time_here(self) -> bool:
         """Return whether the interval has passed in the process that saves."""
         return self._writes and super()._is_time()
 
