@@ -273,8 +273,7 @@ def _try_out(kind: type[Adaptable], techniques: tuple[Technique, ...]) -> None:
     _refuse_in_vain(techniques, attach_all(techniques, module, torch.Generator()))
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+@torch.inference_mode(False)  # with gradients, whatever mode the caller is in
 def _refuse_in_vain(techniques: tuple[Technique, ...], module: Adaptable) -> None:
     """Refuse what no gradient reaches: one's module may leave out what another added to it."""
     for each in module.modules():
