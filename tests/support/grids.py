@@ -56,7 +56,7 @@ def write_grid(path: Path, tiny: Path, *cells: dict[str, Any], **more: Any) -> P
 def cells_of(path: Path, data: Path) -> Cells:
     """Read and expand a grid file."""
     grid = read_grid(path)
-    tasks = {task for block in grid.blocks for task in block.settings["task"]}
+    tasks = {task for block in grid.blocks for task in block.tasks}
     return expand(grid, Shadows(_sizes), {name: glue.load(name, "train", data) for name in tasks})
 
 

@@ -188,7 +188,8 @@ def expand(grid: Grid, shadows: Shadows, data: Mapping[str, Dataset]) -> Cells:
                 if cell.purpose == "report":
                     cell = dataclasses.replace(cell, choice=list(choices).index(group))
                 else:
-                    rates.setdefault(cell.settings["learning_rate"], []).append(cell.key)
+                    tried = rates.setdefault(cell.settings["learning_rate"], [])
+                    tried += [cell.key] * (cell.key not in tried)  # once for all tasks
             key = cell.key
             if key in found and cell.purpose == "report":
                 raise ConfigError(f"{block.place}: {cell.title} is a cell of {places[key]} already")
@@ -231,8 +232,12 @@ def _cells_of(
                 others = {name: given[name] for name in varying if name not in ("task", "method")}
                 name = make({"seed": 0}).method
                 group = json.dumps([block.place, name, others], sort_keys=True)
-            for rate, seed in itertools.product(block.rates, block.seeds):
-                yield make({"seed": seed}, rate), group
+            tasks = block.tried.get("task", (given["task"],))
+            fewer = {name: values[0] for name, values in block.tried.items() if name != "task"}
+            for task in tasks if block.rates else ():
+                try_rate = _maker({**given, **fewer, "task": task}, folder, shadows, data)
+                for rate, seed in itertools.product(block.rates, block.seeds):
+                    yield try_rate({"seed": seed}, rate), group
             for seeds in itertools.product(*(block.settings[name] for name in seeding)):
                 yield make(dict(zip(seeding, seeds, strict=True))), group
         except SpafitError as error:

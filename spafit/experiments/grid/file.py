@@ -16,7 +16,8 @@ Settings are those of :class:`spafit.TrainConfig` and of :func:`spafit.plan` by 
 
 ``choose`` has the learning rate chosen for each method of a block, with its other settings: that
 with the best mean over the block's tasks of each task's first metric, in runs with seeds of their
-own; of equal ones the smallest.
+own; of equal ones the smallest. It may name fewer tasks (``"task"``) or ``"epochs"`` for these runs
+than the block has.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,20 @@ class Block:
         The learning rates to choose from; empty if it is not chosen.
     seeds : tuple of int
         The seeds of the runs that choose it.
+    tried : dict of str to tuple
+        What these runs have in place of the block's settings: ``task``, ``epochs`` or nothing.
     """
 
     place: str
     settings: dict[str, tuple[Any, ...]]
     rates: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
+    tried: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> tuple[Any, ...]:
+        """The tasks of its runs, of those that choose a learning rate too."""
+        return tuple(dict.fromkeys((*self.settings["task"], *self.tried.get("task", ()))))
 
 
 @dataclass(frozen=True)
@@ -172,22 +181,31 @@ def _block(place: str, given: dict[str, Any]) -> Block:
             raise ConfigError(f"{place}: it has no {name}; name one, or a list")
     settings = {name: _values(place, name, given[name]) for name in SETTINGS if name in given}
     rates, seeds = (), ()
+    tried: dict[str, tuple[Any, ...]] = {}
     if choose is not None:
         within = f"{place}, choose"
-        _refuse_unknown(within, choose, ("learning_rate", "seed"))
+        _refuse_unknown(within, choose, ("learning_rate", "seed", "task", "epochs"))
         for name in ("learning_rate", "seed"):
             if name not in choose:
                 raise ConfigError(f"{within}: it has no {name}")
-            for each in _values(within, name, choose[name]):
-                if each is None:
+        for name, value in choose.items():
+            values = _values(within, name, value)
+            for each in values:
+                if each is None and name != "task":
                     raise ConfigError(f"{within}: {name} must be a number")
                 _check(within, name, each)
+            if name in ("task", "epochs"):
+                tried[name] = values
+        if len(tried.get("epochs", ())) > 1:
+            raise ConfigError(f"{within}: epochs must be one number")
         rates = tuple(sorted(_values(within, "learning_rate", choose["learning_rate"])))
         seeds = _values(within, "seed", choose["seed"])
-    count = math.prod(map(len, settings.values())) * (1 + len(rates) * len(seeds))
+    block = Block(place, settings, rates, seeds, tried)
+    others = math.prod(len(each) for name, each in settings.items() if name != "task")
+    count = others * (len(settings["task"]) + len(block.tasks) * len(rates) * len(seeds))
     if count > MOST_CELLS:
         raise ConfigError(f"{place}: it makes {count:,} cells; {MOST_CELLS:,} are accepted")
-    return Block(place, settings, rates, seeds)
+    return block
 
 
 def _values(place: str, name: str, given: Any) -> tuple[Any, ...]:

@@ -144,7 +144,7 @@ def _data(grid: Grid, folder: Path, dry: bool) -> dict[str, Dataset]:
     """Read the training data of all tasks, and check those to evaluate on."""
     data: dict[str, Dataset] = {}
     for block in grid.blocks:
-        for name in block.settings["task"]:
+        for name in block.tasks:
             task = glue.get_task(name)
             if task.name in data:
                 continue

@@ -111,6 +111,22 @@ class TestExpansion:
         assert len(cells.cells) == 2 + 3
         assert [choice.cells for choice in cells.choices] == [{1e-3: (0,), 1e-2: (1,)}] * 2
 
+    def test_a_rate_may_be_chosen_on_fewer_tasks_and_in_fewer_epochs(
+        self, tmp_path: Path, model: Path, data: Path
+    ) -> None:
+        choose = {**CHOOSE, "task": ["wnli"], "epochs": 2}
+        block = {"method": ["bitfit", "full"], "epochs": 5, "choose": choose}
+        cells = cells_of(write_grid(tmp_path / "g.json", model, block), data)
+        assert [(c.purpose, c.task, c.settings["epochs"]) for c in cells.cells] == [
+            *[("choice", "wnli", 2)] * 4,
+            *[("report", "rte", 5)] * 2,
+        ]
+        assert [choice.cells for choice in cells.choices] == [
+            {1e-3: (0,), 1e-2: (1,)},
+            {1e-3: (2,), 1e-2: (3,)},
+        ]
+        assert [cell.choice for cell in cells.cells[4:]] == [0, 1]
+
     def test_a_prefix_without_dropout_is_kept_on_disk(
         self, tmp_path: Path, model: Path, data: Path
     ) -> None:

@@ -127,8 +127,16 @@ REFUSED: list[tuple[Any, str]] = [
         "block 1, choose: it has no seed",
     ),
     (
-        {"cells": [{**BLOCK, "choose": {**CHOOSE, "epochs": 3}}]},
-        "block 1, choose has no setting epochs",
+        {"cells": [{**BLOCK, "choose": {**CHOOSE, "warmup": 0.1}}]},
+        "block 1, choose has no setting warmup",
+    ),
+    (
+        {"cells": [{**BLOCK, "choose": {**CHOOSE, "epochs": [2, 3]}}]},
+        "block 1, choose: epochs must be one number",
+    ),
+    (
+        {"cells": [{**BLOCK, "choose": {**CHOOSE, "task": "rtee"}}]},
+        "block 1, choose: .*rtee",
     ),
     (
         {"cells": [{**BLOCK, "choose": {**CHOOSE, "learning_rate": [None]}}]},
