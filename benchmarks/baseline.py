@@ -30,13 +30,15 @@ from spafit.text.tokenization import Batch, Encodings
 Logits = Callable[[Sequence[int]], Tensor]
 
 
-def peft_twin(model: BertForSequenceClassification) -> nn.Module:
+def peft_twin(model: BertForSequenceClassification, *, own_draws: bool = False) -> nn.Module:
     """Build a model of transformers and PEFT that computes and trains the same as an adapted one.
 
     Parameters
     ----------
     model : BertForSequenceClassification
         Adapted by any plan whose LoRA has one rank, alpha and dropout.
+    own_draws : bool
+        Whether head and LoRA start as transformers and PEFT draw them, in place of copies.
 
     Returns
     -------
@@ -56,8 +58,12 @@ def peft_twin(model: BertForSequenceClassification) -> nn.Module:
     state = model.state_dict()
     pretrained = {name: state[name] for name in pretrained_names(model)}
     twin: nn.Module = transformers.BertForSequenceClassification(config)
+    head = twin.get_submodule("classifier")
+    drawn = {name: each.clone() for name, each in head.state_dict().items()}
     twin.to(model.classifier.weight)
     twin.load_state_dict(pretrained, strict=True)
+    if own_draws:
+        head.load_state_dict(drawn)
     twin.requires_grad_(False)
     lora = {
         name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
@@ -70,7 +76,7 @@ def peft_twin(model: BertForSequenceClassification) -> nn.Module:
         for name, parameter in model.named_parameters():
             if name.endswith(".bias_delta.delta"):
                 theirs[plain_name(name)].add_(parameter)
-            elif name.endswith((".lora_A", ".lora_B")):
+            elif name.endswith((".lora_A", ".lora_B")) and not own_draws:
                 theirs[name].copy_(parameter)
     for name in model.adaptation.trainable:
         theirs[plain_name(name)].requires_grad_(True)

@@ -110,11 +110,7 @@ def t_quantile(df: float, level: float = LEVEL) -> float:
 
 
 def power(effect: float, n: int, level: float = LEVEL) -> float:
-    """Return the power of the two-sided paired t-test, by the noncentral t distribution.
-
-    T = (Z + δ) / S with δ = effect · sqrt(n), Z normal and S = sqrt(χ²_ν / ν), ν = n - 1. The power
-    is P(|T| > t*) = ∫ (Φ(δ - t* s) + Φ(-δ - t* s)) f(s) ds over the density of S,
-    f(s) = 2 (ν/2)^(ν/2) / Γ(ν/2) · s^(ν-1) exp(-ν s² / 2), by Gauss and Legendre's rule.
+    """Return the power of the two-sided paired t-test.
 
     Parameters
     ----------
@@ -125,8 +121,26 @@ def power(effect: float, n: int, level: float = LEVEL) -> float:
     level : float
         The level of the test.
     """
-    df, delta = n - 1, abs(effect) * math.sqrt(n)
-    limit = t_quantile(df, level)
+    return t_power(effect * math.sqrt(n), n - 1, level)
+
+
+def t_power(delta: float, df: int, level: float = LEVEL) -> float:
+    """Return the power of a two-sided t-test, by the noncentral t distribution.
+
+    T = (Z + δ) / S with Z normal and S = sqrt(χ²_ν / ν). The power is
+    P(|T| > t*) = ∫ (Φ(δ - t* s) + Φ(-δ - t* s)) f(s) ds over the density of S,
+    f(s) = 2 (ν/2)^(ν/2) / Γ(ν/2) · s^(ν-1) exp(-ν s² / 2), by Gauss and Legendre's rule.
+
+    Parameters
+    ----------
+    delta : float
+        δ: the true difference in its standard errors.
+    df : int
+        ν: the degrees of freedom.
+    level : float
+        The level of the test.
+    """
+    delta, limit = abs(delta), t_quantile(df, level)
     width = 12 / math.sqrt(2 * df)  # S has a standard deviation of nearly 1 / sqrt(2 ν)
     low, high = max(0.0, 1 - width), 1 + width
     nodes, weights = _gauss_legendre()

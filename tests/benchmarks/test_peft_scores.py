@@ -1,0 +1,84 @@
+"""Scores beside PEFT's: its own draws train the same, and the test sees what it says it sees."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from support.grids import write_tasks
+
+from benchmarks import peft_scores
+from benchmarks.baseline import peft_twin, plain_name
+from spafit.strata import adapt
+from spafit.tasks import glue
+from spafit.text.tokenization import load_tokenizer
+from spafit.training.fit import fit
+from spafit.training.settings import TrainConfig
+from spafit.weights.pretrained import load_pretrained
+from weights_tools.tiny import make_tiny
+
+
+def test_runs_of_peft_have_the_settings_of_ours(tmp_path: Path) -> None:
+    data, tiny = write_tasks(tmp_path / "glue"), make_tiny(tmp_path / "tiny")
+    train, dev = (glue.load("rte", split, data) for split in ("train", "dev"))
+    for seed in (3, 4):
+        model = load_pretrained(tiny, num_labels=2, seed=seed)
+        adapt(model, "lora-ii", seed=seed)
+        config = TrainConfig(
+            out=tmp_path / f"cell/seed-{seed}", seed=seed, epochs=2, warmup=0.1, device="cpu",
+            learning_rate=1e-3, batch_size=6, max_length=16, quiet=True,
+        )  # fmt: skip
+        about = {"model": str(tiny), "data": str(data)}
+        fit(model, load_tokenizer(tiny), train, dev, config, about=about)
+    out = tmp_path / "rows.csv"
+    peft_scores.main([str(tmp_path / "cell"), "--out", str(out)])
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sides = [(row["side"], row["seed"]) for row in rows]
+    ours, theirs = peft_scores.SPAFIT, peft_scores.PEFT
+    assert sides == [(ours, "3"), (theirs, "3"), (ours, "4"), (theirs, "4")]
+    same = ("trainable", "learning_rate", "epochs", "warmup", "train_rows", "dev_rows", "metric")
+    for mine, other in zip(rows[::2], rows[1::2], strict=True):
+        assert [mine[name] for name in same] == [other[name] for name in same]
+    for row in rows[::2]:
+        record = json.loads((tmp_path / f"cell/seed-{row['seed']}/run.json").read_text())
+        assert float(row["score"]) == pytest.approx(record["result"]["metrics"]["accuracy"])
+    assert "| rte | Full LoRA-II | accuracy | 2 + 2 |" in out.with_suffix(".md").read_text()
+    # What is done is not done again.
+    before = out.read_bytes()
+    peft_scores.main([str(tmp_path / "cell"), "--out", str(out)])
+    assert out.read_bytes() == before
+
+
+def test_own_draws_are_not_copies(tmp_path: Path) -> None:
+    model = load_pretrained(make_tiny(tmp_path / "tiny"), seed=0)
+    adapt(model, "lora-ii", seed=0)
+    mine = {plain_name(name): each for name, each in model.named_parameters()}
+    for own in (False, True):
+        twin = peft_twin(model, own_draws=own)
+        for name, each in twin.named_parameters():
+            if each.requires_grad and ("lora_A" in name or name.endswith("classifier.weight")):
+                assert torch.equal(mine[plain_name(name)], each) != own, name
+        B = [each for name, each in twin.named_parameters() if "lora_B" in name]
+        assert B and not any(each.any() for each in B)
+
+
+def test_welch_and_the_difference_that_is_seen() -> None:
+    """Oracle: scipy, and 4,000 simulated pairs of samples."""
+    ours, theirs = [0.1, 0.3, 0.2, 0.25, 0.15], [0.2, 0.31, 0.4, 0.28, 0.22]
+    found = peft_scores.compare(ours, theirs)
+    welch = stats.ttest_ind(theirs, ours, equal_var=False)
+    assert found.p == pytest.approx(welch.pvalue)
+    assert found.low < found.difference < found.high
+    assert found.difference == pytest.approx(statistics.mean(theirs) - statistics.mean(ours))
+    deviation = (statistics.variance(ours) / 2 + statistics.variance(theirs) / 2) ** 0.5
+    draw = np.random.default_rng(0)
+    x = draw.normal(0, deviation, (4000, 5))
+    y = draw.normal(found.seen, deviation, (4000, 5))
+    assert np.mean(stats.ttest_ind(x, y, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
