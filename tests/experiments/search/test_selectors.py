@@ -16,7 +16,7 @@ from support.tiny_bert import CONFIG, L, R, batches, short, tiny_bert
 import spafit
 from spafit.adaptable import Linear
 from spafit.errors import ConfigError
-from spafit.experiments.selectors import (
+from spafit.experiments.search.selectors import (
     boundaries,
     condition_scores,
     fisher_scores,
