@@ -102,6 +102,9 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "quiet": (bool, "show no progress"),
 }
 
+_OF_SEARCH = ("epochs", "batch_size", "learning_rate", "max_length", "metric", "device", "quiet")
+"""Those that are options of `spafit search`, too."""
+
 _MODEL = "folder of weights, minilm, or hub name (default %(default)s)"
 _NO_DROPOUT = "no dropout in group 1, so that its hidden states can be kept"
 
@@ -207,7 +210,9 @@ def _prints_only(parsed: argparse.Namespace) -> bool:
     writes = any(getattr(parsed, option, None) for option in ("save", "output", "submission"))
     if parsed.verb == "grid":
         return bool(parsed.dry_run)
-    return parsed.verb not in ("train", "demo", "download", "report", "probe") and not writes
+    return (
+        parsed.verb not in ("train", "demo", "download", "report", "probe", "search") and not writes
+    )
 
 
 def _let_go(stream: TextIO) -> None:
@@ -279,6 +284,9 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         )
     if parsed.verb == "probe":
         _probe(parsed)
+        return 0
+    if parsed.verb == "search":
+        _search(parsed)
         return 0
     if parsed.verb == "eval":
         from spafit.cli.evaluating import evaluate_run
@@ -400,6 +408,33 @@ def _probe(parsed: argparse.Namespace) -> None:
         mapped=parsed.mapped,
         quiet=parsed.quiet,
     )
+
+
+def _search(parsed: argparse.Namespace) -> None:
+    config = TrainConfig(**{name: getattr(parsed, name) for name in _OF_SEARCH})
+    from spafit.cli.own_data import refuse_wrong_place
+
+    refuse_wrong_place(parsed.task, parsed.data)
+    data = _data_options(parsed)
+    from spafit.experiments.search.start import SearchOptions, run_search
+
+    options = SearchOptions(
+        model=parsed.model,
+        revision=parsed.revision,
+        mapped=parsed.mapped,
+        r=parsed.r,
+        alpha=parsed.alpha,
+        parameters=parsed.parameters,
+        minutes=parsed.minutes,
+        plans=parsed.plans,
+        rows=parsed.rows,
+        seeds=tuple(parsed.seeds),
+        selection_seed=parsed.selection_seed,
+        out=Path("searches") / data.task_name if parsed.out is None else parsed.out,
+        config=config,
+    )
+    _note_if_busy()
+    run_search(options, *data.load(), {**data.about(), "max_bad_rows": data.max_bad_rows})
 
 
 def _note_if_busy() -> None:
@@ -572,6 +607,14 @@ def _parser() -> _Parser:
             "spafit probe --task rte --model minilm\n  spafit probe --task order --model minilm",
         )
     )
+    _add_search_options(
+        verb(
+            "search",
+            "choose N1, N2 and the type under a budget, beside random choice",
+            "spafit search --task rte --model minilm --learning-rate 5e-4\n"
+            "  spafit search --task mrpc --parameters 4000000 --epochs 3",
+        )
+    )
     verb("doctor", "show versions, devices, kernels, and what is missing", "spafit doctor")
     return parser
 
@@ -711,12 +754,16 @@ def _add_report_options(report: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_plan_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("plan")
+def _add_lora_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--r", type=as_size, help="LoRA's rank (default 64)")
     group.add_argument(
         "--alpha", type=as_number, help="LoRA's scale before division by r (default 128)"
     )
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("plan")
+    _add_lora_options(group)
     group.add_argument("--lora-dropout", type=as_number, help="dropout before A (default 0)")
     group.add_argument(
         "--bias",
@@ -849,6 +896,56 @@ def _add_probe_options(probe: argparse.ArgumentParser) -> None:
         "--out", type=as_new_path, metavar="DIR", help="where to write (default probes/TASK)"
     )
     _add_settings(probe, "quiet")
+
+
+def _add_search_options(search: argparse.ArgumentParser) -> None:
+    search.add_argument("--task", help="a GLUE task, such as rte; or a name for data of your own")
+    _add_model_and_data_options(search)
+    search.add_argument(
+        "--out",
+        type=as_new_path,
+        metavar="DIR",
+        help="folder of the search, which is resumed there (default searches/TASK)",
+    )
+    group = search.add_argument_group("what is searched")
+    group.add_argument(
+        "--parameters",
+        type=as_whole,
+        metavar="N",
+        help="the most numbers that may train, layers and head together as in Table 2 (default: "
+        "those of the paper's SPAFIT-4-9-II, scaled to the model's layers)",
+    )
+    group.add_argument(
+        "--minutes",
+        type=as_number,
+        help="instead: the most minutes that a full run may take, by a few steps measured now",
+    )
+    group.add_argument(
+        "--plans",
+        type=as_whole,
+        default=27,
+        help="the most plans that successive halving begins with (default %(default)s)",
+    )
+    group.add_argument("--rows", type=as_whole, help="the most rows of train that are used")
+    group.add_argument(
+        "--seeds",
+        "--seed",
+        type=as_seed,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="of the runs that are reported (default 0 1 2)",
+    )
+    group.add_argument(
+        "--selection-seed",
+        type=as_seed,
+        default=1000,
+        metavar="SEED",
+        help="of the runs that choose, and of what is drawn (default %(default)s)",
+    )
+    group = search.add_argument_group("plan and training; the defaults are the paper's")
+    _add_lora_options(group)
+    _add_settings(group, *_OF_SEARCH)
 
 
 def _add_no_mapped(parser: argparse.ArgumentParser) -> None:

@@ -241,7 +241,7 @@ def _encode(
     assert config.batch_size is not None and config.order_seed is not None
     feed = Feed(
         encode(model, tokenizer, train, config.max_length),
-        _targets(train, names),
+        targets_of(train, names),
         torch.device(config.device),
         batch_size=config.batch_size,
         accumulation=config.accumulation,
@@ -494,7 +494,7 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _targets(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
+def targets_of(dataset: Dataset, names: tuple[str, ...]) -> torch.Tensor:
     """Return class numbers (n,) in the order of ``names``, or regression scores (n,)."""
     if not names:
         center, spread = dataset.task.scale

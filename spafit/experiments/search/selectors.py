@@ -189,56 +189,40 @@ def layer_costs(config: BertConfig, kind: str = "II", r: int = 64) -> tuple[int,
     return 7 * D + F, {"I": 3, "II": 4}[kind] * 2 * D * r + F + 2 * D
 
 
-def boundaries(scores: torch.Tensor, costs: tuple[int, int], budget: int) -> tuple[int, int]:
-    """Return N1 and N2, numbered from 0 with both ends, for scores and a budget.
+def boundaries(scores: torch.Tensor, sizes: Mapping[tuple[int, int], int]) -> tuple[int, int]:
+    """Return N1 and N2, numbered from 0 with both ends, for scores, of those that are allowed.
 
-    Of all N1 < N2 < L - 1 whose layers train no more than the budget,
-
-        (N2 - N1) c₂ + (L - 1 - N2) c₃ <= budget,
-
-    those three groups are taken that say most about the scores: with the least sum of squares of
+    Those three groups are taken that say most about the scores: with the least sum of squares of
     the scores about m₁ <= m₂ <= m₃, one a group, which rise with depth as what SPAFIT trains does.
-    Of equal ones the largest is taken that the budget allows, and of equally large ones that with
-    the smaller N1. So scores that fall with depth, which no SPAFIT can follow, decide nothing.
+    Of equal ones that which trains most is taken, and of equally large ones that with the smaller
+    N1. So scores that fall with depth, which no SPAFIT can follow, decide nothing.
 
     Parameters
     ----------
     scores : torch.Tensor, (L,)
         Finite; the larger, the more is to be trained.
-    costs : tuple of (int, int)
-        c₂ and c₃: what a layer of group 2 and one of group 3 trains (:func:`layer_costs`).
-    budget : int
-        The most numbers that may train in the layers, the head not counted.
+    sizes : mapping of (int, int) to int
+        How many numbers train with each (N1, N2) that is allowed, as under a budget.
 
     Raises
     ------
     ConfigError
-        If a score is not finite, or there are too few layers or too small a budget for three
-        groups.
+        If a score is not finite, or nothing is allowed.
     """
     values = [float(each) for each in scores]
-    L = len(values)
     if not bool(torch.isfinite(scores).all()):
         raise ConfigError("a score of a layer is not finite; take another selector")
-    least = sum(costs)
-    if L < 3 or budget < least:
-        raise ConfigError(
-            f"three groups need 3 layers and {least:,} numbers that train at least; there are "
-            f"{L} layers, and a budget of {budget:,}"
-        )
+    if not sizes:
+        raise ConfigError("no N1 and N2 are allowed; raise the budget")
     size = max(map(abs, values)) or 1.0
-    best: tuple[float, int, int] | None = None
-    chosen = (0, 0)
-    for N1, N2 in itertools.combinations(range(L - 1), 2):
-        numbers = (N2 - N1) * costs[0] + (L - 1 - N2) * costs[1]
-        if numbers > budget:
-            continue
+
+    def rank(at: tuple[int, int]) -> tuple[float, int, int]:
+        N1, N2 = at
         groups = (values[: N1 + 1], values[N1 + 1 : N2 + 1], values[N2 + 1 :])
-        rest = round(_rest([[each / size for each in group] for group in groups]), 12)
-        rank = (rest, -numbers, N1)
-        if best is None or rank < best:
-            best, chosen = rank, (N1, N2)
-    return chosen
+        rest = _rest([[each / size for each in group] for group in groups])
+        return round(rest, 12), -sizes[at], N1
+
+    return min(sizes, key=rank)
 
 
 def _rest(groups: list[list[float]]) -> float:

@@ -1,0 +1,421 @@
+"""``spafit search``: choose N1, N2 and the type of a plan, and report what the choices are worth.
+
+Nothing is chosen on dev: plans are trained on a part of train and scored on rows held out of it,
+with a seed that is not reported. Then what each proposer chose is trained on all of train with the
+reported seeds and scored on dev, once, after the last step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spafit.bert import BertForSequenceClassification
+from spafit.config import read_json
+from spafit.errors import ConfigError, DataError, listed
+from spafit.experiments.grid.places import name_of_model
+from spafit.experiments.probe.layers import some_rows
+from spafit.experiments.search import report
+from spafit.experiments.search.candidates import (
+    Candidate,
+    every_candidate,
+    papers_own,
+    within_parameters,
+    within_time,
+)
+from spafit.experiments.search.figure import draw
+from spafit.experiments.search.proposers import (
+    Proposal,
+    Selection,
+    at_random,
+    by_halving,
+    by_selectors,
+    one_draw,
+)
+from spafit.experiments.search.runs import Base, Trainer
+from spafit.files.replacing import refuse_place, replacing
+from spafit.runs.train_config import TrainConfig
+from spafit.strata import fingerprint
+from spafit.tasks import own, scoring
+from spafit.tasks.metrics import METRICS
+from spafit.tasks.task import Dataset
+from spafit.text.tokenization import Tokenizer, load_tokenizer
+from spafit.training.inference import encode
+from spafit.version import __version__
+from spafit.weights.hub import pinned_revision
+from spafit.weights.pretrained import load_pretrained
+
+HELD_OUT = 0.2
+"""The share of the training rows that plans are scored on while they are chosen."""
+
+LEAST_HELD_OUT = 10
+
+SEARCH = "search.json"
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The options of ``spafit search``.
+
+    Attributes
+    ----------
+    model, revision, mapped
+        As for :func:`spafit.load_pretrained`.
+    r, alpha : int, float or None
+        LoRA's; None is the default of :func:`spafit.plan`.
+    parameters : int or None
+        The most numbers that may train; None without ``minutes`` is what the paper's SPAFIT-4-9-II,
+        scaled to the model, trains.
+    minutes : float or None
+        The most minutes that a full run may take.
+    plans : int
+        The most plans that successive halving begins with.
+    rows : int or None
+        The most rows of train that are used; None is all.
+    seeds : tuple of int
+        Those that are reported.
+    selection_seed : int
+        The seed that plans are chosen with.
+    out : Path
+        The folder of the search, which is resumed there.
+    config : TrainConfig
+        The settings of a full run.
+    """
+
+    model: str
+    revision: str | None
+    mapped: bool | None
+    r: int | None
+    alpha: float | None
+    parameters: int | None
+    minutes: float | None
+    plans: int
+    rows: int | None
+    seeds: tuple[int, ...]
+    selection_seed: int
+    out: Path
+    config: TrainConfig
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, self.seeds))}")
+        if self.selection_seed in self.seeds:
+            raise ConfigError(
+                f"--selection-seed {self.selection_seed} is one of --seeds; what is reported needs "
+                "other seeds than what it is chosen by"
+            )
+        if self.parameters is not None and self.minutes is not None:
+            raise ConfigError("the budget is one of --parameters and --minutes; give one of them")
+        for name, value, least in (
+            ("parameters", self.parameters, 1),
+            ("plans", self.plans, 2),
+            ("rows", self.rows, 1),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"--{name} must be a whole number of at least {least}: {value}")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"--minutes must be above 0: {self.minutes:g}")
+
+
+def run_search(
+    options: SearchOptions, train: Dataset, dev: Dataset, about: dict[str, Any]
+) -> list[report.Row]:
+    """Choose plans, train and score what was chosen, print it, and write it into a folder.
+
+    The folder gets ``search.json`` (the summary), ``search.csv`` (a row for each run),
+    ``search.png`` where there is matplotlib, and the run folders: below ``selection`` those that
+    choose, below ``report`` those that are reported. The same command resumes a search.
+
+    Parameters
+    ----------
+    options : SearchOptions
+        What is asked for.
+    train, dev : Dataset
+        Labelled rows. Dev is not looked at until all plans are chosen.
+    about : dict
+        What the record of a run says of the data.
+
+    Returns
+    -------
+    list of Row
+        The proposals with their scores on dev.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the budget leaves no choice, the model has too few layers, there are too few rows, or the
+        folder holds another search.
+    TrainingError
+        If all runs of a rung diverge.
+    StoppedError
+        If a signal asked for a stop; what was running is saved.
+    """
+    refuse_place(options.out, is_folder=True)
+    train = dataclasses.replace(train, task=train.task.with_metric(options.config.metric))
+    whole, fitted, held_out = _rows(train, options)
+    search = _Search.prepared(options, whole, dev, about)
+    selection = Selection(search.trainer, fitted, held_out, options.selection_seed)
+    print(
+        f"{len(search.candidates)} plans are within {search.budget}.\n"
+        f"They are chosen on train alone: trained on {len(fitted):,} of its rows, scored on "
+        f"{len(held_out):,} others, seed {options.selection_seed}."
+    )
+    proposals = _proposals(search, selection, options)
+    rows = _trained(search.trainer, proposals, whole, dev, options.seeds)
+    points = _points(search.trainer, selection, rows, options.seeds)
+    summary = {
+        **search.begun,
+        "display": train.task.display,
+        "model": options.model,
+        "spafit": __version__,
+        "candidates": [each.name for each in search.candidates],
+        "seeds": list(options.seeds),
+        "rows": {
+            "train": len(whole),
+            "selection": len(fitted),
+            "held_out": len(held_out),
+            "dev": len(dev),
+        },
+        "majority": scoring.majority(train.task, dev.labels),
+        **report.summary(rows, points, METRICS[train.task.metrics[0]].smaller_is_better),
+    }
+    _write(options.out, rows, points, summary, search.trainer)
+    return rows
+
+
+def _rows(train: Dataset, options: SearchOptions) -> tuple[Dataset, Dataset, Dataset]:
+    """Return the rows of train that are used, and what they are divided into for the choice."""
+    count = min(len(train), options.rows or len(train))
+    if count * HELD_OUT < LEAST_HELD_OUT:
+        raise DataError(
+            f"{count} rows of {train.source} are too few: a fifth of them is held out to choose "
+            f"by, and a search needs {round(LEAST_HELD_OUT / HELD_OUT)} rows"
+        )
+    whole = some_rows(train, count)
+    try:
+        fitted, held_out = own.split(whole, HELD_OUT, options.selection_seed)
+    except DataError:
+        raise DataError(
+            f"{train.source} has too few different texts to hold some of them out"
+        ) from None
+    return whole, fitted, dataclasses.replace(held_out, split="held out")
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What a search chooses from, and how its budget is called."""
+
+    trainer: Trainer
+    candidates: list[Candidate]
+    papers: Candidate
+    budget: str
+    begun: dict[str, Any]
+
+    @staticmethod
+    def prepared(
+        options: SearchOptions, train: Dataset, dev: Dataset, about: dict[str, Any]
+    ) -> _Search:
+        """Load the model, find the plans within the budget, and begin the folder or resume it."""
+        task = train.task
+        tokenizer = load_tokenizer(options.model, revision=options.revision)
+        model = load_pretrained(
+            options.model,
+            num_labels=task.num_labels,
+            revision=options.revision,
+            mapped=options.mapped,
+        )
+        every = every_candidate(model.config, task.num_labels, options.r or 64)
+        papers = papers_own(every, model.config.num_hidden_layers)
+        most = papers.trainable if options.parameters is None else options.parameters
+        candidates = every if options.minutes is not None else within_parameters(every, most)
+        base = Base(
+            options.model,
+            options.revision,
+            options.mapped,
+            tokenizer,
+            options.r,
+            options.alpha,
+            _with_kept_prefix(options.config, model, tokenizer, train),
+        )
+        begun = _begun(
+            options.out,
+            {
+                "task": task.name,
+                "metric": task.metrics[0],
+                "base": fingerprint(model),
+                "tokenizer": tokenizer.fingerprint,
+                "train": train.sha256,
+                "dev": dev.sha256,
+                "parameters": most if options.minutes is None else None,
+                "minutes": options.minutes,
+                "plans": options.plans,
+                "selection_seed": options.selection_seed,
+                "r": options.r,
+                "alpha": options.alpha,
+                "epochs": base.config.epochs,
+                "batch_size": base.batch_size(task),
+                "learning_rate": base.config.learning_rate,
+                "max_length": base.config.max_length,
+            },
+        )
+        commit = pinned_revision(options.model, options.revision)
+        more = {"model": name_of_model(options.model), "revision": options.revision}
+        say = (lambda text: None) if options.config.quiet else partial(print, flush=True)
+        trainer = Trainer(base, options.out, {**more, "commit": commit, **about}, say)
+        if options.minutes is not None:
+            if "seconds" not in begun:  # measured once: the same plans when it is resumed
+                begun["seconds"] = _measured(trainer, every, train)
+            seconds = {int(N1): float(each) for N1, each in begun["seconds"].items()}
+            candidates = within_time(every, 60 * options.minutes, seconds)
+            budget = f"{options.minutes:g} minutes for a run"
+        else:
+            budget = f"a budget of {most:,} numbers that train"
+            if options.parameters is None:
+                budget += f" (those of {papers.name}, the paper's SPAFIT-4-9-II scaled)"
+        options.out.mkdir(parents=True, exist_ok=True)
+        _replace(options.out / SEARCH, begun)
+        return _Search(trainer, candidates, papers, budget, begun)
+
+
+def _with_kept_prefix(
+    config: TrainConfig, model: BertForSequenceClassification, tokenizer: Tokenizer, train: Dataset
+) -> TrainConfig:
+    """Have the states after group 1 kept on disk for all runs that share them, if they fit there.
+
+    Whether they do or not, all runs are without dropout in group 1, so that they are comparable.
+    """
+    lengths = encode(model, tokenizer, train, config.max_length).lengths
+    size = sum(lengths) * model.config.hidden_size * 4
+    where = "disk" if size <= config.cache_limit_gib * 2**30 else "off"
+    return dataclasses.replace(config, dropout_in_group_1=False, cache_prefix=where)
+
+
+def _measured(trainer: Trainer, every: Sequence[Candidate], train: Dataset) -> dict[str, float]:
+    """Return how long a full run takes with each N1, measured with the plan that trains most."""
+    largest = {each.N1: each for each in every}  # in the order of what they train
+    print(f"measuring {len(largest)} plans ...", file=sys.stderr, flush=True)
+    epochs = trainer.base.config.epochs
+    return {str(N1): trainer.measure(each, train, epochs) for N1, each in sorted(largest.items())}
+
+
+def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what search.json says was begun in a folder, or what is begun there now.
+
+    Raises
+    ------
+    ConfigError
+        If it is another search; the message names what differs.
+    """
+    path = out / SEARCH
+    try:
+        old = read_json(path)
+        if not isinstance(old, dict) or not isinstance(old.get("asked"), dict):
+            raise ValueError("it is not the summary of a search")
+    except (FileNotFoundError, NotADirectoryError):
+        return {"asked": asked}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error!s:.200}); remove it, or give another folder (--out)"
+        ) from None
+    before = old["asked"]
+    differing = [name for name in asked if before.get(name) != asked[name]]
+    if differing:
+        found = [f"{n} was {before.get(n)!r:.80}, and is {asked[n]!r:.80}" for n in differing]
+        raise ConfigError(
+            f"{out} holds another search: {listed(found)}. Give another folder (--out), or the "
+            "same settings"
+        )
+    return {"asked": asked, **{name: old[name] for name in ("seconds",) if name in old}}
+
+
+def _proposals(search: _Search, selection: Selection, options: SearchOptions) -> list[Proposal]:
+    """Have all proposers choose; none of them is given dev."""
+    candidates, seeds = search.candidates, options.seeds
+    halving = by_halving(selection, candidates, options.plans, seeds)
+    found = [
+        halving,
+        at_random(selection, candidates, halving.steps, seeds),
+        *by_selectors(selection, candidates, seeds, print),
+        one_draw(selection, candidates, seeds),
+    ]
+    if search.papers in candidates:
+        plans = dict.fromkeys(seeds, search.papers)
+        found.insert(-1, Proposal("the paper's, scaled", plans, 0, "none"))
+    return found
+
+
+def _trained(
+    trainer: Trainer,
+    proposals: Sequence[Proposal],
+    train: Dataset,
+    dev: Dataset,
+    seeds: Sequence[int],
+) -> list[report.Row]:
+    """Train what was proposed on all of train, each plan and seed once, and score it on dev."""
+    epochs = trainer.base.config.epochs
+    rows = []
+    for proposal in proposals:
+        scores: dict[int, float | None] = {}
+        for seed in seeds:
+            plan = proposal.plans[seed]
+            run = trainer.train("report", plan, train, dev, seed=seed, epochs=epochs)
+            scores[seed] = run.score
+        rows.append(report.Row(proposal, scores))
+    return rows
+
+
+def _points(
+    trainer: Trainer, selection: Selection, rows: Sequence[report.Row], seeds: Sequence[int]
+) -> list[report.Point]:
+    """Return the plans trained with every reported seed, and the full runs that chose."""
+    sign = -1 if METRICS[selection.train.task.metrics[0]].smaller_is_better else 1
+    fixed: dict[Candidate, tuple[float, ...]] = {}
+    for row in rows:
+        sound = tuple(each for each in row.scores.values() if each is not None)
+        if row.proposal.plan is not None and len(sound) == len(seeds):
+            fixed[row.proposal.plan] = sound
+    on_dev = [report.Point("dev", plan, scores) for plan, scores in fixed.items()]
+    rows_and_epochs = selection.part(Fraction(1))
+    chosen = [
+        report.Point("held out", run.candidate, (run.score,))
+        for run in trainer.runs.values()
+        if run.purpose == "selection"
+        and (run.rows, run.epochs) == rows_and_epochs
+        and run.score is not None
+    ]
+    return [*report.frontier(on_dev, sign), *report.frontier(chosen, sign)]
+
+
+def _write(
+    out: Path,
+    rows: Sequence[report.Row],
+    points: Sequence[report.Point],
+    summary: dict[str, Any],
+    trainer: Trainer,
+) -> None:
+    """Print the report, and write it."""
+    print(f"\n{report.screen(rows, summary, points)}\n")
+    _replace(out / SEARCH, summary)
+    with replacing(out / "search.csv", ConfigError) as temporary:
+        text = report.table(list(trainer.runs.values()), list(summary["majority"]))
+        temporary.write_text(text, encoding="utf-8", newline="")
+    names = [SEARCH, "search.csv"]
+    if importlib.util.find_spec("matplotlib") is None:
+        print("for a figure of it: pip install 'spafit[plot]'")
+    else:
+        draw(points, summary, out / "search.png")
+        names.append("search.png")
+    print(f"written: {', '.join(names)} in {out}")
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path, ConfigError) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
