@@ -157,7 +157,7 @@ class TestConditionScores:
 
 
 def allowed(L: int, costs: tuple[int, int], budget: int) -> dict[tuple[int, int], int]:
-    """Return what trains with each N1 and N2 of L layers whose layers train no more than so much."""
+    """Return what trains with each N1 and N2 of L layers, if it is within the budget."""
     every = {
         (N1, N2): (N2 - N1) * costs[0] + (L - 1 - N2) * costs[1]
         for N1, N2 in itertools.combinations(range(L - 1), 2)
