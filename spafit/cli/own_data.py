@@ -17,7 +17,7 @@ from spafit.tasks.task import Dataset, Task
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The options of ``spafit train`` and ``spafit probe`` that name the data.
+    """The options of ``spafit train``, ``probe`` and ``search`` that name the data.
 
     Attributes
     ----------

@@ -61,6 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, small: SmallRun) -> Path:
     """Make a folder with a bit of everything; no test changes it, which each of them checks."""
     root = tmp_path_factory.mktemp("place")
     write_glue(root / "glue")
+    write_glue(root / "long", rows=50)  # enough for a search
     for name, content in (
         ("file", "hello"),
         ("file.json", "{"),
@@ -173,6 +174,10 @@ def base_of(verb: str, small: SmallRun) -> list[str]:
             *f"probe --task=rte --model={small.folder} --data=glue --quiet".split(),
             "--out=new",
         ],
+        "search": [
+            *f"search --task=rte --model={small.folder} --data=long --quiet".split(),
+            "--out=new",
+        ],
         "report": ["report", "run", "--submission=new"],
         "train": train_arguments(small, "--out=new"),
         "grid": ["grid", "grid.json", f"--model={small.folder}", "--data=glue", "--out=new"],
@@ -261,8 +266,8 @@ class TestEveryOption:
         line: str,
     ) -> None:
         train = " ".join(train_arguments(small))
-        probe = " ".join(base_of("probe", small))
-        refuse(line.format(train=train, probe=probe, model=small.folder).split())
+        probe, search = (" ".join(base_of(verb, small)) for verb in ("probe", "search"))
+        refuse(line.format(train=train, probe=probe, search=search, model=small.folder).split())
         promise("absurd settings", 1, "all refused, nothing made")
 
     def test_a_sound_command_is_not_refused(
@@ -287,6 +292,7 @@ class TestEveryOption:
         monkeypatch.setattr("spafit.cli.reporting.make_report", reached)
         monkeypatch.setattr("spafit.experiments.grid.start.begin", reached)
         monkeypatch.setattr("spafit.experiments.probe.report.probe", reached)
+        monkeypatch.setattr("spafit.experiments.search.start._begun", reached)
         for verb in TABLE:
             with pytest.raises(Reached):
                 main(base_of(verb, small))

@@ -24,7 +24,7 @@ LIGHT = (
     ["--version"],
     *(
         [verb, "--help"]
-        for verb in "demo plan download train grid eval predict probe report doctor".split()
+        for verb in "demo plan download train grid eval predict probe search report doctor".split()
     ),
     ["paint"],
     ["train", "--epoch", "3"],

@@ -20,8 +20,8 @@ from spafit.cli import parser as cli
 
 PACKAGE = Path(spafit.__file__).parent
 SHOWN_BY = {
-    "text/vocabulary.py": ("train", "eval", "predict", "plan", "probe"),
-    "tasks/glue.py": ("train", "eval", "predict", "probe"),
+    "text/vocabulary.py": ("train", "eval", "predict", "plan", "probe", "search"),
+    "tasks/glue.py": ("train", "eval", "predict", "probe", "search"),
     "training/inference.py": ("train", "eval", "predict"),
     "runs/record.py": ("eval", "predict"),
     "tasks/download.py": ("download",),
@@ -31,6 +31,9 @@ SHOWN_BY = {
     "training/loop.py": ("train",),
     "training/prefix/kept.py": ("train",),
     "experiments/probe/report.py": ("probe",),
+    "experiments/search/candidates.py": ("search",),
+    "experiments/search/report.py": ("search",),
+    "experiments/search/start.py": ("search",),
 }
 OF_A_VERB = re.compile(r"(--[a-z][a-z0-9-]*) of spafit ([a-z]+)|spafit ([a-z]+) [^\n]*")
 OF_PIP = re.compile(r"pip install [^\n]*")

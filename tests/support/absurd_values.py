@@ -175,6 +175,32 @@ TABLE: dict[str, dict[str, Option]] = {
         "--out": Option(NO_FOLDER_TO_BE),
         "--quiet": FLAG,
     },
+    "search": {
+        **COMMON,
+        "--task": Option((*NO_NAME, "foo", "mnli-mm", "ax", "cola", "rte ", "\uff32\uff34\uff25")),
+        "--model": MODEL,
+        "--revision": Option((*NO_NAME, "main", "-")),  # the model is a folder
+        "--no-mapped": FLAG,
+        "--data": DATA,
+        "--max-bad-rows": BAD_ROWS,
+        **OWN_DATA,
+        "--out": Option(NO_FOLDER_TO_BE),
+        "--parameters": Option((*NO_WHOLE[:-2], "0", "-1", "800"), {str(2**63): "all plans"}),
+        "--minutes": Option((*NO_NUMBER, "0", "-1"), {"1e308": "all plans"}),
+        "--plans": Option((*NO_WHOLE[:-2], "0", "-1", "1"), {"2": "the least", str(2**63): "all"}),
+        "--rows": Option((*NO_WHOLE[:-2], "0", "-1", "49"), {"50": "the least", str(2**63): "all"}),
+        "--seeds": SEED,
+        "--selection-seed": Option((*NO_WHOLE, "-1", "0", "2"), {"3": "not one of --seeds"}),
+        "--r": PLAN["--r"],
+        "--alpha": PLAN["--alpha"],
+        "--epochs": Option((*NO_WHOLE, "0", "-1")),
+        "--batch-size": Option((*NO_WHOLE, "0", "-1"), {"1": "small, but a batch"}),
+        "--learning-rate": Option((*NO_NUMBER, "0", "-1", "1e308", "1.1"), {"1": "bold"}),
+        "--max-length": Option((*NO_WHOLE, "0", "-1", "7", "54"), {"8": "the least"}),
+        "--metric": Option((*NO_NAME, "pearson", "F1")),
+        "--device": Option((*NO_CHOICE, "cuda:77", "meta", "cpu:" + "9" * 5_000, "xla", "cuda:-1")),
+        "--quiet": FLAG,
+    },
     "train": {
         **COMMON,
         **PLAN,
@@ -257,6 +283,10 @@ PAIRS = """
     {probe} --seeds 1 0 1
     {probe} --seeds
     {probe} --task order
+    {search} --seeds 1 0 1
+    {search} --seeds 1 1000
+    {search} --parameters 5000 --minutes 3
+    {search} --data glue
     {train} --seeds 1 0 1
     {train} --seeds 1 -1
     {train} --seeds 1 2 --out file

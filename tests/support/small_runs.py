@@ -164,11 +164,11 @@ def loss_failing_from(call: int, value: float = math.nan) -> Callable[..., torch
     return loss
 
 
-def write_glue(root: Path, test_rows: int = 3) -> Path:
+def write_glue(root: Path, test_rows: int = 3, rows: int = N) -> Path:
     """Write RTE's three files in their original form; the texts are those of ``SmallRun``."""
     folder = root / "RTE"
     folder.mkdir(parents=True)
-    for split, n, seed in (("train", N, 1), ("dev", N_DEV, 2), ("test", test_rows, 3)):
+    for split, n, seed in (("train", rows, 1), ("dev", N_DEV, 2), ("test", test_rows, 3)):
         lines = ["index\tsentence1\tsentence2" + ("\tlabel" if split != "test" else "")]
         for example in make_dataset("rte", n, split, seed).examples:
             fields = [str(example.index), example.text_a, str(example.text_b), str(example.label)]

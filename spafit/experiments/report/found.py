@@ -216,6 +216,8 @@ def _read(path: Path, name: str) -> Run:
     if status != "finished":
         raise CheckpointError(status_of(record))
     try:
+        if record["about"].get("cell", {}).get("purpose") == "selection":
+            raise CheckpointError("it chose a plan, by rows held out of train (spafit search)")
         return _run(path.parent, name, record)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"its record is damaged: {error!r:.200}") from None

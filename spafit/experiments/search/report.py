@@ -129,19 +129,20 @@ def verdict(comparisons: Sequence[Comparison], sign: int) -> str:
         assert each.test is not None and each.test.p is not None
         if each.test.p < LEVEL / len(tested):
             (better if sign * each.test.difference > 0 else worse).append(each)
-    rule = (
-        f"by a paired t-test over {tested[0].test.n if tested[0].test else 0} seeds at level "
-        f"{LEVEL:g} / {len(tested)}"
-    )
+    assert tested[0].test is not None
+    rule = f"by a paired t-test over {tested[0].test.n} seeds at level {LEVEL:g} / {len(tested)}"
     said = []
     if better:
         names = "; ".join(f"{each.name} beats {each.against}" for each in better)
         said.append(f"{names[0].upper()}{names[1:]}, {rule}.")
     else:
-        said.append(f"Nothing beats random here: none is better {rule}.")
+        said.append(f"Nothing beats random here: of what was tested none is better, {rule}.")
     if worse:
         names = ", ".join(f"{each.name} than {each.against}" for each in worse)
         said.append(f"Worse: {names}.")
+    untested = [each.name for each in comparisons if not (each.is_tested or each.is_same)]
+    if untested:
+        said.append(f"Without a test: {', '.join(untested)}.")
     return " ".join(said)
 
 

@@ -42,13 +42,15 @@ from spafit.experiments.search.proposers import (
 )
 from spafit.experiments.search.runs import Base, Trainer
 from spafit.files.replacing import refuse_place, replacing
+from spafit.methods import plan as make_plan
 from spafit.runs.train_config import TrainConfig
-from spafit.strata import fingerprint
+from spafit.strata import adapt, fingerprint
 from spafit.tasks import own, scoring
 from spafit.tasks.metrics import METRICS
 from spafit.tasks.task import Dataset
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.inference import encode
+from spafit.training.settings import complete
 from spafit.version import __version__
 from spafit.weights.hub import pinned_revision
 from spafit.weights.pretrained import load_pretrained
@@ -245,12 +247,18 @@ class _Search:
             options.alpha,
             _with_kept_prefix(options.config, model, tokenizer, train),
         )
+        base_of_all = fingerprint(model)
+        plan = make_plan(
+            papers.name, model.config.num_hidden_layers, r=options.r, alpha=options.alpha
+        )
+        adapt(model, plan)
+        settings = complete(base.config, model, train)  # refuses what no run could be
         begun = _begun(
             options.out,
             {
                 "task": task.name,
                 "metric": task.metrics[0],
-                "base": fingerprint(model),
+                "base": base_of_all,
                 "tokenizer": tokenizer.fingerprint,
                 "train": train.sha256,
                 "dev": dev.sha256,
@@ -260,16 +268,22 @@ class _Search:
                 "selection_seed": options.selection_seed,
                 "r": options.r,
                 "alpha": options.alpha,
-                "epochs": base.config.epochs,
-                "batch_size": base.batch_size(task),
-                "learning_rate": base.config.learning_rate,
-                "max_length": base.config.max_length,
+                "epochs": settings.epochs,
+                "batch_size": settings.batch_size,
+                "learning_rate": settings.learning_rate,
+                "max_length": settings.max_length,
             },
         )
-        commit = pinned_revision(options.model, options.revision)
-        more = {"model": name_of_model(options.model), "revision": options.revision}
+        about = {
+            "model": name_of_model(options.model),
+            "revision": options.revision,
+            "commit": pinned_revision(options.model, options.revision),
+            **about,
+            "split_special_tokens": tokenizer.split_special_tokens,
+            "lowercase": None,
+        }
         say = (lambda text: None) if options.config.quiet else partial(print, flush=True)
-        trainer = Trainer(base, options.out, {**more, "commit": commit, **about}, say)
+        trainer = Trainer(base, options.out, about, say)
         if options.minutes is not None:
             if "seconds" not in begun:  # measured once: the same plans when it is resumed
                 begun["seconds"] = _measured(trainer, every, train)

@@ -48,6 +48,15 @@ class TestFindRuns:
         assert [run.name for run in found.runs] == ["one"]
         assert [run.name for run in found.choices] == ["two"]
 
+    def test_runs_of_a_search_that_choose_are_left_out(self, tmp_path: Path) -> None:
+        """Their scores are those of rows of train."""
+        write_run(tmp_path / "report", 0.7, cell={"purpose": "report"})
+        write_run(tmp_path / "selection", 0.6, cell={"purpose": "selection"})
+        found = find_runs(tmp_path)
+        assert [run.name for run in found.runs] == ["report"] and not found.choices
+        [(name, why)] = found.left_out
+        assert name == "selection" and why.startswith("it chose a plan, by rows held out of train")
+
     def test_everything_else_is_named(self, tmp_path: Path) -> None:
         write_run(tmp_path / "good", 0.7)
         write_run(tmp_path / "h again", 0.9)

@@ -19,6 +19,7 @@ from spafit.experiments.search.report import (
     Row,
     compare,
     frontier,
+    says,
     screen,
     summary,
     verdict,
@@ -58,8 +59,8 @@ class TestAgainstRandom:
             ("Fisher score", DRAW),
         ]
         assert verdict(found, 1) == (
-            "Nothing beats random here: none is better by a paired t-test over 6 seeds at level "
-            "0.05 / 2."
+            "Nothing beats random here: of what was tested none is better, by a paired t-test over "
+            "6 seeds at level 0.05 / 2."
         )
 
     def test_what_beats_it_is_named(self) -> None:
@@ -89,6 +90,15 @@ class TestAgainstRandom:
         for found in (compare(rows([0.9], [0.9])), compare(rows([0.9, None], [0.9, None]))):
             assert not any(each.is_tested for each in found)
             assert verdict(found, 1).startswith("Nothing can be said of random choice")
+        found = compare(
+            [
+                *rows(ALIKE, ALIKE)[:2],
+                row("gradient norm", LARGE, [0.5] * 6),  # by the same in every seed
+                row(DRAW, SMALL, [0.25] * 6),
+            ]
+        )
+        assert verdict(found, 1).endswith("0.05 / 1. Without a test: gradient norm.")
+        assert says(found[1]) == "+0.2500 for every seed, which has no test"
         same = [row(HALVING, SMALL, ALIKE), row(CHOICE, SMALL, ALIKE), row(DRAW, SMALL, ALIKE)]
         assert [each.is_same for each in compare(same)] == [True]
 
