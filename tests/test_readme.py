@@ -46,7 +46,7 @@ def places(tmp_path_factory) -> dict[str, str]:
     rte = root / "glue" / "RTE"
     rte.mkdir(parents=True)
     texts = [("the cat sat", "a cat sat"), ("no dog ran", "a dog ran"), ("it is so", "is it so")]
-    for split, repeats in (("train", 8), ("dev", 4), ("test", 1000)):
+    for split, repeats in (("train", 18), ("dev", 4), ("test", 1000)):
         labelled = split != "test"
         lines = ["index\tsentence1\tsentence2" + ("\tlabel" if labelled else "")]
         for index in range(repeats * len(texts)):

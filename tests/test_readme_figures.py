@@ -222,6 +222,8 @@ OTHERS = (
     "arxiv.org/abs/2202.10054",
     "arXiv 1905.05950",
     "arxiv.org/abs/1905.05950",
+    "arXiv 1502.07943",
+    "arxiv.org/abs/1502.07943",
     "22.7 million numbers",
     "SPAFIT-20%-40%-II",
     "dropout 0.1,",
