@@ -381,6 +381,23 @@ def test_rows_of_short_runs(small: SmallRun, tmp_path: Path) -> None:
     assert set(other.rows(22).examples) != few
 
 
+def test_what_is_drawn(small: SmallRun, made: type[Made], tmp_path: Path) -> None:
+    """Random choice takes the nearest number of full runs; one random draw is anew for each seed."""
+    made.score = staticmethod(lambda candidate, purpose, seed: 0.5)
+    base = runs.Base(str(small.folder), None, None, small.tokenizer, 5, 7.0, small.settings())
+    selection = proposers.Selection(made(base, tmp_path, {}, print), TRAIN, DEV, 3)
+    every = every_candidate(small.model().config, 2, 5)
+    full = selection.steps(Fraction(1))
+    for steps, count in ((1, 1), (full * 2 - 1, 2), (full * 2 + 1, 2), (full * 99, 6)):
+        found = proposers.at_random(selection, every, steps, SEEDS)
+        assert found.steps == count * full
+        assert found.plan == min(selection.draw(every, count, 2), key=lambda each: each.trainable)
+    draws = [proposers.one_draw(selection, every, range(20)) for _ in range(2)]
+    assert draws[0] == draws[1] and set(draws[0].plans.values()) == set(every)
+    assert draws[0].plan is None
+    assert selection.draw(every, 3, 1) != selection.draw(every, 3, 2)
+
+
 def test_a_selector_without_finite_scores_proposes_nothing(
     small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
