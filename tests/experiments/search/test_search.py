@@ -244,6 +244,7 @@ class Made(Trainer):
     """Scores that are made up, by plan, purpose and seed; nothing is trained."""
 
     score: Callable[[Candidate, str, int], float | None]
+    metric = "accuracy"
 
     def train(
         self,
@@ -256,7 +257,7 @@ class Made(Trainer):
         epochs: int,
     ) -> Run:
         value = type(self).score(candidate, purpose, seed)
-        metrics = None if value is None else {"accuracy": value}
+        metrics = None if value is None else {self.metric: value}
         steps = self.base.steps(train.task, len(train), epochs)
         run = Run(purpose, candidate, seed, len(train), epochs, steps, metrics)
         self.runs[f"{purpose} {candidate.name} {seed} {len(train)}"] = run
@@ -382,7 +383,7 @@ def test_rows_of_short_runs(small: SmallRun, tmp_path: Path) -> None:
 
 
 def test_what_is_drawn(small: SmallRun, made: type[Made], tmp_path: Path) -> None:
-    """Random choice takes the nearest number of full runs; one random draw is anew for each seed."""
+    """Random choice takes the nearest number of full runs; one random draw is another a seed."""
     made.score = staticmethod(lambda candidate, purpose, seed: 0.5)
     base = runs.Base(str(small.folder), None, None, small.tokenizer, 5, 7.0, small.settings())
     selection = proposers.Selection(made(base, tmp_path, {}, print), TRAIN, DEV, 3)
@@ -395,6 +396,13 @@ def test_what_is_drawn(small: SmallRun, made: type[Made], tmp_path: Path) -> Non
     draws = [proposers.one_draw(selection, every, range(20)) for _ in range(2)]
     assert draws[0] == draws[1] and set(draws[0].plans.values()) == set(every)
     assert draws[0].plan is None
+
+    made.score = staticmethod(lambda candidate, purpose, seed: float(candidate.trainable))
+    best = [proposers.by_halving(selection, every, 27, SEEDS).plan]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made, "metric", "log_loss")  # the smaller, the better
+        best.append(proposers.by_halving(selection, every, 27, SEEDS).plan)
+    assert best == [every[-1], every[0]]
     assert selection.draw(every, 3, 1) != selection.draw(every, 3, 2)
 
 
