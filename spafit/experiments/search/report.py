@@ -66,6 +66,12 @@ class Comparison:
         """Return whether there is a p value."""
         return self.test is not None and self.test.p is not None
 
+    @property
+    def is_alike(self) -> bool:
+        """Return whether the plans or all scores are the same, so that there is nothing to test."""
+        alike = self.test is not None and self.test.p is None and self.test.difference == 0
+        return self.is_same or alike
+
 
 @dataclass(frozen=True)
 class Point:
@@ -118,29 +124,29 @@ def verdict(comparisons: Sequence[Comparison], sign: int) -> str:
         -1 if the smaller score is the better one.
     """
     tested = [each for each in comparisons if each.is_tested]
-    if not tested:
-        return (
-            "Nothing can be said of random choice: no two plans could be held against each other, "
-            "which takes two seeds at least, and runs that differ."
-        )
+    alike = [each for each in comparisons if each.is_alike]
+    untested = [each.name for each in comparisons if each not in (*tested, *alike)]
     better: list[Comparison] = []
     worse: list[Comparison] = []
+    rule = ""
     for each in tested:
         assert each.test is not None and each.test.p is not None
+        rule = f"by a paired t-test over {each.test.n} seeds at level {LEVEL:g} / {len(tested)}"
         if each.test.p < LEVEL / len(tested):
             (better if sign * each.test.difference > 0 else worse).append(each)
-    assert tested[0].test is not None
-    rule = f"by a paired t-test over {tested[0].test.n} seeds at level {LEVEL:g} / {len(tested)}"
     said = []
     if better:
         names = "; ".join(f"{each.name} beats {each.against}" for each in better)
         said.append(f"{names[0].upper()}{names[1:]}, {rule}.")
-    else:
+    elif tested:
         said.append(f"Nothing beats random here: of what was tested none is better, {rule}.")
+    elif alike:
+        said.append("Nothing beats random here: no other scores were found than random's.")
+    else:
+        said.append("Nothing can be said of random choice: a test takes two seeds at least.")
     if worse:
         names = ", ".join(f"{each.name} than {each.against}" for each in worse)
         said.append(f"Worse: {names}.")
-    untested = [each.name for each in comparisons if not (each.is_tested or each.is_same)]
     if untested:
         said.append(f"Without a test: {', '.join(untested)}.")
     return " ".join(said)
@@ -255,6 +261,8 @@ def says(each: Comparison) -> str:
     test = each.test
     if each.is_same:
         return "the same plan"
+    if each.is_alike:
+        return "the same scores"
     if test is None:
         return "no test with one seed, or where a run diverged"
     difference = f"{test.difference:+.4f}"

@@ -100,6 +100,12 @@ class TestAgainstRandom:
         assert verdict(found, 1).endswith("0.05 / 1. Without a test: gradient norm.")
         assert says(found[1]) == "+0.2500 for every seed, which has no test"
         same = [row(HALVING, SMALL, ALIKE), row(CHOICE, SMALL, ALIKE), row(DRAW, SMALL, ALIKE)]
+        for plan, expected in ((SMALL, "the same plan"), (LARGE, "the same scores")):
+            found = compare([row(HALVING, plan, ALIKE), *same[1:]])
+            assert [says(each) for each in found] == [expected]
+            assert verdict(found, 1) == (
+                "Nothing beats random here: no other scores were found than random's."
+            )
         assert [each.is_same for each in compare(same)] == [True]
 
 
