@@ -8,6 +8,7 @@ from typing import Any
 
 from spafit.errors import ConfigError, one_line
 from spafit.experiments.report.statistics import spread
+from spafit.experiments.report.text import number
 from spafit.experiments.search.report import Point
 from spafit.files.replacing import replacing
 from spafit.tasks.metrics import METRICS
@@ -86,13 +87,13 @@ def draw(points: Sequence[Point], summary: Mapping[str, Any], path: Path) -> Non
             textcoords="offset points",
             fontsize="small",
         )
-    constant = "always the mean" if METRICS[metric].of == "scores" else "commonest class of dev"
-    axes.axhline(majority, color="black", linestyle="-.", linewidth=1, label=constant)
+    # In words, because its line would press the plans together where it is far below them.
+    constant = "always the mean" if METRICS[metric].of == "scores" else "the commonest class of dev"
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.tick_params(axis="x", labelrotation=20)
     axes.margins(x=0.12)
     axes.set_xlabel("numbers that train")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(f"{metric} ({constant}: {number(majority)})")
     of_what = f"{one_line(summary['display'])}, {one_line(Path(summary['model']).name)}"
     axes.set_title(f"{of_what:.60}: SPAFIT plans", fontsize="medium", parse_math=False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -174,17 +174,17 @@ def test_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = axes.get_legend_handles_labels()[1]
     assert [each.split()[0] for each in labels] == [
         "frontier",
-        "commonest",
         "choosing:",
         "reported:",
     ]
-    assert "18 rows held out" in labels[2] and "33 rows of dev" in labels[3]
+    assert "18 rows held out" in labels[1] and "33 rows of dev" in labels[2]
     dev = next(each for each in axes.containers if each.get_label().startswith("reported"))
     assert dev.lines[0].get_xydata().tolist() == [
         [1000, pytest.approx(0.6)],
         [2000, pytest.approx(0.55)],
         [4000, pytest.approx(0.8)],
     ]
+    assert axes.get_ylabel() == "accuracy (the commonest class of dev: 0.500)"
     low, high = dev.lines[2][0].get_segments()[2]
     assert high[1] - low[1] == pytest.approx(2 * 0.1 * 2**0.5)
     assert {each.get_text() for each in axes.texts} == {"SPAFIT-3-4-II", "SPAFIT-0-4-II"}
