@@ -62,6 +62,17 @@ def as_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def as_address(text: str) -> str:
+    """Parse the address of a Ray cluster."""
+    place = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
+    if not re.fullmatch(f"auto|local|(ray://)?{place}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.60} is not the address of a Ray cluster: HOST:PORT, ray://HOST:PORT, auto "
+            "or local"
+        )
+    return text
+
+
 def as_class_weights(text: str) -> str | dict[str, float]:
     """Parse "balanced", or read a JSON file of label names and weights."""
     if text == "balanced":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from spafit.cli import bus_errors
 from spafit.cli.option_types import (
+    as_address,
     as_class_weights,
     as_delimiter,
     as_encoding,
@@ -350,6 +351,7 @@ def _grid(parsed: argparse.Namespace) -> int:
         model=parsed.model,
         workers=parsed.workers,
         threads=parsed.threads,
+        ray=parsed.ray,
         part=parsed.cells,
     )
     return run_grid(options, dry=parsed.dry_run)
@@ -825,11 +827,22 @@ def _add_grid_options(grid: argparse.ArgumentParser) -> None:
     grid.add_argument(
         "--model", type=as_name, help="folder of weights or hub name, in place of the grid's"
     )
-    grid.add_argument(
+    where = grid.add_mutually_exclusive_group()
+    where.add_argument(
         "--workers", type=as_size, default=1, help="processes that train (default %(default)s)"
     )
+    where.add_argument(
+        "--ray",
+        type=as_address,
+        metavar="ADDRESS",
+        help="have a Ray cluster train, each run as a task of its own: HOST:PORT, ray://HOST:PORT, "
+        "auto (the cluster of this machine) or local (one made for this command)",
+    )
     grid.add_argument(
-        "--threads", type=as_size, help="threads of each (default: the cores divided among them)"
+        "--threads",
+        type=as_size,
+        help="threads of each (default: the cores divided among them); with --ray the CPUs that "
+        "each run asks for (default: 1)",
     )
     grid.add_argument(
         "--cells",

@@ -428,10 +428,10 @@ def _forked_workers(_: bool) -> None:
     """Have the workers of a grid be forks of this process, which need not import everything."""
     from types import SimpleNamespace
 
-    import spafit.experiments.grid.running
+    import spafit.experiments.grid.workers
     from support.grids import Forked
 
-    spafit.experiments.grid.running.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
+    spafit.experiments.grid.workers.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
         Popen=Forked, PIPE=subprocess.PIPE
     )
 

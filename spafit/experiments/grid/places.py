@@ -145,6 +145,30 @@ def begin(cells: Cells, out: Path) -> None:
         guard.release()
 
 
+def require_begun(cell: Cell, key: str, out: Path) -> None:
+    """Refuse a folder whose ``grid.json`` lacks a cell, as seen from where it is to be trained.
+
+    Parameters
+    ----------
+    cell : Cell
+        The cell.
+    key : str
+        Its key where the grid was begun; the names of models may be others here.
+    out : Path
+        The grid's folder.
+
+    Raises
+    ------
+    ConfigError
+        If the cell is not in it.
+    """
+    if not any(each["key"] == key and each["folder"] == cell.folder for each in _read(out / GRID)):
+        raise ConfigError(
+            f"{out / GRID} of this grid is not seen here; the folder (--out) must be one that all "
+            "machines share, at the same path"
+        )
+
+
 def _entry(cell: Cell) -> dict[str, Any]:
     names = ("folder", "purpose", "task", "method", "seed", "model", "revision", "init_seed")
     entry = {name: getattr(cell, name) for name in names}

@@ -1,29 +1,20 @@
-"""Run the cells of a grid by several worker processes, and show how far they are.
+"""Run the cells of a grid to their end, and show how far they are.
 
-The parent hands out the cells; a worker trains one at a time
-(:mod:`spafit.experiments.grid.worker`).
+They are trained where a pool has it: by worker processes of this machine
+(:mod:`spafit.experiments.grid.workers`), or by a Ray cluster
+(:mod:`spafit.experiments.grid.ray_tasks`).
 Another command on the same folder is noticed by the locks of the run folders: what it has in work
 is left to it, and taken up if it ends without finishing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-import os
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from spafit.errors import CheckpointError, StoppedError, TrainingError, one_line
-from spafit.experiments.grid.cells import Cells
+from spafit.errors import CheckpointError, StoppedError, one_line
+from spafit.experiments.grid.cells import Cell, Cells
 from spafit.experiments.grid.choosing import best_rate, mean_scores, score_of
 from spafit.experiments.grid.display import Display, Watched, clock
 from spafit.experiments.grid.places import DIVERGED, result_of, steps_of
@@ -32,61 +23,39 @@ from spafit.runs.record import RUN, is_in_use, read_run
 from spafit.runs.stopping import StopRequests
 
 _LOOK_S = 0.5  # between two looks at the logs of what runs
-_MAIN = "from spafit.experiments.grid.worker import main; main()"
-_MOST_STARTS = 3  # of workers in a row that end before they are ready
 
 
-class _Worker:
-    """A worker process; what it answers goes into a queue, and None at its end."""
+class Pool(Protocol):
+    """Where cells are trained; they go by their numbers.
 
-    def __init__(self, start: dict[str, Any], events: queue.Queue[Any], threads: int | None):
-        self.cell: int | None = None
-        self.is_ready = False
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        environment = dict(os.environ)
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        self._process = subprocess.Popen(
-            # With our path, so that it imports what we did, wherever it is started.
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_MAIN}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the parent, which stops the workers once
-        )
-        self.pid = self._process.pid
-        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
-        self.order(start)
+    An answer is the number of a cell and ``{"done": True}``, ``{"in_use": True}`` (its folder is
+    another command's), ``{"failed": why}``, or ``{"killed": how}``, after which it may be tried
+    again.
+    """
 
-    def _listen(self, events: queue.Queue[Any]) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            events.put((self, json.loads(line)))
-        events.put((self, None))
+    @property
+    def taken(self) -> Collection[int]:
+        """The cells that it has not answered for."""
 
-    def order(self, order: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has ended, which the queue says
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
+    @property
+    def running(self) -> Collection[int]:
+        """Those of them that train now."""
 
-    def close(self) -> None:
-        """Have it stop: after the current step, with a checkpoint."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
+    @property
+    def at_once(self) -> int:
+        """How many train at once, for the time left."""
 
-    def end(self) -> str:
-        """Wait for its end, and return how it ended."""
-        code = self._process.wait()
-        self._said.seek(0)
-        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
-        self._said.close()
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return one_line(f"{how}: {lines[-1]}" if lines else how, 300)
+    def has_room(self) -> bool:
+        """Return whether it takes another cell."""
+
+    def train(self, number: int, cell: Cell, learning_rate: float | None) -> None:
+        """Take a cell; its learning rate is given if it was chosen."""
+
+    def answers(self, seconds: float) -> Sequence[tuple[int, dict[str, Any]]]:
+        """Wait for answers, for so long at most."""
+
+    def stop(self) -> Sequence[tuple[int, dict[str, Any]]]:
+        """Have all stop after the current step, with a checkpoint; return the last answers."""
 
 
 class Running:
@@ -100,14 +69,8 @@ class Running:
         Those to run, in order.
     out : Path
         The grid's folder.
-    data : Path
-        GLUE's root.
     rows : mapping of str to int
         The rows to train on of each task.
-    workers : int
-        How many processes.
-    threads : int or None
-        The threads of each of them; None leaves it to PyTorch and the environment.
     display : Display
         Where it is shown.
     """
@@ -117,16 +80,11 @@ class Running:
         cells: Cells,
         numbers: Sequence[int],
         out: Path,
-        data: Path,
         rows: Mapping[str, int],
-        *,
-        workers: int,
-        threads: int | None,
         display: Display,
     ) -> None:
-        self.cells, self.numbers, self.out, self.data = cells.cells, numbers, out, data
+        self.cells, self.numbers, self.out = cells.cells, numbers, out
         self.name, self.choices, self.display = cells.name, cells.choices, display
-        self.most, self.threads = workers, threads
         self.steps = {n: steps_of(self.cells[n], rows[self.cells[n].task]) for n in numbers}
         self.examples = {
             n: float(rows[self.cells[n].task] * self.cells[n].settings["epochs"]) for n in numbers
@@ -139,9 +97,6 @@ class Running:
         self._elsewhere: set[int] = set()
         self._killed: dict[int, int] = {}
         self._watched: dict[int, Watched] = {}
-        self._workers: list[_Worker] = []
-        self._events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-        self._deaths = 0
 
     def look(self) -> None:
         """Find out what is finished already.
@@ -163,8 +118,13 @@ class Running:
         """The models, with their revisions, of what is left."""
         return {(self.cells[n].model, self.cells[n].revision) for n in self._left}
 
-    def run(self) -> None:
+    def run(self, pool: Pool) -> None:
         """Run what is left.
+
+        Parameters
+        ----------
+        pool : Pool
+            Where it is trained; it is stopped at the end.
 
         Raises
         ------
@@ -178,19 +138,20 @@ class Running:
             with StopRequests() as stop:
                 while self._left and not stop():
                     self._choose()
-                    self._hand_out()
-                    self._draw()
-                    self._wait(_LOOK_S)
+                    self._hand_out(pool)
+                    self._draw(pool)
+                    for number, answer in pool.answers(_LOOK_S):
+                        self._answered(number, answer, pool.at_once)
                     self._look_elsewhere()
                 if stop.received is not None:
-                    self._finish()
+                    self._finish(pool)
                     raise StoppedError(
                         f"stopped by {stop.received.name}: {len(self.records)} of "
                         f"{len(self.numbers)} are done; the same command resumes the grid",
                         stop.received,
                     )
         finally:
-            self._finish()
+            self._finish(pool)
             self.display.draw([])
 
     def _take_up(self, number: int) -> None:
@@ -233,9 +194,8 @@ class Running:
                 )
                 self.display.line(f"{choice.title}: learning rate {rate:g} ({said})")
 
-    def _next(self) -> int | None:
+    def _next(self, busy: Collection[int]) -> int | None:
         """Return the first cell that can be run now."""
-        busy = {worker.cell for worker in self._workers}
         for number in list(self._left):
             choice = self.cells[number].choice
             if number in busy or number in self._elsewhere:
@@ -258,57 +218,20 @@ class Running:
             self.display.line(f"{self.cells[number].title}: done by another command")
         return number not in self._left
 
-    def _hand_out(self) -> None:
-        """Give every idle worker a cell; start more workers while there are cells for them."""
-        while True:
-            idle = next((each for each in self._workers if each.cell is None), None)
-            if idle is None and len(self._workers) >= self.most:
-                return
-            number = self._next()
-            if number is None:
-                return
-            if idle is None:
-                start = {"grid": self.name, "out": str(self.out), "data": str(self.data)}
-                idle = _Worker(start | {"threads": self.threads}, self._events, self.threads)
-                self._workers.append(idle)
+    def _hand_out(self, pool: Pool) -> None:
+        """Give the pool what it has room for."""
+        while pool.has_room() and (number := self._next(pool.taken)) is not None:
             cell = self.cells[number]
-            idle.cell = number
             self._watched[number] = Watched(self.out / cell.folder)
-            rate = None if cell.choice is None else self.rates[cell.choice]
-            idle.order({"cell": dataclasses.asdict(cell), "learning_rate": rate})
+            pool.train(number, cell, None if cell.choice is None else self.rates[cell.choice])
 
-    def _wait(self, seconds: float) -> None:
-        """Take what the workers answer, for so long at most."""
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                worker, answer = self._events.get(timeout=max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                return
-            self._answered(worker, answer)
-            if answer is None or "ready" not in answer:
-                return  # there may be something to hand out
-
-    def _answered(self, worker: _Worker, answer: dict[str, Any] | None) -> None:
-        number = worker.cell
-        if answer is None:
-            self._workers.remove(worker)
-            how = worker.end()
-            self._deaths = 0 if worker.is_ready else self._deaths + 1
-            if self._deaths >= _MOST_STARTS:
-                raise TrainingError(f"no worker can start: the last one {how}")
-            if number is not None:
-                self._was_killed(number, f"its worker (process {worker.pid}) {how}")
-            return
-        if "ready" in answer:
-            worker.is_ready = True
-            return
-        worker.cell = None
-        assert number is not None
-        if "in_use" in answer:
+    def _answered(self, number: int, answer: dict[str, Any], at_once: int) -> None:
+        if "killed" in answer:
+            self._was_killed(number, answer["killed"])
+        elif "in_use" in answer:
             self._elsewhere.add(number)
-            return
-        self._ended(number, str(answer.get("failed", "")))
+        else:
+            self._ended(number, str(answer.get("failed", "")), at_once)
 
     def _was_killed(self, number: int, how: str) -> None:
         self._killed[number] = self._killed.get(number, 0) + 1
@@ -317,8 +240,8 @@ class Running:
         else:
             self.display.line(f"{self.cells[number].title}: {how}; it is taken up again")
 
-    def _ended(self, number: int, failure: str) -> None:
-        """Count a cell as done or failed, after its worker has said so."""
+    def _ended(self, number: int, failure: str, at_once: int) -> None:
+        """Count a cell as done or failed, after the pool has said so."""
         cell = self.cells[number]
         if failure:
             if cell.purpose == "choice" and failure.startswith(DIVERGED):
@@ -332,9 +255,16 @@ class Running:
         except CheckpointError as error:
             self._fail(number, str(error))
             return
+        if "result" not in record:
+            self._fail(
+                number,
+                f"it is done, and {self.out / cell.folder} holds a run that is not: where it was "
+                "trained that is another folder; give one that all machines share (--out)",
+            )
+            return
         self._done(number, record)
         name, score = score_of(record)
-        words = [f"{len(self.records)} of {len(self.numbers)} done", *self._time_left()]
+        words = [f"{len(self.records)} of {len(self.numbers)} done", *self._time_left(at_once)]
         self.display.line(f"{cell.title}: {name} {score:.4f} ({', '.join(words)})")
 
     def _fail(self, number: int, reason: str) -> None:
@@ -349,19 +279,13 @@ class Running:
                 self._elsewhere.discard(number)
                 self._is_done_elsewhere(number)
 
-    def _finish(self) -> None:
-        """Stop the workers, and wait for them."""
-        for worker in self._workers:
-            worker.close()
-        while self._workers:
-            worker, answer = self._events.get()
-            if answer is None:
-                self._workers.remove(worker)
-                worker.end()
-            elif "done" in answer and worker.cell is not None:
-                self._ended(worker.cell, "")
+    def _finish(self, pool: Pool) -> None:
+        """Stop the pool, and count what it has done until then."""
+        for number, answer in pool.stop():
+            if "done" in answer:
+                self._ended(number, "", pool.at_once)
 
-    def _time_left(self) -> list[str]:
+    def _time_left(self, at_once: int) -> list[str]:
         """Return the time left in words, from the speeds of what is finished, if any is."""
         seconds = 0.0
         for number in self._left:
@@ -371,16 +295,16 @@ class Running:
                 return []
             watched = self._watched.get(number)
             seconds += whole * (1 - (watched.step / self.steps[number] if watched else 0))
-        return [f"{clock(seconds / self.most)} left"]
+        return [f"{clock(seconds / at_once)} left"]
 
-    def _draw(self) -> None:
-        running = [worker.cell for worker in self._workers if worker.cell is not None]
+    def _draw(self, pool: Pool) -> None:
+        running = pool.running
         counts = [f"{len(self.records)} of {len(self.numbers)} done"]
         counts += [f"{len(self.failed)} failed"] * bool(self.failed)
         counts += [f"{len(running)} running"]
         counts += [f"{len(self._elsewhere)} elsewhere"] * bool(self._elsewhere)
         counts += [f"{len(self._left) - len(running) - len(self._elsewhere)} waiting"]
-        lines = [f"{one_line(self.name)}: {', '.join([*counts, *self._time_left()])}"]
+        lines = [f"{one_line(self.name)}: {', '.join([*counts, *self._time_left(pool.at_once)])}"]
         for number in running:
             watched = self._watched[number]
             watched.look()

@@ -15,7 +15,8 @@ from spafit.experiments.grid.display import Display
 from spafit.experiments.grid.dry_run import Measured, dry_run
 from spafit.experiments.grid.file import Block, Grid, read_grid
 from spafit.experiments.grid.places import as_begun, begin, part_of, steps_of
-from spafit.experiments.grid.running import Running
+from spafit.experiments.grid.running import Pool, Running
+from spafit.experiments.grid.workers import Workers
 from spafit.files.replacing import refuse_place
 from spafit.tasks import glue
 from spafit.tasks.task import Dataset
@@ -45,6 +46,8 @@ class GridOptions:
         How many processes train.
     threads : int or None
         The threads of each.
+    ray : str or None
+        The address of the Ray cluster that trains in their place, each run with so many threads.
     part : tuple of (int, int)
         Which part of how many is run, from 1.
     """
@@ -55,6 +58,7 @@ class GridOptions:
     model: str | None = None
     workers: int = 1
     threads: int | None = None
+    ray: str | None = None
     part: tuple[int, int] = (1, 1)
 
 
@@ -87,16 +91,7 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     part, parts = options.part
     if parts > 1:
         print(f"part {part} of {parts}: {len(numbers)} of {len(cells.cells)} runs")
-    running = Running(
-        cells,
-        numbers,
-        out,
-        options.data,
-        rows,
-        workers=options.workers,
-        threads=_threads(options),
-        display=Display(),
-    )
+    running = Running(cells, numbers, out, rows, Display())
     running.look()
     if dry:
         if options.threads is not None or options.workers > 1:
@@ -109,13 +104,23 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     for model, revision in running.bases:  # refuses what no worker could load
         load_tokenizer(model, revision=revision)
         load_pretrained(model, revision=revision)
+    pool = _pool(options, cells.name, out, running.display)
     begin(cells, out)
-    running.run()
+    running.run(pool)
     print(f"{len(running.records)} of {len(numbers)} runs are done: {out}")
     for number, reason in running.failed.items():
         cell = cells.cells[number]
         print(f"failed: {cell.title}: {one_line(reason, 600)} ({out / cell.folder})")
     return 1 if running.failed else 0
+
+
+def _pool(options: GridOptions, name: str, out: Path, display: Display) -> Pool:
+    """Return what trains: worker processes of this machine, or a Ray cluster."""
+    if options.ray is None:
+        return Workers(name, out, options.data, options.workers, _threads(options))
+    from spafit.experiments.grid.ray_tasks import RayTasks
+
+    return RayTasks(options.ray, name, out, options.data, options.threads or 1, display.line)
 
 
 def _with_model(grid: Grid, model: str | None) -> Grid:

@@ -53,6 +53,26 @@ class Worker:
         self._tokenizer: tuple[tuple[str, str | None], Tokenizer] | None = None
         self._datasets: tuple[str, Dataset, Dataset] | None = None
 
+    def answer(self, cell: Cell, learning_rate: float | None) -> dict[str, Any]:
+        """Train a cell, and return what its parent is told.
+
+        Raises
+        ------
+        SystemExit
+            If a signal asked for a stop.
+        """
+        try:
+            self.train(cell, learning_rate)
+        except StoppedError as stopped:
+            raise SystemExit(128 + stopped.signal) from None
+        except InUseError:
+            return {"in_use": True}
+        except Exception as error:
+            if not isinstance(error, (SpafitError, OSError)):
+                traceback.print_exc()
+            return {"failed": one_line(f"{type(error).__name__}: {error}", 600)}
+        return {"done": True}
+
     def train(self, cell: Cell, learning_rate: float | None) -> None:
         """Train a cell, or resume it; its learning rate is given if it was chosen."""
         base = (cell.model, cell.revision)
@@ -111,18 +131,7 @@ def main() -> None:
     worker = Worker(start["grid"], Path(start["out"]), Path(start["data"]))
     say(ready=True)
     while (order := orders.get()) is not None:
-        try:
-            worker.train(Cell(**order["cell"]), order["learning_rate"])
-        except StoppedError as stopped:
-            raise SystemExit(128 + stopped.signal) from None
-        except InUseError:
-            say(in_use=True)
-        except Exception as error:
-            if not isinstance(error, (SpafitError, OSError)):
-                traceback.print_exc()
-            say(failed=one_line(f"{type(error).__name__}: {error}", 600))
-        else:
-            say(done=True)
+        say(**worker.answer(Cell(**order["cell"]), order["learning_rate"]))
 
 
 def _listen(orders: queue.Queue[dict[str, Any] | None]) -> None:

@@ -17,8 +17,8 @@ from support.small_runs import N, make_dataset
 from spafit.cli import main
 from spafit.config import BertConfig
 from spafit.experiments.grid import dry_run as dry
-from spafit.experiments.grid import running
 from spafit.experiments.grid import start as grids
+from spafit.experiments.grid import workers
 from spafit.experiments.grid.dry_run import Measured
 from spafit.experiments.grid.speeds import Speeds
 from spafit.machine.versions import machine
@@ -87,7 +87,7 @@ def test_times_are_those_of_finished_runs(
     def measures(*_: Any) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(running, "_Worker", InProcess)
+    monkeypatch.setattr(workers, "_Worker", InProcess)
     monkeypatch.setattr(Measured, "_measure", measures)
     block = {"method": "bitfit", "learning_rate": 1e-3}
     out = tmp_path / "out"

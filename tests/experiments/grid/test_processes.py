@@ -18,7 +18,7 @@ from support.small_runs import read_log
 from support.tortured_runs import Trainer, Zygote
 
 from spafit.cli import main
-from spafit.experiments.grid import running
+from spafit.experiments.grid import running, workers
 
 pytestmark = pytest.mark.skipif(
     not Path(f"/proc/self/task/{os.getpid()}/children").exists(),
@@ -77,7 +77,7 @@ def undisturbed(
     """Return what the runs come to with which nothing happens."""
     out = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(running, "_Worker", InProcess)
+        patched.setattr(workers, "_Worker", InProcess)
         patched.setattr(running, "_LOOK_S", 0.0)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as the workers have it: with more, sums are rounded otherwise

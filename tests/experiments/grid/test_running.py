@@ -17,7 +17,7 @@ from support.small_runs import N_DEV, N
 
 from spafit.cli import main
 from spafit.errors import DataError, DivergedError, InUseError
-from spafit.experiments.grid import running
+from spafit.experiments.grid import running, workers
 from spafit.experiments.grid.cells import Cell
 from spafit.experiments.grid.display import Display, Watched, clock
 from spafit.files.durable import Lock
@@ -42,7 +42,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[InProcess]]:
     class Own(InProcess):
         trained: list[str] = []  # noqa: RUF012
 
-    monkeypatch.setattr(running, "_Worker", Own)
+    monkeypatch.setattr(workers, "_Worker", Own)
     monkeypatch.setattr(running, "_LOOK_S", 0.01)
     yield Own
 
