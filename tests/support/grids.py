@@ -17,7 +17,7 @@ from spafit.experiments.grid.cells import Cell, Cells, Shadows, expand
 from spafit.experiments.grid.file import read_grid
 from spafit.experiments.grid.start import _sizes
 from spafit.experiments.grid.worker import Worker
-from support.small_runs import N_DEV, N, make_dataset
+from support.small_runs import N_DEV, N, make_dataset, read_log
 
 TASKS = ("rte", "wnli")
 
@@ -58,6 +58,29 @@ def cells_of(path: Path, data: Path) -> Cells:
     grid = read_grid(path)
     tasks = {task for block in grid.blocks for task in block.tasks}
     return expand(grid, Shadows(_sizes), {name: glue.load(name, "train", data) for name in tasks})
+
+
+def runs_below(out: Path) -> dict[str, dict[str, Any]]:
+    """Return what the runs of a grid came to: all that does not depend on time and place."""
+    found = {}
+    for path in sorted(out.rglob("run.json")):
+        record, folder = json.loads(path.read_text()), path.parent
+        found[str(folder.relative_to(out))] = {
+            "status": record["status"],
+            "history": record["result"]["history"],
+            "rate": record["settings"]["learning_rate"],
+            "losses": [(row["step"], row["loss"]) for row in read_log(folder, "loss")],
+            "adapter": (folder / "adapter.safetensors").read_bytes(),
+        }
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs (on Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 class Forked:

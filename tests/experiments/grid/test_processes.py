@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.grids import InProcess, write_grid
-from support.small_runs import read_log
+from support.grids import InProcess, is_alive, runs_below, write_grid
 from support.tortured_runs import Trainer, Zygote
 
 from spafit.cli import main
@@ -31,28 +30,6 @@ def children(pid: int) -> list[int]:
         return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     except FileNotFoundError:
         return []
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def runs_below(out: Path) -> dict[str, dict[str, Any]]:
-    """Return what the runs of a grid came to: all that does not depend on time and place."""
-    found = {}
-    for path in sorted(out.rglob("run.json")):
-        record, folder = json.loads(path.read_text()), path.parent
-        found[str(folder.relative_to(out))] = {
-            "status": record["status"],
-            "history": record["result"]["history"],
-            "rate": record["settings"]["learning_rate"],
-            "losses": [(row["step"], row["loss"]) for row in read_log(folder, "loss")],
-            "adapter": (folder / "adapter.safetensors").read_bytes(),
-        }
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,224 @@
+"""A grid on a real Ray cluster of two nodes on this machine, of which one and then another dies.
+
+A node that is killed with all its processes is a machine that loses power. One whose raylet alone
+is killed, and whose training process is stopped and still holds the lock of its run, is a machine
+that the others do not see any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import environment
+from support.grids import InProcess, is_alive, runs_below, write_grid
+
+from spafit.cli import main
+from spafit.experiments.grid import running, workers
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc for processes"),
+]
+
+STEPS = 60  # 12 epochs of 5
+
+
+class Cluster:
+    """A Ray cluster without a dashboard: a head that has no CPU, and two nodes with one each."""
+
+    def __init__(self) -> None:
+        cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
+        self._place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path is short
+        self._usual = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+        settings = {  # a dead node is noticed after 2 s, a slow one is not taken for dead
+            "health_check_initial_delay_ms": 0,
+            "health_check_period_ms": 500,
+            "health_check_timeout_ms": 20_000,
+            "health_check_failure_threshold": 4,
+        }
+        self._cluster = cluster_utils.Cluster()
+        self._cluster.add_node(
+            num_cpus=0, _system_config=settings, temp_dir=self._place, **self._usual
+        )
+        self.address = str(self._cluster.address)
+        for _ in range(2):
+            self.add_node()
+
+    def add_node(self) -> None:
+        self._cluster.add_node(num_cpus=1, **self._usual)
+
+    def kill_node_of(self, pid: int, spared: bool = False) -> None:
+        """Kill the raylet whose worker a process is, with all its processes, or all but that."""
+        raylet = parent(pid)
+        [node] = [
+            each
+            for each in self._cluster.worker_nodes
+            if each.all_processes["raylet"][0].process.pid == raylet
+        ]
+        others = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+        victims = [raylet, *(each for each in others if parent(each) == raylet)]
+        for each in victims:
+            if each != pid or not spared:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+        shutil.rmtree(self._place, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.shutdown()
+
+
+def parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+class Command:
+    """A grid that a command runs."""
+
+    def __init__(self, arguments: list[str], out: Path, log: Path) -> None:
+        self.out, self._log = out, log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "spafit", *arguments],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment(OMP_NUM_THREADS="1"),
+            )
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def until(self, what: Callable[[], Any], seconds: float = 300) -> Any:
+        """Wait for something while the command runs, and return it."""
+        end = time.monotonic() + seconds
+        while not (found := what()):
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.005)
+        return found
+
+    def trained(self) -> tuple[Path, int] | None:
+        """Return a run, with its process, that has a checkpoint and is not close to its end."""
+        for lock in self.out.rglob("run.lock"):
+            with contextlib.suppress(OSError):
+                holder = re.match(r"process (\d+) on ", lock.read_text())
+                steps = (lock.parent / "log.jsonl").read_bytes().count(b'"loss"')
+                has_saved = any((lock.parent / "checkpoints").glob("step-[0-9]*"))
+                if holder and is_alive(int(holder[1])) and has_saved and steps < STEPS // 2:
+                    return lock.parent, int(holder[1])
+        return None
+
+
+@pytest.fixture(scope="module")
+def grid(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the arguments of a grid of six runs, without its folder."""
+    path = write_grid(
+        tmp_path_factory.mktemp("grid") / "g.json",
+        root / "tiny",
+        {"method": "bitfit", "choose": {"learning_rate": [1e-3, 1e-2], "seed": 100}},
+        {"method": "lora-ii", "r": 2, "learning_rate": 1e-2},
+        seed=[0, 1],
+        epochs=12,
+        save_every=4,
+    )
+    return ["grid", str(path), "--data", str(root / "glue"), "--threads", "1", "--out"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    grid: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """Return what the runs come to without Ray."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(workers, "_Worker", InProcess)
+        patched.setattr(running, "_LOOK_S", 0.0)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        assert main([*grid, str(out)]) == 0
+        torch.set_num_threads(threads)
+    found = runs_below(out)
+    assert len(found) == 6
+    return found
+
+
+def records_below(out: Path) -> dict[Path, dict[str, Any]]:
+    return {path.parent: json.loads(path.read_text()) for path in out.rglob("run.json")}
+
+
+def test_a_signal_and_two_nodes_that_die(
+    grid: list[str],
+    undisturbed: dict[str, dict[str, Any]],
+    cluster: Cluster,
+    tmp_path: Path,
+) -> None:
+    """Oracle: the runs of the same grid without Ray, bit for bit; and how often each was resumed.
+
+    What was stopped has a checkpoint and is resumed from it; so is what the dead nodes were at, and
+    nothing else. No run is trained by two processes: the lock of the second node's is held by its
+    process until that has died, and the run is finished.
+    """
+    out = tmp_path / "out"
+    arguments = [*grid, str(out), "--ray", cluster.address]
+    first = Command(arguments, out, tmp_path / "first.txt")
+    first.until(first.trained)
+    first.process.send_signal(signal.SIGINT)
+    assert first.process.wait(120) == 128 + signal.SIGINT, first.said()
+    assert "the same command resumes the grid" in first.said()
+    stopped = [f for f, each in records_below(out).items() if each["status"] == "interrupted"]
+    assert stopped and all(any((each / "checkpoints").iterdir()) for each in stopped)
+
+    second = Command(arguments, out, tmp_path / "second.txt")
+    lost, pid = second.until(second.trained)
+    cluster.kill_node_of(pid)
+    assert not is_alive(pid)
+    cluster.add_node()
+    held, pid = second.until(lambda: (found := second.trained()) and found[0] != lost and found)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        cluster.kill_node_of(pid, spared=True)
+        others = {out / each for each in undisturbed} - {held}
+        if "choice" in held.parts:  # these wait for the rate
+            others -= {out / "rte/Full-BitFit" / f"seed-{n}" for n in (0, 1)}
+        second.until(
+            lambda: all(
+                (records_below(out).get(each) or {}).get("status") == "finished" for each in others
+            )
+        )
+        time.sleep(2)  # so that it was tried on the idle node
+        assert second.process.poll() is None, second.said()
+        assert records_below(out)[held]["status"] == "running" and is_alive(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert second.process.wait(300) == 0, second.said()
+    assert f"6 of 6 runs are done: {out}" in second.said()
+    assert runs_below(out) == undisturbed
+    resumed = {folder: len(each.get("resumed", [])) for folder, each in records_below(out).items()}
+    expected = dict.fromkeys(resumed, 0)
+    for folder in (*stopped, lost, held):
+        expected[folder] += 1
+    assert resumed == expected
