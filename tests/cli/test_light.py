@@ -31,6 +31,7 @@ LIGHT = (
     ["train", "--task", "rte", "--method", "bitfit", "--epochs", "0"],
     ["train", "--task", "rte", "--method", "bitfit", "--cache-prefix", "disk"],
     ["grid", "table-2", "--cells", "3/2"],
+    ["grid", "table-2", "--ray", "auto", "--workers", "2"],
     ["predict", "runs/rte", "--submission", "x", "--output", "y"],
     ["train", "--task", "foo", "--method", "bitfit"],  # the table of the tasks needs numpy
 )

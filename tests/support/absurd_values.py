@@ -155,6 +155,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--data": DATA,
         "--model": MODEL,
         "--workers": Option((*NO_WHOLE, "0", "-1")),
+        "--ray": Option((*NO_NAME, "Auto", "head", ":6379", "head:port", "http://head:1", "auto ")),
         "--threads": Option((*NO_WHOLE, "0", "-1")),
         "--cells": Option((*NO_CHOICE, "0/2", "3/2", "1/0", "-1/2", "1/2/3", "\u0661/2", "1 / 2")),
         "--dry-run": FLAG,

@@ -49,6 +49,7 @@ class Cluster:
             "health_check_period_ms": 500,
             "health_check_timeout_ms": 20_000,
             "health_check_failure_threshold": 4,
+            "worker_niceness": 0,
         }
         self._cluster = cluster_utils.Cluster()
         self._cluster.add_node(
@@ -121,14 +122,16 @@ class Command:
             time.sleep(0.005)
         return found
 
-    def trained(self) -> tuple[Path, int] | None:
+    def trained(self, besides: Path | None = None) -> tuple[Path, int] | None:
         """Return a run, with its process, that has a checkpoint and is not close to its end."""
         for lock in self.out.rglob("run.lock"):
             with contextlib.suppress(OSError):
                 holder = re.match(r"process (\d+) on ", lock.read_text())
+                record = json.loads((lock.parent / "run.json").read_text())
                 steps = (lock.parent / "log.jsonl").read_bytes().count(b'"loss"')
                 has_saved = any((lock.parent / "checkpoints").glob("step-[0-9]*"))
-                if holder and is_alive(int(holder[1])) and has_saved and steps < STEPS // 2:
+                is_at_work = record["status"] == "running" and has_saved and steps < STEPS // 2
+                if is_at_work and lock.parent != besides and holder and is_alive(int(holder[1])):
                     return lock.parent, int(holder[1])
         return None
 
@@ -197,7 +200,7 @@ def test_a_signal_and_two_nodes_that_die(
     cluster.kill_node_of(pid)
     assert not is_alive(pid)
     cluster.add_node()
-    held, pid = second.until(lambda: (found := second.trained()) and found[0] != lost and found)
+    held, pid = second.until(lambda: second.trained(besides=lost))
     os.kill(pid, signal.SIGSTOP)
     try:
         cluster.kill_node_of(pid, spared=True)
