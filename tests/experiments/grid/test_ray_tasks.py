@@ -66,6 +66,7 @@ class Ray(SimpleNamespace):
         return decorated
 
     def wait(self, tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        assert tasks  # as Ray has it
         return tasks[:1], tasks[1:]
 
     def get(self, task: Any) -> Any:
