@@ -118,12 +118,15 @@ class Shares:
 
 @dataclass(frozen=True)
 class Choice:
-    """A learning rate that was tried: its score on each task, and whether it is reported."""
+    """A learning rate that was tried: its score on each task, and whether it is reported.
+
+    ``mean`` is None where a task is missing that another rate of the method was tried on.
+    """
 
     label: str
     rate: float
     scores: dict[str, float]
-    mean: float
+    mean: float | None
     is_taken: bool
 
 
@@ -423,6 +426,7 @@ def _choices(found: Found) -> list[Choice]:
     tried = []
     for row in group(without_rate(found.choices)):
         by_rate: dict[str, list[Run]] = {}
+        every_task = tasks_of(row.every())
         for run in row.every():
             by_rate.setdefault(rates[run.name], []).append(run)
         for rate, runs in sorted(by_rate.items(), key=lambda each: _float(each[0])):
@@ -430,7 +434,7 @@ def _choices(found: Found) -> list[Choice]:
                 display_of(task): plain.fmean(run.score for run in runs if run.task == task)
                 for task in tasks_of(runs)
             }
-            mean = plain.fmean(scores.values())
+            mean = plain.fmean(scores.values()) if len(scores) == len(every_task) else None
             tried.append(Choice(row.label, _float(rate), scores, mean, (row.label, rate) in taken))
     return tried
 

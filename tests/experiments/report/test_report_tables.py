@@ -5,6 +5,7 @@ Oracle: numbers worked out by hand from run folders written by hand, and scipy.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,8 @@ def test_choices(tmp_path: Path) -> None:
     assert [(each.rate, each.is_taken) for each in report.choices] == [(6e-5, False), (2e-4, True)]
     assert report.choices[0].scores == pytest.approx({"CoLA": 0.4, "RTE": 0.6})
     assert report.choices[1].mean == pytest.approx(0.6)
+    shutil.rmtree(tmp_path / "choice" / "cola6e-05")  # not run yet
+    assert make_report(tmp_path).choices[0].mean is None
 
 
 def test_curves(tmp_path: Path) -> None:
