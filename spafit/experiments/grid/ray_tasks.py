@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 import platform
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -64,6 +65,7 @@ class RayTasks:
         except ImportError:
             raise ConfigError("--ray needs Ray: pip install 'spafit[ray]'") from None
         try:
+            _reach(address)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # of many classes
             reason = one_line(" ".join(str(error).split()), 300)
@@ -147,6 +149,13 @@ class RayTasks:
             found += self.answers(1.0)
         self._ray.shutdown()
         return found
+
+
+def _reach(address: str) -> None:
+    """Connect to the host and port of an address once; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def train(order: dict[str, Any]) -> dict[str, Any]:

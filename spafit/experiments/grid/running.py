@@ -230,6 +230,7 @@ class Running:
             self._was_killed(number, answer["killed"])
         elif "in_use" in answer:
             self._elsewhere.add(number)
+            self.display.line(f"{self.cells[number].title}: in use elsewhere, and left to that")
         else:
             self._ended(number, str(answer.get("failed", "")), at_once)
 

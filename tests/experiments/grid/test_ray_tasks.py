@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,13 +43,20 @@ class Ray(SimpleNamespace):
         self.orders: list[dict[str, Any]] = []
         self.cancelled: list[Any] = []
         self.threads: list[int] = []
+        self.reached: list[tuple[str, int]] = []
         self.is_left = False
         self.before: Callable[[], None] = lambda: None
 
     def init(self, address: str, **_: Any) -> None:
-        if address == "nowhere:1":
+        if address == "none:1":
             raise ConnectionError("no\n  cluster")
         self.address = address
+
+    def connect(self, place: tuple[str, int], timeout: float) -> SimpleNamespace:
+        if place[0] == "nowhere":
+            raise ConnectionRefusedError("Connection refused")
+        self.reached.append(place)
+        return SimpleNamespace(close=lambda: None)
 
     def nodes(self) -> list[dict[str, Any]]:
         dead = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 9.0}}
@@ -89,6 +97,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     # Here, where others wait for the cores, two threads would wait for each other.
     monkeypatch.setattr(ray_tasks.torch, "set_num_threads", ray.threads.append)
     monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(socket, "create_connection", ray.connect)
     return ray
 
 
@@ -126,7 +135,7 @@ class TestTheCommand:
         (tmp_path / "tiny").symlink_to(root / "tiny")
         local = ["--model", "tiny", "--out", "out", "--ray", "head:6379", "--threads", "2"]
         assert main([*arguments, *local]) == 0
-        assert ray.address == "head:6379" and ray.is_left
+        assert ray.address == "head:6379" and ray.reached == [("head", 6379)] and ray.is_left
         assert ray.asked == [{"num_cpus": 2, "num_gpus": 0}] * 2 and ray.threads == [2, 2]
         assert [each["out"] for each in ray.orders] == [str(tmp_path / "out")] * 2
         assert [each["data"] for each in ray.orders] == [str(root / "glue")] * 2
@@ -158,7 +167,8 @@ class TestTheCommand:
         ("has_ray", "options", "said"),
         [
             (False, ["--ray=auto"], "--ray needs Ray: pip install 'spafit[ray]'"),
-            (True, ["--ray=nowhere:1"], "no Ray cluster can be used at nowhere:1: no cluster"),
+            (True, ["--ray=none:1"], "no Ray cluster can be used at none:1: no cluster"),
+            (True, ["--ray=nowhere:1"], "can be used at nowhere:1: Connection refused"),
             (True, ["--ray=auto", "--workers=2"], "not allowed with argument"),
         ],
     )
@@ -198,6 +208,7 @@ class TestThePool:
         """
         said: list[str] = []
         pool = self.pool(cells, tmp_path, said.append)
+        assert ray.reached == []  # "auto" has no host
         for number, device in enumerate(("cpu", "cuda", "cuda:3")):
             pool.train(number, on_gpu(cells.cells[0], device), None)
         assert [each["num_gpus"] for each in ray.asked] == [0, 1, 1]
