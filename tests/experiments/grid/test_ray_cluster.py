@@ -45,12 +45,16 @@ class Cluster:
         cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
         self._place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path is short
         self._usual = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-        settings = {  # a dead node is noticed after 2 s, a slow one is not taken for dead
+        # A dead node is noticed after 2 s, a slow one is not taken for dead, and the tasks of a
+        # process that does not answer are begun elsewhere after 10 s (by default 7 minutes).
+        settings = {
             "health_check_initial_delay_ms": 0,
             "health_check_period_ms": 500,
             "health_check_timeout_ms": 20_000,
             "health_check_failure_threshold": 4,
             "worker_niceness": 0,
+            "grpc_client_keepalive_time_ms": 5_000,
+            "grpc_client_keepalive_timeout_ms": 5_000,
         }
         self._cluster = cluster_utils.Cluster()
         self._cluster.add_node(
