@@ -54,6 +54,9 @@ METHODS = (
 #: (IA)³, and the head alone. Each is the same in all layers.
 OTHERS = ("houlsby", "pfeiffer", "parallel", "ia3", "linear-probe")
 
+R, ALPHA = 64, 128.0
+"""LoRA's rank and scale in the paper, and here where nothing is said."""
+
 # Names of rows of Table 1 for short.
 SHORT = ("full", "bitfit", "lora-i", "lora-ii")
 
@@ -134,8 +137,8 @@ def plan(
     if numbering not in (None, "table-2", "text"):
         raise PlanError(f'numbering must be "table-2" or "text", found {numbering!r}')
     lora = LoRA(
-        64 if r is None else r,
-        128.0 if alpha is None else alpha,
+        R if r is None else r,
+        ALPHA if alpha is None else alpha,
         0.0 if lora_dropout is None else lora_dropout,
     )
     given = {

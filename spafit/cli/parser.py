@@ -405,11 +405,20 @@ def _probe(parsed: argparse.Namespace) -> None:
         dev,
         seeds=parsed.seeds,
         rows=parsed.rows,
-        out=Path("probes") / name if parsed.out is None else parsed.out,
+        out=_default_folder("probes", name) if parsed.out is None else parsed.out,
         revision=parsed.revision,
         mapped=parsed.mapped,
         quiet=parsed.quiet,
     )
+
+
+def _default_folder(parent: str, task: str) -> Path:
+    """Return the folder that is named by a task, where it can name one."""
+    from spafit.files.durable import is_plain_name
+
+    if not is_plain_name(task):
+        raise ConfigError(f"--task {one_line(task)} cannot name a folder; give one (--out)")
+    return Path(parent) / task
 
 
 def _search(parsed: argparse.Namespace) -> None:
@@ -432,7 +441,7 @@ def _search(parsed: argparse.Namespace) -> None:
         rows=parsed.rows,
         seeds=tuple(parsed.seeds),
         selection_seed=parsed.selection_seed,
-        out=Path("searches") / data.task_name if parsed.out is None else parsed.out,
+        out=_default_folder("searches", data.task_name) if parsed.out is None else parsed.out,
         config=config,
     )
     _note_if_busy()

@@ -50,7 +50,12 @@ _NAMELESS = "custom"
 _MOST_NAMED = 4
 
 
-def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
+def require_same_run(
+    folder: Path,
+    old: Any,
+    new: dict[str, Any],
+    mend: str = "Give another folder, the same settings, or overwrite (--overwrite) to replace it",
+) -> None:
     """Refuse to resume a run as another one.
 
     Parameters
@@ -59,6 +64,8 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
         The run folder, for the message.
     old, new : dict
         Their records, as ``run.json`` has them.
+    mend : str
+        What can be done, for the message.
 
     Raises
     ------
@@ -83,8 +90,7 @@ def require_same_run(folder: Path, old: Any, new: dict[str, Any]) -> None:
     if "method" in differing:
         differing = [key for key in differing if not key.startswith("plan.")]
     raise CheckpointError(
-        f"{folder} holds another run: {_named(differing, before, now, 'asked for')}. "
-        "Give another folder, the same settings, or overwrite (--overwrite) to replace it"
+        f"{folder} holds another run: {_named(differing, before, now, 'asked for')}. {mend}"
     )
 
 

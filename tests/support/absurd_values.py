@@ -284,6 +284,8 @@ PAIRS = """
     {probe} --seeds 1 0 1
     {probe} --seeds
     {probe} --task order
+    probe --data rows.tsv --text sentence1 --label label --task ../x --model {model}
+    search --data rows.tsv --text sentence1 --label label --task ../x --model {model}
     {search} --seeds 1 0 1
     {search} --seeds 1 1000
     {search} --parameters 5000 --minutes 3

@@ -18,6 +18,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, SpafitError, one_line
 from spafit.experiments.grid.file import PLAN_SETTINGS, TRAIN_SETTINGS, Block, Grid
+from spafit.methods import ALPHA, R
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.runs.train_config import TrainConfig
@@ -28,7 +29,7 @@ from spafit.training.settings import complete
 
 _SEEDS = ("seed", "order_seed", "dropout_seed", "init_seed")
 
-_PLAN_DEFAULTS = dict(zip(PLAN_SETTINGS, (64, 128.0, 0.0, "delta", "table-2"), strict=True))
+_PLAN_DEFAULTS = dict(zip(PLAN_SETTINGS, (R, ALPHA, 0.0, "delta", "table-2"), strict=True))
 
 _CHOSEN = "chosen"
 

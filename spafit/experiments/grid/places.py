@@ -23,6 +23,8 @@ DIVERGED = f"{DivergedError.__name__}: "
 GRID = "grid.json"
 """The grid that was begun in a folder: its cells, and where each of them lies."""
 
+_MEND = "Remove that folder, give another one for the grid (--out), or the same settings"
+
 # What `fit` lets differ when a run is resumed, and a grid does not.
 _FIXED_HERE = ("epochs", "eval_every", "early_stopping")
 
@@ -74,12 +76,13 @@ def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, A
             "settings": now,
             "about": {"init_seed": cell.init_seed},
         },
+        _MEND,
     )
     for name in _FIXED_HERE:
         if before.get(name) != now.get(name):
             raise CheckpointError(
                 f"{folder} holds another run: {name} is {before.get(name)!r:.80}, asked for is "
-                f"{now.get(name)!r:.80}. Give another folder, or the same settings"
+                f"{now.get(name)!r:.80}. {_MEND}"
             )
     if about.get("model") != name_of_model(cell.model):
         return None

@@ -215,7 +215,7 @@ class Running:
         except CheckpointError as error:
             self._fail(number, str(error))
         if number in self.records:
-            self.display.line(f"{self.cells[number].title}: done by another command")
+            self.display.line(f"{self.cells[number].title}: done already")
         return number not in self._left
 
     def _hand_out(self, pool: Pool) -> None:

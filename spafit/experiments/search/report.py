@@ -131,7 +131,8 @@ def verdict(comparisons: Sequence[Comparison], sign: int) -> str:
     rule = ""
     for each in tested:
         assert each.test is not None and each.test.p is not None
-        rule = f"by a paired t-test over {each.test.n} seeds at level {LEVEL:g} / {len(tested)}"
+        level = f"{LEVEL:g}" + f" / {len(tested)}" * (len(tested) > 1)
+        rule = f"by a paired t-test over {each.test.n} seeds at level {level}"
         if each.test.p < LEVEL / len(tested):
             (better if sign * each.test.difference > 0 else worse).append(each)
     said = []

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import DivergedError
+from spafit.errors import DivergedError, StoppedError
 from spafit.experiments.grid.places import DIVERGED
 from spafit.experiments.search.candidates import Candidate
 from spafit.methods import plan as make_plan
 from spafit.runs.record import RUN, read_run
+from spafit.runs.stopping import StopRequests
 from spafit.strata import adapt
 from spafit.tasks.task import Dataset, Task
 from spafit.text.tokenization import Tokenizer
@@ -120,12 +121,15 @@ class Trainer:
     ----------
     runs : dict of str to Run
         The runs by their folders, in the order in which they were asked for.
+    stop : StopRequests
+        Within its block a signal that comes between two runs has the next one not begun.
     """
 
     def __init__(
         self, base: Base, out: Path, about: dict[str, Any], say: Callable[[str], None]
     ) -> None:
         self.base, self.out, self.about, self._say = base, out, about, say
+        self.stop = StopRequests()
         self.runs: dict[str, Run] = {}
 
     def train(
@@ -145,6 +149,11 @@ class Trainer:
         part = f"{epochs}x{len(train)}-rows/" if purpose == "selection" else ""
         folder = f"{purpose}/{part}{candidate.name}/seed-{seed}"
         if folder not in self.runs:
+            if self.stop.received is not None:  # between two runs; in a run fit takes it
+                raise StoppedError(
+                    f"stopped by {self.stop.received.name}; the same command resumes the search",
+                    self.stop.received,
+                )
             steps = self.base.steps(train.task, len(train), epochs)
             config = dataclasses.replace(
                 self.base.config,

@@ -42,6 +42,7 @@ from spafit.experiments.search.proposers import (
 )
 from spafit.experiments.search.runs import Base, Trainer
 from spafit.files.replacing import refuse_place, replacing
+from spafit.methods import ALPHA, R
 from spafit.methods import plan as make_plan
 from spafit.runs.train_config import TrainConfig
 from spafit.strata import adapt, fingerprint
@@ -61,6 +62,14 @@ HELD_OUT = 0.2
 LEAST_HELD_OUT = 10
 
 SEARCH = "search.json"
+
+_DIGESTS = {
+    "base": "the weights are others (--model)",
+    "tokenizer": "the tokenizer is another one (--model)",
+    "train": "the rows of train are others (--data, --rows)",
+    "dev": "the rows of dev are others (--data, --dev)",
+}
+"""What search.json has as digests, which nobody can compare by eye."""
 
 
 @dataclass(frozen=True)
@@ -170,26 +179,27 @@ def run_search(
         f"They are chosen on train alone: trained on {len(fitted):,} of its rows, scored on "
         f"{len(held_out):,} others, seed {options.selection_seed}."
     )
-    proposals = _proposals(search, selection, options)
-    rows = _trained(search.trainer, proposals, whole, dev, options.seeds)
-    points = _points(search.trainer, selection, rows, options.seeds)
-    summary = {
-        **search.begun,
-        "display": train.task.display,
-        "model": options.model,
-        "spafit": __version__,
-        "candidates": [each.name for each in search.candidates],
-        "seeds": list(options.seeds),
-        "rows": {
-            "train": len(whole),
-            "selection": len(fitted),
-            "held_out": len(held_out),
-            "dev": len(dev),
-        },
-        "majority": scoring.majority(train.task, dev.labels),
-        **report.summary(rows, points, METRICS[train.task.metrics[0]].smaller_is_better),
-    }
-    _write(options.out, rows, points, summary, search.trainer)
+    with search.trainer.stop:
+        proposals = _proposals(search, selection, options)
+        rows = _trained(search.trainer, proposals, whole, dev, options.seeds)
+        points = _points(search.trainer, selection, rows, options.seeds)
+        summary = {
+            **search.begun,
+            "display": train.task.display,
+            "model": options.model,
+            "spafit": __version__,
+            "candidates": [each.name for each in search.candidates],
+            "seeds": list(options.seeds),
+            "rows": {
+                "train": len(whole),
+                "selection": len(fitted),
+                "held_out": len(held_out),
+                "dev": len(dev),
+            },
+            "majority": scoring.majority(train.task, dev.labels),
+            **report.summary(rows, points, METRICS[train.task.metrics[0]].smaller_is_better),
+        }
+        _write(options.out, rows, points, summary, search.trainer)
     return rows
 
 
@@ -234,7 +244,7 @@ class _Search:
             revision=options.revision,
             mapped=options.mapped,
         )
-        every = every_candidate(model.config, task.num_labels, options.r or 64)
+        every = every_candidate(model.config, task.num_labels, options.r or R)
         papers = papers_own(every, model.config.num_hidden_layers)
         most = papers.trainable if options.parameters is None else options.parameters
         candidates = every if options.minutes is not None else within_parameters(every, most)
@@ -264,10 +274,10 @@ class _Search:
                 "dev": dev.sha256,
                 "parameters": most if options.minutes is None else None,
                 "minutes": options.minutes,
-                "plans": options.plans,
+                "plans": min(options.plans, len(candidates)),
                 "selection_seed": options.selection_seed,
-                "r": options.r,
-                "alpha": options.alpha,
+                "r": options.r or R,
+                "alpha": ALPHA if options.alpha is None else options.alpha,
                 "epochs": settings.epochs,
                 "batch_size": settings.batch_size,
                 "learning_rate": settings.learning_rate,
@@ -321,7 +331,7 @@ def _measured(trainer: Trainer, every: Sequence[Candidate], train: Dataset) -> d
 
 
 def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what search.json says was begun in a folder, or what is begun there now.
+    """Return what search.json says of the same search, begun before or finished; or what is begun.
 
     Raises
     ------
@@ -342,12 +352,15 @@ def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     before = old["asked"]
     differing = [name for name in asked if before.get(name) != asked[name]]
     if differing:
-        found = [f"{n} was {before.get(n)!r:.80}, and is {asked[n]!r:.80}" for n in differing]
+        found = [
+            _DIGESTS.get(name) or f"{name} was {before.get(name)!r:.80}, and is {asked[name]!r:.80}"
+            for name in differing
+        ]
         raise ConfigError(
             f"{out} holds another search: {listed(found)}. Give another folder (--out), or the "
             "same settings"
         )
-    return {"asked": asked, **{name: old[name] for name in ("seconds",) if name in old}}
+    return old
 
 
 def _proposals(search: _Search, selection: Selection, options: SearchOptions) -> list[Proposal]:

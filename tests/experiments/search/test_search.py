@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -224,8 +226,20 @@ def test_a_killed_search_goes_on(
     assert csvs[0] == csvs[1]
 
     before = len(fits)
-    run_search(options(small, tmp_path, seeds=(5,)), TRAIN, DEV, {})
+    run_search(options(small, tmp_path, seeds=(5,), plans=40), TRAIN, DEV, {})  # there are 6
     assert len(fits) == before
+    summary = (tmp_path / "search.json").read_text()
+    with monkeypatch.context() as patch:
+        real = start._trained
+
+        def signalled(*arguments: Any) -> list[Row]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments)
+
+        patch.setattr(start, "_trained", signalled)
+        with pytest.raises(StoppedError, match="SIGTERM; the same command resumes the search"):
+            run_search(options(small, tmp_path), TRAIN, DEV, {})
+    assert (tmp_path / "search.json").read_text() == summary and "proposals" in summary
     for changes, named in (
         ({"selection_seed": 7}, "selection_seed was 1000, and is 7"),
         ({"parameters": 10**8}, "parameters was 1000000000, and is 100000000"),
@@ -233,7 +247,7 @@ def test_a_killed_search_goes_on(
     ):
         with pytest.raises(ConfigError, match=f"holds another search: {named}"):
             run_search(options(small, tmp_path, **changes), TRAIN, DEV, {})
-    with pytest.raises(ConfigError, match="holds another search: dev was"):
+    with pytest.raises(ConfigError, match="holds another search: the rows of dev are others"):
         run_search(options(small, tmp_path), TRAIN, DEV[:20], {})
     (tmp_path / "search.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"search\.json cannot be read"):

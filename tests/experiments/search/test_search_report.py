@@ -97,7 +97,7 @@ class TestAgainstRandom:
                 row(DRAW, SMALL, [0.25] * 6),
             ]
         )
-        assert verdict(found, 1).endswith("0.05 / 1. Without a test: gradient norm.")
+        assert verdict(found, 1).endswith("0.05. Without a test: gradient norm.")
         assert says(found[1]) == "+0.2500 for every seed, which has no test"
         same = [row(HALVING, SMALL, ALIKE), row(CHOICE, SMALL, ALIKE), row(DRAW, SMALL, ALIKE)]
         for plan, expected in ((SMALL, "the same plan"), (LARGE, "the same scores")):
