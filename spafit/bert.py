@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from spafit.adaptable import Dropout, LayerNorm, Linear, SublayerEnd, project
+from spafit.adaptation import Adaptation
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
 from spafit.kernels.stacking import addresses, lay_together
@@ -38,7 +39,6 @@ from spafit.layout import (
     check_padded,
     pack,
 )
-from spafit.plans import Adaptation
 
 
 class Embeddings(nn.Module):

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from spafit.adaptable import Adaptable, Linear, SublayerEnd, why_not_merged
+from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification, Layer, lay_side_by_side
 from spafit.config import BertConfig
 from spafit.errors import PlanError, WeightsError, listed
 from spafit.methods import plan as make_plan
-from spafit.plans import Adaptation, Plan, Stratum, Trained
+from spafit.plans import Plan, Stratum, Trained
 from spafit.summary import Summary, summarise_plan
 from spafit.techniques import Technique, attach_all
 

@@ -32,6 +32,7 @@ CORE = (
     "adapters",
     "plans",
     "methods",
+    "adaptation",
     "strata",
     "summary",
     "errors",

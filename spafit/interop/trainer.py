@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, PlanError, WeightsError, listed, one_line
-from spafit.plans import Adaptation
 from spafit.runs.record import ADAPTER
 from spafit.training.optimisation import loss_function, trained_parameters
 from spafit.weights.adapter_files import adaptation_to_save, save_adapter

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError, listed, one_line
-from spafit.plans import Adaptation, Plan
+from spafit.plans import Plan
 from spafit.strata import adapt, fingerprint
 from spafit.version import __version__
 from spafit.weights.pretrained import HEAD
