@@ -41,7 +41,15 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.methods import METHODS, plan
     from spafit.plans import Plan, Stratum
     from spafit.runs.train_config import TrainConfig
-    from spafit.strata import adapt, adapters_disabled, fingerprint, merged_state_dict, summarise
+    from spafit.strata import (
+        adapt,
+        adapters_disabled,
+        fingerprint,
+        merged_state_dict,
+        remove_adapter,
+        summarise,
+        use,
+    )
     from spafit.summary import Summary
     from spafit.tasks import glue
     from spafit.tasks.own import dataset
@@ -94,6 +102,8 @@ __all__ = [
     "merged_state_dict",
     "save_adapter",
     "load_adapter",
+    "use",
+    "remove_adapter",
     # data, training, prediction
     "glue",
     "Task",
@@ -131,7 +141,7 @@ _HOMES = {
     "methods": "METHODS plan",
     "plans": "Plan Stratum",
     "runs.train_config": "TrainConfig",
-    "strata": "adapt adapters_disabled fingerprint merged_state_dict summarise",
+    "strata": "adapt adapters_disabled fingerprint merged_state_dict remove_adapter summarise use",
     "summary": "Summary",
     "tasks.own": "dataset",
     "tasks.task": "Dataset Example Task",

@@ -1,15 +1,110 @@
-"""The record of what was done to a model: which adapter is in use, and what of it trains."""
+"""What was done to a model: what trains, what stands where, and how it is taken out and put back.
+
+An adapter never changes the modules of the pre-trained model. At each place that it adapts, another
+module stands instead, which shares the pre-trained tensors: taking an adapter out, or putting
+another one in, exchanges modules and copies no tensor. :mod:`spafit.trunk` does so.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from spafit.adaptable import Adaptable
 from spafit.errors import PlanError
 from spafit.plans import Plan, Trained
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def twin(module: _M, copied: Iterable[str] = ()) -> _M:
+    """Return a module of the same class that shares parameters, children, hooks and settings.
+
+    What is attached to one of them is not attached to the other. Of the parameters whose names are
+    in ``copied`` it has copies.
+    """
+    other = object.__new__(type(module))
+    vars(other).update(vars(module))
+    other._parameters = dict(module._parameters)
+    other._modules = dict(module._modules)
+    for name in copied:
+        child, _, rest = name.partition(".")
+        if rest:
+            other._modules[child] = twin(other.get_submodule(child), [rest])
+        else:
+            value = module.get_parameter(name).detach()
+            other._parameters[name] = nn.Parameter(value.clone(), requires_grad=False)
+    return other
+
+
+class Place:
+    """A place in a model: the module that an adapter puts there, and the pre-trained one.
+
+    Parameters
+    ----------
+    parent : nn.Module
+        The module that the place is in.
+    child : str
+        Its name there; the pre-trained module, or what another technique put there, is ``base``.
+    adapted : nn.Module
+        What the adapter puts there.
+    """
+
+    def __init__(self, parent: nn.Module, child: str, adapted: nn.Module) -> None:
+        self.parent, self.child = parent, child
+        self.base, self.adapted = parent.get_submodule(child), adapted
+        with_adapter, without = list(adapted.modules()), list(self.base.modules())
+        self.added = [each for each in with_adapter if each not in set(without)]
+        self.removed = [each for each in without if each not in set(with_adapter)]
+        # The tensors that both have: where one is moved, or replaced by another, it is so for both.
+        self.shared: list[tuple[nn.Module, nn.Module, str]] = []
+        removed = set(self.removed)
+        for path, module in self.base.named_modules():
+            if module in removed:
+                other = adapted.get_submodule(path)
+                self.shared += [
+                    (module, other, key)
+                    for key, tensor in module._parameters.items()
+                    if tensor is not None and other._parameters.get(key) is tensor
+                ]
+        self.form_of = _form_of(adapted), _form_of(self.base)
+        self.parent._modules[child] = adapted
+
+    def put(self) -> None:
+        """Put the adapter's module in the place of the pre-trained one."""
+        for base, adapted, key in self.shared:
+            adapted._parameters[key] = base._parameters[key]
+        self._exchange(self.base, self.adapted, self.added)
+
+    def take(self) -> None:
+        """Put the pre-trained module back."""
+        for base, adapted, key in self.shared:
+            base._parameters[key] = adapted._parameters[key]
+        present = self.parent._modules[self.child]
+        assert present is not None
+        self.adapted = present  # a user may have replaced what stood there
+        self._exchange(self.adapted, self.base, self.removed)
+
+    def _exchange(self, old: nn.Module, new: nn.Module, modules: list[nn.Module]) -> None:
+        """Put ``new`` in the place of ``old``, in its mode and its form of the kernels."""
+        self.parent._modules[self.child] = new
+        if new.training is not old.training:
+            for each in modules:
+                each.training = old.training
+        impl = self.form_of[old is self.base].get("impl")
+        for each in modules:
+            settings = vars(each)
+            if settings.get("impl", impl) != impl:
+                settings["impl"] = impl
+
+
+def _form_of(module: nn.Module) -> dict[str, Any]:
+    """Return the settings of the first module in another that has a form of the kernels."""
+    return next((vars(each) for each in module.modules() if "impl" in vars(each)), {})
 
 
 @dataclass
@@ -20,12 +115,23 @@ class Adaptation:
     ----------
     plan : Plan
         The plan that was applied.
+    name : str
+        The adapter's name in ``model.adaptations``.
     trained : dict of str to Trained
         All parameters that the plan declares to train by name, the head's last, and how each is
         trained. One that a user froze, or a phase of the training, has ``requires_grad`` False.
-    untrained : dict of str to torch.Tensor
-        The values before training of the head and of the parameters in ``Technique.copies``, such
-        as biases that train directly, for ``adapters_disabled``.
+    untrained : dict of str to (nn.Module, str)
+        Where the values of the head and of the pre-trained parameters that train directly are
+        before training: the module and the name in it.
+    lost : tuple of str
+        The pre-trained parameters that train directly without a copy.
+    places : list of Place
+        What stands where, in the order in which it was attached.
+    dropout : list of (nn.Module, tuple of float)
+        The layers whose dropout the plan sets, and the rates that are not in use at the moment: the
+        plan's, or while the adapter is in use the model's own.
+    depth : int
+        The number of layers below the first one that is adapted; 0 if the embeddings are.
     base_fingerprint : str or None
         The fingerprint of the base before training, if the plan trains pre-trained tensors
         directly; else None, because it can be computed from the model at any time.
@@ -44,8 +150,13 @@ class Adaptation:
     """
 
     plan: Plan
-    trained: dict[str, Trained] = field(repr=False)
-    untrained: dict[str, torch.Tensor] = field(repr=False)
+    name: str
+    trained: dict[str, Trained] = field(default_factory=dict, repr=False)
+    untrained: dict[str, tuple[nn.Module, str]] = field(default_factory=dict, repr=False)
+    lost: tuple[str, ...] = field(default=(), repr=False)
+    places: list[Place] = field(default_factory=list, repr=False)
+    dropout: list[tuple[nn.Module, tuple[float, ...]]] = field(default_factory=list, repr=False)
+    depth: int = 0
     base_fingerprint: str | None = None
     task: str | None = None
     labels: tuple[str, ...] | None = None
@@ -69,3 +180,55 @@ class Adaptation:
         """
         if self.disabled:
             raise PlanError("the adapters are disabled here; leave the with block first")
+
+    def require_base(self) -> None:
+        """Raise a PlanError if the plan writes to pre-trained tensors of which there is no copy."""
+        if self.lost:
+            raise PlanError(
+                f"{self.plan.name} writes to pre-trained tensors ({self.lost[0]} and "
+                f"{len(self.lost) - 1} more), so the model before training is gone; load it "
+                'afresh, and give the adapter a name (name="..."), with which it trains copies'
+            )
+
+    def put_in(
+        self, model: nn.Module, path: str, adapted: nn.Module, copied: Iterable[str], *, first: bool
+    ) -> None:
+        """Put a module into a model, and note where the tensors lie of which it has copies.
+
+        With ``first`` it gets the pre-trained parameters themselves, as an optimizer that was made
+        before may have them, and the pre-trained module gets the copies.
+        """
+        parent, _, child = path.rpartition(".")
+        place = Place(model.get_submodule(parent), child, adapted)
+        self.places.append(place)
+        for name in copied:
+            owner, _, key = name.rpartition(".")
+            base, other = place.base.get_submodule(owner), adapted.get_submodule(owner)
+            if first:
+                pair = base._parameters, other._parameters
+                pair[0][key], pair[1][key] = pair[1][key], pair[0][key]
+            self.untrained[f"{path}.{name}"] = base, key
+
+    def put(self) -> None:
+        """Put the adapter into a model that is the pre-trained one."""
+        for place in self.places:
+            place.put()
+        self._set_dropout()
+
+    def take(self) -> None:
+        """Take the adapter out of the model, which is then the pre-trained one."""
+        for place in reversed(self.places):
+            place.take()
+        self._set_dropout()
+
+    def _set_dropout(self) -> None:
+        """Exchange the rates of dropout that are in use for those that are not."""
+        for number, (layer, rates) in enumerate(self.dropout):
+            self.dropout[number] = layer, layer.dropout  # type: ignore[assignment]
+            layer.dropout = rates  # type: ignore[assignment]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules that stand, or would stand, in the places with and without it."""
+        for place in self.places:
+            yield from place.added
+            yield from place.removed

@@ -235,10 +235,15 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Output(config)
 
-    def set_dropout(self, rate: float) -> None:
-        """Set the rate of all dropout in this layer: of both sub-layers, and of the attention."""
-        self.attention.self.dropout = rate
-        self.attention.output.dropout.p = self.output.dropout.p = rate
+    @property
+    def dropout(self) -> tuple[float, ...]:
+        """The rates of dropout of the attention's probabilities and of the two sub-layers."""
+        return self.attention.self.dropout, self.attention.output.dropout.p, self.output.dropout.p
+
+    @dropout.setter
+    def dropout(self, rates: tuple[float, ...]) -> None:
+        attention = self.attention
+        attention.self.dropout, attention.output.dropout.p, self.output.dropout.p = rates
 
     def forward(self, X: torch.Tensor, layout: Layout, first_only: bool = False) -> torch.Tensor:
         """Return H7 (N, D), the next layer's X, for X (N, D).
@@ -577,14 +582,12 @@ class BertForSequenceClassification(nn.Module):
 
     def __init__(self, config: BertConfig, num_labels: int = 2) -> None:
         super().__init__()
-        if type(num_labels) is not int or num_labels < 1:
-            raise ConfigError(f"num_labels must be a whole number of at least 1: {num_labels!r}")
         self.config = config
         self.bert = BertModel(config)
         self.dropout = nn.Dropout(config.head_dropout_prob)
-        self.classifier = Linear(config.hidden_size, num_labels)
-        initialise(self.classifier, config.initializer_range)
-        self.adaptation: Adaptation | None = None  # set by spafit.adapt
+        self.classifier = new_head(config, num_labels)
+        self.adaptation: Adaptation | None = None  # the one in use; see spafit.use
+        self.adaptations: dict[str, Adaptation] = {}  # all, by name; set by spafit.adapt
 
     @property
     def num_labels(self) -> int:
@@ -644,6 +647,53 @@ class BertForSequenceClassification(nn.Module):
         pooled = self.bert.pooled_packed(batch, prefix)  # (B, D)
         logits: torch.Tensor = self.classifier(self.dropout(pooled))
         return logits
+
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> BertForSequenceClassification:
+        """Move or cast all parameters, as ``to`` does: also those that are not in use."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = set(self.parameters())
+        for module in [each for one in self.adaptations.values() for each in one.modules()]:
+            for parameter in module._parameters.values():
+                if parameter is not None and parameter not in moved:
+                    moved.add(parameter)
+                    with torch.no_grad():
+                        parameter.data = fn(parameter.data)
+                        if parameter.grad is not None:
+                            parameter.grad.data = fn(parameter.grad.data)
+        self._lay_adapters_side_by_side()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copied or unpickled state, and lay the matrices that are not in use together."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not any(each.is_cuda for each in self.parameters()):  # as SelfAttention.__setstate__
+            self._lay_adapters_side_by_side()
+
+    def _lay_adapters_side_by_side(self) -> None:
+        """Lay query, key and value side by side, also where they are not in use."""
+        used = self.adaptation
+        others = [each for each in self.adaptations.values() if each is not used]
+        if used is not None and others:
+            used.take()
+        for other in others:
+            other.put()
+            lay_side_by_side(self)
+            other.take()
+        if used is not None and others:
+            used.put()
+
+
+def new_head(
+    config: BertConfig, num_labels: int, generator: torch.Generator | None = None
+) -> Linear:
+    """Return a head for C labels, drawn as by :func:`initialise`."""
+    if type(num_labels) is not int or num_labels < 1:
+        raise ConfigError(f"num_labels must be a whole number of at least 1: {num_labels!r}")
+    head = Linear(config.hidden_size, num_labels)
+    initialise(head, config.initializer_range, generator)
+    return head
 
 
 def lay_side_by_side(model: nn.Module) -> None:

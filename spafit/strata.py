@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import threading
@@ -10,32 +11,56 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from spafit.adaptable import Adaptable, Linear, SublayerEnd, why_not_merged
-from spafit.adaptation import Adaptation
-from spafit.bert import BertForSequenceClassification, Layer, lay_side_by_side
+from spafit.adaptation import Adaptation, twin
+from spafit.bert import (
+    BertForSequenceClassification,
+    Layer,
+    lay_side_by_side,
+    new_head,
+    set_impl,
+)
 from spafit.config import BertConfig
-from spafit.errors import PlanError, WeightsError, listed
+from spafit.errors import PlanError, WeightsError, listed, one_line
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan, Stratum, Trained
 from spafit.summary import Summary, summarise_plan
 from spafit.techniques import Technique, attach_all
 
+DEFAULT = "default"
+"""The name of an adapter that was given none."""
+
 
 def adapt(
-    model: BertForSequenceClassification, plan: Plan | str | Path, *, seed: int = 0
+    model: BertForSequenceClassification,
+    plan: Plan | str | Path,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    num_labels: int | None = None,
 ) -> Summary:
     """Freeze a model, and attach and unfreeze exactly what a plan declares; the head always trains.
+
+    A model may have several adapters, each by a name; :func:`spafit.use` chooses among them. The
+    new one is in use.
 
     Parameters
     ----------
     model : BertForSequenceClassification
-        A model that has not been adapted. Its pre-trained keys do not change.
+        Its pre-trained keys do not change.
     plan : Plan, str or Path
         A plan, or a method or plan file as for :func:`spafit.plan`.
     seed : int
         Seeds the initial values of LoRA's A, drawn in the order of the forward pass; they are the
         same on every device. Torch's global generator is not used.
+    name : str, optional
+        A name that no adapter of the model has. An adapter with a name leaves all pre-trained
+        tensors to the others: those that it trains directly ("full") are copied. Without one it is
+        the model's first, its name is "default", and only those of ``Technique.copies`` are.
+    num_labels : int, optional
+        C of a new head, its values drawn by ``seed`` too; None begins with a copy of the model's.
 
     Returns
     -------
@@ -45,62 +70,175 @@ def adapt(
     Raises
     ------
     PlanError
-        If the model was adapted before or the plan does not fit it; the model is then unchanged.
+        If the model has an adapter of that name, the plan does not fit it, or the pre-trained model
+        is gone because an adapter without a name trained it directly; the model is then unchanged.
     """
-    if model.adaptation is not None:
+    if name is None and model.adaptations:
+        known = " and ".join(each.plan.name for each in model.adaptations.values())
         raise PlanError(
-            f"the model is adapted already, by {model.adaptation.plan.name}; load it afresh"
+            f"the model is adapted already, by {one_line(known)}; load it afresh, or give this "
+            'adapter a name of its own (name="...")'
         )
+    key = DEFAULT if name is None else name
+    check_name(model, key)
     plan = make_plan(plan, model.config.num_hidden_layers)
-    pretrained = _count_pretrained(model)
-    on_meta = model.classifier.weight.is_meta
-    base_fingerprint = fingerprint(model) if plan.writes_pretrained and not on_meta else None
-    generator = torch.Generator().manual_seed(_stream("lora_A", seed))
+    head = None if num_labels is None else _drawn_head(model, num_labels, seed)
+    before = None if model.adaptation is None else model.adaptation.name
+    use(model, None)
+    adaptation = Adaptation(plan, key)
+    try:
+        pretrained = _count_pretrained(model)
+        if plan.writes_pretrained and not model.classifier.weight.is_meta:
+            adaptation.base_fingerprint = fingerprint(model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        _attach(adaptation, model, head, seed, first=name is None)
+    except BaseException:
+        adaptation.take()
+        use(model, before)
+        raise
+    declared = set(adaptation.trained)
+    for each in declared:
+        model.get_parameter(each).requires_grad_(True)
+    trainable = {each for each, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == declared, "what trains is not what the plan declares"
+    adaptation.depth = model.bert.frozen_depth
+    written = declared.intersection(pretrained_names(model)) - adaptation.untrained.keys()
+    adaptation.lost = tuple(each for each in adaptation.trained if each in written)
+    model.adaptation = model.adaptations[key] = adaptation
+    return summarise_plan(model, plan, pretrained)
 
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    declared: dict[str, Trained] = {}
+
+def _attach(
+    adaptation: Adaptation,
+    model: BertForSequenceClassification,
+    head: nn.Module | None,
+    seed: int,
+    *,
+    first: bool,
+) -> None:
+    """Put what an adaptation's plan declares, and a head, into a model; note what trains and how.
+
+    ``first`` is the adapter without a name. Others copy all pre-trained tensors that they train
+    directly, and leave them to the rest.
+    """
+    plan, trained = adaptation.plan, adaptation.trained
+    generator = torch.Generator().manual_seed(_stream("lora_A", seed))
     bottom, top = plan.strata[0], plan.strata[-1]
-    for prefix, part, mode, how in (
+    for path, part, mode, how in (
         ("bert.embeddings", model.bert.embeddings, plan.embeddings, _trained(bottom, plan, -1)),
         ("bert.pooler", model.bert.pooler, plan.pooler, Trained(thaw=top.thaw, freeze=top.freeze)),
     ):
         if part is not None and mode == "full":
-            declared |= {f"{prefix}.{name}": how for name, _ in part.named_parameters()}
-    kept: list[str] = []  # directly trained tensors that are small enough to keep a copy of
+            names = [name for name, _ in part.named_parameters()]
+            trained |= {f"{path}.{name}": how for name in names}
+            if not first:
+                adaptation.put_in(model, path, copy.deepcopy(part), names, first=False)
     for stratum in plan.strata:
         for number in range(stratum.first, stratum.last + 1):
             if stratum.dropout is not None:
                 layer = model.bert.encoder.layer[number]
                 assert isinstance(layer, Layer)
-                layer.set_dropout(stratum.dropout)
+                adaptation.dropout.append((layer, layer.dropout))
+                layer.dropout = (stratum.dropout,) * 3
             for path, techniques in stratum.train.items():
-                name = f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
-                module = model.get_submodule(name)
+                path = f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
+                module = model.get_submodule(path)
                 assert isinstance(module, Adaptable)
-                parent, _, child = name.rpartition(".")
-                adapted = attach_all(techniques, module, generator)
-                setattr(model.get_submodule(parent), child, adapted)
+                copied = [
+                    name
+                    for technique in techniques
+                    for name in (technique.copies if first else technique.trains)
+                    if name in dict(module.named_parameters())
+                ]
+                adapted = attach_all(techniques, twin(module, copied), generator)
+                adaptation.put_in(model, path, adapted, copied, first=first)
                 for technique in techniques:
-                    for added in technique.trains:
-                        how = _trained(stratum, plan, number, technique, added)
-                        declared[f"{name}.{added}"] = how
-                    kept += [f"{name}.{parameter}" for parameter in technique.copies]
+                    for name in technique.trains:
+                        how = _trained(stratum, plan, number, technique, name)
+                        trained[f"{path}.{name}"] = how
     lay_side_by_side(model)
-    head = [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
-    declared |= dict.fromkeys(head, Trained())
-    for name in declared:
-        model.get_parameter(name).requires_grad_(True)
+    own_head = copy.deepcopy(model.classifier) if head is None else head
+    names = [name for name, _ in own_head.named_parameters()]
+    trained |= {f"classifier.{name}": Trained() for name in names}
+    adaptation.put_in(model, "classifier", own_head, names, first=first and head is None)
 
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trainable == set(declared), "what trains is not what the plan declares"
-    model.adaptation = Adaptation(
-        plan=plan,
-        trained=declared,
-        untrained={name: model.get_parameter(name).detach().clone() for name in (*kept, *head)},
-        base_fingerprint=base_fingerprint,
-    )
-    return summarise_plan(model, plan, pretrained)
+
+def _drawn_head(model: BertForSequenceClassification, num_labels: int, seed: int) -> nn.Module:
+    """Return a new head for C labels, the same on every device."""
+    with torch.device("cpu"):
+        generator = torch.Generator().manual_seed(_stream("classifier", seed))
+        head = new_head(model.config, num_labels, generator)
+    set_impl(head, model.classifier.impl)
+    return head.to(model.classifier.weight).train(model.classifier.training)
+
+
+def use(model: BertForSequenceClassification, name: str | None) -> None:
+    """Choose the adapter with which a model computes, trains and is saved, its head included.
+
+    No tensor is copied: modules are exchanged. An optimizer that was made before goes on training
+    the parameters that it was made for.
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        A model with any number of adapters; they are at ``model.adaptations``.
+    name : str or None
+        The adapter's name; None is the pre-trained model.
+
+    Raises
+    ------
+    PlanError
+        If there is no adapter of that name, the adapters are disabled at the moment, or the one in
+        use trains pre-trained tensors of which there is no copy.
+    """
+    with _DISABLING:
+        chosen = None if name is None else _named(model, name)
+        used = model.adaptation
+        if chosen is used:
+            return
+        if used is not None:
+            used.require_enabled()
+            used.require_base()
+            used.take()
+        if chosen is not None:
+            chosen.put()
+        model.adaptation = chosen
+
+
+def remove_adapter(model: BertForSequenceClassification, name: str) -> None:
+    """Remove an adapter from a model; if it is in use, the model is then the pre-trained one.
+
+    Raises
+    ------
+    PlanError
+        As :func:`use`.
+    """
+    with _DISABLING:
+        if _named(model, name) is model.adaptation:
+            use(model, None)
+        del model.adaptations[name]
+
+
+def _named(model: BertForSequenceClassification, name: str) -> Adaptation:
+    if name not in model.adaptations:
+        known = ", ".join(map(repr, model.adaptations))
+        raise PlanError(
+            f"the model has no adapter {name!r:.200}; "
+            + (f"it has {one_line(known, 600)}" if known else "load one by spafit.load_adapter")
+        )
+    return model.adaptations[name]
+
+
+def check_name(model: BertForSequenceClassification, name: str) -> None:
+    """Raise a PlanError if a new adapter of a model cannot have this name."""
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise PlanError(f"an adapter's name must be text, found {name!r:.200}")
+    if name in model.adaptations:
+        raise PlanError(
+            f"the model has an adapter {name!r:.200} already; give this one another name, or "
+            "remove that one (spafit.remove_adapter)"
+        )
 
 
 def _trained(
@@ -219,18 +357,11 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
         If the model was not adapted, or its plan trains whole pre-trained modules ("full"), of
         which no untrained copy is kept.
     """
+    if model.adaptation is None and model.adaptations:  # it is the pre-trained one
+        yield
+        return
     adaptation = _adaptation(model)
-    pretrained = set(pretrained_names(model))
-    lost = [
-        name
-        for name in adaptation.trainable
-        if name not in adaptation.untrained and name in pretrained
-    ]
-    if lost:
-        raise PlanError(
-            f"{adaptation.plan.name} writes to pre-trained tensors ({lost[0]} and "
-            f"{len(lost) - 1} more), so the model before training is gone; load it afresh"
-        )
+    adaptation.require_base()
     with _DISABLING:
         if adaptation.disabled == 0:
             _switch_off(model, adaptation)
@@ -247,8 +378,8 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
 def _switch_off(model: BertForSequenceClassification, adaptation: Adaptation) -> None:
     parameters = {name: model.get_parameter(name) for name in adaptation.untrained}
     shown = {  # made before anything is changed, because memory may run out
-        name: untrained.to(parameters[name].device, parameters[name].dtype, copy=True)
-        for name, untrained in adaptation.untrained.items()
+        name: module.get_parameter(key).detach().clone()
+        for name, (module, key) in adaptation.untrained.items()
     }
     adaptation.switched_off = [
         module for module in model.modules() if isinstance(module, Adaptable) and module.adapters_on

@@ -19,7 +19,7 @@ from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError, listed, one_line
 from spafit.plans import Plan
-from spafit.strata import adapt, fingerprint
+from spafit.strata import adapt, check_name, fingerprint
 from spafit.version import __version__
 from spafit.weights.pretrained import HEAD
 from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
@@ -204,15 +204,23 @@ def read_adapter_header(path: str | Path) -> AdapterHeader:
         return _header(file)
 
 
-def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adaptation:
+def load_adapter(
+    model: BertForSequenceClassification, path: str | Path, *, name: str | None = None
+) -> Adaptation:
     """Load an adapter into its base model: its logits are those at saving, bit for bit.
+
+    Any number of adapters can be loaded under names of their own, whatever their techniques, strata
+    and heads; each takes as much memory as its file. The one just loaded is in use
+    (:func:`spafit.use`).
 
     Parameters
     ----------
     model : BertForSequenceClassification
-        The freshly loaded base, or a model that was adapted by an equal plan.
+        The base. Without a name: freshly loaded, or adapted by an equal plan.
     path : str or Path
         A file from :func:`save_adapter`.
+    name : str, optional
+        A name that no adapter of the model has.
 
     Returns
     -------
@@ -225,16 +233,23 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
         If the file is not a valid adapter, belongs to another base (the message gives both
         fingerprints), or a name or shape does not fit; the model is then unchanged.
     PlanError
-        If the model was adapted by another plan, or its adapters are disabled at the moment.
+        If there is an adapter of this name, or without a name the model was adapted by another
+        plan; or if adapters are disabled at the moment, or the base is gone (:func:`spafit.use`).
     """
-    if model.adaptation is not None:
-        model.adaptation.require_enabled()  # else the head is lost when the block ends
+    present = model.adaptation
+    if present is not None:
+        present.require_enabled()  # else the head is lost when the block ends
+    if name is not None:
+        check_name(model, name)
+        if present is not None:
+            present.require_base()
     with SafeFile(path) as file:
         header = _header(file)
-        if model.adaptation is not None and model.adaptation.plan != header.plan:
+        if name is None and present is not None and present.plan != header.plan:
             raise PlanError(
-                f"the model is adapted by {one_line(model.adaptation.plan.name)}, {path} needs "
-                f"{one_line(header.plan.name)}; load the base afresh"
+                f"the model is adapted by {one_line(present.plan.name)}, {path} needs "
+                f"{one_line(header.plan.name)}; load the base afresh, or give this adapter a name "
+                '(name="...")'
             )
         if header.plan.num_layers != model.config.num_hidden_layers:
             raise WeightsError(
@@ -247,12 +262,13 @@ def load_adapter(model: BertForSequenceClassification, path: str | Path) -> Adap
                 f"{path} was trained on the base {one_line(header.base_fingerprint)}, this model "
                 f"is {found}; load the base that it was trained on"
             )
-        _check_shapes(model, header, path)
+        num_labels = model.num_labels if name is None else header.num_labels
+        _check_shapes(model, header, path, num_labels)
         # Converted to the model's type here, so that a value that overflows is still refused.
         dtype = model.classifier.weight.dtype
         tensors = {name: file.read(name, dtype) for name in file.tensors}
-    if model.adaptation is None:
-        adapt(model, header.plan)
+    if name is not None or present is None:
+        adapt(model, header.plan, name=name, num_labels=None if name is None else num_labels)
     assert model.adaptation is not None
     with torch.no_grad():
         for name, tensor in names_in_model(model, tensors).items():
@@ -271,21 +287,21 @@ def _base_fingerprint(model: BertForSequenceClassification) -> str:
 
 
 def _check_shapes(
-    model: BertForSequenceClassification, header: AdapterHeader, path: str | Path
+    model: BertForSequenceClassification, header: AdapterHeader, path: str | Path, num_labels: int
 ) -> None:
     """Compare the file's names and shapes with those of a model adapted by the plan."""
     with torch.device("meta"):
-        shadow = BertForSequenceClassification(model.config, model.num_labels)
+        shadow = BertForSequenceClassification(model.config, num_labels)
     adapt(shadow, header.plan)
     assert shadow.adaptation is not None
     expected = {
         name_in_files(name): tuple(shadow.get_parameter(name).shape)
         for name in shadow.adaptation.trainable
     }
-    if header.num_labels != model.num_labels:
+    if header.num_labels != num_labels:
         raise WeightsError(
-            f"{path} has a head for {header.num_labels} labels, this model one for "
-            f"{model.num_labels}; load the base with num_labels={header.num_labels}"
+            f"{path} has a head for {header.num_labels} labels, this model one for {num_labels}; "
+            f"load the base with num_labels={header.num_labels}"
         )
     faults = [f"{name} is missing" for name in expected.keys() - header.shapes.keys()]
     faults += [f"{name} is unexpected" for name in header.shapes.keys() - expected.keys()]

@@ -1,0 +1,282 @@
+"""Several adapters on one model: loads, switches, steps, saves and removals in any order.
+
+Oracle: the base before anything was attached, and for each adapter a model of its own that has
+this adapter alone; all bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tiny_bert import CONFIG, ROWS, L, batches, logits, some_steps, tiny_bert
+
+from spafit import strata
+from spafit.bert import BertForSequenceClassification, set_impl
+from spafit.errors import PlanError, WeightsError
+from spafit.kernels.stacking import are_together
+from spafit.methods import plan
+from spafit.strata import adapt, adapters_disabled, fingerprint, remove_adapter, use
+from spafit.weights.adapter_files import load_adapter, save_adapter
+
+# Techniques of every kind: beside the maps, in their place, beside a sub-layer, in pre-trained
+# tensors, in whole modules with the pooler, in the embeddings, and a dropout of its own.
+PLANS = {
+    "spafit": ROWS["spafit ii"][0],
+    "direct": ROWS["spafit direct"][0],
+    "mixed": ROWS["mixed"][0],
+    "full": ROWS["full"][0],
+    "series": plan("houlsby", L),
+    "ia3": plan("ia3", L),
+    "probe": plan("linear-probe", L),
+}
+LABELS = {"spafit": 2, "direct": 3, "mixed": 1, "full": 3, "series": 4, "ia3": 5, "probe": 2}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the file of a trained adapter of each plan."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, one in PLANS.items():
+        model = tiny_bert(torch.float32)
+        adapt(model, one, name=name, num_labels=LABELS[name])
+        steps(model, 2)
+        save_adapter(model, folder / f"{name}.safetensors")
+    return {name: folder / f"{name}.safetensors" for name in PLANS}
+
+
+def steps(model: BertForSequenceClassification, count: int, seed: int = 1) -> None:
+    """Train what trains, by whatever head the model has."""
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for inputs, labels in batches(count, seed=seed):
+        optimizer.zero_grad()
+        loss: torch.Tensor = F.cross_entropy(model(**inputs), labels % model.num_labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+
+def alone(path: Path, labels: int) -> BertForSequenceClassification:
+    """Return a model with this adapter only."""
+    model = tiny_bert(torch.float32)
+    load_adapter(model, path, name="alone")
+    assert model.num_labels == labels
+    return model
+
+
+def bits(model: BertForSequenceClassification) -> dict[str, bytes]:
+    return {name: each.detach().numpy().tobytes() for name, each in model.named_parameters()}
+
+
+class TestUse:
+    def test_random_sequences(self, files: dict[str, Path], tmp_path: Path) -> None:
+        base = tiny_bert(torch.float32)
+        expected, pretrained = logits(base), bits(base)
+        for seed in range(12):
+            draw = random.Random(seed)
+            model, twins = tiny_bert(torch.float32), {}
+            for step in range(14):
+                known = list(twins)
+                used = None if model.adaptation is None else model.adaptation.name
+                what = draw.choice(["load", "use", "use", "train", "save", "remove", "copy"])
+                if what == "load" and (rest := sorted(PLANS.keys() - twins.keys())):
+                    name = draw.choice(rest)
+                    load_adapter(model, files[name], name=name)
+                    twins[name] = alone(files[name], LABELS[name])
+                elif what == "use":
+                    use(model, draw.choice([None, *known]))
+                elif what == "train" and used is not None:
+                    steps(model, 1, seed=step)
+                    steps(twins[used], 1, seed=step)
+                elif what == "save" and used is not None:
+                    save_adapter(model, tmp_path / "one.safetensors")
+                    save_adapter(twins[used], tmp_path / "other.safetensors")
+                    one, other = (tmp_path / f"{each}.safetensors" for each in ("one", "other"))
+                    assert one.read_bytes() == other.read_bytes()
+                elif what == "remove" and known:
+                    remove_adapter(model, gone := draw.choice(known))
+                    del twins[gone]
+                elif what == "copy":
+                    model = copy.deepcopy(model)
+                used = model.adaptation
+                shown = logits(model)
+                assert torch.equal(shown, expected if used is None else logits(twins[used.name]))
+                with adapters_disabled(model) if model.adaptations else torch.no_grad():
+                    assert torch.equal(logits(model), expected)
+                assert torch.equal(logits(model), shown)
+            for name, twin in twins.items():
+                use(model, name)
+                assert torch.equal(logits(model), logits(twin))
+                assert bits(model) == bits(twin)
+            use(model, None)
+            assert torch.equal(logits(model), expected)
+            assert bits(model) == pretrained
+
+    def test_copies_no_tensor(self, files: dict[str, Path]) -> None:
+        model = tiny_bert(torch.float32)
+        places = {}
+        for name, path in files.items():
+            load_adapter(model, path, name=name)
+            places[name] = {key: each.data_ptr() for key, each in model.named_parameters()}
+        for name in (*files, *reversed(files)):
+            use(model, name)
+            assert {k: each.data_ptr() for k, each in model.named_parameters()} == places[name]
+
+    def test_a_switch_takes_less_than_a_millisecond(self) -> None:
+        """For the number of modules of BERT-large; their sizes do not matter."""
+        sizes = {"num_hidden_layers": 24, "hidden_size": 16, "num_attention_heads": 4}
+        config = dataclasses.replace(CONFIG, **sizes)
+        model = tiny_bert(torch.float32, config=config)
+        for name in ("a", "b"):
+            adapt(model, "SPAFIT-4-9-II", name=name)
+        seconds = []
+        for _ in range(60):
+            for name in ("a", "b"):
+                start = time.thread_time()
+                use(model, name)
+                seconds.append(time.thread_time() - start)
+        assert statistics.median(seconds) < 1e-3
+
+    def test_an_optimizer_trains_what_it_was_made_for(self) -> None:
+        model = tiny_bert(torch.float32)
+        for name in ("a", "b"):
+            adapt(model, PLANS["direct"], name=name, seed=ord(name))
+        use(model, "a")
+        alone = tiny_bert(torch.float32)
+        adapt(alone, PLANS["direct"], name="a", seed=ord("a"))
+        optimizers = [
+            torch.optim.SGD([each for each in one.parameters() if each.requires_grad], lr=0.1)
+            for one in (model, alone)
+        ]
+        for one in (model, alone):
+            [(inputs, labels)] = batches(1)
+            torch.autograd.backward(F.cross_entropy(one(**inputs), labels))
+        use(model, "b")
+        other = bits(model)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert bits(model) == other
+        use(model, "a")
+        assert bits(model) == bits(alone)
+
+    def test_mode_form_and_type_are_the_models(self, files: dict[str, Path]) -> None:
+        model = tiny_bert(torch.float32)
+        for name, path in files.items():
+            load_adapter(model, path, name=name)
+        use(model, None)
+        model.train()
+        set_impl(model, "reference")
+        model.double()
+        for name in files:
+            use(model, name)
+            assert all(each.training for each in model.modules())
+            assert {getattr(each, "impl", "reference") for each in model.modules()} == {"reference"}
+            assert {each.dtype for each in model.parameters()} == {torch.float64}
+            load_adapter(single := tiny_bert(), files[name], name=name)
+            set_impl(single, "reference")
+            assert torch.equal(logits(model.eval()), logits(single))
+            model.train()
+
+    def test_a_plans_dropout_is_its_own(self) -> None:
+        model = tiny_bert(torch.float32)
+        spafit_plan = PLANS["spafit"]
+        strata = [*spafit_plan.strata]
+        strata[0] = dataclasses.replace(strata[0], dropout=0.25)
+        adapt(model, dataclasses.replace(spafit_plan, strata=strata), name="a")
+        layer = model.bert.encoder.layer[0]
+        assert layer.dropout == (0.25, 0.25, 0.25)
+        use(model, None)
+        assert layer.dropout == (0.0, 0.0, 0.0)
+        use(model, "a")
+        assert layer.dropout == (0.25, 0.25, 0.25)
+
+    def test_matrices_lie_side_by_side_wherever_the_model_goes(self) -> None:
+        model = tiny_bert(torch.float32)
+        for name in ("a", "b", "c"):
+            adapt(model, PLANS["full" if name == "c" else "spafit"], name=name)
+        for moved in (model, copy.deepcopy(model), model.double()):
+            for name in ("a", "b", "c", None):
+                use(moved, name)
+                last = moved.bert.encoder.layer[-1].attention.self
+                assert all(are_together(each) for each in last._matrices() if each)
+
+    def test_what_is_refused(self, files: dict[str, Path], tmp_path: Path) -> None:
+        model = tiny_bert(torch.float32)
+        with pytest.raises(PlanError, match="no adapter 'rte'; load one"):
+            use(model, "rte")
+        load_adapter(model, files["spafit"], name="rte")
+        load_adapter(model, files["full"], name="cola")
+        for wrong in (lambda: use(model, "mrpc"), lambda: remove_adapter(model, "mrpc")):
+            with pytest.raises(PlanError, match="no adapter 'mrpc'; it has 'rte', 'cola'"):
+                wrong()
+        with pytest.raises(PlanError, match="has an adapter 'rte' already"):
+            load_adapter(model, files["ia3"], name="rte")
+        for name in ("", "a\nb", 3):
+            with pytest.raises(PlanError, match="name must be text"):
+                load_adapter(model, files["ia3"], name=name)  # type: ignore[arg-type]
+        with pytest.raises(PlanError, match=r"adapted already.*name of its own"):
+            adapt(model, PLANS["ia3"])
+        with adapters_disabled(model), pytest.raises(PlanError, match="leave the with block"):
+            use(model, "rte")
+        other = tiny_bert(torch.float32, seed=5)
+        before = logits(other)
+        load_adapter(model, files["ia3"], name="x")
+        save_adapter(model, tmp_path / "x.safetensors")
+        with pytest.raises(WeightsError, match="was trained on the base"):
+            load_adapter(other, tmp_path / "x.safetensors", name="x")
+        assert not other.adaptations
+        assert torch.equal(logits(other), before)
+
+    def test_an_adapter_without_a_name_may_be_one_of_several(self, files: dict[str, Path]) -> None:
+        model = tiny_bert(torch.float32)
+        adapt(model, PLANS["direct"])
+        some_steps(model, 1)
+        trained = logits(model)
+        load_adapter(model, files["full"], name="full")
+        use(model, "default")
+        assert torch.equal(logits(model), trained)
+        use(model, None)
+        assert fingerprint(model) == fingerprint(tiny_bert(torch.float32))
+
+    def test_one_that_trained_the_base_itself_stands_alone(self, files: dict[str, Path]) -> None:
+        model = tiny_bert(torch.float32)
+        adapt(model, PLANS["full"])
+        some_steps(model, 1)
+        before = bits(model)
+        for refused in (
+            lambda: use(model, None),
+            lambda: load_adapter(model, files["ia3"], name="ia3"),
+            lambda: adapt(model, PLANS["ia3"], name="ia3"),
+            lambda: remove_adapter(model, "default"),
+        ):
+            with pytest.raises(PlanError, match="the model before training is gone"):
+                refused()
+        assert bits(model) == before and list(model.adaptations) == ["default"]
+
+    def test_adapting_that_fails_changes_nothing(
+        self, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = tiny_bert(torch.float32)
+        load_adapter(model, files["spafit"], name="spafit")
+        before, shown = bits(model), logits(model)
+        attach, calls = strata.attach_all, []
+
+        def short_of_memory(*arguments: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) == 5:
+                raise MemoryError
+            return attach(*arguments)
+
+        monkeypatch.setattr(strata, "attach_all", short_of_memory)
+        with pytest.raises(MemoryError):
+            adapt(model, PLANS["ia3"], name="ia3")
+        assert bits(model) == before and list(model.adaptations) == ["spafit"]
+        assert torch.equal(logits(model), shown)
