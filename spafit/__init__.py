@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.training.inference import Predictions, evaluate, predict
     from spafit.training.optimisation import parameter_groups
     from spafit.training.result import Result
+    from spafit.trunk import forward_rows, forward_tasks
     from spafit.weights.adapter_files import load_adapter, save_adapter
     from spafit.weights.pretrained import load_pretrained, load_report
 
@@ -104,6 +105,8 @@ __all__ = [
     "load_adapter",
     "use",
     "remove_adapter",
+    "forward_tasks",
+    "forward_rows",
     # data, training, prediction
     "glue",
     "Task",
@@ -147,6 +150,7 @@ _HOMES = {
     "tasks.task": "Dataset Example Task",
     "techniques": "Technique register",
     "text.tokenization": "Tokenizer load_tokenizer",
+    "trunk": "forward_rows forward_tasks",
     "training.fit": "fit",
     "training.inference": "Predictions evaluate predict",
     "training.optimisation": "parameter_groups",

@@ -328,15 +328,15 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
     -------
     torch.Tensor, (..., Σ out)
     """
-    if not all(map(_can_be_stacked, maps)):
+    if not all(can_be_stacked(each) and each.ia3 is None for each in maps):
         y = torch.cat([each(x) for each in maps], dim=-1) if len(maps) > 1 else maps[0](x)
         return F.gelu(y) if gelu else y
     return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=maps[0].impl)
 
 
-def _can_be_stacked(linear: Linear) -> bool:
-    """Return whether a map is of a class that has nothing but a Part, and no (IA)³ or hook."""
-    return _says(linear, "is_stackable") and linear.ia3 is None and can_be_bypassed(linear)
+def can_be_stacked(linear: nn.Module) -> bool:
+    """Return whether a map is of a class that has nothing but a Part and (IA)³, and has no hook."""
+    return _says(linear, "is_stackable") and can_be_bypassed(linear)
 
 
 # The methods that say what a module computes, and those that say how that is merged.

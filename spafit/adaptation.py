@@ -46,26 +46,27 @@ class Place:
 
     Parameters
     ----------
-    parent : nn.Module
-        The module that the place is in.
-    child : str
-        Its name there; the pre-trained module, or what another technique put there, is ``base``.
+    model : nn.Module
+        The model.
+    path : str
+        The place in it, such as ``bert.encoder.layer.7.output.dense``; ``base`` is what stands
+        there now.
     adapted : nn.Module
         What the adapter puts there.
     """
 
-    def __init__(self, parent: nn.Module, child: str, adapted: nn.Module) -> None:
-        self.parent, self.child = parent, child
-        self.base, self.adapted = parent.get_submodule(child), adapted
+    def __init__(self, model: nn.Module, path: str, adapted: nn.Module) -> None:
+        parent, _, child = path.rpartition(".")
+        self.path, self.parent, self.child = path, model.get_submodule(parent), child
+        self.base, self.adapted = self.parent.get_submodule(child), adapted
         with_adapter, without = list(adapted.modules()), list(self.base.modules())
         self.added = [each for each in with_adapter if each not in set(without)]
         self.removed = [each for each in without if each not in set(with_adapter)]
         # The tensors that both have: where one is moved, or replaced by another, it is so for both.
         self.shared: list[tuple[nn.Module, nn.Module, str]] = []
-        removed = set(self.removed)
+        removed, others = set(self.removed), dict(adapted.named_modules())
         for path, module in self.base.named_modules():
-            if module in removed:
-                other = adapted.get_submodule(path)
+            if module in removed and (other := others.get(path)) is not None:
                 self.shared += [
                     (module, other, key)
                     for key, tensor in module._parameters.items()
@@ -95,11 +96,11 @@ class Place:
         if new.training is not old.training:
             for each in modules:
                 each.training = old.training
-        impl = self.form_of[old is self.base].get("impl")
-        for each in modules:
-            settings = vars(each)
-            if settings.get("impl", impl) != impl:
-                settings["impl"] = impl
+        if impl := self.form_of[old is self.base].get("impl"):
+            for each in modules:
+                settings = vars(each)
+                if settings.get("impl", impl) != impl:
+                    settings["impl"] = impl
 
 
 def _form_of(module: nn.Module) -> dict[str, Any]:
@@ -170,6 +171,11 @@ class Adaptation:
         """The names of all parameters that the plan declares to train, the head's last."""
         return tuple(self.trained)
 
+    @property
+    def head(self) -> nn.Module:
+        """The adapter's classifier, whether it is in use or not."""
+        return self.places[-1].adapted
+
     def require_enabled(self) -> None:
         """Refuse to save, load, train or merge a model while its adapters are disabled.
 
@@ -198,8 +204,7 @@ class Adaptation:
         With ``first`` it gets the pre-trained parameters themselves, as an optimizer that was made
         before may have them, and the pre-trained module gets the copies.
         """
-        parent, _, child = path.rpartition(".")
-        place = Place(model.get_submodule(parent), child, adapted)
+        place = Place(model, path, adapted)
         self.places.append(place)
         for name in copied:
             owner, _, key = name.rpartition(".")

@@ -406,7 +406,7 @@ class BertModel(nn.Module):
             step.) If attention probabilities are asked for in another form than the plain one, or a
             layer with an attention of the user's own does not give any.
         """
-        tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
+        tokens, layout, back = self.lay_out(input_ids, attention_mask, token_type_ids)
         probabilities: list[torch.Tensor] = []
         if output_attentions:
             self._require_plain_attention()
@@ -439,10 +439,10 @@ class BertModel(nn.Module):
 
         Arguments and errors as for :meth:`forward`.
         """
-        tokens, layout, back = self._lay_out(input_ids, attention_mask, token_type_ids)
+        tokens, layout, back = self.lay_out(input_ids, attention_mask, token_type_ids)
         # The plain form (see set_impl) computes the last layer for all tokens.
         X, _ = self.encoder(self.embeddings(*tokens), layout, first_only=self.packed)
-        return back.per_sequence(self._pool(X if self.packed else layout.first(X)))
+        return back.per_sequence(self.pool(X if self.packed else layout.first(X)))
 
     def pooled_packed(self, batch: PackedBatch, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """Return the pooled output (B, D) of a packed batch, in its order.
@@ -466,7 +466,7 @@ class BertModel(nn.Module):
             return prefix
         X = self.embeddings(*batch[:3]) if prefix is None else prefix  # (N, D), or (B, D) after L
         first, _ = self.encoder(X, batch.layout, start=start, first_only=True)  # (B, D)
-        return self._pool(first)
+        return self.pool(first)
 
     @property
     def device(self) -> torch.device:
@@ -518,9 +518,16 @@ class BertModel(nn.Module):
         """
         X = self.embeddings(*batch[:3])
         X, _ = self.encoder(X, batch.layout, stop=self.frozen_depth, first_only=True)
-        return self._pool(X) if self.is_frozen else X
+        return self.pool(X) if self.is_frozen else X
 
-    def _pool(self, first: torch.Tensor) -> torch.Tensor:
+    def pool(self, first: torch.Tensor) -> torch.Tensor:
+        """Return the pooled output (B, D) for the last hidden states of the first tokens (B, D).
+
+        Raises
+        ------
+        ConfigError
+            If the model was built without a pooler.
+        """
         if self.pooler is None:
             raise ConfigError("this model was built without a pooler (add_pooler=False)")
         pooled: torch.Tensor = self.pooler(first)
@@ -534,7 +541,7 @@ class BertModel(nn.Module):
                 'spafit.set_impl(model, "reference") before asking for output_attentions'
             )
 
-    def _lay_out(
+    def lay_out(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
@@ -653,15 +660,19 @@ class BertForSequenceClassification(nn.Module):
     ) -> BertForSequenceClassification:
         """Move or cast all parameters, as ``to`` does: also those that are not in use."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        moved = set(self.parameters())
+        moved = {each: each for each in self.parameters()}  # from old to new parameters
         for module in [each for one in self.adaptations.values() for each in one.modules()]:
-            for parameter in module._parameters.values():
-                if parameter is not None and parameter not in moved:
-                    moved.add(parameter)
-                    with torch.no_grad():
-                        parameter.data = fn(parameter.data)
-                        if parameter.grad is not None:
-                            parameter.grad.data = fn(parameter.grad.data)
+            for key, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                if parameter not in moved:
+                    values = fn(parameter.detach())
+                    if torch._has_compatible_shallow_copy_type(parameter, values):
+                        parameter.data = values
+                        moved[parameter] = parameter
+                    else:  # as from the meta device
+                        moved[parameter] = nn.Parameter(values, parameter.requires_grad)
+                module._parameters[key] = moved[parameter]
         self._lay_adapters_side_by_side()
         return self
 

@@ -12,6 +12,7 @@ B sequences, T tokens of the longest, N tokens in all, D hidden, A heads, Dh = D
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -294,6 +295,19 @@ class PackedBatch(NamedTuple):
         if device == self.layout.device:
             return self
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def taken(self, sequences: Sequence[int]) -> tuple[PackedBatch, torch.Tensor]:
+        """Return some of the sequences as a batch, and the row (N',) of each of its rows in this.
+
+        A number may occur more than once. Rows that belong to no sequence are copies of the first.
+        """
+        lengths = self.layout.lengths
+        starts = [0, *itertools.accumulate(lengths)]
+        layout = Packed([lengths[each] for each in sequences], self.layout.device)
+        rows = [row for each in sequences for row in range(starts[each], starts[each + 1])]
+        index = torch.tensor(rows + [0] * layout.filler).to(self.layout.device, non_blocking=True)
+        ids, types, positions = (each.index_select(0, index) for each in self[:3])
+        return PackedBatch(ids, types, positions, layout), index
 
     def pinned(self) -> PackedBatch:
         """Return a copy in pinned memory of the host, from which copies to a GPU need no wait."""

@@ -193,7 +193,7 @@ def use(model: BertForSequenceClassification, name: str | None) -> None:
         use trains pre-trained tensors of which there is no copy.
     """
     with _DISABLING:
-        chosen = None if name is None else _named(model, name)
+        chosen = None if name is None else named_adapter(model, name)
         used = model.adaptation
         if chosen is used:
             return
@@ -215,12 +215,13 @@ def remove_adapter(model: BertForSequenceClassification, name: str) -> None:
         As :func:`use`.
     """
     with _DISABLING:
-        if _named(model, name) is model.adaptation:
+        if named_adapter(model, name) is model.adaptation:
             use(model, None)
         del model.adaptations[name]
 
 
-def _named(model: BertForSequenceClassification, name: str) -> Adaptation:
+def named_adapter(model: BertForSequenceClassification, name: str) -> Adaptation:
+    """Return the adapter of a name; raise a PlanError with the known names if there is none."""
     if name not in model.adaptations:
         known = ", ".join(map(repr, model.adaptations))
         raise PlanError(

@@ -34,6 +34,7 @@ CORE = (
     "methods",
     "adaptation",
     "strata",
+    "trunk",
     "summary",
     "errors",
     "kernels",
