@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
         TrainingError,
         WeightsError,
     )
+    from spafit.merging import merge, merged_state_dict, unmerge
     from spafit.methods import METHODS, plan
     from spafit.plans import Plan, Stratum
     from spafit.runs.train_config import TrainConfig
@@ -45,7 +46,6 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
         adapt,
         adapters_disabled,
         fingerprint,
-        merged_state_dict,
         remove_adapter,
         summarise,
         use,
@@ -101,6 +101,8 @@ __all__ = [
     "Summary",
     "adapters_disabled",
     "merged_state_dict",
+    "merge",
+    "unmerge",
     "save_adapter",
     "load_adapter",
     "use",
@@ -141,10 +143,11 @@ _HOMES = {
     "config": "BertConfig",
     "errors": "CheckpointError ConfigError DataError PlanError SpafitError StoppedError "
     "TrainingError WeightsError",
+    "merging": "merge merged_state_dict unmerge",
     "methods": "METHODS plan",
     "plans": "Plan Stratum",
     "runs.train_config": "TrainConfig",
-    "strata": "adapt adapters_disabled fingerprint merged_state_dict remove_adapter summarise use",
+    "strata": "adapt adapters_disabled fingerprint remove_adapter summarise use",
     "summary": "Summary",
     "tasks.own": "dataset",
     "tasks.task": "Dataset Example Task",

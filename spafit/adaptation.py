@@ -142,6 +142,8 @@ class Adaptation:
         The label names in the order of the logits, once trained or loaded; empty for a score.
     definition : dict or None
         The definition of the task, once trained or loaded, if it is not one of GLUE's.
+    merged_from : Adaptation or None
+        The adaptation of which this is the merged form, if it is one (:func:`spafit.merge`).
     disabled : int
         The number of ``adapters_disabled`` blocks that the model is in.
     set_aside : dict of str to torch.Tensor
@@ -162,6 +164,7 @@ class Adaptation:
     task: str | None = None
     labels: tuple[str, ...] | None = None
     definition: dict[str, Any] | None = None
+    merged_from: Adaptation | None = field(default=None, repr=False)
     disabled: int = 0
     set_aside: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     switched_off: list[Adaptable] = field(default_factory=list, repr=False)
@@ -186,6 +189,11 @@ class Adaptation:
         """
         if self.disabled:
             raise PlanError("the adapters are disabled here; leave the with block first")
+
+    def require_unmerged(self) -> None:
+        """Raise a PlanError if this is a merged form, of which nothing can be trained or saved."""
+        if self.merged_from is not None:
+            raise PlanError("the adapter is merged here; call spafit.unmerge(model) first")
 
     def require_base(self) -> None:
         """Raise a PlanError if the plan writes to pre-trained tensors of which there is no copy."""

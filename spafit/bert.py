@@ -661,7 +661,7 @@ class BertForSequenceClassification(nn.Module):
         """Move or cast all parameters, as ``to`` does: also those that are not in use."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = {each: each for each in self.parameters()}  # from old to new parameters
-        for module in [each for one in self.adaptations.values() for each in one.modules()]:
+        for module in [each for one in self._every_adaptation() for each in one.modules()]:
             for key, parameter in module._parameters.items():
                 if parameter is None:
                     continue
@@ -682,10 +682,15 @@ class BertForSequenceClassification(nn.Module):
         if not any(each.is_cuda for each in self.parameters()):  # as SelfAttention.__setstate__
             self._lay_adapters_side_by_side()
 
+    def _every_adaptation(self) -> list[Adaptation]:
+        """Return all adaptations, those of which a merged form stands in their place included."""
+        known = self.adaptations.values()
+        return [*known, *(each.merged_from for each in known if each.merged_from is not None)]
+
     def _lay_adapters_side_by_side(self) -> None:
         """Lay query, key and value side by side, also where they are not in use."""
         used = self.adaptation
-        others = [each for each in self.adaptations.values() if each is not used]
+        others = [each for each in self._every_adaptation() if each is not used]
         if used is not None and others:
             used.take()
         for other in others:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spafit.adaptable import Adaptable, Linear, SublayerEnd, why_not_merged
+from spafit.adaptable import Adaptable, Linear
 from spafit.adaptation import Adaptation, twin
 from spafit.bert import (
     BertForSequenceClassification,
@@ -23,7 +23,7 @@ from spafit.bert import (
     set_impl,
 )
 from spafit.config import BertConfig
-from spafit.errors import PlanError, WeightsError, listed, one_line
+from spafit.errors import PlanError, WeightsError, one_line
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan, Stratum, Trained
 from spafit.summary import Summary, summarise_plan
@@ -363,6 +363,7 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
         return
     adaptation = _adaptation(model)
     adaptation.require_base()
+    adaptation.require_unmerged()
     with _DISABLING:
         if adaptation.disabled == 0:
             _switch_off(model, adaptation)
@@ -400,70 +401,6 @@ def _switch_on(model: BertForSequenceClassification, adaptation: Adaptation) -> 
         parameter = model.get_parameter(name)
         parameter.data = trained.to(parameter.device, parameter.dtype)
     adaptation.switched_off, adaptation.set_aside = [], {}
-
-
-_SAVE_INSTEAD = "save an adapter instead (spafit.save_adapter)"
-
-
-def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
-    """Return a state dict with plain BERT keys, all additions folded into the pre-trained tensors.
-
-    Each module to which something was added gives its own merged form
-    (:meth:`spafit.adaptable.Adaptable.merged`): W + (alpha/r) BA, computed in float64 and rounded
-    once to W's type; b + δ in b's type.
-
-    Parameters
-    ----------
-    model : BertForSequenceClassification
-        An adapted model, which is not changed; merging twice is merging once.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        Copies, under the keys of a model that was never adapted and in its order.
-
-    Raises
-    ------
-    PlanError
-        If the adapters are disabled, something was added that has no merged form, or a pre-trained
-        parameter is no longer there; it is named.
-    """
-    if model.adaptation is not None:
-        model.adaptation.require_enabled()
-    pretrained = pretrained_names(model)
-    places = {name: each for name, each in model.named_modules() if isinstance(each, Adaptable)}
-    owners = {name.rpartition(".")[0] for name in pretrained}  # the modules that hold them
-    owners |= {name for name, place in places.items() if isinstance(place, SublayerEnd)}
-    adapted: dict[str, Adaptable] = {}
-    for name, _ in model.named_parameters():
-        if name in pretrained:
-            continue
-        owner = name
-        while owner and owner not in owners:
-            owner = owner.rpartition(".")[0]  # the enclosing module, in the end the model itself
-        module = model.get_submodule(owner)
-        if not isinstance(module, Adaptable) or name.removeprefix(f"{owner}.") not in module.merges:
-            mend = _SAVE_INSTEAD
-            if ".parametrizations." in name:
-                mend = "remove it (torch.nn.utils.parametrize.remove_parametrizations)"
-            why = why_not_merged(module) if isinstance(module, Adaptable) else ""
-            why = why or f"{type(module).__name__}.merges does not name it"
-            raise PlanError(f"{name} has no merged form: {why}; {mend}")
-        adapted[owner] = module
-    for name, place in places.items():  # also what computes something else without a parameter
-        if why := why_not_merged(place):
-            raise PlanError(f"{name} has no merged form: {why}; {_SAVE_INSTEAD}")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    gone = [name for name in pretrained if name not in parameters]
-    if gone:
-        raise PlanError(f"the model lacks {listed(gone, ', ')}, which its merged form needs")
-    state = {name: parameters[name].detach().clone() for name in pretrained}
-    for owner, module in adapted.items():
-        for key, value in module.merged().items():
-            if f"{owner}.{key}" not in state:
-                raise PlanError(f"{type(module).__name__}.merged gives {key}, no pre-trained key")
-            state[f"{owner}.{key}"] = value
-    return state
 
 
 def pretrained_names(model: BertForSequenceClassification) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ CORE = (
     "plans",
     "methods",
     "adaptation",
+    "merging",
     "strata",
     "trunk",
     "summary",
@@ -48,7 +49,8 @@ import torch
 from CORE.bert import BertForSequenceClassification, set_impl
 from CORE.config import BertConfig
 from CORE.methods import plan
-from CORE.strata import adapt, fingerprint, merged_state_dict
+from CORE.merging import merged_state_dict
+from CORE.strata import adapt, fingerprint
 
 
 def five_steps(impl):

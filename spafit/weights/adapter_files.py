@@ -129,6 +129,7 @@ def adaptation_to_save(model: BertForSequenceClassification) -> Adaptation:
             "adapter to train and to save"
         )
     adaptation.require_enabled()
+    adaptation.require_unmerged()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     gone = [name for name in (*HEAD, *adaptation.trainable) if name not in parameters]
     if gone:
@@ -239,6 +240,8 @@ def load_adapter(
     present = model.adaptation
     if present is not None:
         present.require_enabled()  # else the head is lost when the block ends
+        if name is None:
+            present.require_unmerged()
     if name is not None:
         check_name(model, name)
         if present is not None:
