@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
         SeriesAdapter,
     )
     from spafit.bert import BertForSequenceClassification, BertModel, set_impl
+    from spafit.combining import combine, copy_adapter
     from spafit.config import BertConfig
     from spafit.errors import (
         CheckpointError,
@@ -107,6 +108,8 @@ __all__ = [
     "load_adapter",
     "use",
     "remove_adapter",
+    "copy_adapter",
+    "combine",
     "forward_tasks",
     "forward_rows",
     # data, training, prediction
@@ -140,6 +143,7 @@ _HOMES = {
     "adapters": "BiasDelta DirectBias Full IA3 LayerNormGain LoRA LoRALinear ParallelAdapter "
     "PfeifferAdapter SeriesAdapter",
     "bert": "BertForSequenceClassification BertModel set_impl",
+    "combining": "combine copy_adapter",
     "config": "BertConfig",
     "errors": "CheckpointError ConfigError DataError PlanError SpafitError StoppedError "
     "TrainingError WeightsError",

@@ -179,6 +179,11 @@ class Adaptation:
         """The adapter's classifier, whether it is in use or not."""
         return self.places[-1].adapted
 
+    @property
+    def num_labels(self) -> int:
+        """C: the number of logits of the adapter's classifier."""
+        return len(list(self.head.parameters())[-1])
+
     def require_enabled(self) -> None:
         """Refuse to save, load, train or merge a model while its adapters are disabled.
 

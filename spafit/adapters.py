@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, overload
 
@@ -48,7 +48,7 @@ from spafit.adaptable import Adaptable, Affine, LayerNorm, Linear, SublayerEnd, 
 from spafit.config import is_number
 from spafit.errors import PlanError
 from spafit.kernels import Part, stacked_linear
-from spafit.techniques import Technique, check_rate, register
+from spafit.techniques import Technique, Term, added_up, check_rate, register
 
 # Far above any use; a larger rank is a mistake that would only exhaust memory.
 _LARGEST_RANK = 65_536
@@ -127,6 +127,11 @@ class Bias(Technique):
         module.bias_delta = BiasDelta(module.bias).train(module.training)
         return module
 
+    @classmethod
+    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
+        """Return Σ w δ."""
+        return cls(), added_up(terms)
+
 
 @register
 @dataclass(frozen=True, repr=False)
@@ -141,6 +146,11 @@ class DirectBias(Technique):
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Return ``module`` unchanged."""
         return module
+
+    @classmethod
+    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
+        """Return b_0 + Σ w (b - b_0), where b_0 is the pre-trained bias."""
+        return cls(), added_up(terms)
 
 
 class GainDelta(BiasDelta):
@@ -174,6 +184,11 @@ class LayerNormGain(Technique):
             raise PlanError("the module has a gain delta already; attaching another would lose it")
         module.gain_delta = GainDelta(module.weight).train(module.training)
         return module
+
+    @classmethod
+    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
+        """Return Σ w δγ."""
+        return cls(), added_up(terms)
 
 
 class LoRALinear(Linear):
@@ -307,6 +322,11 @@ class LoRA(Technique):
         object.__setattr__(self, "dropout", float(self.dropout))
 
     @property
+    def scaling(self) -> float:
+        """s: alpha / r, or alpha / √r if it is rank-stabilised."""
+        return self.alpha / (math.sqrt(self.r) if self.rank_stabilised else self.r)
+
+    @property
     def caption(self) -> str:
         """``"LoRA r=64"``, or ``"rsLoRA r=64"``."""
         return f"{'rs' if self.rank_stabilised else ''}{self.short} r={self.r}"
@@ -322,6 +342,17 @@ class LoRA(Technique):
         if not isinstance(module, Linear):
             raise PlanError("LoRA needs a Linear; a LayerNorm has no matrix to update")
         return LoRALinear(module, self.r, self.alpha, self.dropout, generator, self.rank_stabilised)
+
+    @classmethod
+    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
+        """Return Σ w s BA as one BA of rank Σ r: the A below each other, the w s B side by side."""
+        A, B = [], []
+        for each in terms:
+            assert isinstance(each.technique, LoRA)
+            A.append(each.values["lora_A"].double())
+            B.append(each.weight * each.technique.scaling * each.values["lora_B"].double())
+        r = sum(map(len, A))
+        return cls(r, float(r)), {"lora_A": torch.cat(A), "lora_B": torch.cat(B, dim=1)}
 
 
 class IA3Scale(nn.Module):
@@ -620,6 +651,11 @@ class Full(Technique):
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Return ``module`` unchanged."""
         return module
+
+    @classmethod
+    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
+        """Return W_0 + Σ w (W - W_0), and the same of the bias."""
+        return cls(), added_up(terms)
 
 
 def _drawn(rows: int, weight: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 
@@ -106,6 +106,58 @@ class Technique:
             has no values, and nothing is drawn for it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it is attached")
+
+    @classmethod
+    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
+        """Return the technique that adds the weighted sum of what several of its kind add.
+
+        Returns
+        -------
+        Technique
+            Its settings.
+        dict of str to torch.Tensor
+            The values of its parameters, those of :attr:`trains`, in float64.
+
+        Raises
+        ------
+        PlanError
+            If the sum is none of its kind.
+        """
+        raise PlanError(
+            f"{cls.name} has no sum, because what it computes is not linear in what it trains"
+        )
+
+
+class Term(NamedTuple):
+    """One technique at one place, to be added to others with a weight.
+
+    Attributes
+    ----------
+    weight : float
+        Its factor.
+    technique : Technique
+        Its settings.
+    values : mapping of str to torch.Tensor
+        The values of its parameters.
+    pretrained : mapping of str to torch.Tensor
+        The values before training of those that it trains directly.
+    """
+
+    weight: float
+    technique: Technique
+    values: Mapping[str, torch.Tensor]
+    pretrained: Mapping[str, torch.Tensor]
+
+
+def added_up(terms: Sequence[Term]) -> dict[str, torch.Tensor]:
+    """Return Σ w δ, or θ_0 + Σ w (θ - θ_0) where a pre-trained θ_0 trains directly, in float64."""
+    found = {}
+    for name in terms[0].values:
+        start = terms[0].pretrained.get(name)
+        zero = torch.zeros(()) if start is None else start
+        changes = [each.weight * (each.values[name].double() - zero.double()) for each in terms]
+        found[name] = zero.double() + torch.stack(changes).sum(0)
+    return found
 
 
 TECHNIQUES: dict[str, type[Technique]] = {}

@@ -34,6 +34,7 @@ CORE = (
     "methods",
     "adaptation",
     "merging",
+    "combining",
     "strata",
     "trunk",
     "summary",
