@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
         SeriesAdapter,
     )
     from spafit.bert import BertForSequenceClassification, BertModel, set_impl
-    from spafit.combining import combine, copy_adapter
     from spafit.config import BertConfig
     from spafit.errors import (
         CheckpointError,
@@ -39,7 +38,6 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
         TrainingError,
         WeightsError,
     )
-    from spafit.merging import merge, merged_state_dict, unmerge
     from spafit.methods import METHODS, plan
     from spafit.plans import Plan, Stratum
     from spafit.runs.train_config import TrainConfig
@@ -61,7 +59,9 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.training.inference import Predictions, evaluate, predict
     from spafit.training.optimisation import parameter_groups
     from spafit.training.result import Result
-    from spafit.trunk import forward_rows, forward_tasks
+    from spafit.trunk.batches import forward_rows, forward_tasks
+    from spafit.trunk.combining import combine, copy_adapter
+    from spafit.trunk.merging import merge, merged_state_dict, unmerge
     from spafit.weights.adapter_files import load_adapter, save_adapter
     from spafit.weights.pretrained import load_pretrained, load_report
 
@@ -143,11 +143,11 @@ _HOMES = {
     "adapters": "BiasDelta DirectBias Full IA3 LayerNormGain LoRA LoRALinear ParallelAdapter "
     "PfeifferAdapter SeriesAdapter",
     "bert": "BertForSequenceClassification BertModel set_impl",
-    "combining": "combine copy_adapter",
+    "trunk.combining": "combine copy_adapter",
     "config": "BertConfig",
     "errors": "CheckpointError ConfigError DataError PlanError SpafitError StoppedError "
     "TrainingError WeightsError",
-    "merging": "merge merged_state_dict unmerge",
+    "trunk.merging": "merge merged_state_dict unmerge",
     "methods": "METHODS plan",
     "plans": "Plan Stratum",
     "runs.train_config": "TrainConfig",
@@ -157,7 +157,7 @@ _HOMES = {
     "tasks.task": "Dataset Example Task",
     "techniques": "Technique register",
     "text.tokenization": "Tokenizer load_tokenizer",
-    "trunk": "forward_rows forward_tasks",
+    "trunk.batches": "forward_rows forward_tasks",
     "training.fit": "fit",
     "training.inference": "Predictions evaluate predict",
     "training.optimisation": "parameter_groups",

@@ -2,7 +2,7 @@
 
 An adapter never changes the modules of the pre-trained model. At each place that it adapts, another
 module stands instead, which shares the pre-trained tensors: taking an adapter out, or putting
-another one in, exchanges modules and copies no tensor. :mod:`spafit.trunk` does so.
+another one in, exchanges modules and copies no tensor. :mod:`spafit.strata` does so.
 """
 
 from __future__ import annotations

@@ -33,8 +33,6 @@ CORE = (
     "plans",
     "methods",
     "adaptation",
-    "merging",
-    "combining",
     "strata",
     "trunk",
     "summary",
@@ -50,7 +48,7 @@ import torch
 from CORE.bert import BertForSequenceClassification, set_impl
 from CORE.config import BertConfig
 from CORE.methods import plan
-from CORE.merging import merged_state_dict
+from CORE.trunk.merging import merged_state_dict
 from CORE.strata import adapt, fingerprint
 
 

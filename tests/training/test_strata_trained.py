@@ -20,8 +20,8 @@ from support.tiny_bert import CONFIG, HEAD, ROWS, C, batches, logits, some_steps
 from spafit.adapters import LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError
-from spafit.merging import merged_state_dict
 from spafit.strata import adapt, adapters_disabled, fingerprint
+from spafit.trunk.merging import merged_state_dict
 
 # Those that write to nothing pre-trained; to biases at most; and to whole modules.
 DELTA_ROWS = ("bitfit", "lora-i", "lora-ii", "spafit i", "spafit ii")

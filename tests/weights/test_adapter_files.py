@@ -17,10 +17,10 @@ from support.small_runs import METHODS, SmallRun, trained
 from spafit.adapters import BiasDelta, DirectBias, Full, LoRA
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError
-from spafit.merging import merged_state_dict
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, adapters_disabled, fingerprint
+from spafit.trunk.merging import merged_state_dict
 from spafit.weights.adapter_files import load_adapter, read_adapter_header, save_adapter
 from spafit.weights.pretrained import load_pretrained
 from weights_tools.tiny import make_tiny

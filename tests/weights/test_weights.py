@@ -15,9 +15,9 @@ from spafit.adapters import BiasDelta
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import WeightsError, one_line
-from spafit.merging import merged_state_dict
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, fingerprint
+from spafit.trunk.merging import merged_state_dict
 from spafit.weights.pretrained import apply_rules, load_pretrained, load_report, load_weights
 from weights_tools import make_tiny
 

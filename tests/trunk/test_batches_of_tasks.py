@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.tiny_bert import ROWS, L, batches, tiny_bert
 
-from spafit import adaptable, trunk
+from spafit import adaptable
 from spafit.adapters import IA3, BiasDelta, LoRA
 from spafit.bert import BertForSequenceClassification, Layer, set_impl
 from spafit.errors import ConfigError, PlanError
@@ -21,7 +21,8 @@ from spafit.layout import pack
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, use
-from spafit.trunk import forward_rows, forward_tasks
+from spafit.trunk import batches as trunk_batches
+from spafit.trunk.batches import forward_rows, forward_tasks
 
 PLANS = {
     "deep": ROWS["spafit ii"][0],
@@ -188,7 +189,7 @@ class TestSharing:
         names = ("deep", "houlsby", "parallel")
         model = many(torch.float64, names)
         weights: list[int] = []
-        for module in (adaptable, trunk):
+        for module in (adaptable, trunk_batches):
             product = module.stacked_linear
 
             def counting(x: Any, parts: Any, *, _product: Any = product, **more: Any) -> Any:

@@ -11,12 +11,12 @@ from support.tiny_bert import HEAD, ROWS, L, logits, some_steps, tiny_bert
 
 from spafit.adapters import BiasDelta, LayerNormGain, LoRA
 from spafit.bert import BertForSequenceClassification
-from spafit.combining import combine, copy_adapter
 from spafit.errors import PlanError
-from spafit.merging import merge, merged_state_dict
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, use
+from spafit.trunk.combining import combine, copy_adapter
+from spafit.trunk.merging import merge, merged_state_dict
 
 PLANS = {
     "spafit": ROWS["spafit ii"][0],
@@ -51,7 +51,7 @@ def merged_of(model: BertForSequenceClassification, name: str | None) -> dict[st
     "weights",
     [
         {"spafit": 0.5, "lora": -2.0},
-        {"direct": 1.0, "lora": 0.25},
+        {"direct": 1.5},
         {"full": 0.7, "other": -0.3},
         {"lora": 1.5},
     ],

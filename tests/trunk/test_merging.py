@@ -17,10 +17,10 @@ from spafit.adapters import BiasDelta, LayerNormGain
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError
 from spafit.kernels.stacking import are_together
-from spafit.merging import merge, merged_state_dict, unmerge
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, adapters_disabled, use
+from spafit.trunk.merging import merge, merged_state_dict, unmerge
 from spafit.weights.adapter_files import load_adapter, save_adapter
 
 PLANS = {
