@@ -228,7 +228,8 @@ def test_a_killed_search_goes_on(
     before = len(fits)
     run_search(options(small, tmp_path, seeds=(5,), plans=40), TRAIN, DEV, {})  # there are 6
     assert len(fits) == before
-    summary = (tmp_path / "search.json").read_text()
+    kept = tmp_path / "search.json"
+    summary, written = kept.read_text(), kept.stat().st_mtime_ns
     with monkeypatch.context() as patch:
         real = start._trained
 
@@ -239,7 +240,8 @@ def test_a_killed_search_goes_on(
         patch.setattr(start, "_trained", signalled)
         with pytest.raises(StoppedError, match="SIGTERM; the same command resumes the search"):
             run_search(options(small, tmp_path), TRAIN, DEV, {})
-    assert (tmp_path / "search.json").read_text() == summary and "proposals" in summary
+    assert kept.read_text() == summary and "proposals" in summary
+    assert kept.stat().st_mtime_ns == written
     for changes, named in (
         ({"selection_seed": 7}, "selection_seed was 1000, and is 7"),
         ({"parameters": 10**8}, "parameters was 1000000000, and is 100000000"),
@@ -249,7 +251,7 @@ def test_a_killed_search_goes_on(
             run_search(options(small, tmp_path, **changes), TRAIN, DEV, {})
     with pytest.raises(ConfigError, match="holds another search: the rows of dev are others"):
         run_search(options(small, tmp_path), TRAIN, DEV[:20], {})
-    (tmp_path / "search.json").write_text("{}")
+    kept.write_text("{}")
     with pytest.raises(ConfigError, match=r"search\.json cannot be read"):
         run_search(options(small, tmp_path), TRAIN, DEV, {})
 
