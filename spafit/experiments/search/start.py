@@ -171,7 +171,7 @@ def run_search(
     """
     refuse_place(options.out, is_folder=True)
     train = dataclasses.replace(train, task=train.task.with_metric(options.config.metric))
-    whole, fitted, held_out = _rows(train, options)
+    whole, fitted, held_out = _rows(train, dev, about, options)
     search = _prepared(options, whole, dev, about)
     selection = Selection(search.trainer, fitted, held_out, options.selection_seed)
     print(
@@ -203,13 +203,21 @@ def run_search(
     return rows
 
 
-def _rows(train: Dataset, options: SearchOptions) -> tuple[Dataset, Dataset, Dataset]:
+def _rows(
+    train: Dataset, dev: Dataset, about: dict[str, Any], options: SearchOptions
+) -> tuple[Dataset, Dataset, Dataset]:
     """Return the rows of train that are used, and what they are divided into for the choice."""
     count = min(len(train), options.rows or len(train))
-    if count * HELD_OUT < LEAST_HELD_OUT:
+    least = round(LEAST_HELD_OUT / HELD_OUT)
+    if count < least:
+        asked = " (--rows)" if count < len(train) else ""
+        is_split = "dev_share" in about
+        others = f", of which {len(dev):,} others went to dev," if is_split else ""
+        mend = "; a file of its own for dev (--dev), or a smaller --dev-share, leaves more of them"
         raise DataError(
-            f"{count} rows of {train.source} are too few: a fifth of them is held out to choose "
-            f"by, and a search needs {round(LEAST_HELD_OUT / HELD_OUT)} rows"
+            f"{count} rows{asked} of {train.source}{others} are too few: a fifth of them is held "
+            f"out to choose by, and a search needs {least} rows"
+            f"{mend if is_split and len(train) < least else ''}"
         )
     whole = some_rows(train, count)
     try:

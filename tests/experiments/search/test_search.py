@@ -22,6 +22,7 @@ import torch
 from support.interruptions import stopped_after
 from support.small_runs import SmallRun, make_dataset
 
+from spafit.cli import main
 from spafit.errors import ConfigError, DataError, DivergedError, StoppedError
 from spafit.experiments.search import proposers, runs, start
 from spafit.experiments.search.candidates import Candidate, every_candidate
@@ -448,7 +449,7 @@ def test_a_selector_without_finite_scores_proposes_nothing(
         ({"parameters": 0}, "--parameters must be a whole number of at least 1"),
         ({"plans": 1}, "--plans must be a whole number of at least 2"),
         ({"rows": 0}, "--rows must be a whole number of at least 1"),
-        ({"rows": 49}, "49 rows of rte train are too few"),
+        ({"rows": 49}, r"49 rows \(--rows\) of rte train are too few.* needs 50 rows$"),
         ({"parameters": 100}, "--parameters 100 leaves 0 of 6 plans"),
     ],
 )
@@ -458,6 +459,32 @@ def test_what_is_refused(
     with pytest.raises((ConfigError, DataError), match=said):
         run_search(options(small, tmp_path / "new", **changes), TRAIN, DEV, {})
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "is_mended_by_dev"),
+    [
+        ("", "48 rows of {}, of which 12 others went to dev, are too few: a fifth of them", True),
+        ("--rows 20", "20 rows (--rows) of {}, of which 12 others went to dev, are too few", True),
+        ("--rows 20 --dev-share 0.1", "20 rows (--rows) of {}, of which 6 others went", False),
+    ],
+)
+def test_too_few_rows_of_your_own(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: str,
+    said: str,
+    is_mended_by_dev: bool,
+) -> None:
+    """It is said how many went to dev, and what leaves more, where that is what they lack."""
+    file = tmp_path / "all.csv"
+    lines = [f"{each.text_a} {each.index},{each.label}\n" for each in TRAIN]
+    file.write_text("text,label\n" + "".join(lines), encoding="utf-8")
+    arguments = ["search", "--data", str(file), "--model", str(tmp_path), "--out", "new"]
+    assert main([*arguments, *more.split()]) == 2
+    err = capsys.readouterr().err
+    assert said.format(file) in err and "needs 50 rows" in err and err.count("\n") == 1
+    assert ("a smaller --dev-share, leaves more of them" in err) == is_mended_by_dev
 
 
 def test_rows_that_are_all_alike_are_refused(small: SmallRun, tmp_path: Path) -> None:
