@@ -33,9 +33,11 @@ import transformers
 from benchmarks.arguments import RESULTS, set_threads
 from benchmarks.baseline import peft_twin
 from benchmarks.glue_minilm import read_rows, write_rows
-from benchmarks.report import commit, place
+from benchmarks.report import place
+from spafit.errors import CheckpointError
 from spafit.experiments.report.statistics import LEVEL, POWER, t_power
 from spafit.plans import Plan
+from spafit.runs.record import RUN, read_run, status_of
 from spafit.strata import adapt
 from spafit.tasks import glue, scoring
 from spafit.tasks.task import Dataset
@@ -63,24 +65,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "peft_scores.csv")
     parsed = parser.parse_args(arguments)
     set_threads(parsed)
+    try:
+        records = finished_runs(parsed.cells)
+    except CheckpointError as error:
+        parser.exit(2, f"{error}\n")
     rows = read_rows(parsed.out)
-    for cell in parsed.cells:
-        for path in sorted(cell.glob("seed-*/run.json")):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            ours = rows_of(record)
-            done = {(row["task"], row["method"], row["side"], row["seed"]) for row in rows}
-            if (ours[0]["task"], ours[0]["method"], PEFT, ours[0]["seed"]) in done:
-                continue
-            print(f"{path.parent}, by {PEFT} ...", flush=True)
-            rows += [*ours, *train(record)]
-            write_rows(parsed.out, rows, COLUMNS)
+    for folder, record in records.items():
+        ours = rows_of(record)
+        done = {(row["task"], row["method"], row["side"], row["seed"]) for row in rows}
+        if (ours[0]["task"], ours[0]["method"], PEFT, ours[0]["seed"]) in done:
+            continue
+        print(f"{folder}, by {PEFT} ...", flush=True)
+        rows += [*ours, *train(record)]
+        write_rows(parsed.out, rows, COLUMNS)
     text = table(rows)
     parsed.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 
 
+def finished_runs(cells: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Return the records of the runs of some cells, by their folders.
+
+    Raises
+    ------
+    CheckpointError
+        If a cell has no run, or a run is not finished or its record is damaged.
+    """
+    found = {}
+    for cell in cells:
+        paths = sorted(cell.glob(f"seed-*/{RUN}"))
+        if not paths:
+            raise CheckpointError(
+                f"{cell} has no run (no seed-*/{RUN}); name the folder of a cell of a grid, which "
+                "has its runs by seed"
+            )
+        for path in paths:
+            found[path.parent] = record = read_run(path)
+            if (status := record.get("status")) != "finished":
+                is_now = "running, or was killed" if status == "running" else status_of(record)
+                raise CheckpointError(
+                    f"{path.parent} is not finished: it is {is_now}; the command that began it, "
+                    "given again, finishes it (spafit grid FILE --out DIR)"
+                )
+    return found
+
+
 def rows_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the rows of a finished run of spafit's, from its record."""
+    """Return the rows of a finished run of spafit's, from its record, which has no commit."""
     result, where, installed = record["result"], record["machine"], record["versions"]
     about = {
         "side": SPAFIT,
@@ -90,7 +121,7 @@ def rows_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
         "threads": str(where["torch_threads"]),
         "torch": installed["torch"],
         "spafit": installed["spafit"],
-        "commit": commit(),  # of this program; the grid is run from the same checkout
+        "commit": "",
     }
     return _rows(record, result["metrics"], about)
 
@@ -257,7 +288,8 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     places = dict.fromkeys(
         f"{row['side']}, {row['processor']}, {row['threads']} threads, torch {row['torch']}"
         + (f", transformers {row['transformers']}, PEFT {row['peft']}" if row.get("peft") else "")
-        + f", commit {row['commit']}"
+        + f", spafit {row['spafit']}"
+        + (f", commit {row['commit']}" if row["commit"] else "")
         for row in rows
     )
     settings = dict.fromkeys(

@@ -140,8 +140,10 @@ def headings(text: str) -> set[str]:
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
 def test_links_lead_somewhere(text):
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for shown, target in re.findall(r"\[([^\[\]]*)\]\(([^)]+)\)", text):
         file, _, heading = target.partition("#")
+        if re.fullmatch(r"[\w./-]+\.(py|md|json|toml)", shown):
+            assert file.endswith(shown), f"{shown} is called {Path(file).name}"
         if not target.startswith("http"):
             assert (ROOT / file).exists(), target
             page = (ROOT / file).read_text(encoding="utf-8") if file and heading else text

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spafit.errors import ConfigError
-from spafit.files.replacing import replacing
+from spafit.experiments.figure import blank, save
 from spafit.training.result import Result
 
 # Colours that stay apart in print and for colour-blind readers (Okabe and Ito).
@@ -27,12 +26,7 @@ def draw(results: dict[str, Result], path: Path) -> None:
     ConfigError
         If it cannot be written.
     """
-    # The object interface, which needs no display and leaves pyplot's global state alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(11, 4.2)
     scores, losses = figure.subplots(1, 2)
     for number, ((method, result), colour) in enumerate(
         zip(results.items(), _COLOURS, strict=False)
@@ -71,7 +65,4 @@ def draw(results: dict[str, Result], path: Path) -> None:
     losses.set_ylim(bottom=0)
     losses.set_title("loss by step")
     losses.legend(frameon=False)
-    for axes in (scores, losses):
-        axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path, ConfigError) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save(figure, path)

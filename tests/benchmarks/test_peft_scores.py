@@ -12,9 +12,11 @@ import pytest
 import torch
 from scipy import stats
 from support.grids import write_tasks
+from support.written_runs import write_run
 
 from benchmarks import peft_scores
 from benchmarks.baseline import peft_twin, plain_name
+from benchmarks.report import commit
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.text.tokenization import load_tokenizer
@@ -49,11 +51,42 @@ def test_runs_of_peft_have_the_settings_of_ours(tmp_path: Path) -> None:
     for row in rows[::2]:
         record = json.loads((tmp_path / f"cell/seed-{row['seed']}/run.json").read_text())
         assert float(row["score"]) == pytest.approx(record["result"]["metrics"]["accuracy"])
-    assert "| rte | Full LoRA-II | accuracy | 2 + 2 |" in out.with_suffix(".md").read_text()
+    assert [row["commit"] for row in rows] == ["", commit()] * 2  # no record has one
+    text = out.with_suffix(".md").read_text()
+    assert "| rte | Full LoRA-II | accuracy | 2 + 2 |" in text
+    assert [line.count("commit") for line in text.splitlines() if " threads, " in line] == [0, 1]
+    assert text.count(f", spafit {rows[0]['spafit']}") == 2
     # What is done is not done again.
     before = out.read_bytes()
     peft_scores.main([str(tmp_path / "cell"), "--out", str(out)])
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("running", "it is running, or was killed; the command that began it, given again"),
+        ("failed", "it is failed, ConfigError: it was <b>; the command that began it, given"),
+        (None, "is not the record of a run, or it is damaged"),
+        ("none", "has no run (no seed-*/run.json); name the folder of a cell"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str | None, said: str
+) -> None:
+    cell, out = tmp_path / "cell", tmp_path / "rows.csv"
+    if status != "none":
+        write_run(cell / "seed-3", 0.5, seed=3)
+        write_run(cell / "seed-4", 0.5, seed=4, status=status or "finished")
+    if status is None:
+        (cell / "seed-4" / "run.json").write_text("[]")
+    with pytest.raises(SystemExit) as end:
+        peft_scores.main([str(cell), "--out", str(out)])
+    shown = capsys.readouterr()
+    assert end.value.code == 2 and shown.out == "" and shown.err.count("\n") == 1
+    assert said in shown.err
+    assert shown.err.startswith(str(cell if status == "none" else cell / "seed-4"))
+    assert not out.exists()
 
 
 def test_own_draws_are_not_copies(tmp_path: Path) -> None:

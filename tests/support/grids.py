@@ -10,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
+import torch
+
 from spafit import glue
+from spafit.cli import main
 from spafit.errors import InUseError
-from spafit.experiments.grid import worker
+from spafit.experiments.grid import running, worker, workers
 from spafit.experiments.grid.cells import Cell, Cells, Shadows, expand
 from spafit.experiments.grid.file import read_grid
 from spafit.experiments.grid.start import _sizes
@@ -51,6 +55,36 @@ def write_grid(path: Path, tiny: Path, *cells: dict[str, Any], **more: Any) -> P
     entries = {**usual, **more, "cells": list(cells)}
     path.write_text(json.dumps(entries), encoding="utf-8")
     return path
+
+
+def six_runs(folder: Path, root: Path, epochs: int) -> list[str]:
+    """Write a grid of six runs, two of which choose a rate; return its arguments up to --out."""
+    path = write_grid(
+        folder / "g.json",
+        root / "tiny",
+        {"method": "bitfit", "choose": {"learning_rate": [1e-3, 1e-2], "seed": 100}},
+        {"method": "lora-ii", "r": 2, "learning_rate": 1e-2},
+        seed=[0, 1],
+        epochs=epochs,
+        save_every=4,
+    )
+    return ["grid", str(path), "--data", str(root / "glue"), "--threads", "1", "--out"]
+
+
+def undisturbed_runs(grid: list[str], out: Path) -> dict[str, dict[str, Any]]:
+    """Train a grid of six runs in this process; return what they come to if nothing happens."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers have it: with more, sums are rounded otherwise
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(workers, "_Worker", InProcess)
+            patched.setattr(running, "_LOOK_S", 0.0)
+            assert main([*grid, str(out)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    found = runs_below(out)
+    assert len(found) == 6
+    return found
 
 
 def cells_of(path: Path, data: Path) -> Cells:

@@ -45,6 +45,11 @@ class RayTasks:
     say : callable
         Shows a line.
 
+    Attributes
+    ----------
+    running : list of int
+        The cells that were being trained when :meth:`answers` returned: their folders were locked.
+
     Raises
     ------
     ConfigError
@@ -77,16 +82,12 @@ class RayTasks:
         self._functions: dict[int, Any] = {}
         self._tasks: dict[Any, int] = {}
         self._folders: dict[int, Path] = {}
+        self.running: list[int] = []
 
     @property
     def taken(self) -> list[int]:
         """The cells that are trained, or wait for a node."""
         return list(self._tasks.values())
-
-    @property
-    def running(self) -> list[int]:
-        """Those that are trained: their folders are locked."""
-        return [number for number in self.taken if is_in_use(self._folders[number])]
 
     @property
     def at_once(self) -> int:
@@ -131,7 +132,10 @@ class RayTasks:
             time.sleep(seconds)
             return []
         ended, _ = self._ray.wait(list(self._tasks), timeout=seconds)
-        return [(self._tasks.pop(task), self._answer(task)) for task in ended]
+        found = [(self._tasks.pop(task), self._answer(task)) for task in ended]
+        # Once: asking takes each lock for a moment, on storage that may be far away.
+        self.running = [number for number in self.taken if is_in_use(self._folders[number])]
+        return found
 
     def _answer(self, task: Any) -> dict[str, Any]:
         try:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spafit.errors import ConfigError
+from spafit.experiments.figure import blank, save
 from spafit.experiments.probe.layers import Probed, deviation
-from spafit.files.replacing import replacing
 from spafit.tasks.metrics import METRICS
 
 # Told apart by colour (Okabe and Ito), by line and by mark.
@@ -35,13 +34,9 @@ def draw(found: dict[str, Probed], summary: dict[str, Any], path: Path) -> None:
     ConfigError
         If it cannot be written.
     """
-    # The object interface, which needs no display and leaves pyplot's global state alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(7.5, 4.5)
     axes = figure.subplots()
     for name, one in found.items():
         metric = one.metric
@@ -69,6 +64,4 @@ def draw(found: dict[str, Probed], summary: dict[str, Any], path: Path) -> None:
         parse_math=False,
     )
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path, ConfigError) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save(figure, path)

@@ -58,9 +58,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Cell:
-    """The score of a method on a task over seeds, and what the paper prints for it."""
+    """The score of a method on a task over seeds, and what the paper prints for it.
+
+    ``metrics`` are all those that each of its runs has, the score among them.
+    """
 
     spread: Spread
+    metrics: dict[str, Spread]
     best: float
     paper: float | None
     seeds: tuple[str, ...]
@@ -249,6 +253,11 @@ def _row(row: Group, groups: list[Group], tasks: list[Task]) -> Row:
         is_comparable = all(run.is_large_cased for run in runs)
         cells[task.name] = Cell(
             spread,
+            {
+                name: statistics.spread([run.metrics[name] for run in runs])
+                for name in runs[0].metrics
+                if all(name in run.metrics for run in runs)
+            },
             spread.maximum if task.sign > 0 else spread.minimum,
             paper_score(row.method, task.name, task.metric, runs[0].trainable)
             if is_comparable

@@ -264,12 +264,25 @@ def _md_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def comma_separated(report: Report) -> str:
-    """Return the scores as CSV, a row for each method and task, with all digits."""
+    """Return the scores as CSV, a row for each method and task, with all digits.
+
+    The row is of the task's first metric; of further metrics, mean and deviation have columns of
+    their own.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
+    first = {task.name: task.metric for task in report.tasks}
+    further = dict.fromkeys(
+        metric
+        for row in report.rows
+        for task, cell in row.cells.items()
+        for metric in cell.metrics
+        if metric != first[task]
+    )
     writer.writerow(
         "method trainable task metric seeds n mean standard_deviation minimum maximum majority "
         "paper".split()
+        + [f"{name}_{what}" for name in further for what in ("mean", "standard_deviation")]
     )
     for row in report.rows:
         for task in report.tasks:
@@ -277,6 +290,7 @@ def comma_separated(report: Report) -> str:
             if cell is None:
                 continue
             spread = cell.spread
+            others = [cell.metrics.get(name) for name in further]
             writer.writerow(
                 [
                     row.label,
@@ -286,11 +300,16 @@ def comma_separated(report: Report) -> str:
                     " ".join(cell.seeds),
                     spread.n,
                     spread.mean,
-                    "" if spread.deviation is None else spread.deviation,
+                    spread.deviation,
                     spread.minimum,
                     spread.maximum,
                     task.majority,
-                    "" if cell.paper is None else cell.paper,
+                    cell.paper,
+                    *(
+                        value
+                        for each in others
+                        for value in ((each.mean, each.deviation) if each else (None, None))
+                    ),
                 ]
             )
     return file.getvalue()

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spafit.errors import ConfigError, one_line
+from spafit.errors import one_line
+from spafit.experiments.figure import blank, save
 from spafit.experiments.report.statistics import spread
 from spafit.experiments.report.text import number
 from spafit.experiments.search.report import Point
-from spafit.files.replacing import replacing
 from spafit.tasks.metrics import METRICS
 
 # Told apart by colour (Okabe and Ito) and by mark.
@@ -37,15 +37,11 @@ def draw(points: Sequence[Point], summary: Mapping[str, Any], path: Path) -> Non
     ConfigError
         If it cannot be written.
     """
-    # The object interface, which needs no display and leaves pyplot's global state alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     metric, majority = next(iter(summary["majority"].items()))
     rows, seeds = summary["rows"], len(summary["seeds"])
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(8.5, 5)
     axes = figure.subplots()
     labels = {
         "held out": f"choosing: {rows['held_out']:,} rows held out of train,\none run each",
@@ -97,6 +93,4 @@ def draw(points: Sequence[Point], summary: Mapping[str, Any], path: Path) -> Non
     of_what = f"{one_line(summary['display'])}, {one_line(Path(summary['model']).name)}"
     axes.set_title(f"{of_what:.60}: SPAFIT plans", fontsize="medium", parse_math=False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path, ConfigError) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save(figure, path)

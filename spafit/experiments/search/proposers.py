@@ -177,7 +177,7 @@ def by_selectors(
     size = base.batch_size(task)
     data = selection.rows(max(ROWS, BATCHES * size))
     kind = max(each.kind for each in candidates)
-    sizes = {(each.N1, each.N2): each for each in candidates if each.kind == kind}
+    plans = {(each.N1, each.N2): each for each in candidates if each.kind == kind}
     model = base.adapted("lora-ii", task.num_labels, selection.seed)
     model.to(resolve_device(base.config.device))
     encodings = encode(model, base.tokenizer, data, base.config.max_length)
@@ -201,14 +201,14 @@ def by_selectors(
         ),
         "condition number": (lambda: condition_scores(model), 0, "none"),
     }
+    numbers = {at: each.trainable for at, each in plans.items()}
     for name, (scores, steps, cost) in selectors.items():
         try:
-            numbers = {at: each.trainable for at, each in sizes.items()}
             at = boundaries(scores().cpu(), numbers)
         except ConfigError as error:
             say(f"{name} proposes no plan: {error}")
             continue
-        yield _same(name, sizes[at], seeds, steps, cost)
+        yield _same(name, plans[at], seeds, steps, cost)
 
 
 def _same(name: str, plan: Candidate, seeds: Sequence[int], steps: int, cost: str) -> Proposal:

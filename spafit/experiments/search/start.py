@@ -171,8 +171,8 @@ def run_search(
     """
     refuse_place(options.out, is_folder=True)
     train = dataclasses.replace(train, task=train.task.with_metric(options.config.metric))
-    whole, fitted, held_out = _rows(train, options)
-    search = _Search.prepared(options, whole, dev, about)
+    whole, fitted, held_out = _rows(train, dev, about, options)
+    search = _prepared(options, whole, dev, about)
     selection = Selection(search.trainer, fitted, held_out, options.selection_seed)
     print(
         f"{len(search.candidates)} plans are within {search.budget}.\n"
@@ -203,13 +203,21 @@ def run_search(
     return rows
 
 
-def _rows(train: Dataset, options: SearchOptions) -> tuple[Dataset, Dataset, Dataset]:
+def _rows(
+    train: Dataset, dev: Dataset, about: dict[str, Any], options: SearchOptions
+) -> tuple[Dataset, Dataset, Dataset]:
     """Return the rows of train that are used, and what they are divided into for the choice."""
     count = min(len(train), options.rows or len(train))
-    if count * HELD_OUT < LEAST_HELD_OUT:
+    least = round(LEAST_HELD_OUT / HELD_OUT)
+    if count < least:
+        asked = " (--rows)" if count < len(train) else ""
+        is_split = "dev_share" in about
+        others = f", of which {len(dev):,} others went to dev," if is_split else ""
+        mend = "; a file of its own for dev (--dev), or a smaller --dev-share, leaves more of them"
         raise DataError(
-            f"{count} rows of {train.source} are too few: a fifth of them is held out to choose "
-            f"by, and a search needs {round(LEAST_HELD_OUT / HELD_OUT)} rows"
+            f"{count} rows{asked} of {train.source}{others} are too few: a fifth of them is held "
+            f"out to choose by, and a search needs {least} rows"
+            f"{mend if is_split and len(train) < least else ''}"
         )
     whole = some_rows(train, count)
     try:
@@ -231,82 +239,114 @@ class _Search:
     budget: str
     begun: dict[str, Any]
 
-    @staticmethod
-    def prepared(
-        options: SearchOptions, train: Dataset, dev: Dataset, about: dict[str, Any]
-    ) -> _Search:
-        """Load the model, find the plans within the budget, and begin the folder or resume it."""
-        task = train.task
-        tokenizer = load_tokenizer(options.model, revision=options.revision)
-        model = load_pretrained(
-            options.model,
-            num_labels=task.num_labels,
-            revision=options.revision,
-            mapped=options.mapped,
-        )
-        every = every_candidate(model.config, task.num_labels, options.r or R)
-        papers = papers_own(every, model.config.num_hidden_layers)
-        most = papers.trainable if options.parameters is None else options.parameters
-        candidates = every if options.minutes is not None else within_parameters(every, most)
-        base = Base(
-            options.model,
-            options.revision,
-            options.mapped,
-            tokenizer,
-            options.r,
-            options.alpha,
-            _with_kept_prefix(options.config, model, tokenizer, train),
-        )
-        base_of_all = fingerprint(model)
-        plan = make_plan(
-            papers.name, model.config.num_hidden_layers, r=options.r, alpha=options.alpha
-        )
-        adapt(model, plan)
-        settings = complete(base.config, model, train)  # refuses what no run could be
-        begun = _begun(
-            options.out,
-            {
-                "task": task.name,
-                "metric": task.metrics[0],
-                "base": base_of_all,
-                "tokenizer": tokenizer.fingerprint,
-                "train": train.sha256,
-                "dev": dev.sha256,
-                "parameters": most if options.minutes is None else None,
-                "minutes": options.minutes,
-                "plans": min(options.plans, len(candidates)),
-                "selection_seed": options.selection_seed,
-                "r": options.r or R,
-                "alpha": ALPHA if options.alpha is None else options.alpha,
-                "epochs": settings.epochs,
-                "batch_size": settings.batch_size,
-                "learning_rate": settings.learning_rate,
-                "max_length": settings.max_length,
-            },
-        )
-        about = {
-            "model": name_of_model(options.model),
-            "revision": options.revision,
-            "commit": pinned_revision(options.model, options.revision),
-            **about,
-            "split_special_tokens": tokenizer.split_special_tokens,
-            "lowercase": None,
-        }
-        say = (lambda text: None) if options.config.quiet else partial(print, flush=True)
-        trainer = Trainer(base, options.out, about, say)
-        if options.minutes is not None:
-            if "seconds" not in begun:  # measured once: the same plans when it is resumed
-                begun["seconds"] = _measured(trainer, every, train)
-            seconds = {int(N1): float(each) for N1, each in begun["seconds"].items()}
-            candidates = within_time(every, 60 * options.minutes, seconds)
-            budget = f"{options.minutes:g} minutes for a run"
-        else:
-            budget = f"a budget of {most:,} numbers that train"
-            if options.parameters is None:
-                budget += f" (those of {papers.name}, the paper's SPAFIT-4-9-II scaled)"
+
+def _prepared(
+    options: SearchOptions, train: Dataset, dev: Dataset, about: dict[str, Any]
+) -> _Search:
+    """Find the plans within the budget, and begin the folder or resume it."""
+    base, model = _loaded(options, train)
+    every = every_candidate(model.config, train.task.num_labels, options.r or R)
+    papers = papers_own(every, model.config.num_hidden_layers)
+    most = None if options.minutes is not None else options.parameters or papers.trainable
+    candidates = every if most is None else within_parameters(every, most)
+    asked = {
+        **_data_and_model(base, model, train, dev),
+        "parameters": most,
+        "minutes": options.minutes,
+        "plans": min(options.plans, len(candidates)),
+        "selection_seed": options.selection_seed,
+        **_settings(base, model, papers, train),  # last, because it adapts the model
+    }
+    before = _before(options.out, asked)
+    begun = before or {"asked": asked}
+    trainer = _trainer(options, base, about)
+    if options.minutes is not None:
+        if "seconds" not in begun:  # measured once: the same plans when it is resumed
+            begun = {**begun, "seconds": _measured(trainer, every, train)}
+        seconds = {int(N1): float(each) for N1, each in begun["seconds"].items()}
+        candidates = within_time(every, 60 * options.minutes, seconds)
+    if begun is not before:
         options.out.mkdir(parents=True, exist_ok=True)
         _replace(options.out / SEARCH, begun)
-        return _Search(trainer, candidates, papers, budget, begun)
+    return _Search(trainer, candidates, papers, _in_words(options, papers), begun)
+
+
+def _loaded(options: SearchOptions, train: Dataset) -> tuple[Base, BertForSequenceClassification]:
+    """Return what all runs start from, and the model that it names."""
+    tokenizer = load_tokenizer(options.model, revision=options.revision)
+    model = load_pretrained(
+        options.model,
+        num_labels=train.task.num_labels,
+        revision=options.revision,
+        mapped=options.mapped,
+    )
+    base = Base(
+        options.model,
+        options.revision,
+        options.mapped,
+        tokenizer,
+        options.r,
+        options.alpha,
+        _with_kept_prefix(options.config, model, tokenizer, train),
+    )
+    return base, model
+
+
+def _data_and_model(
+    base: Base, model: BertForSequenceClassification, train: Dataset, dev: Dataset
+) -> dict[str, Any]:
+    """Return what tells the task, the model and the rows from others."""
+    return {
+        "task": train.task.name,
+        "metric": train.task.metrics[0],
+        "base": fingerprint(model),
+        "tokenizer": base.tokenizer.fingerprint,
+        "train": train.sha256,
+        "dev": dev.sha256,
+    }
+
+
+def _settings(
+    base: Base, model: BertForSequenceClassification, papers: Candidate, train: Dataset
+) -> dict[str, Any]:
+    """Return the settings of a full run, and refuse what no run could be; the model is adapted."""
+    plan = make_plan(papers.name, model.config.num_hidden_layers, r=base.r, alpha=base.alpha)
+    adapt(model, plan)
+    settings = complete(base.config, model, train)
+    return {
+        "r": base.r or R,
+        "alpha": ALPHA if base.alpha is None else base.alpha,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "max_length": settings.max_length,
+    }
+
+
+def _trainer(options: SearchOptions, base: Base, about: dict[str, Any]) -> Trainer:
+    """Return what trains the runs, with what their records say of model and data."""
+    about = {
+        "model": name_of_model(options.model),
+        "revision": options.revision,
+        "commit": pinned_revision(options.model, options.revision),
+        **about,
+        "split_special_tokens": base.tokenizer.split_special_tokens,
+        "lowercase": None,
+    }
+    say = (lambda text: None) if options.config.quiet else partial(print, flush=True)
+    return Trainer(base, options.out, about, say)
+
+
+def _in_words(options: SearchOptions, papers: Candidate) -> str:
+    """Return what the budget is."""
+    if options.minutes is not None:
+        return f"{options.minutes:g} minutes for a run"
+    if options.parameters is not None:
+        return f"a budget of {options.parameters:,} numbers that train"
+    return (
+        f"a budget of {papers.trainable:,} numbers that train (those of {papers.name}, the paper's "
+        "SPAFIT-4-9-II scaled)"
+    )
 
 
 def _with_kept_prefix(
@@ -330,8 +370,8 @@ def _measured(trainer: Trainer, every: Sequence[Candidate], train: Dataset) -> d
     return {str(N1): trainer.measure(each, train, epochs) for N1, each in sorted(largest.items())}
 
 
-def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what search.json says of the same search, begun before or finished; or what is begun.
+def _before(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what search.json says of the same search, begun before or finished.
 
     Raises
     ------
@@ -344,7 +384,7 @@ def _begun(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(old, dict) or not isinstance(old.get("asked"), dict):
             raise ValueError("it is not the summary of a search")
     except (FileNotFoundError, NotADirectoryError):
-        return {"asked": asked}
+        return None
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error!s:.200}); remove it, or give another folder (--out)"

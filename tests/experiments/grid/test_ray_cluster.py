@@ -22,13 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support import environment
-from support.grids import InProcess, is_alive, runs_below, write_grid
+from support.grids import is_alive, runs_below, six_runs, undisturbed_runs
 from support.tortured_runs import checkpoints
-
-from spafit.cli import main
-from spafit.experiments.grid import running, workers
 
 pytestmark = [
     pytest.mark.cluster,
@@ -161,35 +157,14 @@ class Command:
 
 @pytest.fixture(scope="module")
 def grid(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return the arguments of a grid of six runs, without its folder."""
-    path = write_grid(
-        tmp_path_factory.mktemp("grid") / "g.json",
-        root / "tiny",
-        {"method": "bitfit", "choose": {"learning_rate": [1e-3, 1e-2], "seed": 100}},
-        {"method": "lora-ii", "r": 2, "learning_rate": 1e-2},
-        seed=[0, 1],
-        epochs=12,
-        save_every=4,
-    )
-    return ["grid", str(path), "--data", str(root / "glue"), "--threads", "1", "--out"]
+    return six_runs(tmp_path_factory.mktemp("grid"), root, epochs=12)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
     grid: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """Return what the runs come to without Ray."""
-    out = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(workers, "_Worker", InProcess)
-        patched.setattr(running, "_LOOK_S", 0.0)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        assert main([*grid, str(out)]) == 0
-        torch.set_num_threads(threads)
-    found = runs_below(out)
-    assert len(found) == 6
-    return found
+    return undisturbed_runs(grid, tmp_path_factory.mktemp("undisturbed"))
 
 
 def records_below(out: Path) -> dict[Path, dict[str, Any]]:

@@ -148,6 +148,15 @@ class TestTheCommand:
         assert main([*arguments, *local]) == 0
         assert len(ray.orders) == 2
 
+    def test_locks_are_asked_once_a_turn(
+        self, ray: Ray, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first turn ends with an answer for the first run, so that the second one is left."""
+        asked: list[Path] = []
+        monkeypatch.setattr(ray_tasks, "is_in_use", asked.append)
+        assert main([*arguments, "--ray", "auto"]) == 0
+        assert asked == [tmp_path / "out/rte/Full-BitFit/seed-1"]
+
     def test_a_task_that_ray_gives_up_has_failed(
         self, ray: Ray, arguments: list[str], tmp_path: Path, capsys: Capture
     ) -> None:
@@ -221,17 +230,24 @@ class TestThePool:
             pool.train(number, cells.cells[0], None)
         assert said[1:] == ["no node of the Ray cluster has 2 CPUs; runs wait until one joins it"]
 
-    def test_what_is_locked_runs(self, ray: Ray, cells: Cells, tmp_path: Path) -> None:
+    def test_what_is_locked_runs(
+        self, ray: Ray, cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ray, "wait", lambda tasks, timeout: ([], tasks))  # none has ended
         pool = self.pool(cells, tmp_path)
         for number, cell in enumerate(cells.cells):
             pool.train(number, cell, None)
         assert (pool.taken, pool.running, pool.at_once) == ([0, 1], [], 1)
-        folder = tmp_path / cells.cells[1].folder
-        folder.mkdir(parents=True)
-        lock = Lock(folder / "run.lock")
-        lock.acquire()
-        assert (pool.taken, pool.running) == ([0, 1], [1])
-        lock.release()
+        locks, found = [], []
+        for cell in cells.cells[::-1]:
+            (tmp_path / cell.folder).mkdir(parents=True)
+            locks.append(Lock(tmp_path / cell.folder / "run.lock"))
+            locks[-1].acquire()
+            assert pool.answers(0.0) == []
+            found.append((pool.taken, pool.running, pool.at_once))
+        assert found == [([0, 1], [1], 1), ([0, 1], [0, 1], 2)]
+        for lock in locks:
+            lock.release()
 
     def test_stopping_cancels_and_waits(self, ray: Ray, cells: Cells, tmp_path: Path) -> None:
         pool = self.pool(cells, tmp_path)

@@ -74,7 +74,34 @@ def test_csv(folder: Path) -> None:
     assert float(last["mean"]) == pytest.approx(0.71)
     assert (last["maximum"], last["minimum"], last["n"]) == ("0.72", "0.7", "2")
     assert (last["seeds"], last["paper"], last["majority"]) == ("0 1", "0.76", "0.5")
+    assert list(rows[0])[-1] == "paper" and rows[0]["paper"] == ""  # no task has a second metric
     assert rows[0]["standard_deviation"] == "" and rows[0]["trainable"] == "varies"
+
+
+def test_csv_has_every_metric_of_a_task(tmp_path: Path) -> None:
+    """A metric that is a further one of some task, wherever all runs of a row have it."""
+    for seed, (f1, accuracy) in enumerate(((0.8, 0.7), (0.9, 0.74))):
+        both = {"task": "mrpc", "seed": seed, "metrics": {"accuracy": accuracy, "log_loss": 0.3}}
+        write_run(tmp_path / f"m{seed}", f1, **both)
+        write_run(tmp_path / f"r{seed}", 0.6 + 0.2 * seed, seed=seed)
+        more = {} if seed else {"accuracy": 0.5}
+        write_run(tmp_path / f"b{seed}", f1, task="mrpc", method="BitFit", seed=seed, metrics=more)
+    write_run(tmp_path / "c", 0.4, task="cola")
+    rows = list(csv.DictReader(comma_separated(make_report(tmp_path)).splitlines()))
+    found = {(row["method"], row["task"]): row for row in rows}
+    assert list(rows[0])[-5:] == [
+        *("paper", "accuracy_mean", "accuracy_standard_deviation"),
+        *("log_loss_mean", "log_loss_standard_deviation"),
+    ]
+    mrpc, rte = found["SPAFIT-1-3-II", "mrpc"], found["SPAFIT-1-3-II", "rte"]
+    assert (mrpc["metric"], rte["metric"]) == ("f1", "accuracy")
+    assert float(mrpc["mean"]) == pytest.approx(0.85)
+    assert float(mrpc["accuracy_mean"]) == pytest.approx(0.72)
+    assert float(mrpc["accuracy_standard_deviation"]) == pytest.approx(0.02 * 2**0.5)
+    assert (mrpc["log_loss_mean"], mrpc["log_loss_standard_deviation"]) == ("0.3", "0.0")
+    assert rte["accuracy_mean"] == rte["mean"] and rte["log_loss_mean"] == ""
+    for row in (found["SPAFIT-1-3-II", "cola"], found["BitFit", "mrpc"]):
+        assert {row[name] for name in list(rows[0])[-4:]} == {""}
 
 
 def test_latex(folder: Path) -> None:

@@ -22,6 +22,7 @@ import torch
 from support.interruptions import stopped_after
 from support.small_runs import SmallRun, make_dataset
 
+from spafit.cli import main
 from spafit.errors import ConfigError, DataError, DivergedError, StoppedError
 from spafit.experiments.search import proposers, runs, start
 from spafit.experiments.search.candidates import Candidate, every_candidate
@@ -228,7 +229,8 @@ def test_a_killed_search_goes_on(
     before = len(fits)
     run_search(options(small, tmp_path, seeds=(5,), plans=40), TRAIN, DEV, {})  # there are 6
     assert len(fits) == before
-    summary = (tmp_path / "search.json").read_text()
+    kept = tmp_path / "search.json"
+    summary, written = kept.read_text(), kept.stat().st_mtime_ns
     with monkeypatch.context() as patch:
         real = start._trained
 
@@ -239,7 +241,8 @@ def test_a_killed_search_goes_on(
         patch.setattr(start, "_trained", signalled)
         with pytest.raises(StoppedError, match="SIGTERM; the same command resumes the search"):
             run_search(options(small, tmp_path), TRAIN, DEV, {})
-    assert (tmp_path / "search.json").read_text() == summary and "proposals" in summary
+    assert kept.read_text() == summary and "proposals" in summary
+    assert kept.stat().st_mtime_ns == written
     for changes, named in (
         ({"selection_seed": 7}, "selection_seed was 1000, and is 7"),
         ({"parameters": 10**8}, "parameters was 1000000000, and is 100000000"),
@@ -249,7 +252,7 @@ def test_a_killed_search_goes_on(
             run_search(options(small, tmp_path, **changes), TRAIN, DEV, {})
     with pytest.raises(ConfigError, match="holds another search: the rows of dev are others"):
         run_search(options(small, tmp_path), TRAIN, DEV[:20], {})
-    (tmp_path / "search.json").write_text("{}")
+    kept.write_text("{}")
     with pytest.raises(ConfigError, match=r"search\.json cannot be read"):
         run_search(options(small, tmp_path), TRAIN, DEV, {})
 
@@ -446,7 +449,7 @@ def test_a_selector_without_finite_scores_proposes_nothing(
         ({"parameters": 0}, "--parameters must be a whole number of at least 1"),
         ({"plans": 1}, "--plans must be a whole number of at least 2"),
         ({"rows": 0}, "--rows must be a whole number of at least 1"),
-        ({"rows": 49}, "49 rows of rte train are too few"),
+        ({"rows": 49}, r"49 rows \(--rows\) of rte train are too few.* needs 50 rows$"),
         ({"parameters": 100}, "--parameters 100 leaves 0 of 6 plans"),
     ],
 )
@@ -456,6 +459,32 @@ def test_what_is_refused(
     with pytest.raises((ConfigError, DataError), match=said):
         run_search(options(small, tmp_path / "new", **changes), TRAIN, DEV, {})
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "is_mended_by_dev"),
+    [
+        ("", "48 rows of {}, of which 12 others went to dev, are too few: a fifth of them", True),
+        ("--rows 20", "20 rows (--rows) of {}, of which 12 others went to dev, are too few", True),
+        ("--rows 20 --dev-share 0.1", "20 rows (--rows) of {}, of which 6 others went", False),
+    ],
+)
+def test_too_few_rows_of_your_own(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: str,
+    said: str,
+    is_mended_by_dev: bool,
+) -> None:
+    """It is said how many went to dev, and what leaves more, where that is what they lack."""
+    file = tmp_path / "all.csv"
+    lines = [f"{each.text_a} {each.index},{each.label}\n" for each in TRAIN]
+    file.write_text("text,label\n" + "".join(lines), encoding="utf-8")
+    arguments = ["search", "--data", str(file), "--model", str(tmp_path), "--out", "new"]
+    assert main([*arguments, *more.split()]) == 2
+    err = capsys.readouterr().err
+    assert said.format(file) in err and "needs 50 rows" in err and err.count("\n") == 1
+    assert ("a smaller --dev-share, leaves more of them" in err) == is_mended_by_dev
 
 
 def test_rows_that_are_all_alike_are_refused(small: SmallRun, tmp_path: Path) -> None:
