@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spafit.bert import BertForSequenceClassification
 from spafit.cli.evaluating import datasets
 from spafit.cli.trained import Run, Trained
 from spafit.errors import ConfigError, DataError
@@ -26,7 +27,7 @@ from spafit.experiments.inspect.report import (
 )
 from spafit.experiments.probe.layers import some_rows
 from spafit.files.replacing import refuse_place, replacing
-from spafit.tasks import glue, own, scoring
+from spafit.tasks import glue, own
 from spafit.tasks.download import glue_cache
 from spafit.tasks.reading import lines, require_file
 from spafit.tasks.task import Dataset
@@ -59,6 +60,8 @@ class InspectOptions:
         The GLUE tasks that are probed.
     data : Path or None
         GLUE's root.
+    max_bad_rows : int or None
+        How many malformed rows may be left out of a file; None as in training.
     rows : int
         The most rows of train, and of dev, that a probe has.
     seeds : sequence of int
@@ -77,10 +80,47 @@ class InspectOptions:
     texts: Path | None
     tasks: Sequence[str]
     data: Path | None
+    max_bad_rows: int | None
     rows: int
     seeds: Sequence[int]
     out: Path | None
     quiet: bool
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """A run with its base, which is loaded beside it."""
+
+    options: InspectOptions
+    trained: Trained
+    texts: Dataset | None
+    place: str
+    revision: str | None
+    base: BertForSequenceClassification
+    bad_rows: int
+
+    @property
+    def run(self) -> Run:
+        return self.trained.runs[0]
+
+    @property
+    def plan(self) -> str:
+        assert self.run.model.adaptation is not None
+        return self.run.model.adaptation.plan.name
+
+    @property
+    def title(self) -> str:
+        return f"{self.plan} trained on {self.trained.task.display} ({self.options.run})"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {
+            "run": str(self.options.run),
+            "task": self.trained.task.name,
+            "plan": self.plan,
+            "model": self.place,
+            "spafit": __version__,
+        }
 
 
 def run_inspect(options: InspectOptions) -> None:
@@ -90,99 +130,97 @@ def run_inspect(options: InspectOptions) -> None:
     if options.out is not None:
         refuse_place(options.out, is_folder=True)
     texts = None if options.texts is None else read_texts(options.texts)
-    tasks = [glue.get_task(name).name for name in options.tasks]
+    for name in options.tasks:
+        glue.get_task(name)
     trained = Trained(options.run, options.model, options.mapped)
-    run = trained.runs[0]
     place = options.model or trained.recorded("model", "--model")
-    revision = None if options.model else run.record["about"].get("revision")
+    revision = None if options.model else trained.record["about"].get("revision")
+    model = trained.runs[0].model
     base = load_pretrained(
-        place, num_labels=run.model.num_labels, revision=revision, mapped=options.mapped
-    ).to(run.model.device)
-    assert run.model.adaptation is not None
-    about = {
-        "run": str(options.run),
-        "task": trained.task.name,
-        "plan": run.model.adaptation.plan.name,
-        "model": place,
-        "spafit": __version__,
-    }
-    title = f"{about['plan']} trained on {trained.task.display} ({options.run})"
-    if not (options.merging or options.forgetting):
-        found = norms(run.model, base)
-        print(norms_screen(found, title))
-        every = [{**dataclasses.asdict(each), "relative": each.relative} for each in found]
-        names = _write(options.out, "norms", {**about, "norms": every})
-        is_drawn = any(each.layer is not None and each.relative for each in found)
-        if options.out is not None and is_drawn:
-            if importlib.util.find_spec("matplotlib") is None:
-                print("for a figure of it: pip install 'spafit[plot]'")
-            else:
-                draw(found, base.config.num_hidden_layers, title, options.out / "norms.png")
-                names.append("norms.png")
-        _say(options.out, names)
-        return
+        place, num_labels=model.num_labels, revision=revision, mapped=options.mapped
+    ).to(model.device)
+    allowed = trained.bad_rows_allowed(options.max_bad_rows)
+    inspected = _Inspected(options, trained, texts, place, revision, base, allowed)
     names = []
     if options.forgetting:
-        head = None if texts is None else load_masked_head(place, base, revision)
-        data = options.data or _glue_of(trained)
-        rows = {
-            name: (
-                some_rows(glue.load(name, "train", data), options.rows),
-                some_rows(glue.load(name, "dev", data), options.rows),
-            )
-            for name in tasks
-        }
-        every_text = _encoded(run, rows[tasks[0]][1] if texts is None else texts)
-        off = adapter_off(run.model, base, _first(every_text))
-        models = {"before": base, "after": run.model}
-        scores = {
-            when: probe_scores(network, run.tokenizer, rows, options.seeds, quiet=options.quiet)
-            for when, network in models.items()
-        }
-        losses: dict[str, list[float]] = {"before": [], "after": []}
-        masked = 0
-        if head is not None:
-            for seed in options.seeds:
-                drawn = mask(run.tokenizer, every_text, seed)
-                masked = drawn.count
-                for when, network in models.items():
-                    losses[when].append(masked_loss(network, head, drawn))
-        forgotten = Forgetting(
-            off,
-            {name: train.task.metrics[0] for name, (train, _) in rows.items()},
-            {
-                name: scoring.majority(dev.task, dev.labels)[dev.task.metrics[0]]
-                for name, (_, dev) in rows.items()
-            },
-            {name: (len(train), len(dev)) for name, (train, dev) in rows.items()},
-            scores["before"],
-            scores["after"],
-            losses["before"],
-            losses["after"],
-            masked,
-        )
-        print(forgetting_screen(forgotten, f"{title}: what was forgotten"))
-        if texts is None:
-            print("For the loss of masked tokens, too, give a file with a text a line (--texts).")
-        seeds = {"seeds": list(options.seeds)}
-        names += _write(options.out, "forgetting", {**about, **seeds, **forgotten.to_json_dict()})
+        names += _forgetting(inspected)
+    if options.forgetting and options.merging:
+        print()
     if options.merging:
-        given = texts
-        if given is None:
-            form, most = trained.table_form(None, False, None), trained.bad_rows_allowed(None)
-            given = datasets(trained, options.data, "dev", form, most)[0]
-        some = _first(_encoded(run, given))
-        errors = merging_errors(run.model, some)
-        if options.forgetting:
-            print()
-        of = f"{len(some)} texts of {given.source}"
-        print(merging_screen(errors, f"{title}: merged against unmerged, {of}"))
-        each = [
-            {**dataclasses.asdict(error), "share_lost": error.share, "warning": error.warning}
-            for error in errors
-        ]
-        names += _write(options.out, "merging", {**about, "texts": len(some), "merging": each})
-    _say(options.out, names)
+        names += _merging(inspected)
+    if not (options.forgetting or options.merging):
+        names += _norms(inspected)
+    if options.out is not None:
+        print(f"written: {', '.join(names)} in {options.out}")
+
+
+def _norms(inspected: _Inspected) -> list[str]:
+    found = norms(inspected.run.model, inspected.base)
+    print(norms_screen(found, inspected.title))
+    every = [{**dataclasses.asdict(each), "relative": each.relative} for each in found]
+    folder = inspected.options.out
+    names = _write(folder, "norms", {**inspected.about, "norms": every})
+    if folder is None or not any(each.layer is not None and each.relative for each in found):
+        return names
+    if importlib.util.find_spec("matplotlib") is None:
+        print("for a figure of it: pip install 'spafit[plot]'")
+        return names
+    layers = inspected.base.config.num_hidden_layers
+    draw(found, layers, inspected.title, folder / "norms.png")
+    return [*names, "norms.png"]
+
+
+def _forgetting(inspected: _Inspected) -> list[str]:
+    options, run = inspected.options, inspected.run
+    head = None
+    if inspected.texts is not None:  # it is refused before anything takes time
+        head = load_masked_head(inspected.place, inspected.base, inspected.revision)
+    data = options.data or _glue_of(inspected.trained)
+    tasks = {}
+    for name in options.tasks:
+        train, dev = (
+            some_rows(glue.load(name, split, data, max_bad_rows=inspected.bad_rows), options.rows)
+            for split in ("train", "dev")
+        )
+        tasks[train.task.name] = train, dev
+    texts = next(iter(tasks.values()))[1] if inspected.texts is None else inspected.texts
+    encodings = _encoded(run, texts)
+    off = adapter_off(run.model, inspected.base, _first(encodings))
+    before, after = (
+        probe_scores(model, run.tokenizer, tasks, options.seeds, quiet=options.quiet)
+        for model in (inspected.base, run.model)
+    )
+    losses: dict[str, list[float]] = {"before": [], "after": []}
+    if head is not None:
+        for seed in options.seeds:
+            masked = mask(run.tokenizer, encodings, seed)
+            losses["before"].append(masked_loss(inspected.base, head, masked))
+            losses["after"].append(masked_loss(run.model, head, masked))
+    found = Forgetting(off, tasks, before, after, losses["before"], losses["after"], len(texts))
+    print(forgetting_screen(found, f"{inspected.title}: what was forgotten"))
+    if head is None:
+        print("For the loss of masked tokens, too, give a file with a text a line (--texts).")
+    content = {**inspected.about, "seeds": list(options.seeds), **found.to_json_dict()}
+    return _write(options.out, "forgetting", content)
+
+
+def _merging(inspected: _Inspected) -> list[str]:
+    texts = inspected.texts
+    if texts is None:
+        trained = inspected.trained
+        form = trained.table_form(None, False, None)
+        data = inspected.options.data
+        texts = datasets(trained, data, "dev", form, inspected.bad_rows)[0]
+    some = _first(_encoded(inspected.run, texts))
+    found = merging_errors(inspected.run.model, some)
+    of = f"{len(some)} texts of {texts.source}"
+    print(merging_screen(found, f"{inspected.title}: merged against unmerged, {of}"))
+    each = [
+        {**dataclasses.asdict(error), "share_lost": error.share, "warning": error.warning}
+        for error in found
+    ]
+    content = {**inspected.about, "texts": len(some), "merging": each}
+    return _write(inspected.options.out, "merging", content)
 
 
 def read_texts(path: Path) -> Dataset:
@@ -231,8 +269,3 @@ def _write(folder: Path | None, name: str, content: dict[str, Any]) -> list[str]
     with replacing(folder / f"{name}.json", ConfigError) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return [f"{name}.json"]
-
-
-def _say(folder: Path | None, names: Sequence[str]) -> None:
-    if folder is not None:
-        print(f"written: {', '.join(names)} in {folder}")

@@ -459,9 +459,10 @@ def _inspect(parsed: argparse.Namespace) -> None:
     for option in ("tasks", "rows", "seeds"):
         if getattr(parsed, option) is not None and not parsed.forgetting:
             raise ConfigError(f"--{option} needs --forgetting")
-    for option in ("texts", "data"):
+    for option in ("texts", "data", "max_bad_rows"):
         if getattr(parsed, option) is not None and not (parsed.forgetting or parsed.merging):
-            raise ConfigError(f"--{option} needs --forgetting or --merging")
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name} needs --forgetting or --merging")
     from spafit.cli.inspecting import InspectOptions, run_inspect
 
     run_inspect(
@@ -474,6 +475,7 @@ def _inspect(parsed: argparse.Namespace) -> None:
             texts=parsed.texts,
             tasks=parsed.tasks or _PROBED,
             data=parsed.data,
+            max_bad_rows=parsed.max_bad_rows,
             rows=2000 if parsed.rows is None else parsed.rows,
             seeds=parsed.seeds or (0, 1, 2),
             out=parsed.out,
@@ -991,6 +993,11 @@ def _add_inspect_options(inspect: argparse.ArgumentParser) -> None:
     )
     inspect.add_argument(
         "--data", type=as_path, help="GLUE's root; default: as in training, or the download cache"
+    )
+    inspect.add_argument(
+        "--max-bad-rows",
+        type=as_whole,
+        help="malformed rows that may be left out; default: as in training",
     )
     inspect.add_argument(
         "--rows",

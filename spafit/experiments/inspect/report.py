@@ -13,6 +13,8 @@ from spafit.experiments.inspect.norms import Addition
 from spafit.experiments.report.statistics import paired_t_test, spread
 from spafit.experiments.report.text import number
 from spafit.machine.terminal import fitted
+from spafit.tasks import scoring
+from spafit.tasks.task import Dataset
 
 COLUMNS = {
     "attention.self.query": "query",
@@ -52,9 +54,9 @@ def places_of(found: Iterable[Addition], kind: str) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """Return a share as a number of percent, with two digits."""
+    """Return a share as a number of percent, with one digit or two."""
     value = 100 * share
-    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.095 else f"{value:.0e}"
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.95 else f"{value:.1g}"
 
 
 def norms_screen(found: Sequence[Addition], title: str) -> str:
@@ -90,7 +92,7 @@ def _meaning(kind: str) -> str:
     if kind in _MEANS:
         return f"‖·‖ of {_MEANS[kind]}"
     if kind in ("series", "pfeiffer", "parallel"):
-        return "‖·‖ of s UD, as if its activation were not there, of the identity beside it"
+        return "‖·‖ of s UD, without its activation, of the identity beside it"
     if kind.endswith(" bias"):
         return "‖·‖ of s b_u, of the bias b of the map before it"
     return "‖·‖ of the parameter itself, which a technique of your own trains"
@@ -116,7 +118,8 @@ def merging_screen(found: Sequence[Merging], title: str) -> str:
     lines += [
         "",
         " " * width + heads,
-        f"{'after':<{width}}" + "".join(f"{name:<{width}}" for name in _OF_MERGING) * len(found),
+        f"{'after':<{width}}"
+        + "".join(f"{name:<{width}}" for name in _OF_MERGING.values()) * len(found),
         "─" * (width + 3 * width * len(found)),
     ]
     last = len(found[0].apart) - 1
@@ -131,8 +134,8 @@ def merging_screen(found: Sequence[Merging], title: str) -> str:
     lines += [
         "",
         *textwrap.wrap(
-            "apart: merged against unmerged; unmerged, merged: each against the unmerged model in "
-            "float64. Each is the norm of the difference over that of the float64 states of all "
+            "apart: merged against unmerged; unmerg. and merged: each against the unmerged model "
+            "in float64. Each is the norm of the difference over that of the float64 states of all "
             "tokens.",
             80,
         ),
@@ -153,7 +156,8 @@ def merging_screen(found: Sequence[Merging], title: str) -> str:
     return fitted("\n".join(map(str.rstrip, lines)), {})
 
 
-_OF_MERGING = ("apart", "unmerged", "merged")
+#: The errors of a merged model, and how they are called.
+_OF_MERGING = {"apart": "apart", "unmerged": "unmerg.", "merged": "merged"}
 
 
 def _small(value: float) -> str:
@@ -183,29 +187,32 @@ class Forgetting:
     ----------
     off : Off or None
         With the adapter off; None where it cannot be switched off.
-    metrics : mapping of str to str
-        The metric of each probed task.
-    majority : mapping of str to float
-        Its value for the commonest class of dev.
-    rows : mapping of str to (int, int)
-        How many rows of train and dev.
+    tasks : mapping of str to (Dataset, Dataset)
+        What was probed: train and dev.
     before, after : mapping of (str, str) to sequence of float
         The probes' scores by task and state, for each seed: of the base, and with the adapter on.
     masked_before, masked_after : sequence of float
         The masked-token losses for each seed; empty where no texts were given.
-    masked : int
-        How many tokens were masked for the first seed.
+    texts : int
+        Of so many texts.
     """
 
     off: Off | None
-    metrics: Mapping[str, str]
-    majority: Mapping[str, float]
-    rows: Mapping[str, tuple[int, int]]
+    tasks: Mapping[str, tuple[Dataset, Dataset]]
     before: Mapping[tuple[str, str], Sequence[float]]
     after: Mapping[tuple[str, str], Sequence[float]]
     masked_before: Sequence[float] = ()
     masked_after: Sequence[float] = ()
-    masked: int = 0
+    texts: int = 0
+
+    def metric(self, task: str) -> str:
+        """Return the metric of a task's probe, the task's first."""
+        return self.tasks[task][1].task.metrics[0]
+
+    def majority(self, task: str) -> float:
+        """Return its value for the commonest class of dev, or for the mean score."""
+        dev = self.tasks[task][1]
+        return scoring.majority(dev.task, dev.labels)[self.metric(task)]
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it, with means and deviations."""
@@ -214,9 +221,9 @@ class Forgetting:
             {
                 "task": task,
                 "states": state,
-                "metric": self.metrics[task],
-                "rows": dict(zip(("train", "dev"), self.rows[task], strict=True)),
-                "majority": self.majority[task],
+                "metric": self.metric(task),
+                "rows": {data.split: len(data) for data in self.tasks[task]},
+                "majority": self.majority(task),
                 **_pair(self.before[task, state], self.after[task, state]),
             }
             for task, state in self.before
@@ -224,7 +231,7 @@ class Forgetting:
         found: dict[str, Any] = {"adapter_off": off, "probes": probes}
         if self.masked_before:
             losses = _pair(self.masked_before, self.masked_after)
-            found["masked_tokens"] = {"tokens": self.masked, **losses}
+            found["masked_tokens"] = {"texts": self.texts, **losses}
         return found
 
 
@@ -254,29 +261,28 @@ def forgetting_screen(found: Forgetting, title: str) -> str:
             80,
         ),
         "",
-        f"{'task':<9}{'metric':<11}{'states':<8}{'before':<16}{'after':<16}difference",
+        f"{'task':<9}{'metric':<10}{'states':<8}{'before':<16}{'after':<16}difference",
         "─" * 80,
     ]
     for (task, state), before in found.before.items():
         after = found.after[task, state]
         cells = [
-            f"{task:<9.8}{found.metrics[task]:<11.10}{_STATES[state]:<8}",
+            f"{task:<9.8}{found.metric(task):<10.9}{_STATES[state]:<8}",
             f"{_spread(before):<16}{_spread(after):<16}{_difference(before, after)}",
         ]
         lines.append("".join(cells))
     lines.append("─" * 80)
-    for task, metric in found.metrics.items():
-        train, dev = found.rows[task]
+    for task, (train, dev) in found.tasks.items():
         lines.append(
-            f"{task}: {train:,} rows of train, {dev:,} of dev; the commonest class has "
-            f"{metric} {number(found.majority[task])}"
+            f"{task}: {len(train):,} rows of train, {len(dev):,} of dev; a constant answer has "
+            f"{found.metric(task)} {number(found.majority(task))}"
         )
     if found.masked_before:
         lines += [
             "",
             *textwrap.wrap(
-                f"Masked tokens: mean loss in nats of {found.masked:,} tokens, the same before "
-                "and after (a seed draws which).",
+                f"Masked tokens: mean loss in nats, of {found.texts:,} texts. A seed draws which "
+                "tokens are masked, the same before and after.",
                 80,
             ),
             f"{'':<28}{'before':<16}{'after':<16}difference",
