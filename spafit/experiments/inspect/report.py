@@ -285,8 +285,8 @@ def forgetting_screen(found: Forgetting, title: str) -> str:
                 "tokens are masked, the same before and after.",
                 80,
             ),
-            f"{'':<28}{'before':<16}{'after':<16}difference",
-            f"{'':<28}{_spread(found.masked_before):<16}{_spread(found.masked_after):<16}"
+            f"{'':<27}{'before':<16}{'after':<16}difference",
+            f"{'':<27}{_spread(found.masked_before):<16}{_spread(found.masked_after):<16}"
             f"{_difference(found.masked_before, found.masked_after)}",
         ]
     if seeds > 1:

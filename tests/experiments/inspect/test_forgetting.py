@@ -34,7 +34,6 @@ def test_an_adapter_that_is_off_is_the_base(small: SmallRun, method: str) -> Non
         assert torch.equal(model(*encodings.batch([0])), after)  # it is on again
         assert not torch.equal(base(*encodings.batch([0])), after)
 
-        model.classifier.bias  # noqa: B018 (its untrained value is the base's)
         model.bert.encoder.layer[3].output.dense.weight[0, 0] += 1
     found = adapter_off(model, base, encodings)
     assert found is not None and not found.is_identical

@@ -11,18 +11,21 @@ from support.tiny_bert import CONFIG, C, L, short, tiny_bert
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.errors import PlanError
 from spafit.experiments.inspect.merging import Merging, merging_errors
+from spafit.methods import plan
+from spafit.plans import Plan
 from spafit.strata import adapt, merged_state_dict
 from spafit.text.tokenization import Encodings
 
 TEXTS = [[7, 3, 9, 11, 2], [5, 8], [1, 2, 3, 4, 5, 6, 7]]
 ENCODINGS = Encodings(TEXTS, [[0] * len(each) for each in TEXTS], 0, 0)
+SPAFIT = short("SPAFIT-0-2-II")
 DELTA = "bert.encoder.layer.4.intermediate.dense.bias"
 
 
-def adapted(method: str = "SPAFIT-0-2-II", size: float = 0.05) -> BertForSequenceClassification:
+def adapted(plan: Plan = SPAFIT, size: float = 0.05) -> BertForSequenceClassification:
     """Return a float32 model with what was added drawn at random."""
     model = tiny_bert(torch.float32)
-    adapt(model, short(method))
+    adapt(model, plan)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -114,6 +117,6 @@ def test_direct_training_leaves_nothing_to_merge() -> None:
 
 def test_what_cannot_be_merged_is_refused() -> None:
     with pytest.raises(PlanError, match="has no merged form"):
-        merging_errors(adapted("houlsby"), ENCODINGS)
+        merging_errors(adapted(plan("houlsby", L)), ENCODINGS)
     with pytest.raises(PlanError, match="was not adapted"):
         merging_errors(tiny_bert(), ENCODINGS)

@@ -16,8 +16,10 @@ import spafit
 from spafit.adapters import LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.experiments.inspect.norms import Addition, norms, product_norm
+from spafit.methods import plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, pretrained_names
+from spafit.techniques import TECHNIQUES
 
 
 def trained(
@@ -31,7 +33,7 @@ def trained(
         for name in model.adaptation.trainable:
             parameter = model.get_parameter(name)
             parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64)
-    return model, base
+    return model.requires_grad_(False), base.requires_grad_(False)
 
 
 def by_place(found: list[Addition]) -> dict[tuple[int | None, str, str], Addition]:
@@ -76,7 +78,7 @@ def test_of_lora_deltas_and_direct_training() -> None:
 
 @pytest.mark.parametrize("method", ["houlsby", "parallel"])
 def test_of_bottlenecks(method: str) -> None:
-    model, base = trained(short(method))
+    model, base = trained(plan(method, L))
     kind = {"houlsby": "series"}.get(method, method)
     found = by_place(norms(model, base))
     assert len(found) == 2 * 2 * L
@@ -144,10 +146,6 @@ def test_no_product_is_formed() -> None:
 
 
 def test_of_a_technique_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spafit import techniques
-
-    monkeypatch.setattr(techniques, "_TECHNIQUES", {**techniques._TECHNIQUES})
-
     class Shift(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -166,7 +164,7 @@ def test_of_a_technique_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
             module.shift = Shift()
             return module
 
-    spafit.register(Shifted)
+    monkeypatch.setitem(TECHNIQUES, "shifted", Shifted)
     model, base = trained(Plan("own", L, [Stratum("all", 0, L - 1, {"query": [Shifted()]})]))
     found = norms(model, base)
     assert len(found) == L
