@@ -146,31 +146,35 @@ def test_no_product_is_formed() -> None:
 
 
 def test_of_a_technique_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Shift(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.by = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    class Gained(spafit.LayerNorm):
+        def __init__(self, norm: spafit.LayerNorm) -> None:
+            nn.Module.__init__(self)
+            self.take_over(norm)
+            self.gain = nn.Parameter(torch.zeros_like(norm.weight))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (1 + self.gain)
 
     @dataclass(frozen=True, repr=False)
-    class Shifted(spafit.Technique):
-        """Train a vector that nothing reads."""
+    class Gain(spafit.Technique):
+        """Scale the output of a LayerNorm."""
 
-        name: ClassVar[str] = "shifted"
-        short: ClassVar[str] = "shifted"
-        trains: ClassVar[tuple[str, ...]] = ("shift.by",)
-        attaches_to = (spafit.Linear,)
+        name: ClassVar[str] = "own-gain"
+        short: ClassVar[str] = "gain"
+        trains: ClassVar[tuple[str, ...]] = ("gain",)
+        attaches_to = (spafit.LayerNorm,)
 
-        def attach(self, module, generator):
-            module.shift = Shift()
-            return module
+        def attach(self, module: spafit.LayerNorm, generator: object) -> Gained:
+            return Gained(module)
 
-    monkeypatch.setitem(TECHNIQUES, "shifted", Shifted)
-    model, base = trained(Plan("own", L, [Stratum("all", 0, L - 1, {"query": [Shifted()]})]))
+    monkeypatch.setitem(TECHNIQUES, "own-gain", Gain)
+    train = {"layer.output.LayerNorm": [Gain()]}
+    model, base = trained(Plan("own", L, [Stratum("all", 0, L - 1, train)]))
     found = norms(model, base)
     assert len(found) == L
-    assert {(each.place, each.kind) for each in found} == {("attention.self.query", "own shift.by")}
-    shift = model.bert.encoder.layer[0].attention.self.query.shift
-    assert found[0].norm == pytest.approx(float(vector_norm(shift.by)))
+    assert {(each.place, each.kind) for each in found} == {("output.LayerNorm", "own gain")}
+    gain = model.bert.encoder.layer[0].output.LayerNorm.gain
+    assert found[0].norm == pytest.approx(float(vector_norm(gain)))
     assert found[0].relative is None
 
 
