@@ -122,6 +122,7 @@ examples:
   spafit grid table-2 --dry-run
   spafit predict runs/rte --submission submissions
   spafit report runs
+  spafit inspect runs/rte --forgetting
 
 exit codes: 0 success, 1 the run failed, 2 the input is wrong,
             128 + n stopped by signal n
