@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **place(base.model.device, "float32"),
     }
     rows = [{**row, **where} for row in rows]
-    write_results(parsed.out, rows, "forgetting", below=summary(rows))
+    write_results(parsed.out, rows, "forgetting", in_table=("method",), below=summary(rows))
     draw(rows, parsed.out.with_suffix(".png"))
 
 
