@@ -107,6 +107,8 @@ def test_the_commands_run_in_order(places, monkeypatch, capsys, tmp_path):
             arguments += ["--epochs", "1", "--max-length", "32", "--quiet"]
         if arguments[0] == "probe":
             arguments += ["--seeds", "0", "--rows", "20", "--quiet"]
+        if "--forgetting" in arguments:
+            arguments += ["--seeds", "0", "--rows", "20", "--quiet"]
         if arguments[0] == "search":
             arguments += ["--epochs", "1", "--max-length", "32", "--quiet", "--seeds", "0"]
             arguments += ["--rows", "50", "--plans", "2"]

@@ -35,7 +35,7 @@ def evaluate_run(
     errors: Path | None,
 ) -> None:
     """Score a run, print the scores and the mistakes, and write all mistakes if asked to."""
-    for number, dataset in enumerate(_datasets(trained, data, split, form, max_bad_rows)):
+    for number, dataset in enumerate(datasets(trained, data, split, form, max_bad_rows)):
         report_encoding(dataset.source, dataset.encoding)
         report_bad_rows(dataset)
         if errors is not None:
@@ -47,10 +47,22 @@ def evaluate_run(
             write_mistakes(errors, dataset, labels, probabilities)
 
 
-def _datasets(
+def datasets(
     trained: Trained, data: Path | None, split: str, form: TableForm, max_bad_rows: int
 ) -> list[Dataset]:
-    """Read the rows to score; of MNLI both halves."""
+    """Read a split of a run's data, or of other data of its task; of MNLI both halves.
+
+    Parameters
+    ----------
+    trained : Trained
+        The run.
+    data : Path or None
+        GLUE's root, or a file of your own; None is what the run was trained with.
+    split : str
+        "train" or "dev".
+    form, max_bad_rows
+        How a file is written, and how many malformed rows may be left out of it.
+    """
     task = trained.task
     if not isinstance(task, GlueTask) or (data is not None and data.is_file()):
         if data is not None:

@@ -106,6 +106,9 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 _OF_SEARCH = ("epochs", "batch_size", "learning_rate", "max_length", "metric", "device", "quiet")
 """Those that are options of `spafit search`, too."""
 
+_PROBED = ("sst-2", "cola")
+"""The tasks that `spafit inspect --forgetting` probes."""
+
 _MODEL = "folder of weights, minilm, or hub name (default %(default)s)"
 _NO_DROPOUT = "no dropout in group 1, so that its hidden states can be kept"
 
@@ -119,6 +122,7 @@ examples:
   spafit grid table-2 --dry-run
   spafit predict runs/rte --submission submissions
   spafit report runs
+  spafit inspect runs/rte --forgetting
 
 exit codes: 0 success, 1 the run failed, 2 the input is wrong,
             128 + n stopped by signal n
@@ -208,7 +212,8 @@ def _mend_of_bus_error(parsed: argparse.Namespace) -> str:
 
 def _prints_only(parsed: argparse.Namespace) -> bool:
     """Return whether the command only prints, so that it may end when its output is closed."""
-    writes = any(getattr(parsed, option, None) for option in ("save", "output", "submission"))
+    options = ("save", "output", "submission", "out")
+    writes = any(getattr(parsed, option, None) for option in options)
     if parsed.verb == "grid":
         return bool(parsed.dry_run)
     return (
@@ -288,6 +293,9 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         return 0
     if parsed.verb == "search":
         _search(parsed)
+        return 0
+    if parsed.verb == "inspect":
+        _inspect(parsed)
         return 0
     if parsed.verb == "eval":
         from spafit.cli.evaluating import evaluate_run
@@ -446,6 +454,35 @@ def _search(parsed: argparse.Namespace) -> None:
     )
     _note_if_busy()
     run_search(options, *data.load(), {**data.about(), "max_bad_rows": data.max_bad_rows})
+
+
+def _inspect(parsed: argparse.Namespace) -> None:
+    for option in ("tasks", "rows", "seeds"):
+        if getattr(parsed, option) is not None and not parsed.forgetting:
+            raise ConfigError(f"--{option} needs --forgetting")
+    for option in ("texts", "data", "max_bad_rows"):
+        if getattr(parsed, option) is not None and not (parsed.forgetting or parsed.merging):
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name} needs --forgetting or --merging")
+    from spafit.cli.inspecting import InspectOptions, run_inspect
+
+    run_inspect(
+        InspectOptions(
+            run=parsed.run,
+            model=parsed.model,
+            mapped=parsed.mapped,
+            merging=parsed.merging,
+            forgetting=parsed.forgetting,
+            texts=parsed.texts,
+            tasks=parsed.tasks or _PROBED,
+            data=parsed.data,
+            max_bad_rows=parsed.max_bad_rows,
+            rows=2000 if parsed.rows is None else parsed.rows,
+            seeds=parsed.seeds or (0, 1, 2),
+            out=parsed.out,
+            quiet=parsed.quiet,
+        )
+    )
 
 
 def _note_if_busy() -> None:
@@ -624,6 +661,15 @@ def _parser() -> _Parser:
             "choose N1, N2 and the type under a budget, beside random choice",
             "spafit search --task rte --model minilm --learning-rate 5e-4\n"
             "  spafit search --task mrpc --parameters 4000000 --epochs 3",
+        )
+    )
+    _add_inspect_options(
+        verb(
+            "inspect",
+            "show what a run added to its base, what merging loses, what was forgotten",
+            "spafit inspect runs/rte --out inspected\n"
+            "  spafit inspect runs/rte --merging\n"
+            "  spafit inspect runs/rte --forgetting --tasks sst-2 cola --data DIR",
         )
     )
     verb("doctor", "show versions, devices, kernels, and what is missing", "spafit doctor")
@@ -918,6 +964,69 @@ def _add_probe_options(probe: argparse.ArgumentParser) -> None:
         "--out", type=as_new_path, metavar="DIR", help="where to write (default probes/TASK)"
     )
     _add_settings(probe, "quiet")
+
+
+def _add_inspect_options(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("run", type=as_path, help="run folder of spafit train")
+    inspect.add_argument(
+        "--merging",
+        action="store_true",
+        help="the error of the merged model, layer by layer, in fp16, bf16 and float32",
+    )
+    inspect.add_argument(
+        "--forgetting",
+        action="store_true",
+        help="the model with its adapter off against its base, and with it on what linear probes "
+        "of its features find of other tasks, before and after",
+    )
+    inspect.add_argument(
+        "--texts",
+        type=as_path,
+        metavar="FILE",
+        help="texts, one a line: their hidden states (default: of the run's dev, or the probed "
+        "task's) and, with --forgetting, the loss of their masked tokens",
+    )
+    inspect.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help=f"tasks of GLUE that are probed (default {' '.join(_PROBED)})",
+    )
+    inspect.add_argument(
+        "--data", type=as_path, help="GLUE's root; default: as in training, or the download cache"
+    )
+    inspect.add_argument(
+        "--max-bad-rows",
+        type=as_whole,
+        help="malformed rows that may be left out; default: as in training",
+    )
+    inspect.add_argument(
+        "--rows",
+        type=as_whole,
+        help="the most rows of train, and of dev, that a probe has (default 2000)",
+    )
+    inspect.add_argument(
+        "--seeds",
+        "--seed",
+        type=as_seed,
+        nargs="+",
+        metavar="SEED",
+        help="of the probes' rows and of the masks (default 0 1 2)",
+    )
+    inspect.add_argument(
+        "--out",
+        type=as_new_path,
+        metavar="DIR",
+        help="where to write norms.json and norms.png, merging.json, forgetting.json (default: "
+        "nowhere)",
+    )
+    inspect.add_argument(
+        "--model",
+        type=as_name,
+        help="folder of weights, minilm, or hub name; default: as in training",
+    )
+    _add_no_mapped(inspect)
+    _add_settings(inspect, "quiet")
 
 
 def _add_search_options(search: argparse.ArgumentParser) -> None:

@@ -178,6 +178,10 @@ def base_of(verb: str, small: SmallRun) -> list[str]:
             *f"search --task=rte --model={small.folder} --data=long --quiet".split(),
             "--out=new",
         ],
+        "inspect": [
+            *"inspect run --forgetting --merging --tasks=rte --data=glue --quiet".split(),
+            "--out=new",
+        ],
         "report": ["report", "run", "--submission=new"],
         "train": train_arguments(small, "--out=new"),
         "grid": ["grid", "grid.json", f"--model={small.folder}", "--data=glue", "--out=new"],
@@ -292,6 +296,7 @@ class TestEveryOption:
         monkeypatch.setattr("spafit.cli.reporting.make_report", reached)
         monkeypatch.setattr("spafit.experiments.grid.start.begin", reached)
         monkeypatch.setattr("spafit.experiments.probe.report.probe", reached)
+        monkeypatch.setattr("spafit.cli.inspecting.probe_scores", reached)
         monkeypatch.setattr("spafit.experiments.search.start._begun", reached)
         for verb in TABLE:
             with pytest.raises(Reached):

@@ -24,7 +24,9 @@ LIGHT = (
     ["--version"],
     *(
         [verb, "--help"]
-        for verb in "demo plan download train grid eval predict probe search report doctor".split()
+        for verb in (
+            "demo plan download train grid eval predict probe search inspect report doctor"
+        ).split()
     ),
     ["paint"],
     ["train", "--epoch", "3"],
@@ -33,6 +35,7 @@ LIGHT = (
     ["grid", "table-2", "--cells", "3/2"],
     ["grid", "table-2", "--ray", "auto", "--workers", "2"],
     ["predict", "runs/rte", "--submission", "x", "--output", "y"],
+    ["inspect", "runs/rte", "--tasks", "rte"],
     ["train", "--task", "foo", "--method", "bitfit"],  # the table of the tasks needs numpy
 )
 

@@ -20,10 +20,11 @@ from spafit.cli import parser as cli
 
 PACKAGE = Path(spafit.__file__).parent
 SHOWN_BY = {
-    "text/vocabulary.py": ("train", "eval", "predict", "plan", "probe", "search"),
-    "tasks/glue.py": ("train", "eval", "predict", "probe", "search"),
-    "training/inference.py": ("train", "eval", "predict"),
-    "runs/record.py": ("eval", "predict"),
+    "text/vocabulary.py": ("train", "eval", "predict", "plan", "probe", "search", "inspect"),
+    "tasks/glue.py": ("train", "eval", "predict", "probe", "search", "inspect"),
+    "training/inference.py": ("train", "eval", "predict", "inspect"),
+    "runs/record.py": ("eval", "predict", "inspect"),
+    "cli/inspecting.py": ("inspect",),
     "tasks/download.py": ("download",),
     "runs/folder.py": ("train",),
     "runs/identity.py": ("train", "demo"),
@@ -31,6 +32,7 @@ SHOWN_BY = {
     "training/loop.py": ("train",),
     "training/prefix/kept.py": ("train",),
     "experiments/probe/report.py": ("probe",),
+    "experiments/inspect/masked.py": ("inspect",),
     "experiments/search/candidates.py": ("search",),
     "experiments/search/report.py": ("search",),
     "experiments/search/start.py": ("search",),

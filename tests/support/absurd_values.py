@@ -176,6 +176,22 @@ TABLE: dict[str, dict[str, Option]] = {
         "--out": Option(NO_FOLDER_TO_BE),
         "--quiet": FLAG,
     },
+    "inspect": {
+        **COMMON,
+        "run": RUN,
+        "--merging": FLAG,
+        "--forgetting": FLAG,
+        "--texts": Option((*NO_FILE_HERE, "empty.tsv", "rows.tsv")),  # the model has no such head
+        "--tasks": Option((*NO_NAME, "foo", "ax", "mnli", "cola", "rte ", "\uff32\uff34\uff25")),
+        "--data": DATA,
+        "--max-bad-rows": BAD_ROWS,
+        "--rows": Option((*NO_WHOLE[:-2], "0", "-1", "9"), {"10": "the least", str(2**63): "all"}),
+        "--seeds": SEED,
+        "--out": Option(NO_FOLDER_TO_BE),
+        "--model": MODEL,
+        "--no-mapped": FLAG,
+        "--quiet": FLAG,
+    },
     "search": {
         **COMMON,
         "--task": Option((*NO_NAME, "foo", "mnli-mm", "ax", "cola", "rte ", "\uff32\uff34\uff25")),
@@ -290,6 +306,10 @@ PAIRS = """
     {search} --seeds 1 1000
     {search} --parameters 5000 --minutes 3
     {search} --data glue
+    inspect run --tasks rte
+    inspect run --texts rows.tsv
+    inspect run --merging --seeds 1
+    inspect run --forgetting --tasks rte --data glue --seeds 1 0 1
     {train} --seeds 1 0 1
     {train} --seeds 1 -1
     {train} --seeds 1 2 --out file
