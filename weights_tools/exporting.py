@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spafit.cli.trained import Trained
@@ -46,22 +48,26 @@ def run(options: argparse.Namespace) -> int:
     format_ = importlib.import_module(f"weights_tools.formats.{options.format}")
     folder = Path(options.folder)
     trained = Trained(Path(options.run_folder), options.model, mapped=None)
-    make_empty(folder)
-    notes = format_.export(trained, folder)
+    with made(folder):
+        notes = format_.export(trained, folder)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     for note in notes:
         print(f"note: {note}")
     return 0
 
 
-def make_empty(folder: Path) -> None:
-    """Make a folder; one that exists must be empty.
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder, in which the block writes; one that exists must be empty.
+
+    If the block fails before it has written anything, the folder is removed again.
 
     Raises
     ------
     WeightsError
         If it is not empty, or cannot be made.
     """
+    existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -69,3 +75,10 @@ def make_empty(folder: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL
         reason = error.strerror if isinstance(error, OSError) else error
         raise WeightsError(f"{str(folder)!r:.200} cannot be made: {reason}") from None
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise

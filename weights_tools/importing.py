@@ -23,7 +23,7 @@ from spafit.weights.adapter_files import save_adapter
 from spafit.weights.heads import plain
 from spafit.weights.hub import pinned_revision
 from spafit.weights.pretrained import load_pretrained
-from weights_tools.exporting import make_empty
+from weights_tools.exporting import made
 from weights_tools.formats import adapters, peft_read
 from weights_tools.formats.foreign import Foreign, read_object
 from weights_tools.formats.peft_settings import CONFIG
@@ -73,14 +73,16 @@ def run(options: argparse.Namespace) -> int:
     task = _task(options, foreign)
     if task is not None:
         _order(task, foreign)  # refused before anything is loaded
-    make_empty(out)
-    model, notes = put_on(foreign, options.model)
-    assert model.adaptation is not None
-    model.adaptation.labels = foreign.labels if task is None else _order(task, foreign)
-    if task is not None:
-        model.adaptation.task = task.name
-        model.adaptation.definition = _definition(task)
-    save_adapter(model, out / ADAPTER)
+    with made(out):
+        model, notes = put_on(foreign, options.model)
+        assert model.adaptation is not None
+        model.adaptation.labels = foreign.labels if task is None else _order(task, foreign)
+        if task is not None:
+            model.adaptation.task = task.name
+            model.adaptation.definition = _definition(task)
+        save_adapter(model, out / ADAPTER)
+        if task is not None:
+            _write_record(out, model, options.model, task, foreign)
     print(plan_screen(summarise(model)))
     if foreign.base:
         print(f"note: its base is called {one_line(foreign.base)} there")
@@ -92,7 +94,6 @@ def run(options: argparse.Namespace) -> int:
             "(--task, --labels or --regression)"
         )
         return 0
-    _write_record(out, model, options.model, task, foreign)
     print(f"written: {out}, a run folder for spafit predict and eval")
     return 0
 

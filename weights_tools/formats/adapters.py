@@ -20,7 +20,6 @@ from spafit.config import is_number
 from spafit.errors import PlanError, WeightsError, listed, one_line
 from spafit.files.replacing import replacing
 from spafit.plans import ATTENTION_OUTPUT, OUTPUT, Plan
-from spafit.training.inference import scale_of
 from spafit.weights.heads import label_names_of
 from spafit.weights.safefile import save_tensors
 from weights_tools.formats.beside import labels_in_order
@@ -34,6 +33,7 @@ from weights_tools.formats.foreign import (
     read_tensors,
     values_for,
 )
+from weights_tools.formats.hf import score_note
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
 HEAD_CONFIG, HEAD = "head_config.json", "model_head.safetensors"
@@ -140,10 +140,7 @@ def export(trained: Trained, folder: str | Path) -> list[str]:
         "model.load_adapter(FOLDER, use_safetensors=True) reads it on a "
         f"BertForSequenceClassification with num_labels={model.num_labels}, after adapters.init"
     ]
-    if not labels:
-        center, spread = scale_of(model, trained.task)
-        notes.append(f"the score is {center} + {spread} times the logit")
-    return notes
+    return notes + score_note(trained)
 
 
 def _settings(plan: Plan, hidden: int) -> tuple[dict[str, Any], str]:

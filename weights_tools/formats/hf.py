@@ -54,7 +54,12 @@ def export(trained: Trained, folder: str | Path) -> list[str]:
     with replacing(path, WeightsError) as temporary:
         temporary.write_text(f"{json.dumps(entries, indent=2)}\n", encoding="utf-8")
     notes = ["truncation=True cuts texts as in training; without it long ones are refused"]
-    center, spread = scale_of(run.model, trained.task)
-    if not labels_in_order(trained) and (center, spread) != (0.0, 1.0):
-        notes.append(f"the score is {center} + {spread} times the logit")
-    return notes
+    return notes + score_note(trained)
+
+
+def score_note(trained: Trained) -> list[str]:
+    """Return how a score is had from the logit, if it is not the logit itself."""
+    center, spread = scale_of(trained.runs[0].model, trained.task)
+    if labels_in_order(trained) or (center, spread) == (0.0, 1.0):
+        return []
+    return [f"the score is {center} + {spread} times the logit"]

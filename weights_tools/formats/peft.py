@@ -26,10 +26,10 @@ from spafit.files.replacing import replacing
 from spafit.plans import Plan
 from spafit.plans import Trained as HowTrained
 from spafit.techniques import Technique
-from spafit.training.inference import scale_of
 from spafit.weights.hub import local_folder
 from spafit.weights.safefile import save_tensors
 from weights_tools.formats.beside import labels_in_order
+from weights_tools.formats.hf import score_note
 from weights_tools.formats.peft_read import ABOUT, PLAN, PREFIX, WEIGHTS
 from weights_tools.formats.peft_settings import CONFIG
 
@@ -290,9 +290,7 @@ def _notes(
             "PEFT does not keep the names of the labels: give them to the base as id2label and "
             f"label2id; the logits are in the order {', '.join(labels)}"
         )
-    else:
-        center, spread = scale_of(trained.runs[0].model, trained.task)
-        notes.append(f"the score is {center} + {spread} times the logit, which PEFT does not keep")
+    notes += score_note(trained)
     its = list(content.loras.values())
     if len({lora.rank_stabilised for lora in its}) > 1:
         notes.append(
@@ -316,9 +314,10 @@ def _card(
     base: str, revision: object, labels: tuple[str, ...], num_labels: int, notes: list[str]
 ) -> str:
     """Return a README.md: how the folder is loaded, and what is lost."""
-    options = f"num_labels={num_labels}"
+    options = f'num_labels={num_labels}, problem_type="regression"'
     if labels:
-        options = f"id2label={dict(enumerate(labels))}"
+        ids = {name: number for number, name in enumerate(labels)}
+        options = f"id2label={dict(enumerate(labels))}, label2id={ids}"
     if revision:
         options = f"revision={revision!r}, {options}"
     remarks = "\n".join(f"- {note}" for note in notes)

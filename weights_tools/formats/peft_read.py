@@ -66,6 +66,7 @@ class PeftFolder(Foreign):
         notes = list(self.notes)
         trained = dict(self.trained)
         modules = list(dict.fromkeys(n.rpartition(".")[0] for n in pretrained_names(model)))
+        self._check_modules(modules)
         self._check_saved(model)
         targets = self._targets(modules)
         loras = self._loras(targets) if self.settings.kind == "LORA" else {}
@@ -84,30 +85,29 @@ class PeftFolder(Foreign):
             techniques[module] = [ia3]
             added[f"{module}.ia3.l"] = self.added[f"{module}.ia3_l"].reshape(-1)
         parts = {"embeddings": "frozen", "pooler": "frozen"}
+        before = dict(model.named_parameters())
+        untrained = []
         for name in sorted(trained):
             module, _, kind = name.rpartition(".")
             part = next((each for each in parts if name.startswith(f"bert.{each}.")), None)
-            if part is not None:
-                if self._is_the_bases(model, name, trained[name]):
-                    notes.append(f"{name} is the base's, so it is left out")
-                    del trained[name]
-                else:
-                    parts[part] = "full"
+            may_be_left_out = part is not None or self.settings.kind == "LN_TUNING"
+            if may_be_left_out and name in before and torch.equal(before[name], trained[name]):
+                untrained.append(name)
+                del trained[name]
+            elif part is not None:
+                parts[part] = "full"
             elif is_adaptable(module):
                 techniques.setdefault(module, []).append(_technique(module, kind, trained))
             elif module != "classifier":
                 raise self._error(f"{name} has no place in a BERT for sentences")
+        if untrained:
+            notes.append(f"left out, because it is the base's: {listed(untrained, ', ', 3)}")
         for part, mode in parts.items():
             if mode == "full":
                 notes.append(f"the {part} differ from the base's, so the adapter holds them whole")
         tables: list[dict[str, list[Technique]]] = [{} for _ in model.bert.encoder.layer]
         for module, its in techniques.items():
             layer, place = place_of(module) or (0, "")
-            if layer >= len(tables):
-                raise self._error(
-                    f"it holds {module}, and this base has {len(tables)} layers; give the base "
-                    "that it was trained on (--model)"
-                )
             tables[layer][place] = list(dict.fromkeys(its))
         try:
             plan = plan_of(self.settings.path.parent.resolve().name, tables, **parts)
@@ -123,11 +123,15 @@ class PeftFolder(Foreign):
     def _error(self, what: str) -> WeightsError:
         return WeightsError(f"{self.path}: {what}")
 
-    def _is_the_bases(
-        self, model: BertForSequenceClassification, name: str, value: torch.Tensor
-    ) -> bool:
-        before = dict(model.named_parameters()).get(name)
-        return before is not None and torch.equal(before.detach().float(), value)
+    def _check_modules(self, modules: list[str]) -> None:
+        """Refuse a base that lacks a module of the file's."""
+        held = {name.rpartition(".")[0] for name in (*self.added, *self.trained)}
+        others = sorted(held - set(modules))
+        if others:
+            raise self._error(
+                f"it holds {listed(others, ', ', 3)}, which this base does not have; give the base "
+                "that it was trained on (--model)"
+            )
 
     def _check_saved(self, model: BertForSequenceClassification) -> None:
         """Refuse a file that lacks a part of what ``modules_to_save`` names."""
@@ -242,7 +246,7 @@ def read(folder: Path) -> PeftFolder:
         elif ".original_module." in name:
             copies[key] = ""
         elif ".modules_to_save." in name:
-            copies[key] = name.replace(".modules_to_save.", ".")
+            copies[key] = name
         elif found is not None:
             added[f"{found[1]}.{found[2]}"] = tensor
         else:
@@ -250,11 +254,17 @@ def read(folder: Path) -> PeftFolder:
             if name in trained:
                 raise WeightsError(f"{path} holds {name} twice, as {key} too")
             trained[name] = tensor
-    for key, of in copies.items():
-        if of and not (of in trained and torch.equal(trained[of], tensors[key])):
-            unknown.append(key)
+    for key, name in copies.items():
+        before, _, after = name.partition(".modules_to_save.")
+        # The adapter's name may stand between.
+        ends = (after, after.partition(".")[2])
+        of = next((f"{before}.{end}" for end in ends if f"{before}.{end}" in trained), "")
+        if not name:
+            notes.append(f"ignored: {key}, of the base before training")
+        elif of and torch.equal(trained[of], tensors[key]):
+            notes.append(f"ignored: {key}, a copy of {of}")
         else:
-            notes.append(f"ignored: {key}, a copy of {of or 'what was there before training'}")
+            unknown.append(key)
     if unknown:
         raise WeightsError(f"{path} holds {listed(unknown, ', ', 3)}, which spafit does not know")
     if not added and settings.kind != "LN_TUNING":
@@ -327,16 +337,22 @@ def _scaling(lora: LoRA) -> float:
 def _computes(plan: Plan) -> tuple[object, ...]:
     """Return what a plan computes, without its names and what is of training alone."""
     layers = [
-        {place: frozenset(map(_form, its)) for place, its in stratum.train.items()}
+        {
+            place: frozenset(form for each in its for form in _forms(place, each))
+            for place, its in stratum.train.items()
+        }
         for stratum in plan.strata
         for _ in range(len(stratum))
     ]
     return layers, plan.embeddings, plan.pooler
 
 
-def _form(technique: Technique) -> tuple[object, ...]:
+def _forms(place: str, technique: Technique) -> list[tuple[object, ...]]:
+    """Return what a technique adds; a whole LayerNorm is its gain and its bias."""
     if isinstance(technique, LoRA):
-        return "lora", technique.r, f"{_scaling(technique):.12g}"
+        return [("lora", technique.r, f"{_scaling(technique):.12g}")]
     if isinstance(technique, IA3):
-        return "ia3", technique.of
-    return ("bias",) if isinstance(technique, DirectBias | Bias) else (technique.name,)
+        return [("ia3", technique.of)]
+    if isinstance(technique, Full) and place.endswith("LayerNorm"):
+        return [(Bias.name,), (LayerNormGain.name,)]
+    return [(Bias.name,) if isinstance(technique, DirectBias) else (technique.name,)]
