@@ -448,6 +448,12 @@ def test_bert_large_adapters_of_others(shared_data: Path, tmp_path: Path) -> Non
         num_attention_heads=16,
         intermediate_size=4096,
     )
+    # Of the usual size: 24 layers of weights as large as make_tiny's would magnify all rounding.
+    tensors = load_file(base / "model.safetensors")
+    for name, tensor in tensors.items():
+        if not name.endswith("LayerNorm.weight"):
+            tensor *= 0.1
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
     batch = batch_of(base)
     for folder, num_labels in zip(folders, (2, 3), strict=True):
         ours, notes = importing.put_on(importing.read(folder), str(base))
@@ -458,4 +464,4 @@ def test_bert_large_adapters_of_others(shared_data: Path, tmp_path: Path) -> Non
         theirs = peft.PeftModel.from_pretrained(plain, folder)
         expected = logits_of(theirs, batch)
         assert apart(before, expected) > 1e-2
-        assert apart(logits_of(ours, batch), expected) < 1e-5 * max(1, expected.abs().max())
+        assert apart(logits_of(ours, batch), expected) < 1e-5
