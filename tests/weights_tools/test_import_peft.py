@@ -382,6 +382,9 @@ class TestTheRunFolder:
         batch = dict(spafit.load_tokenizer(tiny)([TEXTS[0]], [PAIRS[0]]))
         assert label == ("so", "not so")[int(logits_of(model, batch).argmax())]
         assert read_record(out)["task"] == "own"
+        capsys.readouterr()
+        assert spafit_main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+        assert "its adapter was imported" in (tmp_path / "report" / "report.md").read_text()
 
     def test_no_task(
         self, folder: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
