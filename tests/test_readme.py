@@ -20,6 +20,7 @@ import spafit
 from spafit import adapters
 from spafit.cli import main
 from spafit.cli.parser import _parser
+from weights_tools.__main__ import build_parser
 from weights_tools.tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +115,13 @@ def test_the_commands_run_in_order(places, monkeypatch, capsys, tmp_path):
             arguments += ["--rows", "50", "--plans", "2"]
         assert main(arguments) == 0, (command, capsys.readouterr().err)
     assert (tmp_path / "submissions" / "RTE.tsv").read_text().count("\n") == 3001
+
+
+def test_the_commands_of_the_tools_parse():
+    lines = [line for _, text in BLOCKS for line in text.splitlines() if " weights_tools " in line]
+    assert len(lines) >= 4
+    for line in lines:
+        build_parser().parse_args(shlex.split(line)[3:])
 
 
 @pytest.mark.parametrize("command", INLINE)

@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from spafit.errors import SpafitError
-from weights_tools import compare_hf, convert, download, inspect, tiny
+from weights_tools import compare_hf, convert, download, exporting, importing, inspect, tiny
 
 EPILOG = """\
 examples:
@@ -15,6 +15,7 @@ examples:
   python -m weights_tools inspect tiny
   python -m weights_tools compare-hf tiny
   python -m weights_tools download google-bert/bert-large-cased
+  python -m weights_tools export runs/rte exported --format hf
 
 exit codes: 0 done; 1 a comparison found a difference; 2 something was wrong, and was said
 """
@@ -24,13 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Put the verbs' parsers together."""
     parser = argparse.ArgumentParser(
         prog="python -m weights_tools",
-        description="Look at, make, convert, compare and fetch BERT weights.",
+        description="Look at, make, convert, compare, fetch and exchange BERT weights.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (inspect, tiny, convert, compare_hf, download):
+    for module in (inspect, tiny, convert, compare_hf, download, exporting, importing):
         module.add_parser(verbs)
     return parser
 

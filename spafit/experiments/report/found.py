@@ -215,6 +215,8 @@ def _read(path: Path, name: str) -> Run:
         raise CheckpointError("running, or its process was killed")
     if status != "finished":
         raise CheckpointError(status_of(record))
+    if "imported" in record:
+        raise CheckpointError("its adapter was imported, and it has no scores")
     try:
         if record["about"].get("cell", {}).get("purpose") == "selection":
             raise CheckpointError("it chose a plan, by rows held out of train (spafit search)")
