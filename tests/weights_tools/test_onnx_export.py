@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,28 @@ class TestTheFilesBesideIt:
         labels = "entailment, neutral, contradiction"
         assert notes[1] == f"logits: float32 (batch, 3), in the order {labels}"
         assert "torch.export.load" in notes[2] and len(notes) == 3
+
+
+class TestInt8:
+    """Oracles: the run's own logits, and the size of the file."""
+
+    def test_what_the_benchmark_measures(
+        self, trained: Trained, exported: tuple[Path, list[str]], tmp_path: Path
+    ) -> None:
+        pytest.importorskip("peft")  # whose version stands in the rows of every benchmark
+        from benchmarks import onnx_int8
+
+        shutil.copyfile(exported[0] / "model.onnx", tmp_path / "model.onnx")
+        onnx_int8.quantize(tmp_path)
+        dev = make_dataset("mnli", 40, "dev", seed=3)
+        ours, plain, small = onnx_int8.compare(trained, dev, tmp_path)
+        assert [each["form"] for each in (ours, plain, small)] == ["spafit", "ONNX", "ONNX, int8"]
+        assert (plain["score"], plain["lost"], plain["same_answers"]) == (ours["score"], 0.0, 1.0)
+        assert plain["largest_difference"] < 1e-5 < small["largest_difference"] < 0.5
+        found = spafit.evaluate(trained.runs[0].model, trained.runs[0].tokenizer, dev)
+        assert ours["score"] == found["accuracy"] == small["score"] + small["lost"]
+        assert small["same_answers"] > 0.8
+        assert small["size_mib"] < plain["size_mib"] < 1.0
 
 
 class TestRefusals:
