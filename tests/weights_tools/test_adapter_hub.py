@@ -237,6 +237,7 @@ class TestWhatIsSent:
         assert found == {}
         if model != "models/bert":  # which a hub name looks like, and has a commit
             assert shared_record({"about": {"model": model, "commit": commit}})["about"] == {}
+        assert shared_record({"about": {"model": "o/n", "commit": "main"}})["about"] == {}
         assert shared_record({"about": {"model": "minilm", "commit": None}})["about"] == {
             "model": "minilm",
             "revision": None,
