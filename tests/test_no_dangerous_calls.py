@@ -105,6 +105,7 @@ SEEN_BY_RUFF = (
     "import functools, torch\nread = functools.partial(torch.load, f='x')",
     "import torch.serialization\ntorch.serialization.load('x')",
     "import torch\nx = torch.jit.load('x')",
+    "import torch\nx = torch.export.load('x')",
     "from torch import hub",
     "import pickle",
     "from pickle import loads as l",

@@ -8,6 +8,7 @@ import traceback
 
 from spafit.errors import SpafitError
 from weights_tools import compare_hf, convert, download, exporting, importing, inspect, tiny
+from weights_tools.hub import pull, push
 
 EPILOG = """\
 examples:
@@ -16,6 +17,7 @@ examples:
   python -m weights_tools compare-hf tiny
   python -m weights_tools download google-bert/bert-large-cased
   python -m weights_tools export runs/rte exported --format hf
+  python -m weights_tools push runs/rte me/rte-spafit
 
 exit codes: 0 done; 1 a comparison found a difference; 2 something was wrong, and was said
 """
@@ -31,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (inspect, tiny, convert, compare_hf, download, exporting, importing):
+    for module in (inspect, tiny, convert, compare_hf, download, exporting, importing, push, pull):
         module.add_parser(verbs)
     return parser
 

@@ -16,6 +16,7 @@ FORMATS = {
     "hf": "a plain BERT for transformers, adapters merged into its weights",
     "peft": "an adapter for PEFT: LoRA, (IA)³ or LayerNorms, with biases and head",
     "adapters": "bottleneck adapters for the library adapters (AdapterHub)",
+    "onnx": "a graph for onnxruntime, and the same as a program of torch.export",
 }
 
 EPILOG = """\
@@ -30,7 +31,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     formats = "".join(f"  {name:8} {what}\n" for name, what in FORMATS.items())
     parser = verbs.add_parser(
         "export",
-        help="write a run for transformers, PEFT or AdapterHub",
+        help="write a run for transformers, PEFT, AdapterHub or onnxruntime",
         description="Write what a run has trained in the form of another program. What that has "
         "no form for is refused by name; what it cannot restore is said.",
         epilog=f"formats:\n{formats}\n{EPILOG}",

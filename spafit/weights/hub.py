@@ -12,7 +12,7 @@ whether a file was changed on this disk afterwards.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spafit.errors import WeightsError
@@ -111,6 +111,43 @@ def local_folder(
     known = {name: file for name, file in listed.files.items() if may_be_read(name)}
     write_pin(key, Pin(listed.commit, known))
     return folder
+
+
+def fetch_today(name: str, files: Sequence[str], *, endpoint: str | None = None) -> Path:
+    """Download some files of a repository of the hub, as it is today; nothing is pinned.
+
+    Parameters
+    ----------
+    name : str
+        ``owner/name``, or ``owner/name@revision``.
+    files : sequence of str
+        The names of the files, plain ones, all of which it must have.
+    endpoint : str, optional
+        As for :func:`local_folder`.
+
+    Returns
+    -------
+    Path
+        The folder with the files, called by their commit.
+
+    Raises
+    ------
+    WeightsError
+        As :func:`local_folder`; also if the repository lacks one of the files.
+    """
+    repository, revision = _parse(name, None)
+    try:
+        listed = _ask_hub(repository, revision, endpoint)
+    except Exception as error:  # as in local_folder
+        raise WeightsError(
+            f"cannot get {repository} (revision {revision}): {explained(error)}"
+        ) from error
+    if missing := [each for each in files if each not in listed.files]:
+        raise WeightsError(
+            f"{repository} has no {' and no '.join(missing)} at commit {listed.commit}; is it what "
+            "you want?"
+        )
+    return fetch(repository, listed, [*files], endpoint)
 
 
 def pinned_revision(name: str | Path, revision: str | None = None) -> str | None:

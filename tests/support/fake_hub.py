@@ -1,11 +1,14 @@
 """A local server that imitates the hub, and misbehaves when told to.
 
 It answers the requests that spafit makes: for a revision (``/api/models/...``), and ``HEAD`` and
-``GET`` of a file (``/owner/name/resolve/...``). It records every request.
+``GET`` of a file (``/owner/name/resolve/...``). And those by which huggingface_hub makes a
+repository and a commit: ``create``, ``validate-yaml``, ``preupload``, ``batch`` and ``PUT`` of what
+is large, ``verify``, ``commit``. It records every request.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -16,6 +19,15 @@ from support.file_server import Faults
 
 NAME = "acme/tiny-bert"
 FIRST, SECOND = "1" * 40, "2" * 40
+WRITES = {  # a part of the path -> what answers it
+    "repos/create": "create",
+    "validate-yaml": "validate",
+    "preupload": "preupload",
+    "info/lfs/objects/batch": "batch",
+    "upload": "",
+    "verify": "verify",
+    "commit": "",
+}
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -39,6 +51,12 @@ class FakeHub(ThreadingHTTPServer):
         self.siblings: list[dict[str, object]] = []  # further files that are said to be there
         self.halved: set[str] = set()  # files of which half is sent as if it were the whole
         self.flipped: set[str] = set()  # files that arrive with one bit changed
+        self.token = ""  # without it, nothing is taken; empty: nobody may write
+        self.refused: dict[str, int] = {}  # kind of a request that writes -> status
+        self.broken: set[str] = set()  # kinds in the middle of which the connection is closed
+        self.made: list[dict[str, object]] = []  # what was asked for, when a repository was made
+        self.sent: list[tuple[str, str, bytes]] = []  # every request that writes: path, head, body
+        self.uploaded: dict[str, bytes] = {}  # SHA-256 -> content, not committed yet
         self.silence = threading.Event()
         self.release = threading.Event()
         self.released = threading.Event()  # a stalled answer waits for it
@@ -64,7 +82,7 @@ class Handler(Faults):
         for key, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def do_GET(self) -> None:
@@ -108,6 +126,87 @@ class Handler(Faults):
         self.reply(200, content, **tag)
 
     do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        hub = self.server
+        path = unquote(urlsplit(self.path).path)
+        kind = next(each for each in WRITES if f"/{each}" in path)
+        hub.requests.append(f"{self.command} {path}")
+        if kind in hub.broken:
+            self.rfile.read(int(self.headers["Content-Length"]) // 2)
+            self.connection.close()
+            self.close_connection = True
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        hub.sent.append((path, str(self.headers), body))
+        allowed = f"Bearer {hub.token}" if hub.token else None
+        if kind != "upload" and self.headers.get("Authorization") != allowed:
+            self.reply(401, b'{"error": "Invalid username or password."}')
+        elif kind in hub.refused:
+            self.reply(hub.refused[kind], b'{"error": "no"}')
+        elif kind == "upload":
+            hub.uploaded[hashlib.sha256(body).hexdigest()] = body
+            self.reply(200, b"")
+        elif kind == "commit":
+            self.commit(path, [json.loads(line) for line in body.splitlines()])
+        else:
+            self.reply(200, json.dumps(getattr(self, WRITES[kind])(json.loads(body))).encode())
+
+    do_PUT = do_POST
+
+    def create(self, asked: dict[str, object]) -> object:
+        self.server.made.append(asked)
+        return {"url": f"{self.server.endpoint}/{asked['organization']}/{asked['name']}"}
+
+    def validate(self, asked: dict[str, object]) -> object:
+        return {"errors": [], "warnings": []}
+
+    def verify(self, asked: dict[str, str]) -> object:
+        assert asked["oid"] in self.server.uploaded
+        return {}
+
+    def preupload(self, asked: dict[str, list[dict[str, str]]]) -> object:
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "shouldIgnore": False,
+            }
+            for file in asked["files"]
+        ]
+        return {"files": files}
+
+    def batch(self, asked: dict[str, list[dict[str, object]]]) -> object:
+        address = self.server.endpoint
+        objects = [
+            {
+                **each,
+                "actions": {
+                    "upload": {"href": f"{address}/upload/{each['oid']}?signed=secret"},
+                    "verify": {"href": f"{address}/verify"},
+                },
+            }
+            for each in asked["objects"]
+        ]
+        return {"transfer": "basic", "objects": objects}
+
+    def commit(self, path: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        """Add the files of a commit to those of main, which is then at a new commit."""
+        hub = self.server
+        files = dict(hub.files[hub.revisions["main"]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = hub.uploaded[value["oid"]]
+        content = b"".join(name.encode() + each for name, each in sorted(files.items()))
+        commit = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+        hub.files[commit], hub.revisions["main"], hub.revisions[commit] = files, commit, commit
+        name = path.removeprefix("/api/models/").partition("/commit/")[0]
+        address = f"{hub.endpoint}/{name}/commit/{commit}"
+        answer = {"commitUrl": address, "commitOid": commit}
+        self.reply(200, json.dumps(answer).encode())
 
     def describe(self, revision: str) -> None:
         hub = self.server

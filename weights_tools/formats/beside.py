@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from spafit.cli.trained import Trained
 from spafit.errors import WeightsError
 from spafit.files.replacing import replacing
+from weights_tools.formats.foreign import read_object
 
 
 def write_beside(trained: Trained, folder: Path) -> None:
@@ -37,7 +39,15 @@ def write_beside(trained: Trained, folder: Path) -> None:
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
     }
-    with replacing(folder / "config.json", WeightsError) as temporary:
+    _write(folder / "config.json", entries)
+    # What truncation=True cuts off is then what spafit cuts off.
+    path = folder / "tokenizer_config.json"
+    longest = run.record["settings"]["max_length"]
+    _write(path, {**read_object(path), "model_max_length": longest})
+
+
+def _write(path: Path, entries: dict[str, Any]) -> None:
+    with replacing(path, WeightsError) as temporary:
         content = json.dumps(entries, indent=2, ensure_ascii=False)
         temporary.write_text(f"{content}\n", encoding="utf-8")
 

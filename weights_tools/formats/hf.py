@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from spafit.cli.trained import Trained
-from spafit.errors import PlanError, WeightsError
-from spafit.files.replacing import replacing
-from spafit.strata import merged_state_dict
+from spafit.errors import PlanError
 from spafit.training.inference import scale_of
+from spafit.trunk.merging import merged_state_dict
 from spafit.weights.safefile import save_tensors
 from weights_tools.formats.beside import labels_in_order, write_beside
-from weights_tools.formats.foreign import read_object
 
 
 def export(trained: Trained, folder: str | Path) -> list[str]:
@@ -48,11 +45,6 @@ def export(trained: Trained, folder: str | Path) -> list[str]:
         raise PlanError(f"{error}; or give --format adapters, which holds bottlenecks") from None
     save_tensors(folder / "model.safetensors", state, {"format": "pt"})
     write_beside(trained, folder)
-    # What truncation=True cuts off is then what spafit cuts off.
-    path = folder / "tokenizer_config.json"
-    entries = {**read_object(path), "model_max_length": run.record["settings"]["max_length"]}
-    with replacing(path, WeightsError) as temporary:
-        temporary.write_text(f"{json.dumps(entries, indent=2)}\n", encoding="utf-8")
     notes = ["truncation=True cuts texts as in training; without it long ones are refused"]
     return notes + score_note(trained)
 

@@ -21,8 +21,8 @@ import torch
 
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.errors import PlanError
-from spafit.strata import merged_state_dict
 from spafit.text.tokenization import Encodings
+from spafit.trunk.merging import merged_state_dict
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}
 """The types by name."""

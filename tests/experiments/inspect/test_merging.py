@@ -13,8 +13,9 @@ from spafit.errors import PlanError
 from spafit.experiments.inspect.merging import Merging, merging_errors
 from spafit.methods import plan
 from spafit.plans import Plan
-from spafit.strata import adapt, merged_state_dict
+from spafit.strata import adapt
 from spafit.text.tokenization import Encodings
+from spafit.trunk.merging import merged_state_dict
 
 TEXTS = [[7, 3, 9, 11, 2], [5, 8], [1, 2, 3, 4, 5, 6, 7]]
 ENCODINGS = Encodings(TEXTS, [[0] * len(each) for each in TEXTS], 0, 0)
