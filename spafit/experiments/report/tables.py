@@ -291,13 +291,13 @@ def _best_of_ours(groups: list[Group], tasks: list[Task]) -> Group | None:
     most = max(len(row.runs) for row in ours)
     ours = [row for row in ours if len(row.runs) == most]
     shared = [task for task in tasks if all(task.name in row.runs for row in ours)]
-    shared = shared or [task for task in tasks if task.name in ours[0].runs]
+    if not shared:  # none was run on all of them: those that were run where the first was
+        shared = [task for task in tasks if task.name in ours[0].runs]
+        ours = [row for row in ours if row.runs.keys() >= {task.name for task in shared}]
 
     def mean(row: Group) -> float:
         return plain.fmean(
-            task.sign * plain.fmean(_scores(row.runs[task.name], task))
-            for task in shared
-            if task.name in row.runs
+            task.sign * plain.fmean(_scores(row.runs[task.name], task)) for task in shared
         )
 
     return max(ours, key=mean)
