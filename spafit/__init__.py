@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.training.fit import fit
     from spafit.training.inference import Predictions, evaluate, predict
     from spafit.training.optimisation import parameter_groups
+    from spafit.training.prefix.shared import SharedPrefix
     from spafit.training.result import Result
     from spafit.trunk import forward_rows, forward_tasks
     from spafit.weights.adapter_files import load_adapter, save_adapter
@@ -116,6 +117,7 @@ __all__ = [
     "TrainConfig",
     "Result",
     "fit",
+    "SharedPrefix",
     "evaluate",
     "Predictions",
     "predict",
@@ -154,6 +156,7 @@ _HOMES = {
     "training.fit": "fit",
     "training.inference": "Predictions evaluate predict",
     "training.optimisation": "parameter_groups",
+    "training.prefix.shared": "SharedPrefix",
     "training.result": "Result",
     "weights.adapter_files": "load_adapter save_adapter",
     "weights.pretrained": "load_pretrained load_report",
