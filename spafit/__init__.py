@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.training.fit import fit
     from spafit.training.inference import Predictions, evaluate, predict
     from spafit.training.optimisation import parameter_groups
+    from spafit.training.prefix.shared import SharedPrefix
     from spafit.training.result import Result
     from spafit.trunk.batches import forward_rows, forward_tasks
     from spafit.trunk.combining import combine, copy_adapter
@@ -121,6 +122,7 @@ __all__ = [
     "TrainConfig",
     "Result",
     "fit",
+    "SharedPrefix",
     "evaluate",
     "Predictions",
     "predict",
@@ -161,6 +163,7 @@ _HOMES = {
     "training.fit": "fit",
     "training.inference": "Predictions evaluate predict",
     "training.optimisation": "parameter_groups",
+    "training.prefix.shared": "SharedPrefix",
     "training.result": "Result",
     "weights.adapter_files": "load_adapter save_adapter",
     "weights.pretrained": "load_pretrained load_report",

@@ -326,6 +326,8 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 def _train(parsed: argparse.Namespace) -> None:
     settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
     config = TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings)
+    if parsed.together and len(parsed.seeds) < 2:
+        raise ConfigError("--together is for several seeds, such as --seeds 0 1 2; leave it out")
     from spafit.cli.own_data import refuse_wrong_place
 
     refuse_wrong_place(parsed.task, parsed.data)
@@ -345,6 +347,7 @@ def _train(parsed: argparse.Namespace) -> None:
         parsed.seeds,
         config,
         parsed.init_seed,
+        parsed.together,
     )
 
 
@@ -860,6 +863,12 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         default=[TrainConfig().seed],
         metavar="SEED",
         help=f"one run each; several give mean and spread (default {TrainConfig().seed})",
+    )
+    group.add_argument(
+        "--together",
+        action="store_true",
+        help="compute group 1 once for all seeds, and keep its output in memory; with "
+        "--no-dropout-in-group-1",
     )
     group.add_argument(
         "--init-seed",

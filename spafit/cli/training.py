@@ -21,6 +21,7 @@ from spafit.strata import adapt
 from spafit.tasks.metrics import is_better
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.fit import fit
+from spafit.training.prefix.shared import SharedPrefix
 from spafit.training.processes.group import processes
 from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 from spafit.training.settings import TrainConfig
@@ -46,8 +47,11 @@ def run_train(
     seeds: list[int],
     config: TrainConfig,
     init_seed: int | None = None,
+    together: bool = False,
 ) -> None:
     """Fine-tune for one seed or several, and print one screen for each.
+
+    ``together`` shares the output of the frozen layers among the seeds.
 
     Of many processes that torchrun has started the first alone prints and writes.
     """
@@ -57,7 +61,7 @@ def run_train(
             opened.enter_context(redirect_stdout(io.StringIO()))
             opened.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-        _train(data, plan, base, seeds, config, init_seed, is_first)
+        _train(data, plan, base, seeds, config, init_seed, together, is_first)
 
 
 def _train(
@@ -67,6 +71,7 @@ def _train(
     seeds: list[int],
     config: TrainConfig,
     init_seed: int | None,
+    together: bool,
     is_first: bool,
 ) -> None:
     if len(set(seeds)) < len(seeds):
@@ -92,6 +97,7 @@ def _train(
         lowercase=base.lowercase,
         split_special_tokens=base.split_special_tokens or None,
     )
+    shared = SharedPrefix() if together else None
     results: list[Result] = []
     for seed, seeded in zip(seeds, configs, strict=True):
         initial = seed if init_seed is None else init_seed
@@ -106,6 +112,8 @@ def _train(
         if seed == seeds[0]:
             print(load_report(network))
             print(plan_screen(summary, config.epochs))
+            if shared is not None:
+                print(f"\ngroup 1 is computed once for all {len(seeds)} seeds")
         is_folder = Path(base.model).is_dir()
         about = {
             "model": str(Path(base.model).resolve()) if is_folder else base.model,
@@ -117,7 +125,7 @@ def _train(
             "max_bad_rows": data.max_bad_rows,
             **({} if initial == seed else {"init_seed": initial}),
         }
-        results.append(fit(network, tokenizer, train, dev, seeded, about=about))
+        results.append(fit(network, tokenizer, train, dev, seeded, about=about, shared=shared))
         print(result_screen(results[-1], summary, train.task.display))
     if len(results) > 1:
         print(spread_screen(results, seeds))

@@ -49,6 +49,7 @@ from spafit.training.make_step import make_step
 from spafit.training.optimisation import loss_function, trained_parameters
 from spafit.training.phases import Keep, Phases
 from spafit.training.prefix.kept import KeptPrefix, keep_prefixes
+from spafit.training.prefix.shared import SharedPrefix
 from spafit.training.processes.group import processes
 from spafit.training.processes.together import SharedSaver, Together
 from spafit.training.result import Result
@@ -69,6 +70,7 @@ def fit(
     *,
     loss: Loss | None = None,
     about: dict[str, Any] | None = None,
+    shared: SharedPrefix | None = None,
 ) -> Result:
     """Fine-tune the parameters that a plan declares, keep the best on dev, and return the result.
 
@@ -103,6 +105,10 @@ def fit(
         returns the loss of each example, (B,). The mean over a batch is minimised.
     about : dict, optional
         Additional entries for the run's record, such as the name of the model.
+    shared : SharedPrefix, optional
+        The output of group 1 that this run shares with others, such as those of other seeds,
+        learning rates, or methods with the same group 1: it is computed once for all of them.
+        This needs ``dropout_in_group_1=False``, and ``cache_prefix="auto"`` is then in memory.
 
     Returns
     -------
@@ -127,7 +133,7 @@ def fit(
     with processes() as group:
         together = None if group is None else Together(group)
         config = TrainConfig() if config is None else config
-        return _fit(model, tokenizer, train, dev, config, loss, about or {}, together)
+        return _fit(model, tokenizer, train, dev, config, loss, about or {}, together, shared)
 
 
 def _fit(
@@ -139,6 +145,7 @@ def _fit(
     loss: Loss | None,
     about: dict[str, Any],
     together: Together | None,
+    shared: SharedPrefix | None,
 ) -> Result:
     """Train alone, or this process's share of what many train together."""
     dev = dataclasses.replace(dev, task=dev.task.with_metric(config.metric))
@@ -146,7 +153,7 @@ def _fit(
     config = _as_begun(config)
     if together is not None:
         config = together.settings(config)
-    config = complete(config, model, train)
+    config = complete(config, model, train, shares=shared is not None)
     summed_loss = _summed_loss(loss, config, names)
     feed, scored = _encode(model, tokenizer, train, dev, config, names)
     truncated = _truncated(feed, scored)
@@ -176,7 +183,7 @@ def _fit(
         journal = Journal(progress, None if run is None else run.log)
         take_step = make_step(model, config, journal.say, summed_loss)
         opened.callback(take_step.close)
-        keep = _keep(model, tokenizer, feed, scored, config, journal)
+        keep = _keep(model, tokenizer, feed, scored, config, journal, shared)
         with closing(Phases(take_step, feed, keep, journal.say)) as phases:
             phases.enter(0)  # refuses what does not fit in memory
             state, saver = _begin(run, take_step, feed, dev, config, journal, together)
@@ -313,6 +320,7 @@ def _keep(
     scored: Scored,
     config: TrainConfig,
     journal: Journal,
+    shared: SharedPrefix | None,
 ) -> Keep:
     """Return what opens the caches for the output of the layers that are frozen at the moment."""
 
@@ -328,6 +336,7 @@ def _keep(
             limit_gib=config.cache_limit_gib,
             precision=f"{config.precision}, {config.frozen_weights} weights",
             say=journal.say,
+            shared=shared if is_pretrained else None,
         )
 
     return keep

@@ -21,9 +21,16 @@ __all__ = ["TrainConfig", "class_weights", "complete"]
 
 
 def complete(
-    config: TrainConfig, model: BertForSequenceClassification, train: Dataset
+    config: TrainConfig,
+    model: BertForSequenceClassification,
+    train: Dataset,
+    shares: bool = False,
 ) -> TrainConfig:
-    """Replace each None and "auto" by the value for this model, task and device."""
+    """Replace each None and "auto" by the value for this model, task and device.
+
+    With ``shares``, those with which the output of group 1 can be shared with other runs; others
+    are refused.
+    """
     assert model.adaptation is not None
     if model.classifier.weight.dtype not in (torch.float32, torch.float64):
         raise ConfigError(
@@ -37,6 +44,27 @@ def complete(
     if dropout_in_group_1 is None:
         dropout_in_group_1 = not trains_head_alone
     cache_prefix = config.cache_prefix
+    plan = model.adaptation.plan
+    is_timed = any(stratum.is_timed for stratum in plan.strata)  # the depth may grow
+    is_constant = model.bert.frozen_depth > 0 or is_timed
+    if shares:
+        if not is_constant:
+            raise PlanError(
+                f"{plan.name} trains the first layer or the embeddings, so there are no frozen "
+                "layers whose output runs could share; train them without --together"
+            )
+        if dropout_in_group_1:
+            raise ConfigError(
+                "runs share the output of group 1 (--together) only without dropout there, which "
+                "changes it at every step; turn that off with dropout_in_group_1=False "
+                "(--no-dropout-in-group-1), or train them without --together"
+            )
+        if cache_prefix == "off":
+            raise ConfigError(
+                "runs that share the output of group 1 (--together) keep it; leave out "
+                'cache_prefix="off" (--cache-prefix off)'
+            )
+        cache_prefix = "disk" if cache_prefix == "disk" else "memory"
     if cache_prefix == "auto":
         # What is kept is at most float32, to which a model in float64 would be rounded; and it is
         # computed packed, which the reference form is not.
@@ -57,12 +85,10 @@ def complete(
     frozen_weights = config.frozen_weights
     if frozen_weights == "auto":
         frozen_weights = "half" if is_half else "float32"
-    plan = model.adaptation.plan
     beyond = [group for group in config.recompute if group > len(plan.strata)]
     if beyond:
         raise PlanError(f"recompute names group {beyond[0]}, {plan.name} has {len(plan.strata)}")
-    is_timed = any(stratum.is_timed for stratum in plan.strata)  # the depth may grow
-    if cache_prefix != "off" and model.bert.frozen_depth == 0 and not is_timed:
+    if cache_prefix != "off" and not is_constant:
         raise PlanError(
             f"{plan.name} trains the first layer or the embeddings, so no hidden state stays "
             "constant; leave cache_prefix off"

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.interruptions import differences, everything
 from support.small_runs import N_DEV, N, SmallRun, loss_failing_from, make_dataset, write_glue
 
 import spafit
@@ -235,6 +236,41 @@ class TestTrain:
         )
         heads = {(out / f"seed-{seed}" / "adapter.safetensors").read_bytes() for seed in (4, 0, 7)}
         assert len(heads) == 3
+
+    def test_seeds_together(
+        self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path, computed: list[int]
+    ) -> None:
+        """Oracle: the same seeds one after the other, with their own hidden states in memory."""
+        frozen = ["--no-dropout-in-group-1", "--quiet", "--epochs", "1", "--seeds", "4", "0"]
+        screens = []
+        for name, more, times in (
+            ("own", ["--cache-prefix", "memory"], 2),
+            ("", ["--together"], 1),
+        ):
+            arguments = train_arguments(small, root, "--out", str(tmp_path / f"runs{name}"))
+            computed.clear()
+            code, text, err = call(capsys, *arguments, *frozen, *more)
+            assert (code, err) == (0, "")
+            assert sum(computed) == times * (N + N_DEV)
+            screens.append(re.sub(r"\n +(speed|memory) .*", "", text.replace("runsown", "runs")))
+        once = "\n\ngroup 1 is computed once for all 2 seeds\n"
+        assert once in screens[1]
+        assert screens[1].replace(once, "\n") == screens[0]
+        for seed in (4, 0):
+            own, ours = (tmp_path / name / f"seed-{seed}" for name in ("runsown", "runs"))
+            assert differences(everything(ours), everything(own)) == []
+
+    def test_seeds_that_cannot_be_trained_together(
+        self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path
+    ) -> None:
+        arguments = train_arguments(small, root, "--out", str(tmp_path / "runs"), "--together")
+        assert "--together is for several seeds" in refuse(capsys, *arguments, "--seeds", "4")
+        arguments += ["--seeds", "4", "0"]
+        assert "(--no-dropout-in-group-1)" in refuse(capsys, *arguments)
+        assert "no frozen layers" in refuse(capsys, *arguments, "--method", "bitfit")
+        arguments += ["--no-dropout-in-group-1"]
+        assert "leave out cache_prefix" in refuse(capsys, *arguments, "--cache-prefix", "off")
+        assert not list((tmp_path / "runs").rglob("*.*"))
 
     def test_a_run_that_is_there_stops_all_seeds_before_the_first(
         self, capsys: Capture, small: SmallRun, root: Path, tmp_path: Path

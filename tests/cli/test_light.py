@@ -32,6 +32,7 @@ LIGHT = (
     ["train", "--epoch", "3"],
     ["train", "--task", "rte", "--method", "bitfit", "--epochs", "0"],
     ["train", "--task", "rte", "--method", "bitfit", "--cache-prefix", "disk"],
+    ["train", "--task", "rte", "--method", "SPAFIT-0-1-II", "--together"],
     ["grid", "table-2", "--cells", "3/2"],
     ["grid", "table-2", "--ray", "auto", "--workers", "2"],
     ["predict", "runs/rte", "--submission", "x", "--output", "y"],

@@ -278,3 +278,31 @@ def stop_after(zygote: Zygote, root: Path, out: Path, step: int) -> None:
     trainer = zygote.train(arguments(root, out), stop_after=step)
     assert trainer.wait() == 128 + signal.SIGTERM, trainer.said()
     assert logged_steps(out)[-1] == step
+
+
+class TestSeedsTogether:
+    """Oracle: each seed by itself, uninterrupted."""
+
+    def test_killed_in_each_of_them(self, zygote: Zygote, root: Path, tmp_path: Path) -> None:
+        """In step 14 of the first; then in the second, 10 steps after the first has ended."""
+        frozen = ("--no-dropout-in-group-1", "--eval-every", "15", "--quiet")
+        out, mark = tmp_path / "runs", tmp_path / "mark"
+        both = arguments(root, out, *frozen, "--seeds", "3", "5", "--together")
+        for number, step in ((signal.SIGKILL, 14), (signal.SIGTERM, 18 + 10)):
+            trainer = zygote.train(both, held_steps={"mark": str(mark), "from": step})
+            assert trainer.until(mark.exists), trainer.said()
+            trainer.kill(number)
+            mark.unlink()
+            assert trainer.wait() == (-9 if number == signal.SIGKILL else 128 + number)
+        assert record_of(out / "seed-3")["status"] == "finished"
+        assert record_of(out / "seed-5")["status"] == "interrupted"
+        assert newest_sound(out / "seed-5") == 10
+        trainer = zygote.train(both)
+        assert trainer.wait() == 0, trainer.said()
+        for seed in ("3", "5"):
+            alone = tmp_path / seed
+            memory = (*frozen, "--seeds", seed, "--cache-prefix", "memory")
+            trainer = zygote.train(arguments(root, alone, *memory))
+            assert trainer.wait() == 0, trainer.said()
+            found = everything(out / f"seed-{seed}")
+            assert differences(found, everything(alone)) == []

@@ -238,6 +238,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--order-seed": SEED,
         "--dropout-seed": SEED,
         "--init-seed": SEED,
+        "--together": FLAG,
         "--epochs": Option((*NO_WHOLE, "0", "-1")),
         "--batch-size": Option((*NO_WHOLE, "0", "-1"), {"1": "small, but a batch"}),
         "--accumulation": Option((*NO_WHOLE, "0", "-1", "17")),
@@ -315,6 +316,12 @@ PAIRS = """
     {train} --seeds 1 2 --out file
     {train} --seeds
     {train} --out run-of-another-seed
+    {train} --together
+    {train} --together --no-dropout-in-group-1
+    {train} --together --seeds 1 2
+    {train} --together --seeds 1 2 --method bitfit
+    {train} --together --seeds 1 2 --no-dropout-in-group-1 --cache-prefix off
+    {train} --together --seeds 1 2 --no-dropout-in-group-1 --cache-limit-gib 0
     {train} --cache-prefix memory
     {train} --no-dropout-in-group-1 --cache-prefix memory --cache-limit-gib 0
     {train} --no-dropout-in-group-1 --cache-prefix memory --method bitfit

@@ -153,7 +153,7 @@ class PrefixCache:
         self.nbytes = prefix_file.data_bytes(self._shape, self._dtype)
         if self._folder is not None:
             self._about = _describe(encodings, key)
-            self._digest = hashlib.sha256(json.dumps(self._about).encode()).hexdigest()
+            self._digest = _digest(self._about)
             self.path = prefix_file.kept_path(self._folder, self._digest)
             self.nbytes += prefix_file.index_bytes(self._about)
         if self.nbytes > limit_bytes:
@@ -321,6 +321,10 @@ class PrefixCache:
                 self._kept.close()
             self._new = self._kept = None
 
+    def forget_aside(self) -> None:
+        """Forget what was stored with ``keep=False``, which is for one run alone."""
+        self._aside.clear()
+
     def _numbers(self, rows: Sequence[int]) -> list[int]:
         if self._closed:
             raise CheckpointError("these kept hidden states were closed; open them again")
@@ -426,6 +430,15 @@ class _Memory:
 
     def write(self, start: int, values: NDArray[Any]) -> None:
         self.array[start : start + len(values)] = values
+
+
+def digest_of(encodings: Encodings, key: PrefixKey) -> str:
+    """Return the SHA-256 of all that the states of some examples depend on."""
+    return _digest(_describe(encodings, key))
+
+
+def _digest(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _describe(encodings: Encodings, key: PrefixKey) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from spafit.machine.versions import processor
 from spafit.techniques import Technique
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.cache import PrefixCache, PrefixKey
+from spafit.training.prefix.shared import SharedPrefix
 from spafit.version import __version__
 
 # The attributes that PyTorch sets in every module, such as its mode.
@@ -215,6 +216,7 @@ def keep_prefixes(
     limit_gib: float,
     precision: str,
     say: Callable[[str], None],
+    shared: SharedPrefix | None = None,
 ) -> Iterator[dict[str, KeptPrefix]]:
     """Open the caches that a run's settings ask for, and save them on exit.
 
@@ -237,6 +239,8 @@ def keep_prefixes(
     say : callable of str
         Called with one line if states asked for cannot be kept, and, on exit, with the caches'
         remaining notes.
+    shared : SharedPrefix, optional
+        What other runs share with this one, if the states are kept in memory.
 
     Yields
     ------
@@ -255,8 +259,11 @@ def keep_prefixes(
     with ExitStack() as opened:
         prefixes = {}
         for name, encodings in encoded.items():
-            cache = PrefixCache(encodings, key, folder=folder, limit_bytes=limit_bytes)
-            opened.callback(_close, cache, say)
+            if shared is not None and where == "memory":
+                cache = opened.enter_context(shared.opened(name, encodings, key, limit_bytes))
+            else:
+                cache = PrefixCache(encodings, key, folder=folder, limit_bytes=limit_bytes)
+                opened.callback(_close, cache, say)
             prefixes[name] = KeptPrefix(model, encodings, cache)
         yield prefixes
 
