@@ -343,6 +343,7 @@ def _train(parsed: argparse.Namespace) -> None:
             parsed.split_special_tokens,
             parsed.lowercase,
             parsed.mapped,
+            parsed.start_from,
         ),
         parsed.seeds,
         config,
@@ -869,6 +870,13 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute group 1 once for all seeds, and keep its output in memory; with "
         "--no-dropout-in-group-1",
+    )
+    group.add_argument(
+        "--start-from",
+        type=as_path,
+        metavar="RUN",
+        help="begin with what a run of the same method has trained, such as on a related task; its "
+        "head is taken too if it has the same labels",
     )
     group.add_argument(
         "--init-seed",

@@ -62,7 +62,7 @@ class Trained:
     def __init__(
         self, folder: Path, model: str | None, mapped: bool | None, average: bool = False
     ) -> None:
-        self.runs = [_load(each, model, mapped) for each in _members(folder, average)]
+        self.runs = [_load(each, model, mapped) for each in members(folder, average)]
         self.record = self.runs[0].record
         definition = self.record.get("definition")
         name = self.record["task"]
@@ -124,8 +124,8 @@ class Trained:
         return value
 
 
-def _members(folder: Path, average: bool) -> list[Path]:
-    """Return the run folders to load."""
+def members(folder: Path, average: bool = False) -> list[Path]:
+    """Return the run folders to load: the run, or of several seeds all of them or the best."""
     path = folder / SUMMARY
     if not path.is_file():
         if average:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import statistics
@@ -11,20 +12,26 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from spafit.bert import BertForSequenceClassification
 from spafit.cli.commands import PlanOptions
 from spafit.cli.own_data import DataOptions
-from spafit.cli.trained import SUMMARY
-from spafit.errors import ConfigError
+from spafit.cli.trained import SUMMARY, members
+from spafit.errors import ConfigError, PlanError, one_line
 from spafit.files.replacing import refuse_place, replacing
-from spafit.runs.record import RUN, refuse_other_run
-from spafit.strata import adapt
+from spafit.plans import Plan
+from spafit.runs.record import ADAPTER, RUN, refuse_other_run
+from spafit.strata import DEFAULT, adapt, remove_adapter
+from spafit.summary import Summary
 from spafit.tasks.metrics import is_better
+from spafit.tasks.task import Task
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.fit import fit
 from spafit.training.prefix.shared import SharedPrefix
 from spafit.training.processes.group import processes
 from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 from spafit.training.settings import TrainConfig
+from spafit.trunk.combining import copy_adapter
+from spafit.weights.adapter_files import load_adapter
 from spafit.weights.hub import pinned_revision
 from spafit.weights.pretrained import load_pretrained, load_report
 
@@ -38,6 +45,7 @@ class ModelOptions:
     split_special_tokens: bool = False
     lowercase: bool | None = None
     mapped: bool | None = None
+    start_from: Path | None = None
 
 
 def run_train(
@@ -108,7 +116,11 @@ def _train(
             seed=initial,
             mapped=base.mapped,
         )
-        summary = adapt(network, plan.make(network.config.num_hidden_layers), seed=initial)
+        made = plan.make(network.config.num_hidden_layers)
+        if base.start_from is None:
+            summary = adapt(network, made, seed=initial)
+        else:
+            summary = _started(network, made, base.start_from, train.task, initial)
         if seed == seeds[0]:
             print(load_report(network))
             print(plan_screen(summary, config.epochs))
@@ -124,6 +136,7 @@ def _train(
             "lowercase": base.lowercase,
             "max_bad_rows": data.max_bad_rows,
             **({} if initial == seed else {"init_seed": initial}),
+            **({} if base.start_from is None else {"started_from": _digest(base.start_from)}),
         }
         results.append(fit(network, tokenizer, train, dev, seeded, about=about, shared=shared))
         print(result_screen(results[-1], summary, train.task.display))
@@ -132,6 +145,36 @@ def _train(
         if config.out is not None and is_first:
             path = _write_summary(Path(config.out), results, seeds, train.task.name, plan.method)
             print(f"\nwritten: {path}")
+
+
+def _started(
+    network: BertForSequenceClassification, plan: Plan, run: Path, task: Task, seed: int
+) -> Summary:
+    """Adapt a model, beginning with what a run has trained; with its head, if the labels are its.
+
+    Raises
+    ------
+    PlanError
+        If the run has another plan.
+    """
+    [folder] = members(run)
+    start = load_adapter(network, folder / ADAPTER, name="start")
+    if start.plan != plan:
+        raise PlanError(
+            f"{folder} trained {one_line(start.plan.name)}, and {one_line(plan.name)} is not the "
+            "same plan; give its --method and the options that it was trained with"
+        )
+    is_same = start.labels == task.labels
+    num_labels = None if is_same else task.num_labels
+    summary = copy_adapter(network, "start", DEFAULT, num_labels=num_labels, seed=seed)
+    remove_adapter(network, "start")
+    return summary
+
+
+def _digest(run: Path) -> str:
+    """Return the SHA-256 of the adapter with which a run begins."""
+    [folder] = members(run)
+    return hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest()
 
 
 def _refuse_mixture(folder: Path, several: bool) -> None:

@@ -210,7 +210,10 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
         if key not in FREE:
             _flatten(RENAMED.get(str(key), str(key)), value, found)
     about = record.get("about")
-    found["init_seed"] = about.get("init_seed") if isinstance(about, dict) else None
+    about = about if isinstance(about, dict) else {}
+    found["init_seed"] = about.get("init_seed")
+    if "started_from" in about:
+        found["started_from"] = about["started_from"]
     for key in ("order_seed", "dropout_seed", "init_seed"):
         if found.get(key) == settings.get("seed"):
             found.pop(key, None)  # as in older records: there is one seed

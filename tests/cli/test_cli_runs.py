@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.interruptions import differences, everything
 from support.small_runs import N_DEV, N, SmallRun, loss_failing_from, make_dataset, write_glue
 
@@ -217,6 +219,26 @@ class TestTrain:
         assert record["about"]["init_seed"] == 4
         assert record["settings"]["order_seed"] == 2 and record["settings"]["dropout_seed"] == 3
         assert "init_seed is 4, asked for is 5" in refuse(capsys, *arguments, *seeds[:-1], "5")
+
+    def test_started_from_a_run(
+        self, capsys: Capture, small: SmallRun, root: Path, run: Path, tmp_path: Path
+    ) -> None:
+        """Oracle: the values and the logits of the run that it begins with."""
+        out = ["--out", str(tmp_path / "next"), "--quiet", "--learning-rate", "1e-30"]
+        arguments = train_arguments(small, root, *out, "--start-from", str(run))
+        assert call(capsys, *arguments)[0] == 0
+        tensors = [load_file(folder / "adapter.safetensors") for folder in (run, tmp_path / "next")]
+        assert tensors[0].keys() == tensors[1].keys()
+        for name, value in tensors[0].items():
+            assert torch.equal(tensors[1][name], value)
+        digest = hashlib.sha256((run / "adapter.safetensors").read_bytes()).hexdigest()
+        assert record_of(tmp_path / "next")["about"]["started_from"] == digest
+        said = refuse(capsys, *train_arguments(small, root, *out))
+        assert f"started_from is '{digest}', asked for is None" in said
+        said = refuse(capsys, *arguments, "--out", str(tmp_path / "x"), "--method", "bitfit")
+        assert "is not the same plan; give its --method" in said
+        nowhere = train_arguments(small, root, "--start-from", str(tmp_path))
+        assert str(tmp_path / "adapter.safetensors") in refuse(capsys, *nowhere)
 
     def test_several_seeds(self, capsys: Capture, small: SmallRun, root: Path) -> None:
         out = root / "runs" / "seeds"

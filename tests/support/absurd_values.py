@@ -238,6 +238,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--order-seed": SEED,
         "--dropout-seed": SEED,
         "--init-seed": SEED,
+        "--start-from": RUN,
         "--together": FLAG,
         "--epochs": Option((*NO_WHOLE, "0", "-1")),
         "--batch-size": Option((*NO_WHOLE, "0", "-1"), {"1": "small, but a batch"}),
