@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from support.tiny_bert import CONFIG, ROWS, L, batches, logits, some_steps, tiny_bert
 
 from spafit import strata
@@ -129,6 +130,23 @@ class TestUse:
         for name in (*files, *reversed(files)):
             use(model, name)
             assert {k: each.data_ptr() for k, each in model.named_parameters()} == places[name]
+
+    def test_k_adapters_take_the_memory_of_their_files_and_the_base_once(
+        self, files: dict[str, Path]
+    ) -> None:
+        """Oracle: the bytes of the tensors in the files, and of the base."""
+        model = tiny_bert(torch.float32)
+        expected = sum(each.nbytes for each in model.parameters())
+        for name, path in files.items():
+            load_adapter(model, path, name=name)
+            expected += sum(each.nbytes for each in load_file(path).values())
+        for name in (None, *files):
+            use(model, name)
+            held = set(model.parameters())
+            for adaptation in model.adaptations.values():
+                held.update(*(each._parameters.values() for each in adaptation.modules()))
+            storages = {each.untyped_storage().data_ptr(): each.nbytes for each in held - {None}}
+            assert sum(storages.values()) == expected
 
     def test_a_switch_takes_less_than_a_millisecond(self) -> None:
         """For the number of modules of BERT-large; their sizes do not matter."""
