@@ -124,8 +124,6 @@ def _train(
         if seed == seeds[0]:
             print(load_report(network))
             print(plan_screen(summary, config.epochs))
-            if shared is not None:
-                print(f"\ngroup 1 is computed once for all {len(seeds)} seeds")
         is_folder = Path(base.model).is_dir()
         about = {
             "model": str(Path(base.model).resolve()) if is_folder else base.model,
@@ -140,6 +138,8 @@ def _train(
         }
         results.append(fit(network, tokenizer, train, dev, seeded, about=about, shared=shared))
         print(result_screen(results[-1], summary, train.task.display))
+        if shared is not None and seed == seeds[0]:
+            print(f"\ngroup 1 is computed once for all {len(seeds)} seeds")
     if len(results) > 1:
         print(spread_screen(results, seeds))
         if config.out is not None and is_first:
