@@ -22,6 +22,7 @@ from spafit.strata import adapt, adapters_disabled, use
 from spafit.tasks.own import dataset
 from spafit.tasks.table import TASKS
 from spafit.tasks.task import Task
+from spafit.training import inference
 from spafit.training.inference import Predictions, predict, predict_all
 from spafit.weights.adapter_files import load_adapter, save_adapter
 from spafit.weights.pretrained import load_pretrained
@@ -208,8 +209,6 @@ def test_layers_that_are_shared_are_computed_once(
 
     monkeypatch.setattr(Layer, "forward", counting)
     texts = ["a cat sees the old dog " * 8] * 64  # so many tokens are computed in turn
-    model.adaptations["rte"].labels, labels = None, model.adaptations["rte"].labels
-    model.adaptations["rte"].labels = labels
     pairs = [(text, text) for text in texts]
     assert model.adaptations["rte"].depth == 1
     assert model.adaptations["sts-b"].depth == 2
@@ -228,15 +227,15 @@ class TestMemory:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         sizes: list[int] = []
-        forward = model.bert.embeddings.forward
+        forward = inference.forward_tasks
 
-        def short(input_ids: torch.Tensor, *others: Any) -> torch.Tensor:
-            sizes.append(int((others[1] == 0).sum()))
+        def short(model: Any, batch: Any, sequences: Any) -> dict[str, torch.Tensor]:
+            sizes.append(len(batch.layout.lengths))
             if sizes[-1] > 6:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
-            return forward(input_ids, *others)
+            return forward(model, batch, sequences)
 
-        monkeypatch.setattr(model.bert.embeddings, "forward", short)
+        monkeypatch.setattr(inference, "forward_tasks", short)
         found = predict_all(model, small.tokenizer, TEXTS[True], ["rte", "mnli"], max_length=15)
         assert sizes == [25, 12, 6, 6, 6, 6, 1]
         check(found["rte"], alone["rte"], slice(None))
