@@ -33,6 +33,7 @@ LIGHT = (
     ["grid", "table-2", "--cells", "3/2"],
     ["grid", "table-2", "--ray", "auto", "--workers", "2"],
     ["predict", "runs/rte", "--submission", "x", "--output", "y"],
+    ["predict", "runs/rte", "runs/mrpc", "--submission", "x"],
     ["train", "--task", "foo", "--method", "bitfit"],  # the table of the tasks needs numpy
 )
 
