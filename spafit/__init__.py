@@ -56,7 +56,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.techniques import Technique, register
     from spafit.text.tokenization import Tokenizer, load_tokenizer
     from spafit.training.fit import fit
-    from spafit.training.inference import Predictions, evaluate, predict
+    from spafit.training.inference import Predictions, evaluate, predict, predict_all
     from spafit.training.optimisation import parameter_groups
     from spafit.training.prefix.shared import SharedPrefix
     from spafit.training.result import Result
@@ -126,6 +126,7 @@ __all__ = [
     "evaluate",
     "Predictions",
     "predict",
+    "predict_all",
     # other people's trainers
     "interop",
     "parameter_groups",
@@ -161,7 +162,7 @@ _HOMES = {
     "text.tokenization": "Tokenizer load_tokenizer",
     "trunk.batches": "forward_rows forward_tasks",
     "training.fit": "fit",
-    "training.inference": "Predictions evaluate predict",
+    "training.inference": "Predictions evaluate predict predict_all",
     "training.optimisation": "parameter_groups",
     "training.prefix.shared": "SharedPrefix",
     "training.result": "Result",

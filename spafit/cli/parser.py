@@ -507,8 +507,10 @@ def _predict(parsed: argparse.Namespace) -> None:
         raise ConfigError("--encoding needs --input; GLUE's files are in UTF-8")
     if parsed.text2 and not parsed.text:
         raise ConfigError("--text2 needs --text")
+    if parsed.submission is not None and len(parsed.run) > 1:
+        raise ConfigError("--submission is for one run; give one after the other")
     from spafit.cli import predicting
-    from spafit.cli.trained import Trained
+    from spafit.cli.trained import Trained, TrainedTogether
     from spafit.files.replacing import refuse_place
 
     output = None if parsed.output == Path("-") else parsed.output
@@ -518,7 +520,12 @@ def _predict(parsed: argparse.Namespace) -> None:
         predicting.refuse_to_replace(output, None if is_stream else parsed.input)
     if parsed.submission is not None:
         refuse_place(parsed.submission, is_folder=True)
-    trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average)
+    options = parsed.model, parsed.mapped, parsed.average
+    trained = (
+        Trained(parsed.run[0], *options)
+        if len(parsed.run) == 1
+        else TrainedTogether(parsed.run, *options)
+    )
     if parsed.text:
         predicting.predict_texts(
             trained, parsed.text, parsed.text2, probabilities=parsed.probabilities
@@ -629,6 +636,7 @@ def _parser() -> _Parser:
         )
     )
     evaluate = verb("eval", "score a run on a labelled split", "spafit eval runs/rte")
+    evaluate.add_argument("run", type=as_path, help="run folder of spafit train")
     _add_run_options(evaluate)
     evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
     evaluate.add_argument(
@@ -636,9 +644,17 @@ def _parser() -> _Parser:
     )
     predict = verb(
         "predict",
-        "predict with a run",
+        "predict with a run, or with several of one base at once",
         "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR\n"
-        '  spafit predict runs/tickets --text "my invoice is wrong" --probabilities',
+        '  spafit predict runs/tickets --text "my invoice is wrong" --probabilities\n'
+        "  spafit predict runs/rte runs/mrpc --input FILE.tsv --output FILE.csv",
+    )
+    predict.add_argument(
+        "run",
+        nargs="+",
+        type=as_path,
+        help="run folder of spafit train; of several, each has a column of its name, and the first "
+        "says how the input is read",
     )
     _add_run_options(predict)
     _add_predict_options(predict)
@@ -737,7 +753,6 @@ def _add_download_options(download: argparse.ArgumentParser) -> None:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=as_path, help="run folder of spafit train")
     parser.add_argument(
         "--data",
         type=as_path,

@@ -6,22 +6,21 @@ import csv
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from spafit.cli.own_data import refuse_encoding, report_bad_rows, report_encoding
-from spafit.cli.trained import Trained
+from spafit.cli.trained import Predicted, Trained
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.tasks import glue
-from spafit.tasks.metrics import Floats
 from spafit.tasks.own_files import TableForm, distinct, read_rows
 from spafit.tasks.reading import Rows, name_of
 from spafit.tasks.submission import missing_submissions, write_submission, zip_submission
 from spafit.tasks.table import GlueTask
-from spafit.tasks.task import Dataset, Example, Label, Task
+from spafit.tasks.task import Dataset, Example, Task
 
 _MNLI_FAMILY = ("mnli", "mnli-mm", "ax")  # one model predicts all three
 
@@ -39,6 +38,13 @@ def predict_rows(
     max_bad_rows: int,
 ) -> None:
     """Predict a file or a stream, and write a table to a file or to standard output."""
+    for task in trained.tasks.values():
+        if task.fields != trained.task.fields:
+            raise ConfigError(
+                f"{trained.task.display} and {task.display} have their texts in columns of other "
+                f"names ({', '.join(trained.task.fields)}; {', '.join(task.fields)}); predict with "
+                "one after the other"
+            )
     rows = _rows(trained.task, source, form, max_bad_rows)
     report_encoding(name_of(source), rows.encoding)
     examples = iter(rows)
@@ -49,12 +55,12 @@ def predict_rows(
             "and complete?"
         )
     count = 0
-    with _table(output, identifying(first), trained.task, probabilities) as write:
+    with _table(output, identifying(first), trained.tasks, probabilities) as write:
         every = itertools.chain([first], examples)
         while some := tuple(itertools.islice(every, _CHUNK)):
             # No record has its hash, which is therefore not computed.
             dataset = Dataset(trained.task, "input", some, name_of(source), sha256="-")
-            write(some, *trained.predict(dataset))
+            write(some, trained.predict_each(dataset))
             count += len(some)
     if rows.bad_rows:
         print(f"{name_of(source)}: {rows.bad_rows} malformed rows left out", file=sys.stderr)
@@ -77,8 +83,8 @@ def predict_texts(
         for row, (text, second) in enumerate(zip(texts, seconds, strict=True))
     )
     dataset = Dataset(trained.task, "input", examples, "--text")
-    with _table(None, ("row",), trained.task, probabilities) as write:
-        write(examples, *trained.predict(dataset))
+    with _table(None, ("row",), trained.tasks, probabilities) as write:
+        write(examples, trained.predict_each(dataset))
 
 
 def write_submissions(trained: Trained, folder: Path, submission: Path) -> None:
@@ -162,22 +168,33 @@ def form_of(output: Path, *others: str) -> str:
 
 @contextmanager
 def _table(
-    output: Path | None, columns: tuple[str, ...], task: Task, probabilities: bool
+    output: Path | None, columns: tuple[str, ...], tasks: Mapping[str, Task], probabilities: bool
 ) -> Iterator[Any]:
-    """Yield a function that writes rows of predictions, in the form of the output's extension."""
-    if probabilities and task.is_regression:
-        raise ConfigError(f"{task.display} has scores, which have no --probabilities")
-    sure = [f"p_{label}" for label in task.labels] if probabilities else []
-    ours = ["prediction", *sure]
+    """Yield a function that writes rows of predictions, in the form of the output's extension.
+
+    The columns of a task with a name have that name, and begin with it.
+    """
+    names: list[str] = []
+    for name, task in tasks.items():
+        if probabilities and task.is_regression:
+            raise ConfigError(f"{task.display} has scores, which have no --probabilities")
+        names.append(name or "prediction")
+        if probabilities:
+            names += [f"{name}_p_{label}".removeprefix("_") for label in task.labels]
+    ours = distinct(names)
     header = [*distinct(columns, ours), *ours]
     form = "" if output is None else form_of(output, ".jsonl")
 
     def values(
-        examples: Sequence[Example], labels: Sequence[Label], found: Floats | None
+        examples: Sequence[Example], predicted: Sequence[Predicted]
     ) -> Iterator[list[object]]:
-        for row, (example, label) in enumerate(zip(examples, labels, strict=True)):
-            rounded = [] if found is None or not sure else [float(f"{p:.6g}") for p in found[row]]
-            yield [*identity(example, columns), label, *rounded]
+        for row, example in enumerate(examples):
+            cells = identity(example, columns)
+            for labels, found in predicted:
+                cells.append(labels[row])
+                if probabilities and found is not None:
+                    cells += [float(f"{p:.6g}") for p in found[row]]
+            yield cells
 
     with _opened(output) as file:
         if form == ".jsonl":

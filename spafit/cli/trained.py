@@ -1,8 +1,10 @@
-"""Load what ``spafit train`` has trained: one run, or the runs of several seeds."""
+"""Load what ``spafit train`` has trained: one run, those of several seeds, or of several tasks."""
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,12 @@ from spafit.tasks.metrics import Floats
 from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Tokenizer, load_tokenizer
-from spafit.training.inference import predict, probabilities_of
+from spafit.training.inference import Predictions, predict, predict_all, probabilities_of
 from spafit.weights.adapter_files import load_adapter, read_adapter_header
 from spafit.weights.pretrained import load_pretrained
+
+Predicted = tuple[list[Label], Floats | None]
+"""Labels or scores, and probabilities (n, C) in the order of the task's labels."""
 
 SUMMARY = "summary.json"
 """The file that makes a folder of several seeds' runs one thing."""
@@ -35,6 +40,8 @@ class Run:
     model: BertForSequenceClassification
     tokenizer: Tokenizer
     record: dict[str, Any]
+    base: str = ""
+    """Fingerprint of the base that it was trained on."""
 
 
 class Trained:
@@ -57,20 +64,26 @@ class Trained:
         What it was trained for.
     record : dict
         The record of the run, or of the first one.
+    tasks : mapping of str to Task
+        What is predicted, by the name that it has in a table; one task alone has none, "".
     """
+
+    tasks: Mapping[str, Task]
 
     def __init__(
         self, folder: Path, model: str | None, mapped: bool | None, average: bool = False
     ) -> None:
         self.runs = [_load(each, model, mapped) for each in members(folder, average)]
         self.record = self.runs[0].record
-        definition = self.record.get("definition")
-        name = self.record["task"]
-        self.task = glue.get_task(name) if definition is None else Task.from_json_dict(definition)
-        self.task = self.task.with_metric(self.record["settings"].get("metric"))
+        self.task = _task_of(self.record)
+        self.tasks = {"": self.task}
 
-    def predict(self, dataset: Dataset) -> tuple[list[Label], Floats | None]:
-        """Predict examples; return their labels, and probabilities (n, C) in the task's order."""
+    def predict_each(self, dataset: Dataset) -> list[Predicted]:
+        """Predict examples for each of ``tasks``."""
+        return [self.predict(dataset)]
+
+    def predict(self, dataset: Dataset) -> Predicted:
+        """Predict examples."""
         found = []
         for run in self.runs:
             settings = run.record["settings"]
@@ -80,14 +93,7 @@ class Trained:
                     run.model, run.tokenizer, dataset, max_length=max_length, precision=precision
                 )
             )
-        if dataset.task.is_regression:
-            scores = np.array([each.labels for each in found], dtype=np.float64)
-            return scores.mean(axis=0).tolist(), None
-        every = [probabilities_of(each.logits, each.names, dataset.task) for each in found]
-        probabilities = np.mean(np.stack([each for each in every if each is not None]), axis=0)
-        if len(found) == 1:
-            return list(found[0].labels), probabilities
-        return [dataset.task.labels[k] for k in probabilities.argmax(axis=1)], probabilities
+        return _mean(found, dataset.task)
 
     def table_form(self, delimiter: str | None, unquoted: bool, encoding: str | None) -> TableForm:
         """Return how a file is written: as asked for, else as the training data was."""
@@ -124,6 +130,119 @@ class Trained:
         return value
 
 
+class TrainedTogether(Trained):
+    """Several runs, loaded as adapters onto one base, so that what they share is computed once.
+
+    Each predicts as it was trained, with its own maximum length and precision; frozen layers are
+    shared by those that have both in common.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Folders as for :class:`Trained`.
+    model, mapped, average
+        As for :class:`Trained`.
+
+    Attributes
+    ----------
+    task, record
+        Those of the first run.
+    adapters : dict of str to list of str
+        The adapters of each of ``tasks``.
+    alike : dict of (int, str) to list of str
+        The adapters with this maximum length and precision.
+
+    Raises
+    ------
+    ConfigError
+        If a run is named twice, they have not the same base and tokenizer, or some are for pairs
+        of texts and some not.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], model: str | None, mapped: bool | None, average: bool = False
+    ) -> None:
+        of_each = [members(folder, average) for folder in folders]
+        every = list(itertools.chain(*of_each))
+        places = [folder.resolve() for folder in every]
+        self.runs = []
+        for number, folder in enumerate(every):
+            if places[number] in places[:number]:
+                raise ConfigError(f"{folder} is named twice")
+            self.runs.append(_load(folder, model, mapped, self.runs))
+        first, *others = runs = dict(zip(map(str, every), self.runs, strict=True))
+        tasks = {name: _task_of(run.record) for name, run in runs.items()}
+        for other in others:
+            if runs[other].tokenizer.fingerprint != runs[first].tokenizer.fingerprint:
+                raise _unlike(first, other, "the same tokenizer")
+            if tasks[other].pair != tasks[first].pair:
+                raise _unlike(first, other, "the same number of texts, one or a pair")
+        self.record, self.task = runs[first].record, tasks[first]
+        self.adapters = {
+            name: [str(each) for each in some]
+            for name, some in zip(_names(folders), of_each, strict=True)
+        }
+        self.tasks = {name: tasks[some[0]] for name, some in self.adapters.items()}
+        self.alike: dict[tuple[int, str], list[str]] = {}
+        for name, run in runs.items():
+            settings, device = run.record["settings"], run.model.classifier.weight.device
+            precision = resolve_precision(settings["precision"], device)
+            self.alike.setdefault((settings["max_length"], precision), []).append(name)
+
+    def predict_each(self, dataset: Dataset) -> list[Predicted]:
+        """Predict examples for each of ``tasks``."""
+        seconds = dataset.texts_b
+        texts: Sequence[Any] = dataset.texts_a
+        if seconds is not None:
+            texts = list(zip(texts, seconds, strict=True))
+        found: dict[str, Predictions] = {}
+        for (max_length, precision), names in self.alike.items():
+            found |= predict_all(
+                self.runs[0].model,
+                self.runs[0].tokenizer,
+                texts,
+                names,
+                max_length=max_length,
+                precision=precision,
+            )
+        return [
+            _mean([found[each] for each in some], self.tasks[name])
+            for name, some in self.adapters.items()
+        ]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the names of folders, with as many of those above them as tell all apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    depth = 1
+    while len({each[-depth:] for each in parts}) < len(parts):
+        depth += 1
+    return ["/".join(each[-depth:]) for each in parts]
+
+
+def _unlike(one: str, other: str, what: str) -> ConfigError:
+    return ConfigError(f"{one} and {other} have not {what}; predict with one after the other")
+
+
+def _mean(found: Sequence[Predictions], task: Task) -> Predicted:
+    """Return what one adapter predicts, or several by the mean of probabilities or scores."""
+    if task.is_regression:
+        scores = np.array([each.labels for each in found], dtype=np.float64)
+        return scores.mean(axis=0).tolist(), None
+    every = [probabilities_of(each.logits, each.names, task) for each in found]
+    probabilities = np.mean(np.stack([each for each in every if each is not None]), axis=0)
+    if len(found) == 1:
+        return list(found[0].labels), probabilities
+    return [task.labels[k] for k in probabilities.argmax(axis=1)], probabilities
+
+
+def _task_of(record: dict[str, Any]) -> Task:
+    """Return the task of a run, with the metric that it was trained for as the first."""
+    definition, name = record.get("definition"), record["task"]
+    task = glue.get_task(name) if definition is None else Task.from_json_dict(definition)
+    return task.with_metric(record["settings"].get("metric"))
+
+
 def members(folder: Path, average: bool = False) -> list[Path]:
     """Return the run folders to load: the run, or of several seeds all of them or the best."""
     path = folder / SUMMARY
@@ -142,8 +261,14 @@ def members(folder: Path, average: bool = False) -> list[Path]:
     return members if average else [best]
 
 
-def _load(folder: Path, model: str | None, mapped: bool | None) -> Run:
-    """Load a run's base model, its adapter and its tokenizer."""
+def _load(
+    folder: Path, model: str | None, mapped: bool | None, together: Sequence[Run] | None = None
+) -> Run:
+    """Load a run's base model, its adapter and its tokenizer.
+
+    If it is to be used together with other runs, the adapter has the name of its folder, and the
+    base is theirs if some are loaded.
+    """
     record = read_record(folder)
     if record.get("status", "finished") != "finished":
         status = status_of(record)
@@ -155,8 +280,16 @@ def _load(folder: Path, model: str | None, mapped: bool | None) -> Run:
         raise ConfigError("the run's record has no model; give --model")
     revision = None if model else about.get("revision")
     header = read_adapter_header(folder / ADAPTER)
-    network = load_pretrained(name, num_labels=header.num_labels, revision=revision, mapped=mapped)
-    load_adapter(network, folder / ADAPTER)
+    if together:
+        network = together[0].model
+        if header.base_fingerprint != together[0].base:
+            raise _unlike(next(iter(network.adaptations)), str(folder), "the same base")
+        record["settings"]["device"] = str(network.classifier.weight.device)
+    else:
+        network = load_pretrained(
+            name, num_labels=header.num_labels, revision=revision, mapped=mapped
+        )
+    load_adapter(network, folder / ADAPTER, name=None if together is None else str(folder))
     _place(network, record["settings"])
     tokenizer = load_tokenizer(
         name,
@@ -172,7 +305,7 @@ def _load(folder: Path, model: str | None, mapped: bool | None) -> Run:
         "tokenizer_fingerprint": tokenizer.fingerprint,
     }
     require_trained_with(folder, record, loaded)
-    return Run(network, tokenizer, record)
+    return Run(network, tokenizer, record, header.base_fingerprint)
 
 
 def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:

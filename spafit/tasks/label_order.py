@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import DataError, listed, one_line
 from spafit.tasks.table import TASKS, GlueTask
@@ -38,11 +39,7 @@ def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple
     if adaptation is not None and trained is not None and adaptation.definition is None:
         own = TASKS.get(adaptation.task or "", task)
         if own.name != task.name and set(names) != set(own.labels):
-            raise DataError(
-                f"the adapter is damaged: it says that it was trained for {own.display}, for the "
-                f"labels {', '.join(names) or 'of a score'}, but {own.display} has "
-                f"{', '.join(own.labels) or 'a score'}; take the file as it was written"
-            )
+            raise _damaged(names, own)
     if set(names) != set(task.labels):
         raise DataError(
             f"the model was trained for the labels {', '.join(names) or 'of a score'}, "
@@ -69,23 +66,66 @@ def label_names(model: BertForSequenceClassification, dataset: Dataset) -> tuple
     return names if order is None else order
 
 
+def own_labels(adaptation: Adaptation) -> tuple[str, ...]:
+    """Return the label names of a trained adapter in the order of its logits; empty for a score.
+
+    Raises
+    ------
+    DataError
+        If it was never trained, or the names are not those of the task that it was trained for.
+    """
+    names, task = adaptation.labels, own_task(adaptation)
+    if names is None:
+        raise DataError(
+            f"the adapter {adaptation.name!r:.200} has no names for its labels, because it was "
+            "never trained; train it first, or load one that was"
+        )
+    if task is not None and set(names) != set(task.labels):
+        raise _damaged(names, task)
+    outputs = len(adaptation.head.get_parameter("weight"))
+    if outputs != max(len(names), 1):
+        raise DataError(
+            f"the adapter {adaptation.name!r:.200} has a head with {outputs} outputs, and "
+            f"{len(names)} names of labels"
+        )
+    return names
+
+
+def own_task(adaptation: Adaptation) -> Task | None:
+    """Return the task that an adapter was trained for, if it is known."""
+    if adaptation.labels is None:
+        return None
+    if adaptation.definition is not None:
+        return Task.from_json_dict(adaptation.definition)
+    return TASKS.get(adaptation.task or "")
+
+
+def require_shape(task: Task, *, pair: bool, source: str, trained: str = "the model") -> None:
+    """Raise a DataError if texts are pairs where a trained task has none, or the reverse."""
+    if task.pair != pair:
+        raise DataError(
+            f"{source} has {'pairs of texts' if pair else 'single texts'}, and {trained} was "
+            f"trained for {task.display}, which has "
+            f"{'pairs of texts' if task.pair else 'single texts'}"
+        )
+
+
+def _damaged(names: tuple[str, ...], own: Task) -> DataError:
+    return DataError(
+        f"the adapter is damaged: it says that it was trained for {own.display}, for the labels "
+        f"{', '.join(names) or 'of a score'}, but {own.display} has "
+        f"{', '.join(own.labels) or 'a score'}; take the file as it was written"
+    )
+
+
 def _task_of(
     model: BertForSequenceClassification, dataset: Dataset, names: tuple[str, ...] | None
 ) -> Task:
     """Return the task of a model whose labels have these names, for texts that have none."""
     shape, adaptation = dataset.task, model.adaptation
-    known: Task | None = None
-    if adaptation is not None and adaptation.labels is not None:
-        if adaptation.definition is not None:
-            known = Task.from_json_dict(adaptation.definition)
-        else:
-            known = TASKS.get(adaptation.task or "")
-    if known is not None and known.pair != shape.pair:
-        raise DataError(
-            f"{dataset.source} has {'pairs of texts' if shape.pair else 'single texts'}, and the "
-            f"model was trained for {known.display}, which has "
-            f"{'pairs of texts' if known.pair else 'single texts'}"
-        )
+    known = None if adaptation is None else own_task(adaptation)
+    if known is not None:
+        require_shape(known, pair=shape.pair, source=dataset.source)
     if known is None and names is None and model.num_labels > 1:
         raise DataError(
             f"{dataset.source} has no labels, and the model was not trained for any: name the task "

@@ -78,12 +78,15 @@ class Encodings:
         How many examples were truncated.
     pad_id : int
         The id that :meth:`batch` pads with.
+    cut : sequence of int
+        The numbers of the examples that were truncated.
     """
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]]
     truncated: int
     pad_id: int
+    cut: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -257,7 +260,9 @@ class Tokenizer:
             if text_b is not None:
                 _require_text(text_b, f"row {row}, second text")
 
-        input_ids, token_type_ids, truncated = [], [], 0
+        input_ids: list[list[int]] = []
+        token_type_ids: list[list[int]] = []
+        cut: list[int] = []
         for start in range(0, len(texts_a), _CHUNK):
             chunk_b = texts_b[start : start + _CHUNK]
             pieces_a = self._pieces(texts_a[start : start + _CHUNK])
@@ -265,14 +270,15 @@ class Tokenizer:
             for A, B, text_b in zip(pieces_a, pieces_b, chunk_b, strict=True):
                 budget = max_length - (2 if text_b is None else 3)
                 keep_A, keep_B = _longest_first(len(A), len(B), budget)
-                truncated += keep_A + keep_B < len(A) + len(B)
+                if keep_A + keep_B < len(A) + len(B):
+                    cut.append(len(input_ids))
                 if self.recipe.truncates_left:
                     A, B = A[len(A) - keep_A :], B[len(B) - keep_B :]
                 first = [self.cls_id, *A[:keep_A], self.sep_id]
                 second = [] if text_b is None else [*B[:keep_B], self.sep_id]
                 input_ids.append(first + second)
                 token_type_ids.append([0] * len(first) + [1] * len(second))
-        return Encodings(input_ids, token_type_ids, truncated, self.pad_id)
+        return Encodings(input_ids, token_type_ids, len(cut), self.pad_id, cut)
 
     def __call__(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -11,13 +12,18 @@ from numpy.typing import NDArray
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, TrainingError
+from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
 from spafit.machine.precision import autocast, resolve_precision
+from spafit.strata import named_adapter
 from spafit.tasks import scoring
-from spafit.tasks.label_order import label_names
+from spafit.tasks.label_order import label_names, own_labels, own_task, require_shape
 from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.kept import KeptPrefix
+from spafit.trunk import forward_rows, forward_tasks
+
+_T = TypeVar("_T")
 
 
 class AbandonedError(Exception):
@@ -94,12 +100,7 @@ def predict(
     names = label_names(model, dataset)
     encodings = encode(model, tokenizer, dataset, max_length)
     logits = predict_logits(model, encodings, batch_size=batch_size, precision=precision)
-    sick = int((~np.isfinite(logits).all(axis=1)).sum())
-    if sick:
-        raise TrainingError(
-            f"the logits of {sick} of {len(dataset)} examples of {dataset.source} are not finite; "
-            "try precision float32"
-        )
+    _require_finite(logits, f"examples of {dataset.source}")
     labels = decode(logits, names, scale_of(model, dataset.task))
     return Predictions(logits, labels, encodings.truncated, names)
 
@@ -173,7 +174,18 @@ def encode(
     dataset: Dataset,
     max_length: int | None,
 ) -> Encodings:
-    """Tokenize a data set for a model.
+    """Tokenize a data set for a model; see :func:`encode_texts`."""
+    return encode_texts(model, tokenizer, dataset.texts_a, dataset.texts_b, max_length)
+
+
+def encode_texts(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    texts_a: Sequence[str],
+    texts_b: Sequence[str | None] | None,
+    max_length: int | None,
+) -> Encodings:
+    """Tokenize texts for a model; None is the second text of an example that has one.
 
     Raises
     ------
@@ -190,7 +202,7 @@ def encode(
             f"{model.config.vocab_size}; load the tokenizer of this model"
         )
     length = longest if max_length is None else max_length
-    return tokenizer.encode(dataset.texts_a, dataset.texts_b, max_length=length)
+    return tokenizer.encode(texts_a, texts_b, max_length=length)
 
 
 def predict_logits(
@@ -218,14 +230,58 @@ def predict_logits(
     TrainingError
         If there is not enough memory for a single example.
     """
+    device = model.classifier.weight.device
+    order = encodings.by_length(range(len(encodings)) if rows is None else rows)
+    is_padded = prefix is None and not model.bert.packed
+
+    def logits_of(some: list[int]) -> torch.Tensor:
+        if is_padded:
+            logits: torch.Tensor = model(*encodings.batch(some).to(device))
+        else:
+            batch = _packed(encodings, some, device)
+            logits = model.forward_packed(batch, None if prefix is None else prefix(some, batch))
+        return logits.float()
+
+    found = _in_batches(
+        model, order, logits_of, batch_size=batch_size, precision=precision, abandoned=abandoned
+    )
+    every = np.empty((len(encodings), model.num_labels), dtype=np.float32)
+    if found:
+        every[order] = torch.cat(found).cpu().numpy()  # the one place that waits for a GPU
+    return every if rows is None else every[rows]
+
+
+def _packed(encodings: Encodings, rows: Sequence[int], device: torch.device) -> PackedBatch:
+    """Return some examples as packed tensors on a device."""
+    batch = encodings.packed(rows)
+    return (batch.pinned() if device.type == "cuda" else batch).to(device)
+
+
+def _in_batches(
+    model: BertForSequenceClassification,
+    order: Sequence[int],
+    compute: Callable[[list[int]], _T],
+    *,
+    batch_size: int,
+    precision: str,
+    abandoned: Callable[[], bool] = lambda: False,
+) -> list[_T]:
+    """Compute something of examples in evaluation mode, so many at a time, in a given order.
+
+    If there is not enough memory for a batch, it and those after it are halved. ``abandoned`` is
+    called before every batch.
+
+    Raises
+    ------
+    AbandonedError, TrainingError
+        As :func:`predict_logits`.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1: {batch_size!r}")
     device = model.classifier.weight.device
     precision = resolve_precision(precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    order = encodings.by_length(range(len(encodings)) if rows is None else rows)
-    is_padded = prefix is None and not model.bert.packed
     found = []
     was_training = model.training
     model.eval()
@@ -240,18 +296,9 @@ def predict_logits(
             while start < len(order):
                 if abandoned():
                     raise AbandonedError
-                some = order[start : start + batch_size]
+                some = list(order[start : start + batch_size])
                 try:
-                    if is_padded:
-                        logits = model(*encodings.batch(some).to(device))
-                    else:
-                        batch = encodings.packed(some)
-                        if device.type == "cuda":
-                            batch = batch.pinned()
-                        batch = batch.to(device)
-                        kept = None if prefix is None else prefix(some, batch)
-                        logits = model.forward_packed(batch, kept)
-                    found.append(logits.float())
+                    found.append(compute(some))
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -265,7 +312,162 @@ def predict_logits(
                     start += len(some)
     finally:
         model.train(was_training)
-    every = np.empty((len(encodings), model.num_labels), dtype=np.float32)
-    if found:
-        every[order] = torch.cat(found).cpu().numpy()  # the one place that waits for a GPU
-    return every if rows is None else every[rows]
+    return found
+
+
+def _require_finite(logits: NDArray[np.float32], of: str) -> None:
+    """Raise a TrainingError if a logit (n, C) is NaN or infinite."""
+    sick = int((~np.isfinite(logits).all(axis=1)).sum())
+    if sick:
+        raise TrainingError(
+            f"the logits of {sick} of {len(logits)} {of} are not finite; try precision float32"
+        )
+
+
+def predict_all(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    texts: Sequence[str | tuple[str, str]],
+    tasks: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    *,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    precision: str = "auto",
+) -> dict[str, Predictions]:
+    """Predict texts by several adapters of one model; what they share is computed once.
+
+    The predictions are those of each adapter by itself, but for rounding
+    (:func:`spafit.forward_tasks`).
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        A model with trained adapters. The one in use is in use again afterwards.
+    tokenizer : Tokenizer
+        The model's.
+    texts : sequence of str or (str, str)
+        Texts, and pairs of texts for adapters that were trained for pairs.
+    tasks : sequence of str, or sequence of sequences of str, optional
+        The names of the adapters that predict all texts; or for each text the names of those that
+        predict it. None is all adapters of the model, for all texts.
+    max_length, batch_size, precision
+        As for :func:`predict`.
+
+    Returns
+    -------
+    dict of str to Predictions
+        For each adapter that is named, the predictions of its texts in their order.
+
+    Raises
+    ------
+    PlanError
+        If the model has no adapter of a name, its adapters are disabled at the moment, or the one
+        in use cannot be taken out (:func:`spafit.use`).
+    DataError
+        If there are no texts, an adapter was never trained, or was trained for pairs and gets a
+        single text, or the reverse.
+    ConfigError, TrainingError
+        As :func:`predict`.
+    """
+    texts_a, texts_b = _first_and_second(texts)
+    rows = _rows_of_each(model, tasks, len(texts_a))
+    if model.adaptation is not None:
+        model.adaptation.require_enabled()
+    names: dict[str, tuple[str, ...]] = {}
+    scales: dict[str, tuple[float, float]] = {}
+    for name, some in rows.items():
+        adapter = named_adapter(model, name)
+        names[name], task = own_labels(adapter), own_task(adapter)
+        scales[name] = (0.0, 1.0) if task is None else task.scale
+        for row in some:
+            if task is not None:
+                is_pair = texts_b[row] is not None
+                require_shape(task, pair=is_pair, source=f"row {row}", trained=f"{name!r:.200}")
+    encodings = encode_texts(model, tokenizer, texts_a, texts_b, max_length)
+    its_rows = {name: set(some) for name, some in rows.items()}
+    order = encodings.by_length(sorted(set().union(*its_rows.values())))
+
+    def logits_of(some: list[int]) -> dict[str, torch.Tensor]:
+        places = {
+            name: [place for place, row in enumerate(some) if row in its]
+            for name, its in its_rows.items()
+            if not its.isdisjoint(some)
+        }
+        found = _logits_of_each(model, encodings, some, places)
+        return {name: logits.float() for name, logits in found.items()}
+
+    parts = _in_batches(model, order, logits_of, batch_size=batch_size, precision=precision)
+    predictions = {}
+    for name, its in its_rows.items():
+        computed = torch.cat([part[name] for part in parts if name in part]).cpu().numpy()
+        logits = computed[np.argsort([row for row in order if row in its])]
+        _require_finite(logits, f"texts by the adapter {name!r:.200}")
+        labels = decode(logits, names[name], scales[name])
+        truncated = len(its.intersection(encodings.cut))
+        predictions[name] = Predictions(logits, labels, truncated, names[name])
+    return predictions
+
+
+def _first_and_second(
+    texts: Sequence[str | tuple[str, str]],
+) -> tuple[list[str], list[str | None]]:
+    """Return the first texts, and the second ones, None where there is none."""
+    if isinstance(texts, str):
+        raise DataError("expected a sequence of texts, found one text; give [text]")
+    texts_a: list[str] = []
+    texts_b: list[str | None] = []
+    for row, each in enumerate(texts):
+        one: Sequence[str] = each if isinstance(each, tuple | list) else (each,)
+        if len(one) not in (1, 2):
+            raise DataError(f"row {row} has {len(one)} texts, expected one or two")
+        if len(one) == 2 and one[1] is None:
+            raise DataError(f"row {row} has no second text; give the first one alone")
+        texts_a.append(one[0])
+        texts_b.append(one[1] if len(one) == 2 else None)
+    if not texts_a:
+        raise DataError("there are no texts to predict")
+    return texts_a, texts_b
+
+
+def _rows_of_each(
+    model: BertForSequenceClassification,
+    tasks: Sequence[str] | Sequence[Sequence[str]] | None,
+    count: int,
+) -> dict[str, list[int]]:
+    """Return for each adapter that is named the numbers of its texts, ascending."""
+    chosen: list[object] = list(model.adaptations) if tasks is None else list(tasks)
+    every = all(isinstance(each, str) for each in chosen)
+    rows: dict[str, list[int]] = {}
+    for row, names in enumerate([chosen] * count if every else chosen):
+        if isinstance(tasks, str) or not _are_names(names):
+            raise ConfigError(
+                "tasks must be a list of names of adapters, or such a list for each text; found "
+                f"{tasks!r:.200}"
+            )
+        for name in dict.fromkeys(names):
+            rows.setdefault(name, []).append(row)
+    if not every and len(chosen) != count:
+        raise ConfigError(f"{count} texts need a list of adapters each, found {len(chosen)}")
+    if not rows:
+        raise ConfigError("no adapter is named for any text")
+    return rows
+
+
+def _are_names(names: object) -> TypeGuard[Sequence[str]]:
+    return isinstance(names, list | tuple | set) and all(isinstance(each, str) for each in names)
+
+
+def _logits_of_each(
+    model: BertForSequenceClassification,
+    encodings: Encodings,
+    rows: Sequence[int],
+    places: Mapping[str, Sequence[int]],
+) -> dict[str, torch.Tensor]:
+    """Return the logits (n, C) of each adapter for the examples at its places among ``rows``."""
+    device = model.classifier.weight.device
+    if model.bert.packed:
+        return forward_tasks(model, _packed(encodings, rows, device), places)
+    names = [name for name, some in places.items() for _ in some]
+    batch = encodings.batch([rows[place] for some in places.values() for place in some])
+    logits = iter(forward_rows(model, names, *batch.to(device)))
+    return {name: torch.stack([next(logits) for _ in some]) for name, some in places.items()}

@@ -325,6 +325,7 @@ class _Mix:
                 mixed = _MixedLinear(self.rows, members, base)
             else:
                 mixed = _Mixed(self.rows, members)
+            mixed.training = base.training  # or it would give the base its own mode
             self.places.append(Place(model, path, mixed))
         for place in reversed(self.places):
             place.take()

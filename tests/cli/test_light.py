@@ -37,6 +37,7 @@ LIGHT = (
     ["grid", "table-2", "--ray", "auto", "--workers", "2"],
     ["predict", "runs/rte", "--submission", "x", "--output", "y"],
     ["inspect", "runs/rte", "--tasks", "rte"],
+    ["predict", "runs/rte", "runs/mrpc", "--submission", "x"],
     ["train", "--task", "foo", "--method", "bitfit"],  # the table of the tasks needs numpy
 )
 

@@ -281,6 +281,9 @@ PAIRS = """
     predict run
     predict run --input rows.tsv --submission new
     predict run --submission new --output new.tsv
+    predict run run --input rows.tsv
+    predict run run --submission new
+    predict run nowhere --input rows.tsv
     predict run --submission new --max-bad-rows 1
     predict run --input bad.tsv --max-bad-rows 1
     predict run --input rows.tsv --output ./rows.tsv

@@ -6,12 +6,13 @@ to 1e-5.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from support.tiny_bert import ROWS, L, batches, tiny_bert
+from support.tiny_bert import CONFIG, ROWS, L, batches, tiny_bert
 
 from spafit import adaptable
 from spafit.adapters import IA3, BiasDelta, LoRA
@@ -228,6 +229,22 @@ class TestSharing:
             found.append(gradients)
         for name, gradient in found[0].items():
             close(found[1][name], gradient)
+
+
+def test_the_first_mixed_batch_leaves_the_mode_as_it_is() -> None:
+    """Oracle: in turn, with dropout that the mode alone keeps off."""
+    model = tiny_bert(config=dataclasses.replace(CONFIG, hidden_dropout_prob=0.5))
+    for name in ("deep", "full"):
+        adapt(model, PLANS[name], name=name)
+    use(model, None)
+    [(inputs, _)] = batches(1)
+    batch, _ = pack(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
+    every = {"deep": range(4), "full": range(4)}
+    with torch.no_grad():
+        found = [forward_tasks(model, batch, every, mixed=mixed) for mixed in (True, False)]
+    assert not any(module.training for module in model.modules())
+    for name in every:
+        close(found[0][name], found[1][name])
 
 
 def test_what_changes_later_is_followed(model: BertForSequenceClassification) -> None:
