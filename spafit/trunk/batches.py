@@ -219,13 +219,19 @@ class _MixedLinear(_Mixed):
         if not all(_shares(member, base) for member in self.members):
             return super().forward(x)
         y = stacked_linear(x, [Part(base.weight, base.bias)], impl=base.impl)
-        return torch.cat(
-            [
-                _added(member, x[some], y[some]) if member is not base else y[some]
-                for member, some in zip(self.members, self.rows.of(x), strict=True)
-                if some.start < some.stop
-            ]
-        )
+        rows = [
+            (member, some)
+            for member, some in zip(self.members, self.rows.of(x), strict=True)
+            if some.start < some.stop
+        ]
+        if torch.is_grad_enabled():  # each change of a part of y would copy all of its gradient
+            return torch.cat([_added(member, x[some], y[some].clone()) for member, some in rows])
+        for member, some in rows:
+            own = y[some]
+            changed = _added(member, x[some], own)
+            if changed is not own:
+                own.copy_(changed)
+        return y
 
 
 def _shares(member: nn.Module, base: Linear) -> bool:
@@ -240,16 +246,18 @@ def _shares(member: nn.Module, base: Linear) -> bool:
 
 
 def _added(member: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return what a map makes of x (rows, in), given y = x Wᵀ + b (rows, out)."""
+    """Return what a map makes of x (rows, in), given y = x Wᵀ + b (rows, out), which it changes."""
     assert isinstance(member, Linear)
     if not member.adapters_on:
         return y
     part = member.part()
-    y = y + (part.bias - member.bias) if part.bias is not member.bias else y
+    if part.bias is not member.bias:
+        y += part.bias - member.bias
     if part.bias_delta is not None:
-        y = y + part.bias_delta
+        y += part.bias_delta
     if part.lora_A is not None and part.lora_B is not None:
-        y = torch.addmm(y, F.linear(x, part.lora_A), part.lora_B.t(), alpha=part.scaling)
+        U = F.linear(x, part.lora_A).to(y.dtype)
+        y.addmm_(U, part.lora_B.to(y.dtype).t(), alpha=part.scaling)
     if member.ia3 is not None:
         scaled: torch.Tensor = member.ia3(x, lambda _: y)
         return scaled

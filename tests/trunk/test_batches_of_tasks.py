@@ -209,6 +209,39 @@ class TestSharing:
         of_base = [each for each in weights if each in pretrained]
         assert len(of_base) == len(set(of_base)) == 6 * L + 1  # and the pooler
 
+    def test_without_gradients_a_map_writes_into_its_product(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Oracle: the addresses of the products, and the members called one by one."""
+        model = many(torch.float64, ("deep", "parallel", "ia3", "scaled"))
+        use(model, None)
+        mix = trunk_batches._mix_of(model)
+        products: list[torch.Tensor] = []
+        product = trunk_batches.stacked_linear
+
+        def recorded(*arguments: Any, **more: Any) -> torch.Tensor:
+            products.append(product(*arguments, **more))
+            return products[-1]
+
+        monkeypatch.setattr(trunk_batches, "stacked_linear", recorded)
+        mix.rows.divide([[2], [1, 2], [3], [4]])
+        maps = [each.adapted for each in mix.places]
+        maps = [each for each in maps if isinstance(each, trunk_batches._MixedLinear)]
+        # (IA)³ scales the input of layer.output.dense, which then is no product of all rows.
+        maps = [each for each in maps if getattr(each.members[2].ia3, "of", "") != "input"]
+        assert len(maps) > 3 * L, len(maps)
+        for one in maps:
+            products.clear()
+            x = torch.randn(12, one.base[0].weight.shape[1], dtype=torch.float64)
+            with torch.no_grad():
+                found = one(x)
+                parts = zip(one.members, x.split([2, 3, 3, 4]), strict=True)
+                close(found, torch.cat([member(part) for member, part in parts]))
+                assert products[0].data_ptr() == found.data_ptr()
+            learnt = one(x)
+            close(learnt, found)
+            assert products[-1].data_ptr() != learnt.data_ptr()
+
     def test_gradients(self) -> None:
         names = ("deep", "houlsby", "direct", "scaled")
         model = many(torch.float64, names)
@@ -269,6 +302,22 @@ def test_what_changes_later_is_followed(model: BertForSequenceClassification) ->
     with torch.no_grad():
         one.bert.encoder.layer[-1].output.dense.bias_delta.delta.add_(0.5)
     check()
+
+
+def test_in_half_precision() -> None:
+    """Oracle: the adapters in turn, as exact as bfloat16 is."""
+    names = ("deep", "scaled", "houlsby", "ia3")
+    model = many(torch.float32, names)
+    [(inputs, _)] = batches(1)
+    batch, _ = pack(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
+    for learns in (False, True):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(learns):
+            one, other = (
+                forward_tasks(model, batch, dict.fromkeys(names, range(4)), mixed=mixed)
+                for mixed in (False, True)
+            )
+        for name in names:
+            torch.testing.assert_close(other[name], one[name], rtol=0, atol=0.05)
 
 
 def test_what_is_refused(model: BertForSequenceClassification) -> None:
