@@ -21,7 +21,7 @@ from spafit.tasks.label_order import label_names, own_labels, own_task, require_
 from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.kept import KeptPrefix
-from spafit.trunk import forward_rows, forward_tasks
+from spafit.trunk.batches import forward_rows, forward_tasks
 
 _T = TypeVar("_T")
 
