@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add_model_arguments(parser, out="many_tasks")
     parser.add_argument("--tasks", type=int, default=9, help="k (9)")
-    parser.add_argument("--contests", choices=CONTESTS, nargs="+", default=list(CONTESTS))
+    parser.add_argument("--contests", choices=CONTESTS, nargs="+", help="all that can be")
     parser.add_argument("--adapterhub", type=Path, help="the folder of its environment")
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
@@ -100,8 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--adapterhub is compared on the CPU in float32")
     if parsed.tasks < 2:
         parser.error("--tasks must be 2 or more")
+    contests = parsed.contests or [*CONTESTS]
+    if parsed.contests and "bottlenecks" in contests and parsed.adapterhub is None:
+        parser.error("the contest of bottlenecks is against AdapterHub; give --adapterhub FOLDER")
     keep_freed_memory()
-    contests = [each for each in CONTESTS if each in parsed.contests]
     out = output_of(parsed, device)
     data = load_rows(parsed.task, "train", parsed.data, parsed.vocab)
     title = f"{parsed.tasks} tasks on one base: {parsed.model_shape}, {parsed.task.upper()}"

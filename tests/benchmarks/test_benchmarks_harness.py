@@ -100,6 +100,12 @@ class TestCompare:
         assert log.ran == ["a0"] * 3 + ["a1"] * 3
         assert found.times_ms == (2000.0, 2000.0)
 
+    def test_work_in_another_process_is_timed_by_its_own_clock(self) -> None:
+        answers = iter([9.0, 2.0, 4.0, 1.0, 3.0])  # the first is the warm-up's
+        contender = Contender("a", lambda _: next(answers), lambda _: {}, has_own_clock=True)
+        [found] = harness.take_turns([contender], self.batches, calls=2)
+        assert found.times_ms == (3.0, 2.0)
+
     def test_what_prepares_itself_settles_on_every_batch(self) -> None:
         ran: list[int] = []
         # Something new in the second and the third pass.
