@@ -357,8 +357,16 @@ def _stream(purpose: str, seed: int) -> int:
 
 def _adaptation(model: BertForSequenceClassification) -> Adaptation:
     if model.adaptation is None:
+        require_none_to_choose(model)
         raise PlanError("the model was not adapted; call spafit.adapt or spafit.load_adapter first")
     return model.adaptation
+
+
+def require_none_to_choose(model: BertForSequenceClassification) -> None:
+    """Raise a PlanError if a model in which no adapter is in use has one that could be."""
+    if model.adaptations:
+        known = one_line(", ".join(map(repr, model.adaptations)), 600)
+        raise PlanError(f"no adapter is in use; choose one of {known} (spafit.use)")
 
 
 # Held while a block is entered or left, not inside it. Reentrant, because the garbage collector may

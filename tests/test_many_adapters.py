@@ -443,6 +443,18 @@ class TestWhatAUserDoesToTheModules:
             assert found == {"auto"}
 
 
+def test_none_of_several_is_in_use(files: dict[str, Path], tmp_path: Path) -> None:
+    model = tiny_bert(torch.float32)
+    load_adapter(model, files["spafit"], name="a")
+    use(model, None)
+    for needs_one in (
+        lambda: save_adapter(model, tmp_path / "a.safetensors"),
+        lambda: strata.summarise(model),
+    ):
+        with pytest.raises(PlanError, match="no adapter is in use; choose one of 'a'"):
+            needs_one()
+
+
 class TestDisabled:
     def test_nothing_is_used_where_the_pretrained_model_is_promised(
         self, files: dict[str, Path]

@@ -19,7 +19,7 @@ from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError, listed, one_line
 from spafit.plans import Plan
-from spafit.strata import adapt, base_fingerprint, check_name
+from spafit.strata import adapt, base_fingerprint, check_name, require_none_to_choose
 from spafit.version import __version__
 from spafit.weights.pretrained import HEAD
 from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
@@ -124,6 +124,7 @@ def adaptation_to_save(model: BertForSequenceClassification) -> Adaptation:
         )
     adaptation = model.adaptation
     if adaptation is None:
+        require_none_to_choose(model)
         raise PlanError(
             "the model was not adapted; call spafit.adapt(model, plan) first, so that there is an "
             "adapter to train and to save"
