@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -26,9 +27,24 @@ def twin(module: _M, copied: Iterable[str] = ()) -> _M:
 
     What is attached to one of them is not attached to the other. Of the parameters whose names are
     in ``copied`` it has copies.
+
+    Raises
+    ------
+    PlanError
+        If its ``forward`` was replaced by a function that need not compute the twin.
     """
     other = object.__new__(type(module))
     vars(other).update(vars(module))
+    vars(other).pop("_compiled_call_impl", None)  # by Module.compile; it is of that module
+    for name, value in vars(module).items():
+        if isinstance(value, MethodType) and value.__self__ is module:
+            vars(other)[name] = MethodType(value.__func__, other)
+        elif name == "forward":
+            raise PlanError(
+                f"the forward of a {type(module).__name__} was replaced by a function that is no "
+                "method of it (types.MethodType), so that it would compute without the adapter; "
+                "replace it after adapting the model"
+            )
     other._parameters = dict(module._parameters)
     other._modules = dict(module._modules)
     for name in copied:
@@ -59,35 +75,46 @@ class Place:
         parent, _, child = path.rpartition(".")
         self.path, self.parent, self.child = path, model.get_submodule(parent), child
         self.base, self.adapted = self.parent.get_submodule(child), adapted
-        with_adapter, without = list(adapted.modules()), list(self.base.modules())
+        self._compare()
+        self.parent._modules[child] = adapted
+
+    def _compare(self) -> None:
+        """Note the modules that only one of the two has, and the tensors that both have."""
+        with_adapter, without = list(self.adapted.modules()), list(self.base.modules())
         self.added = [each for each in with_adapter if each not in set(without)]
         self.removed = [each for each in without if each not in set(with_adapter)]
         # The tensors that both have: where one is moved, or replaced by another, it is so for both.
         self.shared: list[tuple[nn.Module, nn.Module, str]] = []
-        removed, others = set(self.removed), dict(adapted.named_modules())
-        for path, module in self.base.named_modules():
-            if module in removed and (other := others.get(path)) is not None:
+        removed, others = set(self.removed), dict(self.adapted.named_modules())
+        for name, module in self.base.named_modules():
+            if module in removed and (other := others.get(name)) is not None:
                 self.shared += [
                     (module, other, key)
                     for key, tensor in module._parameters.items()
                     if tensor is not None and other._parameters.get(key) is tensor
                 ]
-        self.form_of = _form_of(adapted), _form_of(self.base)
-        self.parent._modules[child] = adapted
+        self.form_of = _form_of(self.adapted), _form_of(self.base)
 
     def put(self) -> None:
         """Put the adapter's module in the place of the pre-trained one."""
+        present = self.parent._modules[self.child]
+        assert present is not None
+        if present is not self.base:  # a user has replaced what stood there
+            self.base = present
+            self._compare()
         for base, adapted, key in self.shared:
-            adapted._parameters[key] = base._parameters[key]
+            _share(key, base, adapted)
         self._exchange(self.base, self.adapted, self.added)
 
     def take(self) -> None:
         """Put the pre-trained module back."""
-        for base, adapted, key in self.shared:
-            base._parameters[key] = adapted._parameters[key]
         present = self.parent._modules[self.child]
         assert present is not None
-        self.adapted = present  # a user may have replaced what stood there
+        if present is not self.adapted:  # a user has replaced what stood there
+            self.adapted = present
+            self._compare()
+        for base, adapted, key in self.shared:
+            _share(key, adapted, base)
         self._exchange(self.adapted, self.base, self.removed)
 
     def _exchange(self, old: nn.Module, new: nn.Module, modules: list[nn.Module]) -> None:
@@ -101,6 +128,12 @@ class Place:
                 settings = vars(each)
                 if settings.get("impl", impl) != impl:
                     settings["impl"] = impl
+
+
+def _share(key: str, owner: nn.Module, other: nn.Module) -> None:
+    """Have a module share a tensor of another one, unless one has it no more (parametrized)."""
+    if key in owner._parameters and key in other._parameters:
+        other._parameters[key] = owner._parameters[key]
 
 
 def _form_of(module: nn.Module) -> dict[str, Any]:
@@ -248,5 +281,5 @@ class Adaptation:
     def modules(self) -> Iterator[nn.Module]:
         """Yield the modules that stand, or would stand, in the places with and without it."""
         for place in self.places:
-            yield from place.added
-            yield from place.removed
+            yield from place.adapted.modules()
+            yield from place.base.modules()

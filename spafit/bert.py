@@ -661,17 +661,22 @@ class BertForSequenceClassification(nn.Module):
         """Move or cast all parameters, as ``to`` does: also those that are not in use."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = {each: each for each in self.parameters()}  # from old to new parameters
-        for module in [each for one in self._every_adaptation() for each in one.modules()]:
+        others = [each for one in self._every_adaptation() for each in one.modules()]
+        for module in dict.fromkeys(others).keys() - set(self.modules()):
+            for key, buffer in module._buffers.items():
+                module._buffers[key] = None if buffer is None else fn(buffer)
             for key, parameter in module._parameters.items():
                 if parameter is None:
                     continue
                 if parameter not in moved:
-                    values = fn(parameter.detach())
+                    values, grad = fn(parameter.detach()), parameter.grad
                     if torch._has_compatible_shallow_copy_type(parameter, values):
                         parameter.data = values
                         moved[parameter] = parameter
                     else:  # as from the meta device
                         moved[parameter] = nn.Parameter(values, parameter.requires_grad)
+                    if grad is not None:
+                        moved[parameter].grad = fn(grad)
                 module._parameters[key] = moved[parameter]
         self._lay_adapters_side_by_side()
         return self

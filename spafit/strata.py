@@ -70,8 +70,9 @@ def adapt(
     Raises
     ------
     PlanError
-        If the model has an adapter of that name, the plan does not fit it, or the pre-trained model
-        is gone because an adapter without a name trained it directly; the model is then unchanged.
+        If the model has an adapter of that name, the plan does not fit it, a module's ``forward``
+        was replaced by a function that is no method of it, or the pre-trained model is gone because
+        an adapter without a name trained it directly; the model is then unchanged.
     """
     if name is None and model.adaptations:
         known = " and ".join(each.plan.name for each in model.adaptations.values())
@@ -81,22 +82,24 @@ def adapt(
         )
     key = DEFAULT if name is None else name
     check_name(model, key)
+    for other in model.adaptations.values():
+        other.require_enabled()
     plan = make_plan(plan, model.config.num_hidden_layers)
-    head = None if num_labels is None else _drawn_head(model, num_labels, seed)
     before = None if model.adaptation is None else model.adaptation.name
     use(model, None)
-    adaptation = Adaptation(plan, key)
+    adaptation, present = Adaptation(plan, key), list(model.parameters())
     try:
         pretrained = _count_pretrained(model)
-        if plan.writes_pretrained and not model.classifier.weight.is_meta:
+        head = None if num_labels is None else _drawn_head(model, num_labels, seed)
+        if plan.writes_pretrained and not present[0].is_meta:
             adaptation.base_fingerprint = fingerprint(model)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
         _attach(adaptation, model, head, seed, first=name is None)
     except BaseException:
         adaptation.take()
         use(model, before)
         raise
+    for parameter in present:
+        parameter.requires_grad_(False)
     declared = set(adaptation.trained)
     for each in declared:
         model.get_parameter(each).requires_grad_(True)
@@ -133,7 +136,7 @@ def _attach(
             names = [name for name, _ in part.named_parameters()]
             trained |= {f"{path}.{name}": how for name in names}
             if not first:
-                adaptation.put_in(model, path, copy.deepcopy(part), names, first=False)
+                adaptation.put_in(model, path, twin(part, names), names, first=False)
     for stratum in plan.strata:
         for number in range(stratum.first, stratum.last + 1):
             if stratum.dropout is not None:
@@ -144,24 +147,50 @@ def _attach(
             for path, techniques in stratum.train.items():
                 path = f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
                 module = model.get_submodule(path)
-                assert isinstance(module, Adaptable)
+                if not isinstance(module, Adaptable):
+                    raise PlanError(
+                        f"{path} was replaced by a {type(module).__name__}, to which nothing can "
+                        "be attached; let it be a subclass of what stood there"
+                    )
                 copied = [
                     name
                     for technique in techniques
                     for name in (technique.copies if first else technique.trains)
                     if name in dict(module.named_parameters())
                 ]
-                adapted = attach_all(techniques, twin(module, copied), generator)
+                adapted = attach_all(techniques, _with_own_hooks(twin(module, copied)), generator)
+                _share_hooks(module, adapted)
                 adaptation.put_in(model, path, adapted, copied, first=first)
                 for technique in techniques:
                     for name in technique.trains:
                         how = _trained(stratum, plan, number, technique, name)
                         trained[f"{path}.{name}"] = how
     lay_side_by_side(model)
-    own_head = copy.deepcopy(model.classifier) if head is None else head
+    own_head = _copied(model.classifier) if head is None else head
     names = [name for name, _ in own_head.named_parameters()]
     trained |= {f"classifier.{name}": Trained() for name in names}
     adaptation.put_in(model, "classifier", own_head, names, first=first and head is None)
+
+
+def _with_own_hooks(module: Adaptable) -> Adaptable:
+    """Give a twin hooks of its own, so that one that a technique attaches is not the base's."""
+    for key, hooks in vars(module).items():
+        if "_hooks" in key:
+            vars(module)[key] = hooks.copy()
+    return module
+
+
+def _share_hooks(base: Adaptable, adapted: Adaptable) -> None:
+    """Have a twin share the base's hooks: who removes one removes it from both."""
+    for key, hooks in vars(adapted).items():
+        if "_hooks" in key and hooks and hooks == vars(base)[key]:
+            vars(adapted)[key] = vars(base)[key]
+
+
+def _copied(head: nn.Module) -> nn.Module:
+    """Return a copy of a head with the same hooks: who removes one removes it from both."""
+    hooks = [vars(each)[key] for each in head.modules() for key in vars(each) if "_hooks" in key]
+    return copy.deepcopy(head, {id(each): each for each in hooks})
 
 
 def _drawn_head(model: BertForSequenceClassification, num_labels: int, seed: int) -> nn.Module:
@@ -169,8 +198,8 @@ def _drawn_head(model: BertForSequenceClassification, num_labels: int, seed: int
     with torch.device("cpu"):
         generator = torch.Generator().manual_seed(_stream("classifier", seed))
         head = new_head(model.config, num_labels, generator)
-    set_impl(head, model.classifier.impl)
-    return head.to(model.classifier.weight).train(model.classifier.training)
+    set_impl(head, getattr(model.classifier, "impl", "auto"))  # a user may have replaced it
+    return head.to(next(model.classifier.parameters())).train(model.classifier.training)
 
 
 def use(model: BertForSequenceClassification, name: str | None) -> None:
@@ -200,6 +229,9 @@ def use(model: BertForSequenceClassification, name: str | None) -> None:
         if used is not None:
             used.require_enabled()
             used.require_base()
+        if chosen is not None:
+            chosen.require_enabled()
+        if used is not None:
             used.take()
         if chosen is not None:
             chosen.put()
@@ -298,8 +330,7 @@ def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -
         If the model was not adapted.
     """
     adaptation = _adaptation(model)
-    if adaptation.base_fingerprint is None:  # what is saved inside belongs to the unrounded base
-        adaptation.base_fingerprint = fingerprint(model)
+    adaptation.base_fingerprint = base_fingerprint(model)  # of what is saved inside: not rounded
     frozen = [
         module
         for name, module in model.bert.named_modules()
@@ -326,8 +357,16 @@ def _stream(purpose: str, seed: int) -> int:
 
 def _adaptation(model: BertForSequenceClassification) -> Adaptation:
     if model.adaptation is None:
+        require_none_to_choose(model)
         raise PlanError("the model was not adapted; call spafit.adapt or spafit.load_adapter first")
     return model.adaptation
+
+
+def require_none_to_choose(model: BertForSequenceClassification) -> None:
+    """Raise a PlanError if a model in which no adapter is in use has one that could be."""
+    if model.adaptations:
+        known = one_line(", ".join(map(repr, model.adaptations)), 600)
+        raise PlanError(f"no adapter is in use; choose one of {known} (spafit.use)")
 
 
 # Held while a block is entered or left, not inside it. Reentrant, because the garbage collector may
@@ -358,23 +397,26 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
         If the model was not adapted, or its plan trains whole pre-trained modules ("full"), of
         which no untrained copy is kept.
     """
-    if model.adaptation is None and model.adaptations:  # it is the pre-trained one
-        yield
-        return
-    adaptation = _adaptation(model)
-    adaptation.require_base()
-    adaptation.require_unmerged()
     with _DISABLING:
-        if adaptation.disabled == 0:
-            _switch_off(model, adaptation)
-        adaptation.disabled += 1
+        if model.adaptation is None and model.adaptations:  # pre-trained, and it stays so
+            disabled = list(model.adaptations.values())
+        else:
+            adaptation = _adaptation(model)
+            adaptation.require_base()
+            adaptation.require_unmerged()
+            if adaptation.disabled == 0:
+                _switch_off(model, adaptation)
+            disabled = [adaptation]
+        for each in disabled:
+            each.disabled += 1
     try:
         yield
     finally:
         with _DISABLING:
-            adaptation.disabled -= 1
-            if adaptation.disabled == 0:
-                _switch_on(model, adaptation)
+            for each in disabled:
+                each.disabled -= 1
+                if each.disabled == 0 and each.set_aside:
+                    _switch_on(model, each)
 
 
 def _switch_off(model: BertForSequenceClassification, adaptation: Adaptation) -> None:
@@ -464,3 +506,17 @@ def fingerprint(model: BertForSequenceClassification) -> str:
         values = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
         digest.update(values.astype("<f4", copy=False).data)
     return digest.hexdigest()
+
+
+def base_fingerprint(model: BertForSequenceClassification) -> str:
+    """Return the fingerprint of a model's base, also where the adapter in use has changed it."""
+    used = model.adaptation
+    if used is not None and used.base_fingerprint is not None:
+        return used.base_fingerprint
+    if used is None or used.merged_from is None:
+        return fingerprint(model)
+    use(model, None)
+    try:
+        return fingerprint(model)
+    finally:
+        use(model, used.name)

@@ -6,12 +6,16 @@ this adapter alone; all bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import random
 import statistics
+import sys
+import threading
 import time
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -19,8 +23,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from support.tiny_bert import CONFIG, ROWS, L, batches, logits, some_steps, tiny_bert
+from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from spafit import strata
+from spafit.adaptable import Adaptable, Dropout
+from spafit.adapters import Bias
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.errors import PlanError, WeightsError
 from spafit.kernels.stacking import are_together
@@ -298,3 +306,215 @@ class TestUse:
             adapt(model, PLANS["ia3"], name="ia3")
         assert bits(model) == before and list(model.adaptations) == ["spafit"]
         assert torch.equal(logits(model), shown)
+
+
+class Calls:
+    """Counts the calls of a hook that is a method of it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def count(self, *_: Any) -> None:
+        self.number += 1
+
+
+class _Tripled(nn.Module):
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return 3 * tensor
+
+
+class TestWhatAUserDoesToTheModules:
+    @pytest.mark.parametrize("path", ["classifier", "bert.pooler", "bert.encoder.layer.4.output"])
+    def test_hooks_from_before_are_called_and_can_be_removed(self, path: str) -> None:
+        model, calls = tiny_bert(torch.float32), Calls()
+        hook = model.get_submodule(path).register_forward_hook(calls.count)
+        for name in ("mixed", "series"):
+            adapt(model, PLANS[name], name=name)
+            logits(model)
+        assert calls.number == 2
+        hook.remove()
+        for name in ("mixed", None):
+            use(model, name)
+            logits(model)
+        assert calls.number == 2
+
+    def test_a_hook_of_a_technique_is_not_the_bases(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        attach = Bias.attach
+
+        def with_hook(self: Bias, module: Adaptable, generator: torch.Generator) -> Adaptable:
+            module.register_forward_hook(lambda module, _, y: 3 * y)
+            return attach(self, module, generator)
+
+        model = tiny_bert(torch.float32)
+        before = logits(model)
+        monkeypatch.setattr(Bias, "attach", with_hook)
+        adapt(model, PLANS["spafit"], name="a")
+        assert not torch.equal(logits(model), before)
+        use(model, None)
+        assert torch.equal(logits(model), before)
+
+    def test_a_replaced_forward_computes_with_the_adapter(self) -> None:
+        model = tiny_bert(torch.float32)
+        linear = model.bert.encoder.layer[1].output.dense
+        forward = type(linear).forward
+        linear.forward = MethodType(lambda self, x: 3 * forward(self, x), linear)
+        before = logits(model)
+        adapt(model, PLANS["spafit"], name="a")
+        assert torch.equal(logits(model), before)
+        some_steps(model, 1)
+        delta = model.bert.encoder.layer[1].output.dense.bias_delta
+        assert delta is not None and bool(delta.delta.any())
+        use(model, None)
+        assert torch.equal(logits(model), before)
+
+    def test_a_forward_that_may_keep_to_the_base_is_refused(self) -> None:
+        model = tiny_bert(torch.float32)
+        linear = model.bert.encoder.layer[1].output.dense
+        plain = linear.forward
+        linear.forward = lambda x: 3 * plain(x)  # type: ignore[method-assign]
+        before = logits(model)
+        with pytest.raises(PlanError, match="replace it after adapting"):
+            adapt(model, PLANS["spafit"])
+        assert torch.equal(logits(model), before) and not model.adaptations
+        assert all(each.requires_grad for each in model.parameters())
+
+    def test_a_module_that_compiles_itself(self) -> None:
+        model = tiny_bert(torch.float32)
+        end = model.bert.encoder.layer[1].output
+        end._compiled_call_impl = end._call_impl  # type: ignore[assignment]  # as by end.compile()
+        before = logits(model)
+        adapt(model, PLANS["series"], name="a")
+        some_steps(model, 1)
+        up = model.get_parameter("bert.encoder.layer.1.output.adapters.series.up.weight")
+        assert up.grad is not None
+        use(model, None)
+        assert torch.equal(logits(model), before)
+
+    def test_a_module_of_another_kind_is_refused(self) -> None:
+        model = tiny_bert(torch.float32)
+        model.bert.encoder.layer[3].output.dense = nn.Linear(37, 20)
+        with pytest.raises(PlanError, match=r"3\.output\.dense was replaced by a Linear"):
+            adapt(model, PLANS["spafit"])
+
+    def test_parametrizations_stay_where_they_were_put(self, files: dict[str, Path]) -> None:
+        model = tiny_bert(torch.float32)
+        for name in ("spafit", "direct"):
+            load_adapter(model, files[name], name=name)
+        shown = {}
+        for name in ("spafit", None):
+            use(model, name)
+            register_parametrization(
+                model.bert.encoder.layer[4].intermediate.dense, "weight", _Tripled()
+            )
+            shown[name] = logits(model)
+        for name in ("spafit", "direct", None, "spafit"):
+            use(model, name)
+            assert name == "direct" or torch.equal(logits(model), shown[name])
+
+    def test_replaced_modules_are_the_adapters_or_the_bases(self, files: dict[str, Path]) -> None:
+        model = tiny_bert(torch.float32)
+        for name in ("spafit", "direct"):
+            load_adapter(model, files[name], name=name)
+        shown = {}
+        for name in ("direct", None):
+            use(model, name)
+            dense = copy.deepcopy(model.bert.encoder.layer[4].output.dense)
+            dense.weight.data *= 3
+            model.bert.encoder.layer[4].output.dense = dense
+            model.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(20, 2)).eval()
+            shown[name] = logits(model)
+        use(model, "spafit")
+        set_impl(model, "reference")
+        model.double().train()
+        for name in ("direct", None):
+            use(model, name)
+            assert all(each.training for each in model.modules())
+            assert {getattr(each, "impl", "reference") for each in model.modules()} == {"reference"}
+            assert {each.dtype for each in model.parameters()} == {torch.float64}
+            found = logits(model.eval())
+            torch.testing.assert_close(found, shown[name].double(), atol=1e-5, rtol=1e-5)
+            model.train()
+        adapt(model, PLANS["direct"], name="new", num_labels=3)  # beside a head of a user's own
+        assert model.num_labels == 3
+
+    def test_gradients_and_buffers_move_with_the_model(self) -> None:
+        model = tiny_bert(torch.float32)
+        adapt(model, PLANS["spafit"], name="a")
+        model.classifier.register_buffer("seen", torch.ones(2))
+        [(inputs, labels)] = batches(1)
+        torch.autograd.backward(F.cross_entropy(model(**inputs), labels))
+        adapt(model, PLANS["direct"], name="b")
+        model.double()
+        use(model, "a")
+        assert model.classifier.seen.dtype == torch.float64
+        gradients = {each.grad.dtype for each in model.parameters() if each.grad is not None}
+        assert gradients == {torch.float64}
+
+    def test_dropout_has_no_form_that_it_lacks(self, files: dict[str, Path]) -> None:
+        model = tiny_bert(torch.float32)
+        load_adapter(model, files["full"], name="full")
+        use(model, None)
+        set_impl(model, "triton")
+        for name in ("full", None):
+            use(model, name)
+            found = {each.impl for each in model.modules() if isinstance(each, Dropout)}
+            assert found == {"auto"}
+
+
+def test_none_of_several_is_in_use(files: dict[str, Path], tmp_path: Path) -> None:
+    model = tiny_bert(torch.float32)
+    load_adapter(model, files["spafit"], name="a")
+    use(model, None)
+    for needs_one in (
+        lambda: save_adapter(model, tmp_path / "a.safetensors"),
+        lambda: strata.summarise(model),
+    ):
+        with pytest.raises(PlanError, match="no adapter is in use; choose one of 'a'"):
+            needs_one()
+
+
+class TestDisabled:
+    def test_nothing_is_used_where_the_pretrained_model_is_promised(
+        self, files: dict[str, Path]
+    ) -> None:
+        model = tiny_bert(torch.float32)
+        load_adapter(model, files["spafit"], name="a")
+        use(model, None)
+        with adapters_disabled(model):
+            for change in (
+                lambda: use(model, "a"),
+                lambda: adapt(model, PLANS["ia3"], name="b"),
+            ):
+                with pytest.raises(PlanError, match="leave the with block"):
+                    change()
+        use(model, "a")
+
+    def test_another_thread_switches(self, files: dict[str, Path]) -> None:
+        """Between the choice of what is switched off and the switching off, nobody else comes."""
+        model = tiny_bert(torch.float32)
+        for name in ("spafit", "direct"):
+            load_adapter(model, files[name], name=name)
+        expected = logits(tiny_bert(torch.float32))
+        stop = threading.Event()
+
+        def switch() -> None:
+            while not stop.is_set():
+                for name in ("spafit", "direct", None):
+                    with contextlib.suppress(PlanError):
+                        use(model, name)
+
+        other = threading.Thread(target=switch)
+        other.start()
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            for _ in range(40):
+                with adapters_disabled(model):
+                    assert torch.equal(logits(model), expected)
+        finally:
+            stop.set()
+            other.join()
+            sys.setswitchinterval(interval)
+        for name in ("spafit", "direct"):
+            use(model, name)
+            assert torch.equal(logits(model), logits(alone(files[name], LABELS[name])))

@@ -106,6 +106,7 @@ def _train(
         split_special_tokens=base.split_special_tokens or None,
     )
     shared = SharedPrefix() if together else None
+    start = None if base.start_from is None else members(base.start_from)[0] / ADAPTER
     results: list[Result] = []
     for seed, seeded in zip(seeds, configs, strict=True):
         initial = seed if init_seed is None else init_seed
@@ -117,10 +118,10 @@ def _train(
             mapped=base.mapped,
         )
         made = plan.make(network.config.num_hidden_layers)
-        if base.start_from is None:
+        if start is None:
             summary = adapt(network, made, seed=initial)
         else:
-            summary = _started(network, made, base.start_from, train.task, initial)
+            summary = _started(network, made, start, train.task, initial)
         if seed == seeds[0]:
             print(load_report(network))
             print(plan_screen(summary, config.epochs))
@@ -134,7 +135,7 @@ def _train(
             "lowercase": base.lowercase,
             "max_bad_rows": data.max_bad_rows,
             **({} if initial == seed else {"init_seed": initial}),
-            **({} if base.start_from is None else {"started_from": _digest(base.start_from)}),
+            **({} if start is None else {"started_from": _digest(start)}),
         }
         results.append(fit(network, tokenizer, train, dev, seeded, about=about, shared=shared))
         print(result_screen(results[-1], summary, train.task.display))
@@ -148,33 +149,31 @@ def _train(
 
 
 def _started(
-    network: BertForSequenceClassification, plan: Plan, run: Path, task: Task, seed: int
+    network: BertForSequenceClassification, plan: Plan, path: Path, task: Task, seed: int
 ) -> Summary:
-    """Adapt a model, beginning with what a run has trained; with its head, if the labels are its.
+    """Adapt a model, beginning with an adapter file; with its head, if the labels are its.
 
     Raises
     ------
     PlanError
-        If the run has another plan.
+        If the file has another plan.
     """
-    [folder] = members(run)
-    start = load_adapter(network, folder / ADAPTER, name="start")
+    start = load_adapter(network, path, name="start")
     if start.plan != plan:
         raise PlanError(
-            f"{folder} trained {one_line(start.plan.name)}, and {one_line(plan.name)} is not the "
-            "same plan; give its --method and the options that it was trained with"
+            f"{path.parent} trained {one_line(start.plan.name)}, and {one_line(plan.name)} is not "
+            "the same plan; give its --method and the options that it was trained with"
         )
-    is_same = start.labels == task.labels
+    is_same = start.labels is not None and set(start.labels) == set(task.labels)
     num_labels = None if is_same else task.num_labels
     summary = copy_adapter(network, "start", DEFAULT, num_labels=num_labels, seed=seed)
     remove_adapter(network, "start")
     return summary
 
 
-def _digest(run: Path) -> str:
+def _digest(path: Path) -> str:
     """Return the SHA-256 of the adapter with which a run begins."""
-    [folder] = members(run)
-    return hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _refuse_mixture(folder: Path, several: bool) -> None:

@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spafit.adaptable import LayerNorm, Linear, SublayerEnd, add_norm, can_be_stacked
+from spafit.adaptable import (
+    LayerNorm,
+    Linear,
+    SublayerEnd,
+    add_norm,
+    can_be_bypassed,
+    can_be_stacked,
+)
 from spafit.adaptation import Adaptation, Place, twin
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, PlanError
@@ -73,6 +80,12 @@ def forward_tasks(
     """
     adapters = {name: named_adapter(model, name) for name in sequences}
     check_packed(model.config, batch, None)
+    if not adapters:
+        return {}
+    if mixed and model.training:
+        raise PlanError(
+            "adapters are mixed in evaluation mode alone; call model.eval(), or give mixed=False"
+        )
     lengths = batch.layout.lengths
     for name, numbers in sequences.items():
         if not len(numbers) or not all(0 <= each < len(lengths) for each in numbers):
@@ -102,8 +115,12 @@ def _in_turn(
     """Compute one adapter after the other, and the pre-trained layers up to its first between."""
     bert, logits = model.bert, dict.fromkeys(adapters, torch.empty(0))
     X, depth = bert.embeddings(*batch[:3]), 0
-    for name in sorted(adapters, key=lambda each: adapters[each].depth):
-        start, depth = depth, adapters[name].depth
+    depths = {  # dropout of a plan's own is also in the layers below
+        name: 0 if model.training and each.dropout else each.depth
+        for name, each in adapters.items()
+    }
+    for name in sorted(adapters, key=depths.__getitem__):
+        start, depth = depth, depths[name]
         X, _ = bert.encoder(X, batch.layout, start=start, stop=depth, first_only=True)
         use(model, name)
         try:
@@ -236,7 +253,7 @@ class _MixedLinear(_Mixed):
 
 def _shares(member: nn.Module, base: Linear) -> bool:
     """Return whether a map is the base's product with something added or its output scaled."""
-    return member is base or (
+    return (
         isinstance(member, Linear)
         and can_be_stacked(member)
         and member.weight is base.weight
@@ -293,6 +310,20 @@ class _MixedAdapters(nn.Module):
         return torch.cat(changed)
 
 
+def _only_adds(end: nn.Module, base: SublayerEnd, own: Mapping[str, nn.Module]) -> bool:
+    """Return whether the end of a sub-layer is the base's but for its bottlenecks.
+
+    Other modules in it may be of the places ``own`` of the same adapter.
+    """
+    known = {*base.children(), *own.values()}
+    return (
+        type(end) is type(base)
+        and can_be_bypassed(end)
+        and vars(end).keys() <= vars(base).keys()
+        and all(each in known for key, each in end.named_children() if key != "adapters")
+    )
+
+
 class _Mix:
     """All adapters of a model, mixed: what stands in each place that one of them adapts.
 
@@ -320,6 +351,11 @@ class _Mix:
             path: each.LayerNorm for path, each in bases.items() if isinstance(each, SublayerEnd)
         }
         for path, base in bases.items():
+            if isinstance(base, SublayerEnd) and not all(
+                _only_adds(each[path], base, each) for each in own if path in each
+            ):
+                self.why_not = f"one of them changes the whole of {path}"
+        for path, base in bases.items():
             mixed: nn.Module
             members = [adapted.get(path, base) for adapted in own]
             if isinstance(base, SublayerEnd):
@@ -327,8 +363,6 @@ class _Mix:
                 ends = list(zip(members, of_each, strict=True))
                 mixed = twin(base)
                 mixed.adapters = nn.ModuleDict({"mixed": _MixedAdapters(self.rows, ends)})
-                if any(type(each) is not type(base) for each in members):
-                    self.why_not = f"one of them replaces the whole of {path}"
             elif isinstance(base, Linear):
                 mixed = _MixedLinear(self.rows, members, base)
             else:
@@ -364,11 +398,14 @@ def _mix_of(model: BertForSequenceClassification) -> _Mix:
     return mix
 
 
-def _adapted(model: BertForSequenceClassification) -> list[nn.Module]:
-    return [place.adapted for each in model.adaptations.values() for place in each.places]
+def _adapted(model: BertForSequenceClassification) -> list[nn.Module | None]:
+    """Return what stands in all places with the adapters, and what stands there now."""
+    places = [place for each in model.adaptations.values() for place in each.places]
+    present = [place.parent._modules[place.child] for place in places]
+    return [*present, *(place.adapted for place in places)]
 
 
-def _are_same(some: list[nn.Module], others: list[nn.Module]) -> bool:
+def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
     return len(some) == len(others) and all(map(operator.is_, some, others))
 
 

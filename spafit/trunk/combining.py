@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from spafit.adaptable import Linear
 from spafit.adaptation import Adaptation, Place
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, one_line
@@ -47,18 +48,26 @@ def copy_adapter(
     Raises
     ------
     PlanError
-        If there is no adapter ``source``, or one of the new name already.
+        If there is no adapter ``source``, or one of the new name already; or the head to copy is
+        of a kind of a user's own.
     """
     other = _unmerged(model, source)
     check_name(model, name)
+    if num_labels is None:
+        _require_plain_head(model, other)
+    used = None if model.adaptation is None else model.adaptation.name
     use(model, source)
-    values = {each: model.get_parameter(each).detach().clone() for each in other.trainable}
+    values = {
+        each: model.get_parameter(each).detach().clone()
+        for each in other.trainable
+        if num_labels is None or not each.startswith("classifier.")
+    }
+    use(model, used)
     own_head = other.num_labels if num_labels is None else num_labels
     summary = adapt(model, other.plan, name=name, num_labels=own_head, seed=seed)
     with torch.no_grad():
         for each, value in values.items():
-            if num_labels is None or not each.startswith("classifier."):
-                model.get_parameter(each).copy_(value)
+            model.get_parameter(each).copy_(value)
     if num_labels is None:
         _take_labels(model.adaptations[name], other)
     return summary
@@ -99,6 +108,7 @@ def combine(
     check_name(model, name)
     adapters = {each: _unmerged(model, each) for each in weights}
     of_head = _unmerged(model, head)
+    _require_plain_head(model, of_head)
     if not adapters:
         raise PlanError("there is nothing to combine; give the weight of one or more adapters")
     for each, weight in weights.items():
@@ -189,6 +199,15 @@ def _unmerged(model: BertForSequenceClassification, name: str) -> Adaptation:
     adaptation = named_adapter(model, name)
     adaptation.require_unmerged()
     return adaptation
+
+
+def _require_plain_head(model: BertForSequenceClassification, adaptation: Adaptation) -> None:
+    head = model.classifier if model.adaptation is adaptation else adaptation.head
+    if not isinstance(head, Linear):
+        raise PlanError(
+            f"the head of {adaptation.name!r:.200} was replaced by a {type(head).__name__}, which "
+            "cannot be copied; draw a new one (copy_adapter with num_labels), or take another"
+        )
 
 
 def _take_labels(adaptation: Adaptation, other: Adaptation) -> None:

@@ -124,10 +124,14 @@ def merge(model: BertForSequenceClassification) -> None:
 
 def _plain(place: Place, state: dict[str, torch.Tensor]) -> nn.Module:
     """Return the pre-trained module of a place with its merged tensors, in its mode."""
-    plain = twin(place.base)
-    for key, tensor in place.base._parameters.items():
-        if tensor is not None and not torch.equal(tensor, merged := state[f"{place.path}.{key}"]):
-            plain._parameters[key] = nn.Parameter(merged, requires_grad=False)
+    changed = {
+        name: merged
+        for name, tensor in place.base.named_parameters()
+        if not torch.equal(tensor, merged := state[f"{place.path}.{name}"])
+    }
+    plain = twin(place.base, changed)
+    for name, merged in changed.items():
+        plain.get_parameter(name).data = merged
     return plain
 
 

@@ -19,7 +19,7 @@ from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, WeightsError, listed, one_line
 from spafit.plans import Plan
-from spafit.strata import adapt, check_name, fingerprint
+from spafit.strata import adapt, base_fingerprint, check_name, require_none_to_choose
 from spafit.version import __version__
 from spafit.weights.pretrained import HEAD
 from spafit.weights.safefile import FLOAT_DTYPES, SafeFile, save_tensors
@@ -124,6 +124,7 @@ def adaptation_to_save(model: BertForSequenceClassification) -> Adaptation:
         )
     adaptation = model.adaptation
     if adaptation is None:
+        require_none_to_choose(model)
         raise PlanError(
             "the model was not adapted; call spafit.adapt(model, plan) first, so that there is an "
             "adapter to train and to save"
@@ -184,7 +185,7 @@ def adapter_content(
         "spafit_adapter": _FORMAT,
         "spafit_version": __version__,
         "plan": adaptation.plan.to_json(),
-        "base_fingerprint": _base_fingerprint(model),
+        "base_fingerprint": base_fingerprint(model),
         "task": json.dumps(adaptation.task),
         "labels": json.dumps(adaptation.labels),
     }
@@ -259,7 +260,7 @@ def load_adapter(
                 f"{path} is for {header.plan.num_layers} layers, this model has "
                 f"{model.config.num_hidden_layers}; load the base that it was trained on"
             )
-        found = _base_fingerprint(model)
+        found = base_fingerprint(model)
         if found != header.base_fingerprint:
             raise WeightsError(
                 f"{path} was trained on the base {one_line(header.base_fingerprint)}, this model "
@@ -280,13 +281,6 @@ def load_adapter(
     model.adaptation.labels = header.labels
     model.adaptation.definition = header.definition
     return model.adaptation
-
-
-def _base_fingerprint(model: BertForSequenceClassification) -> str:
-    """Return the base's fingerprint, as kept from before training where that changed the base."""
-    if model.adaptation is not None and model.adaptation.base_fingerprint is not None:
-        return model.adaptation.base_fingerprint
-    return fingerprint(model)
 
 
 def _check_shapes(

@@ -237,6 +237,22 @@ class TestTrain:
         assert f"started_from is '{digest}', asked for is None" in said
         said = refuse(capsys, *arguments, "--out", str(tmp_path / "x"), "--method", "bitfit")
         assert "is not the same plan; give its --method" in said
+        seeds = tmp_path / "seeds"
+        seeds.mkdir()
+        (seeds / "summary.json").write_text('{"runs": ["a", "b"], "best": "b"}', encoding="utf-8")
+        shutil.copytree(run, seeds / "b")
+        model = spafit.load_pretrained(small.folder, num_labels=2)
+        spafit.load_adapter(model, run / "adapter.safetensors")
+        assert model.adaptation is not None and model.adaptation.labels is not None
+        model.adaptation.labels = model.adaptation.labels[::-1]  # a head with another order
+        spafit.save_adapter(model, seeds / "b" / "adapter.safetensors")
+        out[1] = str(tmp_path / "best")
+        best = train_arguments(small, root, *out, "--start-from", str(seeds), "--seeds", "1", "2")
+        code, _, err = call(capsys, *best)
+        assert (code, err) == (0, f"{seeds}: the best of 2 seeds, b\n")
+        for seed in (1, 2):
+            found = load_file(tmp_path / "best" / f"seed-{seed}" / "adapter.safetensors")
+            assert torch.equal(found["classifier.weight"], tensors[0]["classifier.weight"])
         nowhere = train_arguments(small, root, "--start-from", str(tmp_path))
         assert str(tmp_path / "adapter.safetensors") in refuse(capsys, *nowhere)
 

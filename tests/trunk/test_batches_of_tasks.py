@@ -6,12 +6,15 @@ to 1e-5.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from support.end_gain import end_gains
 from support.tiny_bert import CONFIG, ROWS, L, batches, tiny_bert
 
 from spafit import adaptable
@@ -330,3 +333,55 @@ def test_what_is_refused(model: BertForSequenceClassification) -> None:
             forward_tasks(model, batch, {"deep": wrong})
     with pytest.raises(ConfigError, match="4 rows need an adapter each, found 2"):
         forward_rows(model, ["deep", "ia3"], **inputs)
+
+
+def test_what_is_trained_below_the_end_of_a_sub_layer_is_not_mixed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = many(torch.float64, ("houlsby", "deep"))
+    adapt(model, end_gains(L, monkeypatch), name="e")
+    with torch.no_grad():
+        model.bert.encoder.layer[5].output.LayerNorm.weight.mul_(1.5)
+    [(inputs, _)] = batches(1, seed=5)
+    expected = plain(model, "e", [2], inputs)[0]
+    close(forward_rows(model, ["deep", "deep", "e", "houlsby"], **inputs)[2], expected)
+    batch, _ = pack(*inputs.values())
+    with pytest.raises(PlanError, match="one of them changes the whole of"):
+        forward_tasks(model, batch, {"deep": [0], "e": [1]}, mixed=True)
+
+
+def test_hooks_and_modules_of_the_base_are_used_by_those_who_leave_it() -> None:
+    model = many(torch.float64, ("deep", "houlsby"))
+    [(inputs, _)] = batches(1, seed=5)
+    names = ["deep", "houlsby", "deep", "houlsby"]
+    forward_rows(model, names, **inputs)
+    use(model, None)
+    attention = model.bert.encoder.layer[4].attention.self
+    attention.query.register_forward_hook(lambda module, _, y: 1.5 * y)
+    for replaced in (False, True):
+        if replaced:  # "deep" keeps what it was made of
+            attention.query = copy.deepcopy(attention.query)
+            attention.query.weight.data *= 2
+        found = forward_rows(model, names, **inputs)
+        for row, name in enumerate(names):
+            close(found[row], plain(model, name, [row], inputs)[0])
+
+
+def test_training() -> None:
+    model = many(torch.float64, ("deep", "houlsby"))
+    [still, *rest] = PLANS["deep"].strata
+    adapt(model, replace(PLANS["deep"], strata=[replace(still, dropout=0.5), *rest]), name="own")
+    [(inputs, _)] = batches(1, seed=5)
+    batch, _ = pack(*inputs.values())
+    model.train()
+    one, other = (forward_tasks(model, batch, {"own": [0], "deep": [1]}) for _ in range(2))
+    assert torch.equal(one["deep"], other["deep"]) and not torch.equal(one["own"], other["own"])
+    with pytest.raises(PlanError, match=r"call model\.eval\(\)"):
+        forward_tasks(model, batch, {"own": [0], "deep": [1]}, mixed=True)
+
+
+@pytest.mark.parametrize("mixed", [False, True, None])
+def test_nothing_of_nobody(model: BertForSequenceClassification, mixed: bool | None) -> None:
+    [(inputs, _)] = batches(1, seed=5)
+    batch, _ = pack(*inputs.values())
+    assert forward_tasks(model, batch, {}, mixed=mixed) == {}

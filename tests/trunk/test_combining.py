@@ -11,7 +11,7 @@ from support.tiny_bert import HEAD, ROWS, L, logits, some_steps, tiny_bert
 
 from spafit.adapters import BiasDelta, LayerNormGain, LoRA
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import PlanError
+from spafit.errors import ConfigError, PlanError
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
 from spafit.strata import adapt, use
@@ -147,3 +147,25 @@ class TestCopy:
         merged = merged_of(model, "new")
         for key, value in merged_of(model, "spafit").items():
             assert torch.equal(merged[key], value)
+
+
+def test_a_head_of_a_users_own_is_not_copied() -> None:
+    model = tiny_bert()
+    for name in ("a", "b"):
+        adapt(model, PLANS["lora"], name=name)
+    use(model, "a")
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(20, 2))  # type: ignore[assignment]
+    for used in ("a", "b"):
+        use(model, used)
+        for refused in (
+            lambda: copy_adapter(model, "a", "c"),
+            lambda: combine(model, {"b": 1.0}, name="c", head="a"),
+        ):
+            with pytest.raises(PlanError, match="head of 'a' was replaced by a Sequential"):
+                refused()
+        with pytest.raises(ConfigError, match="num_labels must be"):
+            copy_adapter(model, "a", "c", num_labels=0)
+        assert list(model.adaptations) == ["a", "b"]
+        assert model.adaptation is model.adaptations[used]
+    copy_adapter(model, "a", "c", num_labels=4)
+    assert model.num_labels == 4

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.end_gain import end_gains
 from support.tiny_bert import ROWS, L, logits, some_steps, tiny_bert
 
 from spafit.adapters import BiasDelta, LayerNormGain
@@ -19,7 +20,7 @@ from spafit.errors import PlanError
 from spafit.kernels.stacking import are_together
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
-from spafit.strata import adapt, adapters_disabled, use
+from spafit.strata import adapt, adapters_disabled, frozen_stored_in, use
 from spafit.trunk.merging import merge, merged_state_dict, unmerge
 from spafit.weights.adapter_files import load_adapter, save_adapter
 
@@ -160,3 +161,31 @@ def test_what_is_refused(tmp_path: Path) -> None:
     adapt(full, "full")
     with pytest.raises(PlanError, match="the model before training is gone"):
         merge(full)
+
+
+def test_a_tensor_trained_below_its_place_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_bert()
+    adapt(model, end_gains(L, monkeypatch), name="a")
+    some_steps(model, 2)
+    shown, before = logits(model), bits(model)
+    merge(model)
+    assert torch.equal(logits(model), shown)
+    use(model, None)
+    assert torch.equal(logits(model), logits(tiny_bert()))
+    use(model, "a")
+    unmerge(model)
+    assert bits(model) == before
+
+
+def test_others_are_loaded_beside_a_merged_one(
+    model: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    save_adapter(model, tmp_path / "a.safetensors")
+    shown = logits(model)
+    merge(model)
+    load_adapter(model, tmp_path / "a.safetensors", name="again")
+    assert torch.equal(logits(model), shown)
+    use(model, "a")
+    with frozen_stored_in(model, torch.bfloat16):
+        pass
+    load_adapter(model, tmp_path / "a.safetensors", name="once more")
