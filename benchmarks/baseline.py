@@ -69,7 +69,7 @@ def peft_twin(model: BertForSequenceClassification, *, own_draws: bool = False) 
         name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
     }
     if lora:
-        twin = peft.get_peft_model(twin, _lora_config(lora))
+        twin = peft.get_peft_model(twin, lora_config(lora))
 
     theirs = {plain_name(name): parameter for name, parameter in twin.named_parameters()}
     with torch.no_grad():
@@ -83,7 +83,8 @@ def peft_twin(model: BertForSequenceClassification, *, own_draws: bool = False) 
     return twin.eval()
 
 
-def _lora_config(lora: dict[str, LoRALinear]) -> peft.LoraConfig:
+def lora_config(lora: dict[str, LoRALinear]) -> peft.LoraConfig:
+    """Return PEFT's settings of these modules, by their names."""
     settings = {(each.lora_A.shape[0], each.scaling, each.dropout) for each in lora.values()}
     if len(settings) > 1:
         raise ValueError(f"the baseline has one rank, scale and rate of LoRA, found {settings}")

@@ -75,9 +75,13 @@ def refuse(_, error):  # FastAPI's own answer repeats the input, which need not 
     return JSONResponse({"detail": ascii("; ".join(said))[1:-1][:600]}, 422)
 
 
-if __name__ == "__main__":
+def run(api, port):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the model's process stays
-    model, port, *runs = sys.argv[1:]
-    server = litserve.LitServer(Tasks(model, runs), max_payload_size=2**20)  # bytes
+    server = litserve.LitServer(api, max_payload_size=2**20)  # bytes
     server.app.add_exception_handler(RequestValidationError, refuse)
-    server.run("127.0.0.1", int(port), log_level="warning", generate_client_file=False)
+    server.run("127.0.0.1", port, log_level="warning", generate_client_file=False)
+
+
+if __name__ == "__main__":
+    model, port, *runs = sys.argv[1:]
+    run(Tasks(model, runs), int(port))

@@ -155,8 +155,8 @@ class TrainedTogether(Trained):
     Raises
     ------
     ConfigError
-        If a run is named twice, they have not the same base and tokenizer, or some are for pairs
-        of texts and some not.
+        If a run is named twice, they do not have the same base and tokenizer, or some are for
+        pairs of texts and some not.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _unlike(one: str, other: str, what: str) -> ConfigError:
-    return ConfigError(f"{one} and {other} have not {what}; predict with one after the other")
+    return ConfigError(f"{one} and {other} do not have {what}; predict with one after the other")
 
 
 def _mean(found: Sequence[Predictions], task: Task) -> Predicted:

@@ -203,9 +203,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("runs", "more", "said"),
         [
-            ("kind based", "--text x", "kind and {}/based have not the same base; predict with on"),
-            ("kind split", "--text x", "kind and {}/split have not the same tokenizer; predict wi"),
-            ("kind agree", "--text x", "kind and {}/agree have not the same number of texts, one "),
+            ("kind based", "--text x", "kind and {}/based do not have the same base; predict"),
+            ("kind split", "--text x", "kind and {}/split do not have the same tokenizer; pred"),
+            ("kind agree", "--text x", "kind and {}/agree do not have the same number of texts"),
             ("kind kind", "--text x", "{}/kind is named twice"),
             ("kind ../runs/kind", "--text x", "{}/../runs/kind is named twice"),
             ("seeds/seed-1 seeds/seed-2", "--text x --average", "is one run; --average is for a f"),
