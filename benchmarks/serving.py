@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for (name, callers), rounds in found.items()
     ]
-    write_results(parsed.out, rows, f"Serving {parsed.tasks} tasks", in_table=("task",))
+    write_results(parsed.out, rows, f"Serving {parsed.tasks} tasks")
 
 
 def summary(rounds: Sequence[tuple[list[float], float]], rows: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ batch. It brings eleven small packages; Ray Serve, which spreads models over a c
 Whoever reaches the port may ask: encryption, names and limits are for a proxy in front of it.
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -62,12 +63,10 @@ class Tasks(litserve.LitAPI):
         return [[next(answers) for _ in question.texts] for question in questions]
 
     def rows(self, predictions):
-        if not predictions.names:
-            yield from ({"score": score} for score in predictions.labels)
-            return
-        for label, sure in zip(predictions.labels, predictions.probabilities.tolist(), strict=True):
-            named = dict(zip(predictions.names, sure, strict=True))
-            yield {"label": label, "probabilities": named}
+        names, sure = predictions.names, predictions.probabilities.tolist()
+        for label, row in zip(predictions.labels, sure, strict=True):
+            named = {"label": label, "probabilities": dict(zip(names, row, strict=False))}
+            yield named if names else {"score": label}
 
 
 def refuse(_, error):  # FastAPI's own answer repeats the input, which need not be valid JSON
@@ -76,7 +75,13 @@ def refuse(_, error):  # FastAPI's own answer repeats the input, which need not 
 
 
 def run(api, port):
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the model's process stays
+    own = os.getpid()
+
+    def stop(*_):  # LitServe ends all its processes on an interrupt alone
+        if os.getpid() == own:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     server = litserve.LitServer(api, max_payload_size=2**20)  # bytes
     server.app.add_exception_handler(RequestValidationError, refuse)
     server.run("127.0.0.1", port, log_level="warning", generate_client_file=False)

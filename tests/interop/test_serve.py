@@ -255,6 +255,7 @@ def served(
         while (left := served.processes()) and time.monotonic() < end:
             time.sleep(0.05)
         assert left == []
+        assert "Traceback" not in Path(served.log.name).read_text()
     finally:
         if served.processes():
             os.killpg(served.process.pid, signal.SIGKILL)
