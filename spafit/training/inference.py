@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard, TypeVar
 
@@ -21,7 +21,7 @@ from spafit.tasks.label_order import label_names, own_labels, own_task, require_
 from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.prefix.kept import KeptPrefix
-from spafit.trunk.batches import forward_rows, forward_tasks
+from spafit.trunk.batches import forward_tasks
 
 _T = TypeVar("_T")
 
@@ -384,6 +384,7 @@ def predict_all(
                 is_pair = texts_b[row] is not None
                 require_shape(task, pair=is_pair, source=f"row {row}", trained=f"{name!r:.200}")
     encodings = encode_texts(model, tokenizer, texts_a, texts_b, max_length)
+    device = model.classifier.weight.device
     its_rows = {name: set(some) for name, some in rows.items()}
     order = encodings.by_length(sorted(set().union(*its_rows.values())))
 
@@ -393,7 +394,7 @@ def predict_all(
             for name, its in its_rows.items()
             if not its.isdisjoint(some)
         }
-        found = _logits_of_each(model, encodings, some, places)
+        found = forward_tasks(model, _packed(encodings, some, device), places)
         return {name: logits.float() for name, logits in found.items()}
 
     parts = _in_batches(model, order, logits_of, batch_size=batch_size, precision=precision)
@@ -444,7 +445,7 @@ def _rows_of_each(
                 "tasks must be a list of names of adapters, or such a list for each text; found "
                 f"{tasks!r:.200}"
             )
-        for name in dict.fromkeys(names):
+        for name in names:
             rows.setdefault(name, []).append(row)
     if not every and len(chosen) != count:
         raise ConfigError(f"{count} texts need a list of adapters each, found {len(chosen)}")
@@ -455,19 +456,3 @@ def _rows_of_each(
 
 def _are_names(names: object) -> TypeGuard[Sequence[str]]:
     return isinstance(names, list | tuple | set) and all(isinstance(each, str) for each in names)
-
-
-def _logits_of_each(
-    model: BertForSequenceClassification,
-    encodings: Encodings,
-    rows: Sequence[int],
-    places: Mapping[str, Sequence[int]],
-) -> dict[str, torch.Tensor]:
-    """Return the logits (n, C) of each adapter for the examples at its places among ``rows``."""
-    device = model.classifier.weight.device
-    if model.bert.packed:
-        return forward_tasks(model, _packed(encodings, rows, device), places)
-    names = [name for name, some in places.items() for _ in some]
-    batch = encodings.batch([rows[place] for some in places.values() for place in some])
-    logits = iter(forward_rows(model, names, *batch.to(device)))
-    return {name: torch.stack([next(logits) for _ in some]) for name, some in places.items()}
