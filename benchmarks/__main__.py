@@ -36,7 +36,7 @@ SHORT_SET = {
     "train_step_minilm": "train_step --task rte --batches 5 --model-shape minilm --memory",
     "inference_large": "inference --task rte --rows 64 --repeats 3",
     "many_tasks_large": (
-        "many_tasks --task cola --batch-size 1 --batches 3 --repeats 2 --contests every own"
+        "many_tasks --task cola --batch-size 1 --batches 3 --repeats 1 --contests every own"
     ),
     "load_large": "load --repeats 3",
 }
