@@ -4,11 +4,11 @@
     python -m benchmarks --device cuda --out runs/gpu      on one GPU
     python -m benchmarks --device cuda --precision fp16    on one without bf16, such as a V100
 
-On a CPU: training step, inference and loading. On a GPU: training steps with two batch sizes on
-three tasks, memory, query, key and value alone, a profile of a step, and a part of Table 2's
-projection. Each benchmark runs in a separate process and writes its CSV, table and figure to the
-folder. Run the scripts themselves for the full benchmarks and all options. Those that use
-torch.compile run last, because compiling takes the most time.
+On a CPU: training step, inference, nine tasks on one base, and loading. On a GPU: training steps
+with two batch sizes on three tasks, memory, query, key and value alone, a profile of a step, and a
+part of Table 2's projection. Each benchmark runs in a separate process and writes its CSV, table
+and figure to the folder. Run the scripts themselves for the full benchmarks and all options. Those
+that use torch.compile run last, because compiling takes the most time.
 
 Each row has its command and what other programs used meanwhile; where that was much, or the rounds
 differ much, a warning says so, once more at the end. A line a minute says what is running. Failures
@@ -35,6 +35,9 @@ SHORT_SET = {
     "train_step_large": "train_step --task rte --batches 3 --kept-prefix",
     "train_step_minilm": "train_step --task rte --batches 5 --model-shape minilm --memory",
     "inference_large": "inference --task rte --rows 64 --repeats 3",
+    "many_tasks_large": (
+        "many_tasks --task cola --batch-size 1 --batches 3 --repeats 1 --contests every own"
+    ),
     "load_large": "load --repeats 3",
 }
 

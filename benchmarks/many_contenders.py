@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import torch
@@ -230,10 +230,10 @@ class ParallelProcess:
         # As keep_freed_memory does here.
         memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
         command = [sys.executable, "-m", "benchmarks.parallel_child", str(folder)]
-        self._process = subprocess.Popen(
+        self._process = Popen(
             [*command, str(torch.get_num_threads())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=PIPE,
+            stdout=PIPE,
             text=True,
             env={**os.environ, **memory, "PYTHONPATH": os.pathsep.join(map(str, paths))},
         )

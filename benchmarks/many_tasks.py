@@ -12,8 +12,8 @@ The contests, each row from row numbers to the logits of all tasks:
   its rows (``adapter_names``).
 - bottlenecks: as every, but with Houlsby's adapters in the layers above group 1, against
   AdapterHub's ``Parallel``, which starts at the first layer with adapters. It needs the folder of
-  an environment of its own (``--adapterhub``), and is timed by its own clock:
-  ``pip install --target FOLDER adapters==1.3.0 transformers==4.57.6``
+  an environment of its own (``--adapterhub``), and is timed by its own clock; in
+  OUT_bottlenecks: ``pip install --target FOLDER adapters==1.3.0 transformers==4.57.6``
 - sweep: how many times as fast as in turn mixed is, with 1 to 32 rows a task, as every and as own:
   where ``spafit.trunk.batches.MIXED_BELOW`` should lie; in OUT_sweep
 - cost: the time of a switch, that of the thread, and resident memory with k adapters and without,
@@ -107,7 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = output_of(parsed, device)
     data = load_rows(parsed.task, "train", parsed.data, parsed.vocab)
     title = f"{parsed.tasks} tasks on one base: {parsed.model_shape}, {parsed.task.upper()}"
-    found: list[Row] = []
     if not {"every", "own", "sweep", "cost"}.isdisjoint(contests):
         config, method = SHAPES[parsed.model_shape], method_of(parsed)
         model = model_of_tasks(config, method, parsed.tasks, parsed.seed, device)
@@ -116,19 +115,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             one, *others = _ours(model, data.encodings, parsed.dtype, own)
             check_results(one, others, rows, TOLERANCES[parsed.dtype])
         if "sweep" in contests:
-            swept = sweep(model, data, parsed, device)
+            found = sweep(model, data, parsed, device)
             aside = out.with_name(f"{out.name}_sweep")
-            write_results(aside, swept, f"Mixed against in turn, {title}", in_table=_IN_TABLE)
+            write_results(aside, found, f"Mixed against in turn, {title}", in_table=_IN_TABLE)
         zero_biases(model)
-        found += adapters(model, data, parsed, device, contests)
+        if found := adapters(model, data, parsed, device, contests):
+            write_results(out, found, title, in_table=_IN_TABLE)
         if "cost" in contests:
-            costs = [{**cost, **place(device, "float32")} for cost in cost_of(model, parsed)]
-            write_results(out.with_name(f"{out.name}_cost"), costs, "", in_table=("method",))
+            found = [{**cost, **place(device, "float32")} for cost in cost_of(model, parsed)]
+            write_results(out.with_name(f"{out.name}_cost"), found, "", in_table=("method",))
         del model
     if "bottlenecks" in contests and parsed.adapterhub is not None:
-        found += bottlenecks(data, parsed, device)
-    if found:
-        write_results(out, found, title, in_table=_IN_TABLE)
+        found = bottlenecks(data, parsed, device)
+        aside = out.with_name(f"{out.name}_bottlenecks")
+        write_results(aside, found, f"Bottlenecks, {title}", in_table=_IN_TABLE)
 
 
 def sweep(
@@ -152,8 +152,7 @@ def sweep(
             )
             rows = rows_of(contest, timings, model, batches, n, data, parsed, device)
             name = f"{contest}, {rows[1]['tokens_per_task']:.0f} tokens a task: mixed"
-            del rows[1]["required_ratio"], rows[1]["adapterhub"]
-            found.append({**rows[1], "contender": name})
+            found.append({**rows[1], "contender": name, "required_ratio": ""})
     return found
 
 
@@ -264,7 +263,6 @@ def rows_of(
             "required_ratio": least
             if contest != "own" and row["contender"] in (IN_TURN, MIXED)
             else "",
-            "adapterhub": "",
         }
         for row in results(settings, timings, place(device, parsed.dtype))
     ]

@@ -15,22 +15,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Answer the questions of the standard input until it ends."""
+def main(arguments: Sequence[str], questions: TextIO, answers: TextIO) -> None:
+    """Answer questions until they end."""
     folder, threads = arguments
-    answers, sys.stdout = sys.stdout, sys.stderr  # the libraries may print
     torch.set_num_threads(int(threads))
     logits = parallel(Path(folder))
     versions = {name: importlib.import_module(name).__version__ for name in _LIBRARIES}
     print(json.dumps(versions), file=answers, flush=True)
-    for line in sys.stdin:
+    for line in questions:
         asked = json.loads(line)
         began = time.perf_counter()
         with torch.inference_mode():
@@ -101,4 +100,5 @@ def parallel(folder: Path) -> Callable[[Sequence[int]], Tensor]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    output, sys.stdout = sys.stdout, sys.stderr  # the libraries may print
+    main(sys.argv[1:], sys.stdin, output)

@@ -245,8 +245,10 @@ class TestSharing:
             close(learnt, found)
             assert products[-1].data_ptr() != learnt.data_ptr()
 
-    def test_gradients(self) -> None:
-        names = ("deep", "houlsby", "direct", "scaled")
+    @pytest.mark.parametrize(
+        "names", [("deep", "houlsby", "direct", "scaled"), ("scaled", "parallel", "deep")]
+    )
+    def test_gradients(self, names: tuple[str, ...]) -> None:
         model = many(torch.float64, names)
         [(inputs, _)] = batches(1)
         batch, _ = pack(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
