@@ -201,7 +201,10 @@ def explained(error: Exception) -> str:
         return "HF_HUB_OFFLINE is set; unset it for the first download"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"the hub gives no access (status {status}); run `hf auth login` with a token for it"
+        return (
+            f"the hub gives no access (status {status}); run `hf auth login` with a token for it, "
+            "or get the files by other means"
+        )
     reason = " ".join(str(error).split())[:200] or "no message"
     return (
         f"the hub gave no usable answer ({type(error).__name__}: {reason}); check the network and "

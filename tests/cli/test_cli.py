@@ -202,6 +202,7 @@ ABSURD_TRAIN = {
     "--numbering": ["roman"],
     "--seeds": ["-1", "x", "1.5", "1e308", str(2**63), ""],
     **{f"--{name}-seed": ["-1", "x", "1.5", ""] for name in ("order", "dropout", "init")},
+    "--start-from": ["nowhere", "file", ""],
     "--epochs": ["0", "-1", "1.5", "nan", "1e308", "x", str(2**63)],
     "--batch-size": ["0", "-1", "1.5", "1e308"],
     "--accumulation": ["0", "-1", "17", "1e308"],

@@ -193,7 +193,7 @@ class TestTheMachine:
             safefile, "one_line", lambda text, limit=200: text[:limit], None),
         "messages without an end": (safefile, "one_line", lambda text, limit=200: text, None),
         "an adapter of any base": (
-            adapter_files, "_base_fingerprint", lambda model: Anything(), "adapter"),
+            adapter_files, "base_fingerprint", lambda model: Anything(), "adapter"),
         "tensors that the plan does not name": (
             adapter_files, "_check_shapes", lambda model, header, path: None, "adapter"),
         "settings of LoRA are forgotten": (

@@ -142,7 +142,7 @@ def test_of_an_error_less_is_better(tmp_path: Path) -> None:
                 },
             )
     report = make_report(tmp_path)
-    assert report.ours == "SPAFIT-0-2-II"
+    assert report.ours == "SPAFIT-1-3-I"
     assert [row.cells["price"].best for row in report.rows] == [0.3, 0.6]
 
 
