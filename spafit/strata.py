@@ -415,7 +415,7 @@ def adapters_disabled(model: BertForSequenceClassification) -> Iterator[None]:
         with _DISABLING:
             for each in disabled:
                 each.disabled -= 1
-                if each.disabled == 0 and each.set_aside:
+                if each.disabled == 0:
                     _switch_on(model, each)
 
 
