@@ -48,7 +48,7 @@ from spafit.adaptable import Adaptable, Affine, LayerNorm, Linear, SublayerEnd, 
 from spafit.config import is_number
 from spafit.errors import PlanError
 from spafit.kernels import Part, stacked_linear
-from spafit.techniques import Technique, Term, added_up, check_rate, register
+from spafit.techniques import Technique, Term, check_rate, register
 
 # Far above any use; a larger rank is a mistake that would only exhaust memory.
 _LARGEST_RANK = 65_536
@@ -111,6 +111,7 @@ class Bias(Technique):
     name: ClassVar[str] = "bias-delta"
     short: ClassVar[str] = "bias"
     trains: ClassVar[tuple[str, ...]] = ("bias_delta.delta",)
+    is_a_sum: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         return super().__repr__().replace("Bias", "BiasDelta", 1)
@@ -127,11 +128,6 @@ class Bias(Technique):
         module.bias_delta = BiasDelta(module.bias).train(module.training)
         return module
 
-    @classmethod
-    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
-        """Return Σ w δ."""
-        return cls(), added_up(terms)
-
 
 @register
 @dataclass(frozen=True, repr=False)
@@ -142,15 +138,11 @@ class DirectBias(Technique):
     short: ClassVar[str] = "bias"
     trains: ClassVar[tuple[str, ...]] = ("bias",)
     copies: ClassVar[tuple[str, ...]] = ("bias",)
+    is_a_sum: ClassVar[bool] = True
 
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
         """Return ``module`` unchanged."""
         return module
-
-    @classmethod
-    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
-        """Return b_0 + Σ w (b - b_0), where b_0 is the pre-trained bias."""
-        return cls(), added_up(terms)
 
 
 class GainDelta(BiasDelta):
@@ -175,6 +167,7 @@ class LayerNormGain(Technique):
     name: ClassVar[str] = "layernorm-gain"
     short: ClassVar[str] = "gain"
     trains: ClassVar[tuple[str, ...]] = ("gain_delta.delta",)
+    is_a_sum: ClassVar[bool] = True
     attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (LayerNorm,)
 
     def attach(self, module: Adaptable, generator: torch.Generator | None) -> Adaptable:
@@ -184,11 +177,6 @@ class LayerNormGain(Technique):
             raise PlanError("the module has a gain delta already; attaching another would lose it")
         module.gain_delta = GainDelta(module.weight).train(module.training)
         return module
-
-    @classmethod
-    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
-        """Return Σ w δγ."""
-        return cls(), added_up(terms)
 
 
 class LoRALinear(Linear):
@@ -228,7 +216,7 @@ class LoRALinear(Linear):
     ) -> None:
         nn.Module.__init__(self)
         self.take_over(linear)  # W, b, δ
-        self.scaling = alpha / math.sqrt(r) if rank_stabilised else alpha / r  # s
+        self.scaling = _scaling(r, alpha, rank_stabilised)  # s
         self.dropout = dropout
         self.lora_A = nn.Parameter(_drawn(r, self.weight, generator))  # A (r, in)
         self.lora_B = nn.Parameter(self.weight.new_zeros(len(self.weight), r))  # B (out, r)
@@ -324,7 +312,7 @@ class LoRA(Technique):
     @property
     def scaling(self) -> float:
         """s: alpha / r, or alpha / √r if it is rank-stabilised."""
-        return self.alpha / (math.sqrt(self.r) if self.rank_stabilised else self.r)
+        return _scaling(self.r, self.alpha, self.rank_stabilised)
 
     @property
     def caption(self) -> str:
@@ -643,6 +631,7 @@ class Full(Technique):
     name: ClassVar[str] = "full"
     short: ClassVar[str] = "full"
     trains: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    is_a_sum: ClassVar[bool] = True
 
     def combines_with(self, other: Technique) -> bool:
         """Return False: a fully trained module takes no other technique."""
@@ -652,10 +641,10 @@ class Full(Technique):
         """Return ``module`` unchanged."""
         return module
 
-    @classmethod
-    def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
-        """Return W_0 + Σ w (W - W_0), and the same of the bias."""
-        return cls(), added_up(terms)
+
+def _scaling(r: int, alpha: float, rank_stabilised: bool) -> float:
+    """Return s: alpha / r, or alpha / √r if it is rank-stabilised."""
+    return alpha / math.sqrt(r) if rank_stabilised else alpha / r
 
 
 def _drawn(rows: int, weight: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

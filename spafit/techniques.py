@@ -46,6 +46,8 @@ class Technique:
         kept, so that ``adapters_disabled`` can restore them. The values of the others are lost.
     attaches_to : tuple of type
         The classes of modules that it can be attached to: Linear, LayerNorm, SublayerEnd.
+    is_a_sum : bool
+        Whether what several of its kind train can be added up: δ, or a pre-trained tensor.
     order : int
         Techniques on one module are attached in ascending order.
     """
@@ -58,6 +60,7 @@ class Technique:
     trains: ClassVar[tuple[str, ...]]
     copies: ClassVar[tuple[str, ...]] = ()
     attaches_to: ClassVar[tuple[type[Adaptable], ...]] = (Linear, LayerNorm)
+    is_a_sum: ClassVar[bool] = False
     order: ClassVar[int] = 0
 
     def __repr__(self) -> str:
@@ -111,6 +114,8 @@ class Technique:
     def summed(cls, terms: Sequence[Term]) -> tuple[Technique, dict[str, torch.Tensor]]:
         """Return the technique that adds the weighted sum of what several of its kind add.
 
+        Where :attr:`is_a_sum` says so, its values are the sums of theirs (:func:`added_up`).
+
         Returns
         -------
         Technique
@@ -123,6 +128,8 @@ class Technique:
         PlanError
             If the sum is none of its kind.
         """
+        if cls.is_a_sum:
+            return cls(), added_up(terms)
         raise PlanError(
             f"{cls.name} has no sum, because what it computes is not linear in what it trains"
         )
