@@ -170,7 +170,7 @@ def _filled(lengths: Sequence[int], first_texts: Sequence[int]) -> Encodings:
         ids[0], ids[first - 1], ids[-1] = _CLS, _SEP, _SEP
         input_ids.append(ids)
         token_type_ids.append([0] * first + [1] * (length - first))
-    return Encodings(input_ids, token_type_ids, truncated=0, pad_id=0)
+    return Encodings(input_ids, token_type_ids, pad_id=0)
 
 
 def measured_lengths(

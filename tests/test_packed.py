@@ -41,7 +41,7 @@ def make_encodings(lengths: Sequence[int], seed: int = 0) -> Encodings:
     draw = random.Random(seed)
     ids = [[draw.randrange(1, CONFIG.vocab_size) for _ in range(n)] for n in lengths]
     types = [[int(place >= n // 2) for place in range(n)] for n in lengths]
-    return Encodings(ids, types, 0, 0)
+    return Encodings(ids, types, 0)
 
 
 def adapted(

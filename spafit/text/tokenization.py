@@ -74,8 +74,6 @@ class Encodings:
         Token ids of each example, special tokens included.
     token_type_ids : list of list of int
         Token types of each example, as long as its ids.
-    truncated : int
-        How many examples were truncated.
     pad_id : int
         The id that :meth:`batch` pads with.
     cut : sequence of int
@@ -84,12 +82,16 @@ class Encodings:
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]]
-    truncated: int
     pad_id: int
     cut: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def truncated(self) -> int:
+        """How many examples were truncated."""
+        return len(self.cut)
 
     @property
     def lengths(self) -> list[int]:
@@ -278,7 +280,7 @@ class Tokenizer:
                 second = [] if text_b is None else [*B[:keep_B], self.sep_id]
                 input_ids.append(first + second)
                 token_type_ids.append([0] * len(first) + [1] * len(second))
-        return Encodings(input_ids, token_type_ids, len(cut), self.pad_id, cut)
+        return Encodings(input_ids, token_type_ids, self.pad_id, cut)
 
     def __call__(
         self,

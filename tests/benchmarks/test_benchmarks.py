@@ -41,7 +41,7 @@ def nine_rows() -> Encodings:
     generator = torch.Generator().manual_seed(7)
     sizes = [5, 17, 3, 8, 8, 12, 4, 3, 9]
     ids = [torch.randint(1, 53, (n,), generator=generator).tolist() for n in sizes]
-    return Encodings(ids, [[0] * (n // 2) + [1] * (n - n // 2) for n in sizes], 0, 0)
+    return Encodings(ids, [[0] * (n // 2) + [1] * (n - n // 2) for n in sizes], 0)
 
 
 def adapted(method: str) -> BertForSequenceClassification:

@@ -449,7 +449,6 @@ class TestBatch:
     ENCODINGS = Encodings(
         input_ids=[[2, 6, 3], [2, 5, 3, 7, 3], [2, 3]],
         token_type_ids=[[0, 0, 0], [0, 0, 0, 1, 1], [0, 0]],
-        truncated=0,
         pad_id=9,
     )
 

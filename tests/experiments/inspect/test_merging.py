@@ -18,7 +18,7 @@ from spafit.text.tokenization import Encodings
 from spafit.trunk.merging import merged_state_dict
 
 TEXTS = [[7, 3, 9, 11, 2], [5, 8], [1, 2, 3, 4, 5, 6, 7]]
-ENCODINGS = Encodings(TEXTS, [[0] * len(each) for each in TEXTS], 0, 0)
+ENCODINGS = Encodings(TEXTS, [[0] * len(each) for each in TEXTS], 0)
 SPAFIT = short("SPAFIT-0-2-II")
 DELTA = "bert.encoder.layer.4.intermediate.dense.bias"
 

@@ -46,7 +46,7 @@ def make_encodings(lengths: Iterable[int] = LENGTHS, seed: int = 0) -> Encodings
     draw = random.Random(seed)
     ids = [[draw.randrange(30000) for _ in range(length)] for length in lengths]
     types = [[int(2 * place > len(row)) for place in range(len(row))] for row in ids]
-    return Encodings(ids, types, 0, 0)
+    return Encodings(ids, types, 0)
 
 
 def make_key(**changes: Any) -> PrefixKey:
@@ -337,7 +337,7 @@ class TestFiles:
         elif change == "fewer":
             del other.input_ids[-1], other.token_type_ids[-1]
         else:
-            other = Encodings(other.token_type_ids, other.input_ids, 0, 0)
+            other = Encodings(other.token_type_ids, other.input_ids, 0)
         cache = PrefixCache(other, make_key(), folder=tmp_path, limit_bytes=PLENTY)
         assert cache.path is not None
         assert cache.path != path
@@ -359,7 +359,7 @@ class TestFiles:
 
     def test_padding_and_truncation_counts_do_not_matter(self, tmp_path: Path) -> None:
         filled(tmp_path)
-        other = dataclasses.replace(make_encodings(), truncated=3, pad_id=9)
+        other = dataclasses.replace(make_encodings(), cut=(0, 1, 2), pad_id=9)
         with PrefixCache(other, make_key(), folder=tmp_path, limit_bytes=PLENTY) as cache:
             assert check_right_or_missing(cache) == []
 

@@ -240,7 +240,7 @@ class TestMemory:
     @pytest.fixture
     def opened(self) -> Callable[..., Any]:
         """Open the cache of an imaginary model's states, by its number."""
-        encodings = Encodings([[1, 2, 3, 4]] * 3, [[0] * 4] * 3, 0, 0)
+        encodings = Encodings([[1, 2, 3, 4]] * 3, [[0] * 4] * 3, 0)
 
         def open_(shared: SharedPrefix, number: int, limit: int, name: str = "train") -> Any:
             key = PrefixKey(f"{number:064}", 1, "1" * 64, 5, "float32", "float32", "here")
