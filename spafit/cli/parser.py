@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -615,85 +615,18 @@ def _parser() -> _Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    _add_demo_options(verb("demo", "fine-tune a small real BERT, without a network", "spafit demo"))
-    _add_drawing_options(
-        verb("plan", "show what trains, layer by layer, with counts", "spafit plan SPAFIT-4-9-II")
-    )
-    _add_download_options(
-        verb(
-            "download",
-            "download a model or GLUE's data once, and check it",
-            "spafit download glue rte mrpc",
-        )
-    )
-    _add_train_options(
-        verb(
-            "train",
-            "fine-tune on a GLUE task, or on data of your own",
-            "spafit train --task rte --method SPAFIT-4-9-II --out runs/rte "
-            "--seeds 0 1 2\n"
-            "  spafit train --data tickets.csv --method SPAFIT-4-9-II --out runs/tickets",
-        )
-    )
-    evaluate = verb("eval", "score a run on a labelled split", "spafit eval runs/rte")
+    for name, summary, example, add_options in _VERBS:
+        add_options(verb(name, summary, example))
+    return parser
+
+
+def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("run", type=as_path, help="run folder of spafit train")
     _add_run_options(evaluate)
     evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
     evaluate.add_argument(
         "--errors", type=as_new_path, metavar="FILE", help="write all wrong predictions, with texts"
     )
-    predict = verb(
-        "predict",
-        "predict with a run, or with several of one base at once",
-        "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR\n"
-        '  spafit predict runs/tickets --text "my invoice is wrong" --probabilities\n'
-        "  spafit predict runs/rte runs/mrpc --input FILE.tsv --output FILE.csv",
-    )
-    predict.add_argument(
-        "run",
-        nargs="+",
-        type=as_path,
-        help="run folder of spafit train; of several, each has a column of its name, and the first "
-        "says how the input is read",
-    )
-    _add_run_options(predict)
-    _add_predict_options(predict)
-    _add_grid_options(
-        verb(
-            "grid",
-            "train a grid of methods, tasks and seeds from one file",
-            "spafit grid minilm --workers 2\n  spafit grid table-2 --dry-run",
-        )
-    )
-    _add_report_options(
-        verb("report", "compare the runs below a folder, over seeds", "spafit report runs")
-    )
-    _add_probe_options(
-        verb(
-            "probe",
-            "probe which layers of the frozen model know a task",
-            "spafit probe --task rte --model minilm\n  spafit probe --task order --model minilm",
-        )
-    )
-    _add_search_options(
-        verb(
-            "search",
-            "choose N1, N2 and the type under a budget, beside random choice",
-            "spafit search --task rte --model minilm --learning-rate 5e-4\n"
-            "  spafit search --task mrpc --parameters 4000000 --epochs 3",
-        )
-    )
-    _add_inspect_options(
-        verb(
-            "inspect",
-            "show what a run added to its base, what merging loses, what was forgotten",
-            "spafit inspect runs/rte --out inspected\n"
-            "  spafit inspect runs/rte --merging\n"
-            "  spafit inspect runs/rte --forgetting --tasks sst-2 cola --data DIR",
-        )
-    )
-    verb("doctor", "show versions, devices, kernels, and what is missing", "spafit doctor")
-    return parser
 
 
 def _add_demo_options(demo: argparse.ArgumentParser) -> None:
@@ -778,6 +711,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_predict_options(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument(
+        "run",
+        nargs="+",
+        type=as_path,
+        help="run folder of spafit train; of several, each has a column of its name, and the first "
+        "says how the input is read",
+    )
+    _add_run_options(predict)
     target = predict.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--input",
@@ -1186,3 +1127,77 @@ def _add_settings(group: argparse._ActionsContainer, *names: str) -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+_VERBS: tuple[tuple[str, str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
+    ("demo", "fine-tune a small real BERT, without a network", "spafit demo", _add_demo_options),
+    (
+        "plan",
+        "show what trains, layer by layer, with counts",
+        "spafit plan SPAFIT-4-9-II",
+        _add_drawing_options,
+    ),
+    (
+        "download",
+        "download a model or GLUE's data once, and check it",
+        "spafit download glue rte mrpc",
+        _add_download_options,
+    ),
+    (
+        "train",
+        "fine-tune on a GLUE task, or on data of your own",
+        "spafit train --task rte --method SPAFIT-4-9-II --out runs/rte "
+        "--seeds 0 1 2\n"
+        "  spafit train --data tickets.csv --method SPAFIT-4-9-II --out runs/tickets",
+        _add_train_options,
+    ),
+    ("eval", "score a run on a labelled split", "spafit eval runs/rte", _add_eval_options),
+    (
+        "predict",
+        "predict with a run, or with several of one base at once",
+        "spafit predict runs/rte --input FILE.tsv\n  spafit predict runs/rte --submission DIR\n"
+        '  spafit predict runs/tickets --text "my invoice is wrong" --probabilities\n'
+        "  spafit predict runs/rte runs/mrpc --input FILE.tsv --output FILE.csv",
+        _add_predict_options,
+    ),
+    (
+        "grid",
+        "train a grid of methods, tasks and seeds from one file",
+        "spafit grid minilm --workers 2\n  spafit grid table-2 --dry-run",
+        _add_grid_options,
+    ),
+    (
+        "report",
+        "compare the runs below a folder, over seeds",
+        "spafit report runs",
+        _add_report_options,
+    ),
+    (
+        "probe",
+        "probe which layers of the frozen model know a task",
+        "spafit probe --task rte --model minilm\n  spafit probe --task order --model minilm",
+        _add_probe_options,
+    ),
+    (
+        "search",
+        "choose N1, N2 and the type under a budget, beside random choice",
+        "spafit search --task rte --model minilm --learning-rate 5e-4\n"
+        "  spafit search --task mrpc --parameters 4000000 --epochs 3",
+        _add_search_options,
+    ),
+    (
+        "inspect",
+        "show what a run added to its base, what merging loses, what was forgotten",
+        "spafit inspect runs/rte --out inspected\n"
+        "  spafit inspect runs/rte --merging\n"
+        "  spafit inspect runs/rte --forgetting --tasks sst-2 cola --data DIR",
+        _add_inspect_options,
+    ),
+    (
+        "doctor",
+        "show versions, devices, kernels, and what is missing",
+        "spafit doctor",
+        lambda doctor: None,
+    ),
+)
+"""Each verb: what it does, an example of it, and what adds its options."""
