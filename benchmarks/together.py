@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.tasks.glue import Dataset
-from spafit.text.tokenization import load_tokenizer
+from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.fit import fit
 from spafit.training.inference import encode
 from spafit.training.prefix.shared import SharedPrefix
@@ -48,6 +49,18 @@ _CHECKED = 48  # rows
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and record."""
+    parsed = _parsed(arguments)
+    set_threads(parsed)
+    train, dev = (glue.load(parsed.task, split, parsed.data) for split in ("train", "dev"))
+    trial = _Trial(parsed, first(train, parsed.rows), dev, load_tokenizer(parsed.model))
+    others = [trial.checked(TOGETHER, 0.0), trial.checked(COMPUTED, 1e-4)]
+    check_results(trial.checked(KEPT, 0.0), others, Rows((), 0), 0)
+    rows = _rows(trial, *_timed(trial, parsed.repeats))
+    title = f"{len(parsed.seeds)} seeds: MiniLM, {parsed.method}, {train.task.display}"
+    write_results(parsed.out, rows, f"{title}, {len(trial.train)} rows, {parsed.epochs} epochs")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -62,73 +75,85 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--rows", type=int, help="train on the first ones alone")
     parser.add_argument("--repeats", type=int, default=3)
-    parsed = parser.parse_args(arguments)
-    set_threads(parsed)
+    return parser.parse_args(arguments)
 
-    train, dev = (glue.load(parsed.task, split, parsed.data) for split in ("train", "dev"))
-    train = first(train, parsed.rows)
-    tokenizer = load_tokenizer(parsed.model)
-    config = TrainConfig(
-        batch_size=parsed.batch_size,
-        learning_rate=parsed.learning_rate,
-        dropout_in_group_1=False,
-        precision="float32",
-        device="cpu",
-        quiet=True,
-    )
 
-    def fresh_model(seed: int) -> BertForSequenceClassification:
-        model = load_pretrained(parsed.model, num_labels=train.task.num_labels, seed=seed)
-        adapt(model, parsed.method, seed=seed)
+@dataclass(frozen=True)
+class _Trial:
+    """What is trained: the options, the data, and the tokenizer."""
+
+    parsed: argparse.Namespace
+    train: Dataset
+    dev: Dataset
+    tokenizer: Tokenizer
+
+    def model(self, seed: int) -> BertForSequenceClassification:
+        """Return a fresh model."""
+        labels = self.train.task.num_labels
+        model = load_pretrained(self.parsed.model, num_labels=labels, seed=seed)
+        adapt(model, self.parsed.method, seed=seed)
         return model
 
     def losses(
-        name: str,
-        models: Sequence[BertForSequenceClassification],
-        train: Dataset,
-        dev: Dataset,
-        epochs: int,
+        self, name: str, models: Sequence[BertForSequenceClassification], epochs: int
     ) -> list[Tensor]:
+        """Train a model for each seed in a contender's way, and return the losses of each."""
         shared = SharedPrefix() if name == TOGETHER else None
         found = []
-        for seed, model in zip(parsed.seeds, models, strict=True):
-            settings = dataclasses.replace(
-                config, seed=seed, epochs=epochs, cache_prefix=CACHES[name]
+        for seed, model in zip(self.parsed.seeds, models, strict=True):
+            settings = TrainConfig(
+                seed=seed,
+                epochs=epochs,
+                cache_prefix=CACHES[name],
+                batch_size=self.parsed.batch_size,
+                learning_rate=self.parsed.learning_rate,
+                dropout_in_group_1=False,
+                precision="float32",
+                device="cpu",
+                quiet=True,
             )
-            result = fit(model, tokenizer, train, dev, settings, shared=shared)
+            result = fit(model, self.tokenizer, self.train, self.dev, settings, shared=shared)
             found.append(torch.tensor(result.losses, dtype=torch.float64))
         return found
 
-    def checked(name: str, tolerance: float) -> Contender:
+    def checked(self, name: str, tolerance: float) -> Contender:
+        """Return a contender that gives the losses on few rows."""
+        train, dev = first(self.train, _CHECKED), first(self.dev, _CHECKED)
+        few, seeds = dataclasses.replace(self, train=train, dev=dev), self.parsed.seeds
+
         def check(_: Rows) -> dict[str, Tensor]:
-            models = [fresh_model(seed) for seed in parsed.seeds]
-            found = losses(name, models, first(train, _CHECKED), first(dev, _CHECKED), 1)
-            return {
-                f"losses of seed {seed}": its for seed, its in zip(parsed.seeds, found, strict=True)
-            }
+            found = few.losses(name, list(map(self.model, seeds)), 1)
+            return {f"losses of seed {seed}": its for seed, its in zip(seeds, found, strict=True)}
 
         return Contender(name, check, check, tolerance)
 
-    whole = Rows((), 0)
-    check_results(checked(KEPT, 0.0), [checked(TOGETHER, 0.0), checked(COMPUTED, 1e-4)], whole, 0)
 
+def _timed(trial: _Trial, repeats: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the times of each contender, and those of the processor, interleaved."""
     times_ms: dict[str, list[float]] = {name: [] for name in CACHES}
     cpu_ms: dict[str, list[float]] = {name: [] for name in CACHES}
-    for number in range(parsed.repeats):
+    for number in range(repeats):
         for name in rotated(list(CACHES), number):
-            models = [fresh_model(seed) for seed in parsed.seeds]
+            models = list(map(trial.model, trial.parsed.seeds))
             began, cpu_began = time.perf_counter(), time.process_time()
-            losses(name, models, train, dev, parsed.epochs)
+            trial.losses(name, models, trial.parsed.epochs)
             times_ms[name].append(1000 * (time.perf_counter() - began))
             cpu_ms[name].append(1000 * (time.process_time() - cpu_began))
             its = f"{times_ms[name][-1] / 1000:.1f} s, {cpu_ms[name][-1] / 1000:.1f} s of processor"
             print(f"{name}: {its}", flush=True)
+    return times_ms, cpu_ms
 
-    model = fresh_model(parsed.seeds[0])
-    lengths = encode(model, tokenizer, train, None).lengths
+
+def _rows(
+    trial: _Trial, times_ms: dict[str, list[float]], cpu_ms: dict[str, list[float]]
+) -> list[dict[str, str | int | float]]:
+    """Return a row of results for each contender."""
+    parsed, train = trial.parsed, trial.train
+    model = trial.model(parsed.seeds[0])
+    lengths = encode(model, trial.tokenizer, train, None).lengths
     runs = parsed.epochs * len(parsed.seeds)
-    whole = Rows(tuple(range(len(train))) * runs, sum(lengths) * runs)
-    cpu_ratios = {timing.name: timing.ratio for timing in timings(cpu_ms, [whole] * parsed.repeats)}
+    whole = [Rows(tuple(range(len(train))) * runs, sum(lengths) * runs)] * parsed.repeats
+    cpu_ratios = {timing.name: timing.ratio for timing in timings(cpu_ms, whole)}
     about = {
         "task": parsed.task,
         "lengths": "data",
@@ -138,20 +163,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "batch_size": parsed.batch_size,
         "epochs": parsed.epochs,
         "train_rows": len(train),
-        "dev_rows": len(dev),
+        "dev_rows": len(trial.dev),
         "seed": " ".join(map(str, parsed.seeds)),
     }
-    rows = [
+    return [
         {
             **about,
             **timing.columns(),
             **cpu_columns(cpu_ratios[timing.name], cpu_ms[timing.name]),
             **place(torch.device("cpu"), "float32"),
         }
-        for timing in timings(times_ms, [whole] * parsed.repeats)
+        for timing in timings(times_ms, whole)
     ]
-    title = f"{len(parsed.seeds)} seeds: MiniLM, {parsed.method}, {train.task.display}"
-    write_results(parsed.out, rows, f"{title}, {len(train)} rows, {parsed.epochs} epochs")
 
 
 def first(data: Dataset, rows: int | None) -> Dataset:
