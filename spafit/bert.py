@@ -595,6 +595,7 @@ class BertForSequenceClassification(nn.Module):
         self.classifier = new_head(config, num_labels)
         self.adaptation: Adaptation | None = None  # the one in use; see spafit.use
         self.adaptations: dict[str, Adaptation] = {}  # all, by name; set by spafit.adapt
+        self.mix: object = None  # all at once; made by spafit.trunk.batches where it is needed
 
     @property
     def num_labels(self) -> int:

@@ -562,6 +562,11 @@ def _check_name(name: object) -> None:
         raise PlanError(f"a name must be text, found {name!r:.200}")
 
 
+def path_in_model(path: str, number: int) -> str:
+    """Return the name in a model of one of :data:`PLACES` in the layer of a number."""
+    return f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
+
+
 def check_num_layers(num_layers: object) -> None:
     """Raise a PlanError if ``num_layers`` is not a number of layers."""
     if type(num_layers) is not int or not 1 <= num_layers <= MOST_LAYERS:

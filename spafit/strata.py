@@ -25,7 +25,7 @@ from spafit.bert import (
 from spafit.config import BertConfig
 from spafit.errors import PlanError, WeightsError, one_line
 from spafit.methods import plan as make_plan
-from spafit.plans import Plan, Stratum, Trained
+from spafit.plans import Plan, Stratum, Trained, path_in_model
 from spafit.summary import Summary, summarise_plan
 from spafit.techniques import Technique, attach_all
 
@@ -145,7 +145,7 @@ def _attach(
                 adaptation.dropout.append((layer, layer.dropout))
                 layer.dropout = (stratum.dropout,) * 3
             for path, techniques in stratum.train.items():
-                path = f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
+                path = path_in_model(path, number)
                 module = model.get_submodule(path)
                 if not isinstance(module, Adaptable):
                     raise PlanError(
@@ -238,6 +238,17 @@ def use(model: BertForSequenceClassification, name: str | None) -> None:
         model.adaptation = chosen
 
 
+@contextmanager
+def using(model: BertForSequenceClassification, name: str | None) -> Iterator[None]:
+    """Have an adapter in use inside the block (:func:`use`), and afterwards the one before it."""
+    before = None if model.adaptation is None else model.adaptation.name
+    use(model, name)
+    try:
+        yield
+    finally:
+        use(model, before)
+
+
 def remove_adapter(model: BertForSequenceClassification, name: str) -> None:
     """Remove an adapter from a model; if it is in use, the model is then the pre-trained one.
 
@@ -250,6 +261,7 @@ def remove_adapter(model: BertForSequenceClassification, name: str) -> None:
         if named_adapter(model, name) is model.adaptation:
             use(model, None)
         del model.adaptations[name]
+        model.mix = None
 
 
 def named_adapter(model: BertForSequenceClassification, name: str) -> Adaptation:
@@ -515,8 +527,5 @@ def base_fingerprint(model: BertForSequenceClassification) -> str:
         return used.base_fingerprint
     if used is None or used.merged_from is None:
         return fingerprint(model)
-    use(model, None)
-    try:
+    with using(model, None):
         return fingerprint(model)
-    finally:
-        use(model, used.name)

@@ -16,7 +16,6 @@ import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +34,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, PlanError
 from spafit.kernels import Part, stacked_linear
 from spafit.layout import Packed, PackedBatch, Unpacking, check_packed
-from spafit.strata import named_adapter, use
+from spafit.strata import named_adapter, use, using
 
 MIXED_BELOW = 512
 """Adapters with fewer tokens each, in the mean, are mixed; see benchmarks/many_tasks.py."""
@@ -96,14 +95,10 @@ def forward_tasks(
     if mixed is None:
         tokens = sum(lengths[number] for numbers in sequences.values() for number in numbers)
         few = len(sequences) > 1 and tokens < MIXED_BELOW * len(sequences)
-    used = None if model.adaptation is None else model.adaptation.name
-    use(model, None)
-    try:
+    with using(model, None):
         if mixed is None:
             mixed = few and not model.training and not _mix_of(model).why_not
         return (_mixed if mixed else _in_turn)(model, batch, adapters, sequences)
-    finally:
-        use(model, used)
 
 
 def _in_turn(
@@ -122,12 +117,9 @@ def _in_turn(
     for name in sorted(adapters, key=depths.__getitem__):
         start, depth = depth, depths[name]
         X, _ = bert.encoder(X, batch.layout, start=start, stop=depth, first_only=True)
-        use(model, name)
-        try:
+        with using(model, name):
             pooled = _pooled(model, batch, X, depth, sequences[name])
             logits[name] = model.classifier(model.dropout(pooled))
-        finally:
-            use(model, None)
     return logits
 
 
@@ -242,10 +234,12 @@ class _MixedLinear(_Mixed):
             if some.start < some.stop
         ]
         if torch.is_grad_enabled():  # each change of a part of y would copy all of its gradient
-            return torch.cat([_added(member, x[some], y[some].clone()) for member, some in rows])
+            return torch.cat(
+                [_completed(member, x[some], y[some].clone()) for member, some in rows]
+            )
         for member, some in rows:
             own = y[some]
-            changed = _added(member, x[some], own)
+            changed = _completed(member, x[some], own)
             if changed is not own:
                 own.copy_(changed)
         return y
@@ -262,7 +256,7 @@ def _shares(member: nn.Module, base: Linear) -> bool:
     )
 
 
-def _added(member: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _completed(member: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return what a map makes of x (rows, in), given y = x Wᵀ + b (rows, out), which it changes."""
     assert isinstance(member, Linear)
     if not member.adapters_on:
@@ -387,14 +381,11 @@ class _Mix:
                 place.take()
 
 
-_MIXES: WeakKeyDictionary[BertForSequenceClassification, _Mix] = WeakKeyDictionary()
-
-
 def _mix_of(model: BertForSequenceClassification) -> _Mix:
     """Return a model's adapters, mixed; it is made again if one of them has changed."""
-    mix = _MIXES.get(model)
-    if mix is None or not _are_same(mix.built_from, _adapted(model)):
-        mix = _MIXES[model] = _Mix(model)
+    mix = model.mix
+    if not isinstance(mix, _Mix) or not _are_same(mix.built_from, _adapted(model)):
+        mix = model.mix = _Mix(model)
     return mix
 
 
@@ -450,14 +441,9 @@ def forward_rows(
         ids, types, positions = tokens
         found = forward_tasks(model, PackedBatch(ids, types, positions, layout), sequences)
     else:  # the plain form
-        found = {}
-        used = None if model.adaptation is None else model.adaptation.name
-        try:
-            for name, some in rows.items():
-                use(model, name)
-                given = (input_ids, attention_mask, token_type_ids)
+        found, given = {}, (input_ids, attention_mask, token_type_ids)
+        for name, some in rows.items():
+            with using(model, name):
                 found[name] = model(*(None if each is None else each[some] for each in given))
-        finally:
-            use(model, used)
     each_of = {name: iter(logits) for name, logits in found.items()}
     return [next(each_of[name]) for name in adapters]

@@ -13,8 +13,8 @@ from spafit.adaptable import Linear
 from spafit.adaptation import Adaptation, Place
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError, one_line
-from spafit.plans import Plan, Stratum
-from spafit.strata import adapt, check_name, named_adapter, use
+from spafit.plans import Plan, Stratum, path_in_model
+from spafit.strata import adapt, check_name, named_adapter, using
 from spafit.summary import Summary
 from spafit.techniques import Technique, Term, added_up
 
@@ -55,14 +55,12 @@ def copy_adapter(
     check_name(model, name)
     if num_labels is None:
         _require_plain_head(model, other)
-    used = None if model.adaptation is None else model.adaptation.name
-    use(model, source)
-    values = {
-        each: model.get_parameter(each).detach().clone()
-        for each in other.trainable
-        if num_labels is None or not each.startswith("classifier.")
-    }
-    use(model, used)
+    with using(model, source):
+        values = {
+            each: model.get_parameter(each).detach().clone()
+            for each in other.trainable
+            if num_labels is None or not each.startswith("classifier.")
+        }
     own_head = other.num_labels if num_labels is None else num_labels
     summary = adapt(model, other.plan, name=name, num_labels=own_head, seed=seed)
     with torch.no_grad():
@@ -114,12 +112,8 @@ def combine(
     for each, weight in weights.items():
         if not math.isfinite(weight):
             raise PlanError(f"the weight of {each!r:.200} must be a finite number, found {weight}")
-    used = None if model.adaptation is None else model.adaptation.name
-    use(model, None)
-    try:
+    with using(model, None):
         plan, values = _added_up(adapters, weights)
-    finally:
-        use(model, used)
     summary = adapt(model, plan, name=name, num_labels=of_head.num_labels)
     values |= {f"classifier.{each}": value for each, value in _values(of_head.head).items()}
     with torch.no_grad():
@@ -142,7 +136,7 @@ def _added_up(
             for terms in kinds.values():
                 technique, found = terms[0].technique.summed(terms)
                 train.setdefault(path, []).append(technique)
-                place = f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"
+                place = path_in_model(path, number)
                 values |= {f"{place}.{each}": value for each, value in found.items()}
         alone = Stratum(f"layer {number}", number, number, train)
         if strata and strata[-1].train == alone.train:
@@ -178,7 +172,7 @@ def _of_layer(
             if not stratum.first <= number <= stratum.last:
                 continue
             for path, techniques in stratum.train.items():
-                place = places[f"bert.encoder.{path.replace('layer', f'layer.{number}', 1)}"]
+                place = places[path_in_model(path, number)]
                 for technique in techniques:
                     term = _term(weights[name], technique, place)
                     found.setdefault(path, {}).setdefault(technique.name, []).append(term)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -24,7 +26,7 @@ from spafit.errors import ConfigError, PlanError
 from spafit.layout import pack
 from spafit.methods import plan
 from spafit.plans import Plan, Stratum
-from spafit.strata import adapt, use
+from spafit.strata import adapt, remove_adapter, use
 from spafit.trunk import batches as trunk_batches
 from spafit.trunk.batches import forward_rows, forward_tasks
 
@@ -387,3 +389,15 @@ def test_nothing_of_nobody(model: BertForSequenceClassification, mixed: bool | N
     [(inputs, _)] = batches(1, seed=5)
     batch, _ = pack(*inputs.values())
     assert forward_tasks(model, batch, {}, mixed=mixed) == {}
+
+
+def test_a_removed_adapter_is_freed() -> None:
+    """What was mixed with it holds it no longer."""
+    model = many(torch.float32, ("deep", "houlsby"))
+    [(inputs, _)] = batches(1)
+    with torch.no_grad():
+        forward_rows(model, ["deep", "houlsby", "deep", "houlsby"], **inputs)
+    head = weakref.ref(model.adaptations["deep"].head)
+    remove_adapter(model, "deep")
+    gc.collect()
+    assert head() is None
