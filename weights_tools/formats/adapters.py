@@ -19,10 +19,10 @@ from spafit.cli.trained import Trained
 from spafit.config import is_number
 from spafit.errors import PlanError, WeightsError, listed, one_line
 from spafit.files.replacing import replacing
-from spafit.plans import ATTENTION_OUTPUT, OUTPUT, Plan
+from spafit.plans import ATTENTION_OUTPUT, OUTPUT, Plan, path_in_model
 from spafit.weights.heads import label_names_of
 from spafit.weights.safefile import save_tensors
-from weights_tools.formats.beside import labels_in_order
+from weights_tools.formats.beside import labels_in_order, score_note
 from weights_tools.formats.foreign import (
     Foreign,
     Found,
@@ -33,7 +33,6 @@ from weights_tools.formats.foreign import (
     read_tensors,
     values_for,
 )
-from weights_tools.formats.hf import score_note
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
 HEAD_CONFIG, HEAD = "head_config.json", "model_head.safetensors"
@@ -79,24 +78,7 @@ _KEY = re.compile(
 def export(trained: Trained, folder: str | Path) -> list[str]:
     """Write a run's bottleneck adapters and head, as ``save_adapter`` of the library does.
 
-    Parameters
-    ----------
-    trained : Trained
-        The run, which is not changed.
-    folder : str or Path
-        It must exist.
-
-    Returns
-    -------
-    list of str
-        What a user of the files has to know.
-
-    Raises
-    ------
-    PlanError
-        If the library has no such form for the run's plan; what it is is named.
-    WeightsError
-        If a file cannot be written.
+    What it takes, returns and refuses is said in :mod:`weights_tools.formats`.
     """
     folder = Path(folder)
     model = trained.runs[0].model
@@ -239,7 +221,7 @@ class AdapterFolder(Foreign):
         tables: list[dict[str, list[Bottleneck]]] = [{} for _ in range(count)]
         for layer, table in enumerate(tables):
             for key, place in PLACES.items():
-                end = f"bert.encoder.{place.replace('layer', f'layer.{layer}', 1)}"
+                end = path_in_model(place, layer)
                 expected = bool(self.settings[key]) and layer not in self.settings["leave_out"]
                 if expected != (end in sizes):
                     raise WeightsError(

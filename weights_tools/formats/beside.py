@@ -9,6 +9,7 @@ from typing import Any
 from spafit.cli.trained import Trained
 from spafit.errors import WeightsError
 from spafit.files.replacing import replacing
+from spafit.training.inference import scale_of
 from weights_tools.formats.foreign import read_object
 
 
@@ -57,3 +58,11 @@ def labels_in_order(trained: Trained) -> tuple[str, ...]:
     adaptation = trained.runs[0].model.adaptation
     assert adaptation is not None
     return trained.task.labels if adaptation.labels is None else adaptation.labels
+
+
+def score_note(trained: Trained) -> list[str]:
+    """Return how a score is had from the logit, if it is not the logit itself."""
+    center, spread = scale_of(trained.runs[0].model, trained.task)
+    if labels_in_order(trained) or (center, spread) == (0.0, 1.0):
+        return []
+    return [f"the score is {center} + {spread} times the logit"]

@@ -63,22 +63,7 @@ def export(trained: Trained, folder: str | Path) -> list[str]:
     that the model has positions for, and give ``logits``, float32 (B, C). Adapters are merged into
     the weights; those that have no merged form stand in the graph beside them.
 
-    Parameters
-    ----------
-    trained : Trained
-        The run, which is not changed.
-    folder : str or Path
-        Made if it does not exist.
-
-    Returns
-    -------
-    list of str
-        What a user of the files has to know.
-
-    Raises
-    ------
-    WeightsError
-        If onnx or onnxscript is not installed, or a file cannot be written.
+    What it takes, returns and refuses is said in :mod:`weights_tools.formats`.
     """
     missing = [each for each in ("onnx", "onnxscript") if importlib.util.find_spec(each) is None]
     if missing:

@@ -23,13 +23,12 @@ from spafit.bert import BertForSequenceClassification
 from spafit.cli.trained import Trained
 from spafit.errors import PlanError, WeightsError
 from spafit.files.replacing import replacing
-from spafit.plans import Plan
+from spafit.plans import Plan, path_in_model
 from spafit.plans import Trained as HowTrained
 from spafit.techniques import Technique
 from spafit.weights.hub import local_folder
 from spafit.weights.safefile import save_tensors
-from weights_tools.formats.beside import labels_in_order
-from weights_tools.formats.hf import score_note
+from weights_tools.formats.beside import labels_in_order, score_note
 from weights_tools.formats.peft_read import ABOUT, PLAN, PREFIX, WEIGHTS
 from weights_tools.formats.peft_settings import CONFIG
 
@@ -56,24 +55,7 @@ class _Content:
 def export(trained: Trained, folder: str | Path) -> list[str]:
     """Write a run as adapter_config.json, adapter_model.safetensors and a README.md.
 
-    Parameters
-    ----------
-    trained : Trained
-        The run, which is not changed.
-    folder : str or Path
-        It must exist.
-
-    Returns
-    -------
-    list of str
-        What PEFT cannot restore, as README.md has it too.
-
-    Raises
-    ------
-    PlanError
-        If PEFT has no form for something in the run's plan; it is named.
-    WeightsError
-        If a file cannot be written.
+    What it takes, returns and refuses is said in :mod:`weights_tools.formats`.
     """
     folder = Path(folder)
     run = trained.runs[0]
@@ -124,7 +106,7 @@ def _content(model: BertForSequenceClassification, plan: Plan) -> _Content:
     for stratum in plan.strata:
         for layer in range(stratum.first, stratum.last + 1):
             for place, techniques in stratum.train.items():
-                name = f"bert.encoder.{place.replace('layer', f'layer.{layer}', 1)}"
+                name = path_in_model(place, layer)
                 for technique in techniques:
                     where = f"{plan.name}: {technique.name} on {name}"
                     _add(content, model, name, technique, where)
