@@ -197,8 +197,8 @@ class InThread:
 
     def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
         assert command[:3] == [sys.executable, "-m", "benchmarks.parallel_child"]
-        self.library, root = env["PYTHONPATH"].split(os.pathsep)
-        assert (Path(root) / "benchmarks").is_dir()
+        self.library, ours = env["PYTHONPATH"].split(os.pathsep)
+        assert (Path(ours) / "benchmarks").is_dir()
         (asked, ask), (answered, answer) = os.pipe(), os.pipe()
         self.stdin, self.stdout = os.fdopen(ask, "w"), os.fdopen(answered)
         self.ends = os.fdopen(asked), os.fdopen(answer, "w")
