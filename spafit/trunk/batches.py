@@ -225,14 +225,14 @@ class _MixedLinear(_Mixed):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Map x (rows, in) to (rows, out)."""
         [x], [base] = inputs, self.base
-        if not all(_shares(member, base) for member in self.members):
-            return super().forward(x)
-        y = stacked_linear(x, [Part(base.weight, base.bias)], impl=base.impl)
         rows = [
             (member, some)
             for member, some in zip(self.members, self.rows.of(x), strict=True)
             if some.start < some.stop
         ]
+        if not all(_shares(member, base) for member, _ in rows):
+            return super().forward(x)
+        y = stacked_linear(x, [Part(base.weight, base.bias)], impl=base.impl)
         if torch.is_grad_enabled():  # each change of a part of y would copy all of its gradient
             return torch.cat(
                 [_completed(member, x[some], y[some].clone()) for member, some in rows]

@@ -72,11 +72,14 @@ class TestMerge:
         assert all(are_together(each) for each in attention._matrices() if each)
 
     def test_twice_is_once(self, model: BertForSequenceClassification) -> None:
+        before = bits(model)
         merge(model)
         once = bits(model)
         merge(model)
         assert bits(model) == once
         assert {k: v.numpy().tobytes() for k, v in merged_state_dict(model).items()} == once
+        unmerge(model)
+        assert bits(model) == before
 
     def test_a_hundred_cycles_change_no_bit(self, model: BertForSequenceClassification) -> None:
         before, shown = bits(model), logits(model)
