@@ -184,14 +184,14 @@ def _forgetting(inspected: _Inspected) -> list[str]:
         )
         tasks[train.task.name] = train, dev
     texts = next(iter(tasks.values()))[1] if inspected.texts is None else inspected.texts
-    encodings = _encoded(run, texts)
-    off = adapter_off(run.model, inspected.base, _first(encodings))
+    off = adapter_off(run.model, inspected.base, _encoded(run, texts[:SOME_TEXTS]))
     before, after = (
         probe_scores(model, run.tokenizer, tasks, options.seeds, quiet=options.quiet)
         for model in (inspected.base, run.model)
     )
     losses: dict[str, list[float]] = {"before": [], "after": []}
     if head is not None:
+        encodings = _encoded(run, texts)
         for seed in options.seeds:
             masked = mask(run.tokenizer, encodings, seed)
             losses["before"].append(masked_loss(inspected.base, head, masked))
@@ -211,7 +211,7 @@ def _merging(inspected: _Inspected) -> list[str]:
         form = trained.table_form(None, False, None)
         data = inspected.options.data
         texts = datasets(trained, data, "dev", form, inspected.bad_rows)[0]
-    some = _first(_encoded(inspected.run, texts))
+    some = _encoded(inspected.run, texts[:SOME_TEXTS])
     found = merging_errors(inspected.run.model, some)
     of = f"{len(some)} texts of {texts.source}"
     print(merging_screen(found, f"{inspected.title}: merged against unmerged, {of}"))
@@ -251,14 +251,6 @@ def _glue_of(trained: Trained) -> Path:
 def _encoded(run: Run, texts: Dataset) -> Encodings:
     longest = run.record["settings"]["max_length"]
     return encode(run.model, run.tokenizer, texts, longest)
-
-
-def _first(encodings: Encodings) -> Encodings:
-    return dataclasses.replace(
-        encodings,
-        input_ids=encodings.input_ids[:SOME_TEXTS],
-        token_type_ids=encodings.token_type_ids[:SOME_TEXTS],
-    )
 
 
 def _write(folder: Path | None, name: str, content: dict[str, Any]) -> list[str]:

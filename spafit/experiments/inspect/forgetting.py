@@ -17,7 +17,7 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import PlanError
 from spafit.experiments.probe.layers import probe
-from spafit.experiments.probe.states import STATES, layer_states
+from spafit.experiments.probe.states import layer_states
 from spafit.strata import adapters_disabled, fingerprint
 from spafit.tasks.task import Dataset
 from spafit.text.tokenization import Encodings, Tokenizer
@@ -127,7 +127,7 @@ def probe_scores(
             states[split] = {kind: each[-1:].clone() for kind, each in every.items()}
         for kind, one in probe(states, train, dev, seeds, quiet=quiet).items():
             found[name, kind] = tuple(map(float, one.scores[one.metric][0]))
-    return {(name, kind): found[name, kind] for name in tasks for kind in STATES}
+    return found
 
 
 def _states(

@@ -69,10 +69,8 @@ def norms_screen(found: Sequence[Addition], title: str) -> str:
         places = places_of(some, kind)
         layers = sorted({each.layer for each in some if each.layer is not None})
         cells = {(each.layer, each.place): each for each in some}
-        tables = [("%", _percent_of)] if is_relative else []
-        for label, text in [*tables, ("norm", _norm_of)]:
-            if not layers:
-                break
+        tables = [("%", _percent_of)] * is_relative + [("norm", _norm_of)]
+        for label, text in tables if layers else []:
             heads = "".join(f"{COLUMNS.get(each, each):>9}" for each in places)
             lines += [f"{label:>6}{heads}", "─" * (6 + 9 * len(places))]
             for layer in layers:
