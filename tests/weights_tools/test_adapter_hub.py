@@ -183,12 +183,16 @@ class TestThereAndBack:
         self, server: FakeHub, run: Path, tmp_path: Path
     ) -> None:
         shutil.copytree(run, tmp_path / "seeds" / "seed-4")
-        scores = {"accuracy": {"values": [0.5, 0.75, 0.25], "majority": 0.375}}
+        scores = {
+            "accuracy": {"values": [0.5, 0.75, 0.25], "best": 0.75, "majority": 0.375},
+            "f1": {"values": [1.0, 0.5, 0.75], "best": 0.5, "majority": 0.0},
+        }
         summary = {"runs": ["seed-3", "seed-4", "seed-5"], "best": "seed-4", "metrics": scores}
         (tmp_path / "seeds" / "summary.json").write_text(json.dumps(summary))
         push(tmp_path / "seeds", NAME, server.endpoint)
         text = server.files[server.revisions["main"]]["README.md"].decode()
         assert "| accuracy | 0.5000 ± 0.2500 | 0.7500 | 0.3750 |" in text
+        assert "| f1 | 0.7500 ± 0.2500 | 0.5000 | 0.0000 |" in text  # that run's, not the best f1
         assert "(3 seeds)" in text
 
 
@@ -309,18 +313,12 @@ class TestTheCard:
         record["definition"] = {"display": "<b>|# `x`", "fields": ["a"]}
         record["about"] = {"model": "o/n", "revision": "c" * 40}
         bad = dataclasses.replace(header, labels=("[a](b)", "c|d"))
-        text = card(NAME, record, bad, [Score("accuracy", [0.5], 0.25)], {})
+        text = card(NAME, record, bad, [Score("accuracy", [0.5], 0.5, 0.25)], {})
         assert "# \\<b\\>\\|\\# \\`x\\`, SPAFIT-0-1-II" in text
         assert "the logits: \\[a\\](b), c\\|d" in text
         assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "o/n"
         assert f"[o/n](https://huggingface.co/o/n/tree/{'c' * 40})" in text
         assert f"spafit.load_pretrained('o/n', num_labels=2, revision='{'c' * 40}')" in text
-
-    def test_where_smaller_is_better_the_best_is_the_smallest(self, run: Path) -> None:
-        header = spafit.weights.adapter_files.read_adapter_header(run / "adapter.safetensors")
-        record = shared_record(json.loads((run / "run.json").read_text()))
-        text = card(NAME, record, header, [Score("log_loss", [0.5, 0.25], 1.0)], {"dev": 3})
-        assert "| log_loss | 0.3750 ± 0.1768 | 0.2500 | 1.0000 |" in text
 
 
 def said(error: SpafitError) -> str:

@@ -11,17 +11,20 @@ import torch
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.strata import adapt
-from spafit.tasks.metrics import METRICS
 from spafit.tasks.table import TASKS
 from spafit.weights import minilm
 from spafit.weights.adapter_files import AdapterHeader
 
 
 class Score(NamedTuple):
-    """What runs scored on dev by one metric, a value for each seed, and the majority's score."""
+    """What runs scored on dev by one metric, a value for each seed.
+
+    ``best`` is the value of the run that is sent, ``majority`` that of the commonest class.
+    """
 
     metric: str
     values: list[float]
+    best: float
     majority: float
 
 
@@ -121,19 +124,13 @@ def _scores(scores: list[Score], rows: dict[str, int]) -> list[str]:
         f"| metric | {header} | majority baseline |",
         "|" + "---|" * columns,
     ]
-    best = _best(scores[0])
-    for metric, values, majority in scores:
-        shown = f"{values[0]:.4f}"
+    for metric, values, best, majority in scores:
+        shown = f"{best:.4f}"
         if count > 1:
             tensor = torch.tensor(values, dtype=torch.float64)
-            shown = f"{tensor.mean():.4f} ± {tensor.std():.4f} | {values[best]:.4f}"
+            shown = f"{tensor.mean():.4f} ± {tensor.std():.4f} | {best:.4f}"
         lines.append(f"| {metric} | {shown} | {majority:.4f} |")
     return [*lines, "", f"{note}, and the epoch was chosen on dev: expect a little less elsewhere."]
-
-
-def _best(score: Score) -> int:
-    sign = -1 if score.metric in METRICS and METRICS[score.metric].smaller_is_better else 1
-    return max(range(len(score.values)), key=lambda seed: sign * score.values[seed])
 
 
 def _labels(header: AdapterHeader) -> str:

@@ -108,7 +108,7 @@ def files_of(folder: Path, repository: str) -> dict[str, bytes]:
         if not scores:
             result = record.get("result") or {"metrics": {}, "majority": {}}
             scores = [
-                Score(name, [float(value)], float(result["majority"][name]))
+                Score(name, [float(value)], float(value), float(result["majority"][name]))
                 for name, value in result["metrics"].items()
             ]
         data = record.get("data") or {}
@@ -133,7 +133,7 @@ def _summary(folder: Path) -> tuple[Path, list[Score]]:
     try:
         summary = read_json(path)
         scores = [
-            Score(name, [float(value) for value in each["values"]], float(each["majority"]))
+            Score(name, [*map(float, each["values"])], float(each["best"]), float(each["majority"]))
             for name, each in summary["metrics"].items()
         ]
         return folder / summary["best"], scores
@@ -145,9 +145,7 @@ def _explained(error: Exception, repository: str) -> str:
     """Return in one line what went wrong and what to do; no part of an address is repeated."""
     from huggingface_hub import errors
 
-    while error.__cause__ is not None and not isinstance(error, errors.HfHubHTTPError):
-        if not isinstance(error.__cause__, Exception):
-            break
+    while isinstance(error.__cause__, Exception) and not isinstance(error, errors.HfHubHTTPError):
         error = error.__cause__
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
