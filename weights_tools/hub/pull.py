@@ -12,6 +12,7 @@ from spafit.files.replacing import replacing
 from spafit.runs.record import ADAPTER, RUN, read_record, read_run
 from spafit.weights.adapter_files import read_adapter_header
 from spafit.weights.hub import fetch_today
+from weights_tools.exporting import made
 from weights_tools.hub.shared_record import require_adapter_of, shared_record
 
 EPILOG = """\
@@ -70,31 +71,20 @@ def pull(repository: str, folder: Path, endpoint: str | None = None) -> tuple[st
         If the repository is not there or has no adapter, a file is not what the hub lists, or the
         folder is not empty or cannot be written.
     """
-    _require_empty(folder)
-    files = fetch_today(repository, (ADAPTER, RUN), endpoint=endpoint)
-    record = shared_record(read_run(files / RUN))
-    require_adapter_of(record, read_adapter_header(files / ADAPTER), files / ADAPTER)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / ADAPTER) as temporary:
-            shutil.copyfile(files / ADAPTER, temporary)
-        # Last, so that an incomplete folder is no run.
-        with replacing(folder / RUN) as temporary:
-            content = json.dumps(record, indent=2, allow_nan=False)
-            temporary.write_text(f"{content}\n", encoding="utf-8")
-        read_record(folder)
-    except OSError as error:
-        raise WeightsError(f"{folder} cannot be written: {error}") from None
-    except CheckpointError:
-        (folder / RUN).unlink(missing_ok=True)
-        (folder / ADAPTER).unlink(missing_ok=True)
-        raise
+    with made(folder):
+        files = fetch_today(repository, (ADAPTER, RUN), endpoint=endpoint)
+        record = shared_record(read_run(files / RUN))
+        require_adapter_of(record, read_adapter_header(files / ADAPTER), files / ADAPTER)
+        try:
+            with replacing(folder / ADAPTER, WeightsError) as temporary:
+                shutil.copyfile(files / ADAPTER, temporary)
+            # Last, so that an incomplete folder is no run.
+            with replacing(folder / RUN, WeightsError) as temporary:
+                content = json.dumps(record, indent=2, allow_nan=False)
+                temporary.write_text(f"{content}\n", encoding="utf-8")
+            read_record(folder)
+        except CheckpointError:
+            (folder / RUN).unlink(missing_ok=True)
+            (folder / ADAPTER).unlink(missing_ok=True)
+            raise
     return files.name, record["about"].get("model")
-
-
-def _require_empty(folder: Path) -> None:
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise WeightsError(f"{folder} is not empty; give a folder that is, or a new one")
-    except OSError as error:
-        raise WeightsError(f"{folder} cannot be used: {error.strerror}") from None
