@@ -121,21 +121,18 @@ def _content(model: BertForSequenceClassification, plan: Plan) -> _Content:
             f"{plan.name}: PEFT has no type for it, because it has neither LoRA nor (IA)³, nor "
             "LayerNorms alone; give --format hf"
         )
-    wrapper = {"LORA": "base_layer", "IA3": "base_layer", "LN_TUNING": "ln_tuning_layers"}
-    wrapped = {*content.loras, *content.scaled, *content.norms}
-    if content.kind != "LN_TUNING":
-        wrapped -= set(content.norms)
-    for name in list(content.tensors):
-        owner, _, end = name.rpartition(".")
-        if owner in wrapped and end in ("weight", "bias"):
-            tensor = content.tensors.pop(name)
-            content.tensors[f"{owner}.{wrapper[content.kind]}.{end}"] = tensor
     if content.kind == "LN_TUNING":  # it holds whole LayerNorms
+        content.tensors.clear()
         for name in content.norms:
             module = model.get_submodule(name)
             assert isinstance(module, Affine)
             for end, tensor in module.merged().items():
                 content.tensors[f"{name}.ln_tuning_layers.{end}"] = tensor
+    for name in (*content.loras, *content.scaled):  # PEFT wraps these
+        for end in ("weight", "bias"):
+            if f"{name}.{end}" in content.tensors:
+                tensor = content.tensors.pop(f"{name}.{end}")
+                content.tensors[f"{name}.base_layer.{end}"] = tensor
     for part, mode in (("embeddings", plan.embeddings), ("pooler", plan.pooler)):
         if mode == "full":
             content.saved.append(f"bert.{part}")

@@ -148,14 +148,10 @@ class PeftFolder(Foreign):
     def _targets(self, modules: list[str]) -> list[str]:
         """Return the modules that the settings name, which must be those that the file holds."""
         targets = self.settings.targets(modules)
-        ends = {"LORA": "lora_A", "IA3": "ia3_l", "LN_TUNING": ""}[self.settings.kind]
-        if not ends:  # a tuned LayerNorm is a tensor like any other
-            held = {name.rpartition(".")[0] for name in self.trained}
-            lacking, others = [each for each in targets if each not in held], []
-        else:
-            held = {name.rpartition(".")[0] for name in self.added}
-            lacking = [each for each in targets if each not in held]
-            others = sorted(held - set(targets))
+        adds = self.settings.kind != "LN_TUNING"  # a tuned LayerNorm is a tensor like any other
+        held = {name.rpartition(".")[0] for name in (self.added if adds else self.trained)}
+        lacking = [each for each in targets if each not in held]
+        others = sorted(held - set(targets)) if adds else []
         if lacking:
             raise self._error(
                 f"it lacks {listed(lacking, ', ', 3)}, which target_modules names; fetch it again"
@@ -165,7 +161,7 @@ class PeftFolder(Foreign):
                 f"it holds {listed(others, ', ', 3)}, which target_modules does not name, so that "
                 "PEFT would leave it out; set right which of the two is meant"
             )
-        wrong = [each for each in targets if ends and each != _POOLER and not _is_map(each)]
+        wrong = [each for each in targets if adds and each != _POOLER and not _is_map(each)]
         if wrong:
             raise self._error(
                 f"{self.settings.kind} on {listed(wrong, ', ', 3)} has no form in spafit, only on "
