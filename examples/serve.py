@@ -7,7 +7,8 @@ A RUN is a folder of spafit train, and its name that of a task. A text, or a pai
 The server is LitServe, because it does what a server of a model has to and little else: FastAPI at
 the door, the model in a process of its own, and requests that wait together handed over as one
 batch. It brings eleven small packages; Ray Serve, which spreads models over a cluster, about forty.
-Whoever reaches the port may ask: encryption, names and limits are for a proxy in front of it.
+Whoever reaches the port may ask: encryption, names and limits are for a proxy in front of it. What
+other engines take instead is in docs/engines.md.
 """
 
 import os

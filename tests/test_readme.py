@@ -1,6 +1,7 @@
 """The README is true: its commands and snippets run, and what it prints is what they print.
 
-So is CONTRIBUTING.md: its example of a technique runs, and takes as many lines as it says.
+So is CONTRIBUTING.md: its example of a technique runs, and takes as many lines as it says. And the
+commands and links of docs/engines.md are valid.
 
 Oracle: their own text. ``FOLDER``, ``DATA``, ``FILE.tsv``, ``tickets.csv`` and ``new.csv``
 stand in it for a folder of weights, GLUE's root and files of the reader's; here they are a tiny
@@ -21,11 +22,14 @@ from spafit import adapters
 from spafit.cli import main
 from spafit.cli.parser import _parser
 from weights_tools.__main__ import build_parser
+from weights_tools.exporting import FORMATS
 from weights_tools.tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ENGINES = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+PAGES = {"README.md": README, "CONTRIBUTING.md": CONTRIBUTING, "docs/engines.md": ENGINES}
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [
@@ -35,7 +39,8 @@ COMMANDS = [
     for line in text.splitlines()
     if line.startswith("spafit ")
 ]
-INLINE = re.findall(r"`(spafit [^`]+)`", README)
+INLINE = re.findall(r"`(spafit [^`]+)`", README + ENGINES)
+INLINE_TOOLS = re.findall(r"`python -m weights_tools (export [^`]+)`", README + ENGINES)
 NEEDS_NETWORK = ("spafit download",)
 
 
@@ -129,6 +134,25 @@ def test_commands_within_sentences_parse(command):
     _parser().parse_args(shlex.split(command)[1:])
 
 
+@pytest.mark.parametrize("command", INLINE_TOOLS)
+def test_commands_of_the_tools_within_sentences_parse(command):
+    build_parser().parse_args(shlex.split(command))
+
+
+def test_the_engines_take_forms_that_there_are():
+    """And what is said to be tested names its test."""
+    named = re.findall(r"--format (\w+)", ENGINES)
+    assert named == ["peft", "adapters", "hf", "onnx"] and set(named) == set(FORMATS)
+    rows = [row.split(" | ") for row in ENGINES.splitlines() if row.endswith(" |")]
+    engines = [row for row in rows if len(row) == 4 and row[0] != "| engine"]
+    assert len(engines) >= 12
+    for engine, form, _, tried in engines:
+        assert form.strip("`") in {*FORMATS, "none"} or form.startswith("the run folder"), engine
+        assert tried.startswith("not tried") != ("](../tests/" in tried), engine
+    numbers = set(re.findall(r" \[(\d+)\]", ENGINES))
+    assert numbers == set(re.findall(r"^(\d+)\. <https:", ENGINES, flags=re.MULTILINE))
+
+
 def test_the_plan_that_is_printed_is_the_plan(capsys):
     assert main(["plan", "SPAFIT-4-9-II"]) == 0
     printed = capsys.readouterr().out
@@ -136,7 +160,7 @@ def test_the_plan_that_is_printed_is_the_plan(capsys):
 
 
 def test_the_modules_that_python_runs_are_there():
-    named = re.findall(r"python -m ([\w.]+)", README)
+    named = re.findall(r"python -m ([\w.]+)", README + ENGINES)
     assert {"benchmarks", "weights_tools", "benchmarks.train_step"} <= set(named)
     for module in named:
         assert importlib.util.find_spec(module) is not None, module
@@ -148,16 +172,17 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-def test_links_lead_somewhere(text):
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text, folder = PAGES[page], (ROOT / page).parent
     for shown, target in re.findall(r"\[([^\[\]]*)\]\(([^)]+)\)", text):
         file, _, heading = target.partition("#")
         if re.fullmatch(r"[\w./-]+\.(py|md|json|toml)", shown):
             assert file.endswith(shown), f"{shown} is called {Path(file).name}"
         if not target.startswith("http"):
-            assert (ROOT / file).exists(), target
-            page = (ROOT / file).read_text(encoding="utf-8") if file and heading else text
-            assert not heading or heading in headings(page), target
+            assert (folder / file).exists(), target
+            other = (folder / file).read_text(encoding="utf-8") if file and heading else text
+            assert not heading or heading in headings(other), target
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
