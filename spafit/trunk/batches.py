@@ -16,6 +16,7 @@ import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,8 @@ from spafit.strata import named_adapter, use, using
 
 MIXED_BELOW = 512
 """Adapters with fewer tokens each, in the mean, are mixed; see benchmarks/many_tasks.py."""
+
+T = TypeVar("T")
 
 
 def forward_tasks(
@@ -92,11 +95,10 @@ def forward_tasks(
                 f"the adapter {name!r:.200} needs one or more sequences from 0 to "
                 f"{len(lengths) - 1}, found {list(numbers)!r:.80}"
             )
-    if mixed is None:
-        tokens = sum(lengths[number] for numbers in sequences.values() for number in numbers)
-        few = len(sequences) > 1 and tokens < MIXED_BELOW * len(sequences)
     with using(model, None):
         if mixed is None:
+            tokens = sum(lengths[number] for numbers in sequences.values() for number in numbers)
+            few = len(sequences) > 1 and tokens < MIXED_BELOW * len(sequences)
             mixed = few and not model.training and not _mix_of(model).why_not
         return (_mixed if mixed else _in_turn)(model, batch, adapters, sequences)
 
@@ -178,14 +180,15 @@ class _Rows:
         self.sequences = [0, *itertools.accumulate(map(len, lengths))]
         self.tokens = [0, *itertools.accumulate(map(sum, lengths))]
 
-    def of(self, x: torch.Tensor) -> list[slice]:
-        """Return each adapter's rows of a tensor, of tokens (N, ...) or of sequences (B, ...).
+    def of(self, members: Sequence[T], x: torch.Tensor) -> list[tuple[T, slice]]:
+        """Return the members that have rows of a tensor, (N, ...) or (B, ...), each with its rows.
 
-        The rows that belong to no sequence are the last adapter's.
+        There is a member for each adapter. Rows of no sequence are the last adapter's.
         """
         ends = list(self.sequences if len(x) == self.sequences[-1] else self.tokens)
         ends[-1] = len(x)
-        return [slice(start, end) for start, end in itertools.pairwise(ends)]
+        pairs = zip(members, itertools.pairwise(ends), strict=True)
+        return [(member, slice(start, end)) for member, (start, end) in pairs if start < end]
 
 
 class _Mixed(nn.Module):
@@ -209,8 +212,7 @@ class _Mixed(nn.Module):
         return torch.cat(
             [
                 member(*(each[some] for each in inputs))
-                for member, some in zip(self.members, self.rows.of(inputs[0]), strict=True)
-                if some.start < some.stop
+                for member, some in self.rows.of(self.members, inputs[0])
             ]
         )
 
@@ -225,11 +227,7 @@ class _MixedLinear(_Mixed):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Map x (rows, in) to (rows, out)."""
         [x], [base] = inputs, self.base
-        rows = [
-            (member, some)
-            for member, some in zip(self.members, self.rows.of(x), strict=True)
-            if some.start < some.stop
-        ]
+        rows = self.rows.of(self.members, x)
         if not all(_shares(member, base) for member, _ in rows):
             return super().forward(x)
         y = stacked_linear(x, [Part(base.weight, base.bias)], impl=base.impl)
@@ -293,10 +291,10 @@ class _MixedAdapters(nn.Module):
     def forward(self, H: torch.Tensor, X: torch.Tensor, _: object) -> torch.Tensor:
         """Return H' (rows, D) for H and the residual X (rows, D)."""
         changed = []
-        for (end, norm), some in zip(self.members, self.rows.of(H), strict=True):
+        for (end, norm), some in self.rows.of(self.members, H):
             h, x = H[some], X[some]
             assert isinstance(end, SublayerEnd) and isinstance(norm, LayerNorm)
-            if len(h) and end.adapters is not None and end.adapters_on:
+            if end.adapters is not None and end.adapters_on:
                 normed = functools.partial(add_norm, drop=None, norm=norm)
                 for adapter in end.adapters.values():
                     h = adapter(h, x, normed)
