@@ -68,22 +68,7 @@ class PeftFolder(Foreign):
         modules = list(dict.fromkeys(n.rpartition(".")[0] for n in pretrained_names(model)))
         self._check_modules(modules)
         self._check_saved(model)
-        targets = self._targets(modules)
-        loras = self._loras(targets) if self.settings.kind == "LORA" else {}
-        scaled = self._scaled(targets, modules) if self.settings.kind == "IA3" else {}
-        techniques: dict[str, list[Technique]] = {}
-        added: Tensors = {}
-        for module, lora in loras.items():
-            if module == _POOLER:
-                trained[f"{module}.weight"] = self._merged(module, lora, model)
-                notes.append(f"LoRA on {module}, which no plan has, was merged into its weight")
-                continue
-            techniques[module] = [lora]
-            for name in ("lora_A", "lora_B"):
-                added[f"{module}.{name}"] = self.added[f"{module}.{name}"]
-        for module, ia3 in scaled.items():
-            techniques[module] = [ia3]
-            added[f"{module}.ia3.l"] = self.added[f"{module}.ia3_l"].reshape(-1)
+        techniques, added = self._added(model, modules, trained, notes)
         parts = {"embeddings": "frozen", "pooler": "frozen"}
         before = dict(model.named_parameters())
         untrained = []
@@ -119,6 +104,35 @@ class PeftFolder(Foreign):
             else:
                 notes.append("ignored: the plan in its metadata, which is not what the file holds")
         return Found(plan, values_for(model, plan, added, trained, self.path), notes)
+
+    def _added(
+        self,
+        model: BertForSequenceClassification,
+        modules: list[str],
+        trained: Tensors,
+        notes: list[str],
+    ) -> tuple[dict[str, list[Technique]], Tensors]:
+        """Return LoRA or (IA)³ of each module, and the values by their names in a model.
+
+        LoRA on the pooler, which no plan has, is merged into what was trained.
+        """
+        targets = self._targets(modules)
+        techniques: dict[str, list[Technique]] = {}
+        added: Tensors = {}
+        if self.settings.kind == "LORA":
+            for module, lora in self._loras(targets).items():
+                if module == _POOLER:
+                    trained[f"{module}.weight"] = self._merged(module, lora, model)
+                    notes.append(f"LoRA on {module}, which no plan has, was merged into its weight")
+                    continue
+                techniques[module] = [lora]
+                for name in ("lora_A", "lora_B"):
+                    added[f"{module}.{name}"] = self.added[f"{module}.{name}"]
+        elif self.settings.kind == "IA3":
+            for module, ia3 in self._scaled(targets, modules).items():
+                techniques[module] = [ia3]
+                added[f"{module}.ia3.l"] = self.added[f"{module}.ia3_l"].reshape(-1)
+        return techniques, added
 
     def _error(self, what: str) -> WeightsError:
         return WeightsError(f"{self.path}: {what}")
