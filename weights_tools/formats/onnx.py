@@ -19,9 +19,8 @@ from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.cli.trained import Trained
 from spafit.errors import PlanError, WeightsError
 from spafit.layout import Padded
-from spafit.training.inference import scale_of
 from spafit.trunk.merging import merged_state_dict
-from weights_tools.formats.beside import labels_in_order, write_beside
+from weights_tools.formats.beside import labels_in_order, score_note, write_beside
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -84,11 +83,9 @@ def export(trained: Trained, folder: str | Path) -> list[str]:
     longest = model.config.max_position_embeddings
     notes.append(f"{', '.join(INPUTS)}: int64 (batch, sequence), of at most {longest} tokens")
     labels = labels_in_order(trained)
-    if labels:
-        notes.append(f"logits: float32 (batch, {len(labels)}), in the order {', '.join(labels)}")
-    else:
-        center, spread = scale_of(trained.runs[0].model, trained.task)
-        notes.append(f"logits: float32 (batch, 1); the score is {center} + {spread} times it")
+    order = f", in the order {', '.join(labels)}" if labels else ""
+    notes.append(f"logits: float32 (batch, {len(labels) or 1}){order}")
+    notes += score_note(trained)
     notes.append(
         f"load a {PROGRAM} only if you trust who made it: torch.export.load reads pickles that the "
         "file names"
