@@ -4,12 +4,15 @@ The library needs another transformers than these tests have, so its files are w
 its settings as its ``save_adapter`` writes them, and its names of tensors. Oracle of what is
 computed: the equations of its three forms, in spafit tested against its own numbers
 (tests/test_adapters_oracle.py, whose files are read here too where they are).
+Where an environment with the library is named, it loads what is exported.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,36 @@ def test_there_and_back(name: str, tiny: Path, tmp_path: Path) -> None:
     format_.export(trained, again)
     for each in (tmp_path / "out").iterdir():
         assert (again / each.name).read_bytes() == each.read_bytes(), each.name
+
+
+_LOGITS = """
+import sys, adapters, torch, transformers
+from safetensors.torch import load_file, save_file
+base, folder, batch, out = sys.argv[1:]
+model = transformers.BertForSequenceClassification.from_pretrained(base, num_labels=3)
+adapters.init(model)
+model.set_active_adapters(model.load_adapter(folder, use_safetensors=True))
+with torch.no_grad():
+    save_file({"logits": model.eval()(**load_file(batch)).logits}, out)
+"""
+
+
+@pytest.mark.skipif(
+    "ADAPTERHUB" not in os.environ,
+    reason="set ADAPTERHUB to the folder of an environment with adapters 1.3.0",
+)
+@pytest.mark.parametrize("name", PLANS)
+def test_the_library_loads_it(name: str, tiny: Path, tmp_path: Path) -> None:
+    trained = a_run(tmp_path / "run", tiny, PLANS[name])
+    (tmp_path / "out").mkdir()
+    format_.export(trained, tmp_path / "out")
+    batch = batch_of(tiny)
+    save_file(batch, tmp_path / "batch")
+    places = map(str, (tiny, *(tmp_path / each for each in ("out", "batch", "logits"))))
+    environment = {**os.environ, "PYTHONPATH": os.environ["ADAPTERHUB"]}
+    subprocess.run([sys.executable, "-c", _LOGITS, *places], check=True, env=environment)
+    found = load_file(tmp_path / "logits")["logits"]
+    assert apart(found, logits_of(trained.runs[0].model, batch)) < 1e-5
 
 
 def _by_layer(model: BertForSequenceClassification) -> list[dict[str, Any]]:
