@@ -312,11 +312,13 @@ def test_what_changes_later_is_followed(model: BertForSequenceClassification) ->
 
 
 def test_in_half_precision() -> None:
-    """Oracle: the adapters in turn, as exact as bfloat16 is."""
+    """Oracle: float32. Mixed, the error is at most twice that of the adapters in turn."""
     names = ("deep", "scaled", "houlsby", "ia3")
     model = many(torch.float32, names)
     [(inputs, _)] = batches(1)
     batch, _ = pack(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
+    with torch.no_grad():
+        exact = forward_tasks(model, batch, dict.fromkeys(names, range(4)), mixed=False)
     for learns in (False, True):
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(learns):
             one, other = (
@@ -324,7 +326,8 @@ def test_in_half_precision() -> None:
                 for mixed in (False, True)
             )
         for name in names:
-            torch.testing.assert_close(other[name], one[name], rtol=0, atol=0.05)
+            in_turn, mixed = (float((x[name].detach() - exact[name]).norm()) for x in (one, other))
+            assert 0 < mixed <= 2 * in_turn < 0.2
 
 
 def test_what_is_refused(model: BertForSequenceClassification) -> None:
