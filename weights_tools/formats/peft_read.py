@@ -246,17 +246,16 @@ def read(folder: Path) -> PeftFolder:
     tensors, metadata = read_tensors(folder, WEIGHTS, PICKLED)
     added: Tensors = {}
     trained: Tensors = {}
-    copies: dict[str, str] = {}  # of what is copied, by its key
-    unknown, notes = [], [*settings.notes]
+    copies, unknown, notes = [], [], [*settings.notes]
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         found = _ADDED.fullmatch(name)
         if name == key or re.search(r"\.lora_(embedding|magnitude)", name):
             unknown.append(key)
         elif ".original_module." in name:
-            copies[key] = ""
+            notes.append(f"ignored: {key}, of the base before training")
         elif ".modules_to_save." in name:
-            copies[key] = name
+            copies.append(key)
         elif found is not None:
             added[f"{found[1]}.{found[2]}"] = tensor
         else:
@@ -264,14 +263,12 @@ def read(folder: Path) -> PeftFolder:
             if name in trained:
                 raise WeightsError(f"{path} holds {name} twice, as {key} too")
             trained[name] = tensor
-    for key, name in copies.items():
-        before, _, after = name.partition(".modules_to_save.")
+    for key in copies:
+        before, _, after = key.removeprefix(PREFIX).partition(".modules_to_save.")
         # The adapter's name may stand between.
         ends = (after, after.partition(".")[2])
         of = next((f"{before}.{end}" for end in ends if f"{before}.{end}" in trained), "")
-        if not name:
-            notes.append(f"ignored: {key}, of the base before training")
-        elif of and torch.equal(trained[of], tensors[key]):
+        if of and torch.equal(trained[of], tensors[key]):
             notes.append(f"ignored: {key}, a copy of {of}")
         else:
             unknown.append(key)

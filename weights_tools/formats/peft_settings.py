@@ -228,7 +228,7 @@ _KNOWN = frozenset(
 
 def _is_neutral(value: object) -> bool:
     """Return whether a setting is off: null, false, 0 or empty."""
-    return value is None or value in (False, 0, "") or value in ([], {})
+    return value in (None, False, 0, "", [], {})
 
 
 def _check_model(settings: Settings) -> None:
