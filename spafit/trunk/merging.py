@@ -43,6 +43,25 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
         If the adapters are disabled, something was added that has no merged form, or a pre-trained
         parameter is no longer there; it is named.
     """
+    adapted = to_be_merged(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state = {name: parameters[name].detach().clone() for name in pretrained_names(model)}
+    for owner, module in adapted.items():
+        for key, value in module.merged().items():
+            if f"{owner}.{key}" not in state:
+                raise PlanError(f"{type(module).__name__}.merged gives {key}, no pre-trained key")
+            state[f"{owner}.{key}"] = value
+    return state
+
+
+def to_be_merged(model: BertForSequenceClassification) -> dict[str, Adaptable]:
+    """Return the modules to which something was added, by name, all of which can be merged.
+
+    Raises
+    ------
+    PlanError
+        As :func:`merged_state_dict`.
+    """
     if model.adaptation is not None:
         model.adaptation.require_enabled()
     pretrained = pretrained_names(model)
@@ -68,17 +87,11 @@ def merged_state_dict(model: BertForSequenceClassification) -> dict[str, torch.T
     for name, place in places.items():  # also what computes something else without a parameter
         if why := why_not_merged(place):
             raise PlanError(f"{name} has no merged form: {why}; {_SAVE_INSTEAD}")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     gone = [name for name in pretrained if name not in parameters]
     if gone:
         raise PlanError(f"the model lacks {listed(gone, ', ')}, which its merged form needs")
-    state = {name: parameters[name].detach().clone() for name in pretrained}
-    for owner, module in adapted.items():
-        for key, value in module.merged().items():
-            if f"{owner}.{key}" not in state:
-                raise PlanError(f"{type(module).__name__}.merged gives {key}, no pre-trained key")
-            state[f"{owner}.{key}"] = value
-    return state
+    return adapted
 
 
 def merge(model: BertForSequenceClassification) -> None:
