@@ -95,6 +95,43 @@ def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return product(a.to(dtype).contiguous().t(), b.to(dtype).contiguous().t(), None)
 
 
+class LaidOut:
+    """y = x Wᵀ + b for many x: W rounded once, and laid out once as oneDNN multiplies fastest.
+
+    Its plain form is :func:`product`, after which GELU may follow. oneDNN reads a matrix in blocks;
+    one that lies row by row is brought into them by each product, which with few rows takes longer
+    than to multiply. Measured on two cores of a Zen 5, 1024 to 4096: 8 rows 1.6 times as fast,
+    1,280 rows 1.04 times.
+
+    Parameters
+    ----------
+    weight : torch.Tensor, (out, in)
+        W, which is not kept where oneDNN has it in blocks.
+    bias : torch.Tensor, (out,)
+        b.
+    dtype : torch.dtype
+        The type of W, b and x; oneDNN has float32 and bfloat16.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
+        self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
+        self.by_onednn = (dtype == torch.float32 and library() == "onednn") or (
+            dtype == torch.bfloat16 and has_onednn_bf16()
+        )
+        if self.by_onednn:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+
+    def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+        """Return x Wᵀ + b (N, out), or GELU (exact, erf) of it, for x (N, in) of W's type."""
+        y: torch.Tensor
+        if self.by_onednn:
+            then = "gelu" if gelu else "none"
+            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "none")
+            return y
+        y = F.linear(x, self.weight, self.bias)
+        return torch.ops.aten.gelu_(y) if gelu else y
+
+
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.dtype == torch.float32
@@ -108,6 +145,11 @@ def has_onednn() -> bool:
     """Return whether this PyTorch carries oneDNN's product."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def has_onednn_bf16() -> bool:
+    """Return whether this PyTorch's oneDNN multiplies bfloat16 on this processor."""
+    return has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_intel() -> bool:
