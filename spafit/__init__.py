@@ -56,7 +56,7 @@ if TYPE_CHECKING:  # for type checkers and editors; when the program runs, _HOME
     from spafit.techniques import Technique, register
     from spafit.text.tokenization import Tokenizer, load_tokenizer
     from spafit.training.fit import fit
-    from spafit.training.inference import Predictions, evaluate, predict, predict_all
+    from spafit.training.inference import Predictions, Predictor, evaluate, predict, predict_all
     from spafit.training.optimisation import parameter_groups
     from spafit.training.prefix.shared import SharedPrefix
     from spafit.training.result import Result
@@ -125,6 +125,7 @@ __all__ = [
     "SharedPrefix",
     "evaluate",
     "Predictions",
+    "Predictor",
     "predict",
     "predict_all",
     # other people's trainers
@@ -162,7 +163,7 @@ _HOMES = {
     "text.tokenization": "Tokenizer load_tokenizer",
     "trunk.batches": "forward_rows forward_tasks",
     "training.fit": "fit",
-    "training.inference": "Predictions evaluate predict predict_all",
+    "training.inference": "Predictions Predictor evaluate predict predict_all",
     "training.optimisation": "parameter_groups",
     "training.prefix.shared": "SharedPrefix",
     "training.result": "Result",

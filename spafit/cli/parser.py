@@ -304,7 +304,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 
         if parsed.errors is not None:
             refuse_place(parsed.errors)
-        trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average)
+        trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average, parsed.precision)
         evaluate_run(
             trained,
             parsed.data,
@@ -520,7 +520,7 @@ def _predict(parsed: argparse.Namespace) -> None:
         predicting.refuse_to_replace(output, None if is_stream else parsed.input)
     if parsed.submission is not None:
         refuse_place(parsed.submission, is_folder=True)
-    options = parsed.model, parsed.mapped, parsed.average
+    options = parsed.model, parsed.mapped, parsed.average, parsed.precision
     trained = (
         Trained(parsed.run[0], *options)
         if len(parsed.run) == 1
@@ -700,6 +700,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--average",
         action="store_true",
         help="average the probabilities of all seeds in the folder, instead of taking the best",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="precision of matrix products; default: as in training",
     )
     _add_table_options(parser, "as in training")
     parser.add_argument(

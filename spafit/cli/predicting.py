@@ -15,6 +15,7 @@ from spafit.cli.own_data import refuse_encoding, report_bad_rows, report_encodin
 from spafit.cli.trained import Predicted, Trained
 from spafit.errors import ConfigError, DataError, one_line
 from spafit.files.replacing import refuse_place, replacing
+from spafit.runs.progress import RowsDone
 from spafit.tasks import glue
 from spafit.tasks.own_files import TableForm, distinct, read_rows
 from spafit.tasks.reading import Rows, name_of
@@ -25,7 +26,10 @@ from spafit.tasks.task import Dataset, Example, Task
 _MNLI_FAMILY = ("mnli", "mnli-mm", "ax")  # one model predicts all three
 
 _CHUNK = 4096
-"""Rows that are read, predicted and written at a time: memory does not grow with the file."""
+"""Rows that are read, sorted by length, predicted and written at a time.
+
+At most three times as many are held, so that memory does not grow with the file.
+"""
 
 
 def predict_rows(
@@ -54,14 +58,20 @@ def predict_rows(
             f"{name_of(source)} holds no rows of {trained.task.display}; is it the right file, "
             "and complete?"
         )
+    every = itertools.chain([first], examples)
+    parts = (  # no record has their hash, which is therefore not computed
+        Dataset(trained.task, "input", some, name_of(source), sha256="-")
+        for some in iter(lambda: tuple(itertools.islice(every, _CHUNK)), ())
+    )
     count = 0
-    with _table(output, identifying(first), trained.tasks, probabilities) as write:
-        every = itertools.chain([first], examples)
-        while some := tuple(itertools.islice(every, _CHUNK)):
-            # No record has its hash, which is therefore not computed.
-            dataset = Dataset(trained.task, "input", some, name_of(source), sha256="-")
-            write(some, trained.predict_each(dataset))
-            count += len(some)
+    with (
+        _table(output, identifying(first), trained.tasks, probabilities) as write,
+        RowsDone(quiet=output is None) as done,
+    ):
+        for part, predicted in trained.stream(parts):
+            write(part.examples, predicted)
+            count += len(part)
+            done.show(count)
     if rows.bad_rows:
         print(f"{name_of(source)}: {rows.bad_rows} malformed rows left out", file=sys.stderr)
     if output is not None:
@@ -84,7 +94,8 @@ def predict_texts(
     )
     dataset = Dataset(trained.task, "input", examples, "--text")
     with _table(None, ("row",), trained.tasks, probabilities) as write:
-        write(examples, trained.predict_each(dataset))
+        for _, predicted in trained.stream([dataset]):
+            write(examples, predicted)
 
 
 def write_submissions(trained: Trained, folder: Path, submission: Path) -> None:
@@ -203,6 +214,7 @@ def _table(
                 for row in values(*given):
                     record = dict(zip(header, row, strict=True))
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
 
         else:
             delimiter = "," if form == ".csv" else "\t"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from spafit.tasks.metrics import Floats
 from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Tokenizer, load_tokenizer
-from spafit.training.inference import Predictions, predict, predict_all, probabilities_of
+from spafit.training.inference import Predictions, Predictor, predict_all, probabilities_of
 from spafit.weights.adapter_files import load_adapter, read_adapter_header
 from spafit.weights.pretrained import load_pretrained
 
@@ -57,6 +58,8 @@ class Trained:
         As for :func:`spafit.load_pretrained`.
     average : bool
         Whether to average over all seeds; otherwise the best of them is taken.
+    precision : str, optional
+        Of matrix products, in place of that of the training.
 
     Attributes
     ----------
@@ -71,29 +74,44 @@ class Trained:
     tasks: Mapping[str, Task]
 
     def __init__(
-        self, folder: Path, model: str | None, mapped: bool | None, average: bool = False
+        self,
+        folder: Path,
+        model: str | None,
+        mapped: bool | None,
+        average: bool = False,
+        precision: str | None = None,
     ) -> None:
-        self.runs = [_load(each, model, mapped) for each in members(folder, average)]
+        self.runs = [_load(each, model, mapped, precision) for each in members(folder, average)]
         self.record = self.runs[0].record
         self.task = _task_of(self.record)
         self.tasks = {"": self.task}
 
-    def predict_each(self, dataset: Dataset) -> list[Predicted]:
-        """Predict examples for each of ``tasks``."""
-        return [self.predict(dataset)]
+    @cached_property
+    def predictors(self) -> list[Predictor]:
+        """What predicts, of each run; the copies that one makes of its weights, several do not."""
+        return [
+            Predictor(
+                run.model,
+                run.tokenizer,
+                max_length=run.record["settings"]["max_length"],
+                precision=run.record["settings"]["precision"],
+                merges=len(self.runs) == 1,
+            )
+            for run in self.runs
+        ]
 
     def predict(self, dataset: Dataset) -> Predicted:
         """Predict examples."""
-        found = []
-        for run in self.runs:
-            settings = run.record["settings"]
-            max_length, precision = settings["max_length"], settings["precision"]
-            found.append(
-                predict(
-                    run.model, run.tokenizer, dataset, max_length=max_length, precision=precision
-                )
-            )
-        return _mean(found, dataset.task)
+        return _mean([each.predict(dataset) for each in self.predictors], dataset.task)
+
+    def stream(self, parts: Iterable[Dataset]) -> Iterator[tuple[Dataset, list[Predicted]]]:
+        """Yield the parts of a file, each with its predictions for each of ``tasks``."""
+        if len(self.predictors) > 1:
+            for part in parts:
+                yield part, [self.predict(part)]
+            return
+        for part, found in self.predictors[0].stream(parts):
+            yield part, [_mean([found], part.task)]
 
     def table_form(self, delimiter: str | None, unquoted: bool, encoding: str | None) -> TableForm:
         """Return how a file is written: as asked for, else as the training data was."""
@@ -140,7 +158,7 @@ class TrainedTogether(Trained):
     ----------
     folders : sequence of Path
         Folders as for :class:`Trained`.
-    model, mapped, average
+    model, mapped, average, precision
         As for :class:`Trained`.
 
     Attributes
@@ -160,7 +178,12 @@ class TrainedTogether(Trained):
     """
 
     def __init__(
-        self, folders: Sequence[Path], model: str | None, mapped: bool | None, average: bool = False
+        self,
+        folders: Sequence[Path],
+        model: str | None,
+        mapped: bool | None,
+        average: bool = False,
+        precision: str | None = None,
     ) -> None:
         of_each = [members(folder, average) for folder in folders]
         every = list(itertools.chain(*of_each))
@@ -169,7 +192,7 @@ class TrainedTogether(Trained):
         for number, folder in enumerate(every):
             if places[number] in places[:number]:
                 raise ConfigError(f"{folder} is named twice")
-            self.runs.append(_load(folder, model, mapped, self.runs))
+            self.runs.append(_load(folder, model, mapped, precision, self.runs))
         first, *others = runs = dict(zip(map(str, every), self.runs, strict=True))
         tasks = {name: _task_of(run.record) for name, run in runs.items()}
         for other in others:
@@ -186,11 +209,15 @@ class TrainedTogether(Trained):
         self.alike: dict[tuple[int, str], list[str]] = {}
         for name, run in runs.items():
             settings, device = run.record["settings"], run.model.classifier.weight.device
-            precision = resolve_precision(settings["precision"], device)
-            self.alike.setdefault((settings["max_length"], precision), []).append(name)
+            its = resolve_precision(settings["precision"], device)
+            self.alike.setdefault((settings["max_length"], its), []).append(name)
 
-    def predict_each(self, dataset: Dataset) -> list[Predicted]:
-        """Predict examples for each of ``tasks``."""
+    def stream(self, parts: Iterable[Dataset]) -> Iterator[tuple[Dataset, list[Predicted]]]:
+        """Yield the parts of a file, each with its predictions for each of ``tasks``."""
+        for part in parts:
+            yield part, self._predict_each(part)
+
+    def _predict_each(self, dataset: Dataset) -> list[Predicted]:
         seconds = dataset.texts_b
         texts: Sequence[Any] = dataset.texts_a
         if seconds is not None:
@@ -262,7 +289,11 @@ def members(folder: Path, average: bool = False) -> list[Path]:
 
 
 def _load(
-    folder: Path, model: str | None, mapped: bool | None, together: Sequence[Run] | None = None
+    folder: Path,
+    model: str | None,
+    mapped: bool | None,
+    precision: str | None,
+    together: Sequence[Run] | None = None,
 ) -> Run:
     """Load a run's base model, its adapter and its tokenizer.
 
@@ -291,6 +322,8 @@ def _load(
         )
     load_adapter(network, folder / ADAPTER, name=None if together is None else str(folder))
     _place(network, record["settings"])
+    if precision is not None:
+        record["settings"]["precision"] = resolve_precision(precision, network.device)
     tokenizer = load_tokenizer(
         name,
         revision=revision,

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run, or of predictions: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from spafit.machine.terminal import columns, is_ascii, lasting
 
 # tqdm's own form has steps per second too, and would be cut at 80 columns.
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+_SECONDS_A_LINE = 10
+"""Between two lines where there is no terminal."""
 
 
 class Progress:
@@ -78,7 +81,7 @@ class Progress:
             self._bar.update()
             return
         now = time.perf_counter()
-        if self._quiet or (now - self._last_line < 10 and step < self._total):
+        if self._quiet or (now - self._last_line < _SECONDS_A_LINE and step < self._total):
             return
         self._last_line = now
         left = (now - self._start) / (step - self._begun) * (self._total - step)
@@ -94,6 +97,45 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
+            print(text, file=self._stream, flush=True)
+
+
+class RowsDone:
+    """Show how many rows of a file are predicted, of a number that is not known; a context manager.
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing.
+    stream : TextIO, optional
+        Where to write; None is standard error, if there is one.
+    """
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        shown = sys.stderr if stream is None else stream
+        self._quiet = quiet or shown is None
+        self._stream = lasting(shown)
+        self._width = 0
+        self._start = self._last = time.perf_counter()
+
+    def __enter__(self) -> RowsDone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._width:
+            print(file=self._stream, flush=True)
+
+    def show(self, rows: int) -> None:
+        """Show that so many rows are done; where there is no terminal, at most every 10 s."""
+        now = time.perf_counter()
+        text = f"{rows:,} rows, {rows / (now - self._start):,.0f} rows/s"
+        if self._quiet:
+            return
+        if self._stream.isatty():
+            print(f"\r{text:<{self._width}}", end="", file=self._stream, flush=True)
+            self._width = len(text)
+        elif now - self._last >= _SECONDS_A_LINE:
+            self._last = now
             print(text, file=self._stream, flush=True)
 
 

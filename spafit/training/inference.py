@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeGuard, TypeVar
 
 import numpy as np
@@ -20,8 +21,10 @@ from spafit.tasks import scoring
 from spafit.tasks.label_order import label_names, own_labels, own_task, require_shape
 from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Encodings, Tokenizer
+from spafit.training.batches import made_ahead
 from spafit.training.prefix.kept import KeptPrefix
 from spafit.trunk.batches import forward_tasks
+from spafit.trunk.flat import FlatModel, why_not_flat
 
 _T = TypeVar("_T")
 
@@ -97,12 +100,77 @@ def predict(
     TrainingError
         If a logit is NaN or infinite, or there is not enough memory for a single example.
     """
-    names = label_names(model, dataset)
-    encodings = encode(model, tokenizer, dataset, max_length)
-    logits = predict_logits(model, encodings, batch_size=batch_size, precision=precision)
-    _require_finite(logits, f"examples of {dataset.source}")
-    labels = decode(logits, names, scale_of(model, dataset.task))
-    return Predictions(logits, labels, encodings.truncated, names)
+    predictor = Predictor(
+        model, tokenizer, max_length=max_length, batch_size=batch_size, precision=precision
+    )
+    return predictor.predict(dataset)
+
+
+class Predictor:
+    """Predict any number of data sets by a model that does not change meanwhile.
+
+    On a CPU its adapter is merged once, into copies of the matrices that are laid out for products
+    (:mod:`spafit.trunk.flat`), in bf16 if that is the precision; the model itself stays as it is.
+    One with hooks, a form of its own, or what has no merged form, computes as it stands.
+
+    Parameters
+    ----------
+    model, tokenizer, max_length, batch_size, precision
+        As for :func:`predict`.
+    merges : bool
+        Whether to merge. The copies take as much memory as the matrices, in bf16 half of it.
+    """
+
+    def __init__(
+        self,
+        model: BertForSequenceClassification,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int | None = None,
+        batch_size: int = 64,
+        precision: str = "auto",
+        merges: bool = True,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.max_length, self.batch_size, self.merges = max_length, batch_size, merges
+        self.precision = resolve_precision(precision, model.classifier.weight.device)
+
+    @cached_property
+    def flat(self) -> FlatModel | None:
+        """The merged model, made when it is first needed; None where the model itself is used."""
+        if not self.merges or why_not_flat(self.model):
+            return None
+        return FlatModel(self.model, torch.bfloat16 if self.precision == "bf16" else None)
+
+    def predict(self, dataset: Dataset) -> Predictions:
+        """Predict the examples of a data set; errors as of :func:`predict`."""
+        return self._predicted(self._encoded(dataset))[1]
+
+    def stream(self, datasets: Iterable[Dataset]) -> Iterator[tuple[Dataset, Predictions]]:
+        """Yield data sets, such as the parts of a long file, each with its predictions.
+
+        A thread tokenizes the next one while one is predicted; no more are held at a time.
+        """
+        yield from map(self._predicted, made_ahead(datasets, self._encoded, ahead=1))
+
+    def _encoded(self, dataset: Dataset) -> tuple[Dataset, tuple[str, ...], Encodings]:
+        names = label_names(self.model, dataset)
+        return dataset, names, encode(self.model, self.tokenizer, dataset, self.max_length)
+
+    def _predicted(
+        self, encoded: tuple[Dataset, tuple[str, ...], Encodings]
+    ) -> tuple[Dataset, Predictions]:
+        dataset, names, encodings = encoded
+        logits = predict_logits(
+            self.model,
+            encodings,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            flat=self.flat,
+        )
+        _require_finite(logits, f"examples of {dataset.source}")
+        labels = decode(logits, names, scale_of(self.model, dataset.task))
+        return dataset, Predictions(logits, labels, encodings.truncated, names)
 
 
 def evaluate(
@@ -213,11 +281,13 @@ def predict_logits(
     batch_size: int = 64,
     precision: str = "auto",
     prefix: KeptPrefix | None = None,
+    flat: FlatModel | None = None,
     abandoned: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
     """Return the logits (n, C) of encoded examples in their order, or of some ``rows`` in theirs.
 
-    With ``prefix`` only the layers after group 1 are computed. The reference form
+    With ``prefix`` only the layers after group 1 are computed; with ``flat``, which is made of the
+    model, that computes them in its own precision. The reference form
     (:func:`spafit.set_impl`) gets padded batches, all others packed ones.
 
     If there is not enough memory for a batch, it and those after it are halved. ``abandoned`` is
@@ -235,6 +305,8 @@ def predict_logits(
     is_padded = prefix is None and not model.bert.packed
 
     def logits_of(some: list[int]) -> torch.Tensor:
+        if flat is not None:
+            return flat(encodings.packed(some))
         if is_padded:
             logits: torch.Tensor = model(*encodings.batch(some).to(device))
         else:
@@ -243,7 +315,12 @@ def predict_logits(
         return logits.float()
 
     found = _in_batches(
-        model, order, logits_of, batch_size=batch_size, precision=precision, abandoned=abandoned
+        model,
+        order,
+        logits_of,
+        batch_size=batch_size,
+        precision=precision if flat is None else "float32",  # no autocast
+        abandoned=abandoned,
     )
     every = np.empty((len(encodings), model.num_labels), dtype=np.float32)
     if found:

@@ -287,7 +287,7 @@ class TestEveryOption:
             raise Reached
 
         for module, name in (
-            *((training, "fit"), (training, "adapt"), (trained, "predict")),
+            *((training, "fit"), (training, "adapt"), (trained, "Predictor")),
             *((commands, "download_glue"), (commands, "adapt")),
         ):
             monkeypatch.setattr(module, name, reached)

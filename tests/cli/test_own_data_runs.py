@@ -11,11 +11,14 @@ import json
 import shutil
 import statistics
 import sys
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.interruptions import stopped_after
 from support.small_runs import SmallRun, make_dataset, read_log, write_glue
 
@@ -26,6 +29,8 @@ from spafit.cli.trained import Run, Trained
 from spafit.tasks import own, scoring
 from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Example
+from spafit.text.tokenization import Encodings
+from spafit.training import inference
 from spafit.training.inference import Predictions
 
 Capture = pytest.CaptureFixture[str]
@@ -283,13 +288,13 @@ class TestPredict:
             capsys, "predict", folder / "runs" / "seed-1", "--input", folder / "tickets.csv"
         )
         monkeypatch.setattr(predicting, "_CHUNK", 7)
-        sizes, usual = [], Trained.predict
+        sizes, usual = [], inference.predict_logits
 
-        def noted(self: Trained, dataset: Dataset) -> Any:
-            sizes.append(len(dataset))
-            return usual(self, dataset)
+        def noted(model: Any, encodings: Encodings, **settings: Any) -> Any:
+            sizes.append(len(encodings))
+            return usual(model, encodings, **settings)
 
-        monkeypatch.setattr(Trained, "predict", noted)
+        monkeypatch.setattr(inference, "predict_logits", noted)
         arguments = ("predict", folder / "runs" / "seed-1", "--input")
         assert call(capsys, *arguments, folder / "tickets.csv") == whole
         assert sizes == [7, 7, 7, 7, 7, 5]
@@ -300,6 +305,68 @@ class TestPredict:
 
         monkeypatch.setattr(sys, "stdin", Stdin)
         assert call(capsys, *arguments, "-", "--output", "-") == whole
+
+    def test_memory_does_not_grow_with_the_file(
+        self, capsys: Capture, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With a made-up model; what Python holds at most is counted by tracemalloc."""
+        monkeypatch.setattr(predicting, "_CHUNK", 200)
+        monkeypatch.setattr(
+            inference,
+            "predict_logits",
+            lambda _, encodings, **__: np.eye(3, dtype=np.float32)[
+                [number % 3 for number in encodings.lengths]
+            ],
+        )
+        peaks = []
+        data, out = tmp_path / "many.csv", tmp_path / "out.csv"
+        for rows in (2_000, 16_000):
+            words = [f"{number},{'it crashes ' * (number % 5)}" for number in range(rows)]
+            data.write_text("\n".join(["id,message", *words]))
+            del words
+            tracemalloc.start()
+            found = call(
+                capsys, "predict", folder / "runs" / "seed-1", "--input", data, "--output", out
+            )
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert found == (0, f"written: {out} ({rows} predictions)\n", "")
+            predicted = table(out.read_text(), ",")
+            assert [row["id"] for row in predicted] == [str(number) for number in range(rows)]
+            assert [row["prediction"] for row in predicted[5:]] == [
+                row["prediction"] for row in predicted[:-5]
+            ]
+        assert len({row["prediction"] for row in predicted}) > 1
+        assert peaks[1] < peaks[0] + 1e6
+
+    def test_an_error_in_a_later_part_leaves_no_file(
+        self, capsys: Capture, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(predicting, "_CHUNK", 5)
+        data, out = tmp_path / "new.csv", tmp_path / "out.csv"
+        data.write_text("id,message\n" + "1,it crashes\n" * 19 + "1,it,crashes\n")
+        given = ("predict", folder / "runs" / "seed-1", "--input", data, "--output", out)
+        code, _, err = call(capsys, *given)
+        assert (code, "line 21: expected 2 fields" in err) == (2, True)
+        assert [each.name for each in tmp_path.iterdir()] == ["new.csv"]
+
+    def test_the_precision_is_that_of_the_training_or_as_asked_for(
+        self, capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, asked = folder / "runs" / "seed-1", []
+        usual = inference.predict_logits
+
+        def noted(*given: Any, precision: str, **settings: Any) -> Any:
+            asked.append((precision, settings["flat"].dtype))
+            return usual(*given, precision=precision, **settings)
+
+        monkeypatch.setattr(inference, "predict_logits", noted)
+        for more in ((), ("--precision", "bf16")):
+            assert call(capsys, "predict", run, "--text", "my bill", *more)[0] == 0
+            assert call(capsys, "eval", run, *more)[0] == 0
+        assert asked == [("float32", torch.float32)] * 2 + [("bf16", torch.bfloat16)] * 2
+        code, _, err = call(capsys, "predict", run, "--text", "my bill", "--precision", "fp16")
+        assert (code, "fp16 needs a GPU" in err) == (2, True)
 
     def test_texts_given(self, capsys: Capture, folder: Path) -> None:
         run = folder / "runs" / "seed-1"
@@ -339,7 +406,8 @@ class TestPredict:
             Predictions(np.log(np.array([sure], dtype=np.float32)), [names[0]], 0, names)
             for sure, names in (((0.6, 0.4), ("a", "b")), ((0.9, 0.1), ("b", "a")))
         )
-        monkeypatch.setattr(trained, "predict", lambda *_, **__: next(found))
+        fake = SimpleNamespace(predict=lambda _: next(found))
+        monkeypatch.setattr(trained, "Predictor", lambda *_, **__: fake)
         both, run = Trained.__new__(Trained), {"settings": {"max_length": 9, "precision": "auto"}}
         both.runs = [Run(None, None, run)] * 2  # type: ignore[arg-type]
         task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))

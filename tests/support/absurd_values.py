@@ -121,6 +121,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--max-bad-rows": BAD_ROWS,
         "--split": Option((*NO_CHOICE, "test")),
         "--average": FLAG,
+        "--precision": Option((*NO_CHOICE, "fp16", "FP32")),
         "--errors": Option(NO_FILE_TO_BE),
         **TABLES,
     },
@@ -138,6 +139,7 @@ TABLE: dict[str, dict[str, Option]] = {
         "--text2": Option(("", " ", "\0", LONG)),  # without --text
         "--probabilities": FLAG,
         "--average": FLAG,
+        "--precision": Option((*NO_CHOICE, "fp16", "FP32")),
         **TABLES,
     },
     "report": {

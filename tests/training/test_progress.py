@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from spafit.runs import progress as progress_module
-from spafit.runs.progress import Progress, lasting
+from spafit.runs.progress import Progress, RowsDone, lasting
 
 
 class Terminal(io.StringIO):
@@ -199,3 +199,32 @@ class TestAViewerThatIsGone:
         assert shown.write("four") == 4
         assert lasting(shown) is shown
         assert shown.getvalue() == "a\nb\nfour"  # type: ignore[attr-defined]
+
+
+class TestRowsDone:
+    """Oracle: a clock that is set by hand."""
+
+    def test_a_line_every_ten_seconds(self, clock: list[float]) -> None:
+        stream = io.StringIO()
+        with RowsDone(stream=stream) as done:
+            for rows in range(1000, 5000, 1000):
+                clock[0] += 4
+                done.show(rows)
+        assert stream.getvalue() == "3,000 rows, 250 rows/s\n"
+
+    def test_on_a_terminal_in_one_line(self, clock: list[float]) -> None:
+        stream = Terminal()
+        with RowsDone(stream=stream) as done:
+            for rows in (9000, 9010):
+                clock[0] += 4
+                done.show(rows)
+        assert stream.getvalue() == "\r9,000 rows, 2,250 rows/s\r9,010 rows, 1,126 rows/s\n"
+
+    def test_nothing(self, clock: list[float]) -> None:
+        stream = Terminal()
+        with RowsDone(quiet=True, stream=stream) as done:
+            clock[0] += 40
+            done.show(1)
+        with RowsDone(stream=stream):
+            pass
+        assert stream.getvalue() == ""
