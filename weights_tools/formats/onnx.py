@@ -70,17 +70,9 @@ def export(trained: Trained, folder: str | Path) -> list[str]:
             f"an export to ONNX needs {' and '.join(missing)}: pip install 'spafit[onnx]'"
         )
     folder = Path(folder)
-    model, notes = _plain(trained.runs[0].model)
     write_beside(trained, folder)
-    program = _program(model)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".spafit-", dir=folder) as place, _quiet():
-            _save(program, Path(place))
-            for path in sorted(Path(place).iterdir(), reverse=True):  # .onnx after its weights
-                path.replace(folder / path.name)
-    except OSError as error:
-        raise WeightsError(f"{folder} cannot be written: {error}; make room there") from None
-    longest = model.config.max_position_embeddings
+    notes = write_graphs(trained.runs[0].model, folder)
+    longest = trained.runs[0].model.config.max_position_embeddings
     notes.append(f"{', '.join(INPUTS)}: int64 (batch, sequence), of at most {longest} tokens")
     labels = labels_in_order(trained)
     order = f", in the order {', '.join(labels)}" if labels else ""
@@ -90,6 +82,20 @@ def export(trained: Trained, folder: str | Path) -> list[str]:
         f"load a {PROGRAM} only if you trust who made it: torch.export.load reads pickles that the "
         "file names"
     )
+    return notes
+
+
+def write_graphs(model: BertForSequenceClassification, folder: Path) -> list[str]:
+    """Write the graphs of a model, merged where it can be, into a folder; return notes."""
+    plain, notes = _plain(model)
+    program = _program(plain)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".spafit-", dir=folder) as place, _quiet():
+            _save(program, Path(place))
+            for path in sorted(Path(place).iterdir(), reverse=True):  # .onnx after its weights
+                path.replace(folder / path.name)
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be written: {error}; make room there") from None
     return notes
 
 
