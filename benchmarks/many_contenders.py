@@ -6,11 +6,8 @@ Each gives the logits (k, n, C) of its tasks in the order of the rows that it wa
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.baseline import padded_batch, peft_twin
+from benchmarks.child_process import ChildProcess
 from benchmarks.harness import Contender, Rows
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
@@ -198,7 +196,7 @@ def peft_logits(
     return logits
 
 
-class ParallelProcess:
+class ParallelProcess(ChildProcess):
     """A process with AdapterHub's ``Parallel`` of the same bottlenecks; see ``parallel_child``.
 
     Parameters
@@ -226,49 +224,23 @@ class ParallelProcess:
         folder: Path,
     ) -> None:
         _write(model, encodings, folder)
-        paths = (library.resolve(), Path(__file__).parents[1])
-        # As keep_freed_memory does here.
-        memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-        command = [sys.executable, "-m", "benchmarks.parallel_child", str(folder)]
-        self._process = Popen(
-            [*command, str(torch.get_num_threads())],
-            stdin=PIPE,
-            stdout=PIPE,
-            text=True,
-            env={**os.environ, **memory, "PYTHONPATH": os.pathsep.join(map(str, paths))},
-        )
-        self.versions = ", ".join(" ".join(each) for each in self._answer().items())
+        arguments = [str(folder), str(torch.get_num_threads())]
+        super().__init__("benchmarks.parallel_child", arguments, library)
+        self.versions = ", ".join(" ".join(each) for each in self.ready.items())
 
     def contender(self) -> Contender:
         """Return the contender; its time is the process's own."""
 
         def check(rows: Rows) -> dict[str, Tensor]:
-            return {"logits": torch.tensor(self._ask(rows, check=True)["logits"])}
+            answer = self.ask({"rows": rows.numbers, "check": True})
+            return {"logits": torch.tensor(answer["logits"])}
 
         return Contender(
             PARALLEL,
-            lambda rows: float(self._ask(rows, check=False)["ms"]),
+            lambda rows: float(self.ask({"rows": rows.numbers, "check": False})["ms"]),
             check,
             has_own_clock=True,
         )
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-    def _ask(self, rows: Rows, check: bool) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        print(json.dumps({"rows": rows.numbers, "check": check}), file=self._process.stdin)
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("AdapterHub's process has ended; what it said is above")
-        found: dict[str, Any] = json.loads(line)
-        return found
 
 
 def _write(model: BertForSequenceClassification, encodings: Encodings, folder: Path) -> None:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.in_thread import InThread
 from support.tiny_bert import CONFIG
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from benchmarks import many_contenders, many_tasks, parallel_child, report
+from benchmarks import child_process, many_contenders, many_tasks, report
 from benchmarks.contenders import SHAPES
 from benchmarks.harness import Rows, WrongResultError
 from benchmarks.lengths import load_rows
@@ -192,30 +192,6 @@ def init(bert):
 """
 
 
-class InThread:
-    """Takes the place of a process: :mod:`benchmarks.parallel_child` in a thread."""
-
-    def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
-        assert command[:3] == [sys.executable, "-m", "benchmarks.parallel_child"]
-        self.library, ours = env["PYTHONPATH"].split(os.pathsep)
-        assert (Path(ours) / "benchmarks").is_dir()
-        (asked, ask), (answered, answer) = os.pipe(), os.pipe()
-        self.stdin, self.stdout = os.fdopen(ask, "w"), os.fdopen(answered)
-        self.ends = os.fdopen(asked), os.fdopen(answer, "w")
-        self.thread = threading.Thread(target=self.work, args=(command[3:],))
-        self.thread.start()
-
-    def work(self, arguments: list[str]) -> None:
-        questions, answers = self.ends
-        with questions, answers:
-            parallel_child.main(arguments, questions, answers)
-
-    def communicate(self) -> None:
-        self.stdin.close()
-        self.thread.join()
-        self.stdout.close()
-
-
 def bottlenecks(library: Path, out: Path) -> None:
     """Measure against a library, and look at the rows."""
     options = ["--contests", "bottlenecks", "--adapterhub", str(library), "--out", str(out)]
@@ -235,7 +211,7 @@ def test_the_other_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (folder / "adapters" / "__init__.py").write_text(LIBRARY)
     (folder / "adapters" / "composition.py").write_text("def Parallel(*names): return names\n")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(many_contenders, "Popen", InThread)
+    monkeypatch.setattr(child_process, "Popen", InThread)
     try:
         bottlenecks(folder, tmp_path / "x")
     finally:
@@ -253,7 +229,7 @@ def test_the_real_library(tmp_path: Path) -> None:
 
 def test_a_process_that_ends_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
-    with pytest.raises(RuntimeError, match="AdapterHub's process has ended"):
+    with pytest.raises(RuntimeError, match="parallel_child has ended"):
         many_tasks.main([*COMMAND, "--contests", "bottlenecks", "--adapterhub", str(tmp_path)])
 
 
