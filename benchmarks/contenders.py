@@ -30,6 +30,9 @@ LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 6e-5, 0.01, 1.0
 #: The shapes that models are measured in, with random weights; dropout is 0.1 in all.
 SHAPES = {
     "large": BertConfig(),
+    "base": BertConfig(
+        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
+    ),
     "minilm": BertConfig(
         vocab_size=30_522,
         hidden_size=384,
@@ -41,7 +44,12 @@ SHAPES = {
         hidden_size=64, num_hidden_layers=12, num_attention_heads=4, intermediate_size=256
     ),
 }
-METHODS = {"large": "SPAFIT-4-9-II", "minilm": "SPAFIT-1-3-II", "tiny": "SPAFIT-4-9-II"}
+METHODS = {
+    "large": "SPAFIT-4-9-II",
+    "base": "SPAFIT-2-4-II",
+    "minilm": "SPAFIT-1-3-II",
+    "tiny": "SPAFIT-4-9-II",
+}
 """What each shape is trained by, unless told otherwise."""
 
 TOLERANCES = {"float32": 1e-3, "bf16": 0.1, "fp16": 0.05}
