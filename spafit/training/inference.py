@@ -28,6 +28,9 @@ from spafit.trunk.flat import FlatModel, why_not_flat
 
 _T = TypeVar("_T")
 
+_WORTH_MERGING = 256
+"""Examples for which merging takes less time than it saves."""
+
 
 class AbandonedError(Exception):
     """A prediction was stopped early, at the caller's request."""
@@ -101,7 +104,12 @@ def predict(
         If a logit is NaN or infinite, or there is not enough memory for a single example.
     """
     predictor = Predictor(
-        model, tokenizer, max_length=max_length, batch_size=batch_size, precision=precision
+        model,
+        tokenizer,
+        max_length=max_length,
+        batch_size=batch_size,
+        precision=precision,
+        merges=len(dataset) >= _WORTH_MERGING,
     )
     return predictor.predict(dataset)
 

@@ -10,6 +10,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ class TestPredictor:
         assert len(found) == PARTS
         for (part, predicted), expected in zip(found, parts(), strict=True):
             assert part == expected
-            alone = predict(model, small.tokenizer, expected, precision=precision)
+            alone = Predictor(model, small.tokenizer, precision=precision).predict(expected)
             assert np.array_equal(predicted.logits, alone.logits)
             assert predicted.labels == alone.labels
 
@@ -66,12 +67,29 @@ class TestPredictor:
         difference = merged.predict(small.dev).logits - plain.predict(small.dev).logits
         assert np.abs(difference).max() < 1e-5
 
+    def test_predict_merges_for_many_examples(
+        self, small: SmallRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, merged = undecided(small, small.train), list[bool]()
+        predict_logits = inference.predict_logits
+
+        def noted(*given: Any, flat: FlatModel | None, **settings: Any) -> Any:
+            merged.append(flat is not None)
+            return predict_logits(*given, flat=flat, **settings)
+
+        monkeypatch.setattr(inference, "predict_logits", noted)
+        monkeypatch.setattr(inference, "_WORTH_MERGING", len(small.dev))
+        few = dataclasses.replace(small.dev, examples=small.dev.examples[:-1])
+        for data in (small.dev, few):
+            predict(model, small.tokenizer, data)
+        assert merged == [True, False]
+
     def test_what_cannot_be_merged_computes_as_it_stands(self, small: SmallRun) -> None:
         model = undecided(small, small.train)
         seen: list[int] = []
         layer = model.bert.encoder.layer[1]
         layer.register_forward_hook(lambda *_: seen.append(1))
-        predict(model, small.tokenizer, small.dev)
+        Predictor(model, small.tokenizer).predict(small.dev)
         assert seen == [1]
 
     def test_no_more_than_three_parts_are_held(self, small: SmallRun) -> None:
