@@ -120,13 +120,14 @@ class LaidOut:
         )
         if self.by_onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+            self._product = torch.ops.mkldnn._linear_pointwise.default  # no overload to be found
 
     def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
         """Return x Wᵀ + b (N, out), or GELU (exact, erf) of it, for x (N, in) of W's type."""
         y: torch.Tensor
         if self.by_onednn:
             then = "gelu" if gelu else "none"
-            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "none")
+            y = self._product(x, self.weight, self.bias, then, [], "none")
             return y
         y = F.linear(x, self.weight, self.bias)
         return torch.ops.aten.gelu_(y) if gelu else y
