@@ -26,6 +26,7 @@ from spafit.kernels.forms import (
     refuse_second_derivative,
     why_no_triton,
 )
+from spafit.kernels.parts import wide
 
 BY_SPANS = ("triton", "flash", "efficient")
 """The forms that find each sequence by its boundaries and compute no padding."""
@@ -34,6 +35,8 @@ TRITON_WIDEST_HEAD = 128
 """The largest Dh that the Triton kernel is for."""
 
 FORMS = ("reference", "sdpa", "fused", *BY_SPANS)
+
+_FUSED_TYPES = (torch.bfloat16, torch.float32, torch.float64)
 
 # What one more bundle costs, in elements of a head's probabilities (T² of a sequence): the calls of
 # forward and backward take 120 µs, an element of twelve to sixteen heads 0.14 µs.
@@ -167,8 +170,9 @@ def packed_attention(
         Rate at which attention probabilities are dropped; 0 outside training.
     impl : {"auto", "reference", "sdpa", "fused", "triton", "flash", "efficient"}
         ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention`` on each bundle; ``"fused"`` is one
-        operation that keeps QKV and one number a probability for backward, in float32 or float64 on
-        a CPU; ``"triton"`` (:mod:`~spafit.kernels.gpu.triton_attention`), ``"flash"`` and
+        operation on a CPU that keeps QKV and one number a probability for backward; bfloat16 it
+        converts to float32 where it lays the heads apart. ``"triton"``
+        (:mod:`~spafit.kernels.gpu.triton_attention`), ``"flash"`` and
         ``"efficient"`` (:mod:`~spafit.kernels.gpu.varlen_attention`) are for a GPU and compute no
         padding. ``"auto"`` is ``"fused"`` on a CPU; on a GPU the fastest of those that the device
         has (:mod:`~spafit.kernels.gpu.choices`).
@@ -199,13 +203,14 @@ def packed_attention(
         return _by_spans(QKV, spans, num_heads, dropout, form)
     if not _can_fuse(QKV):
         raise ConfigError(
-            f"packed_attention(impl='fused') is for float32 and float64 on a CPU, found "
+            f"packed_attention(impl='fused') is for bfloat16, float32 and float64 on a CPU, found "
             f'{QKV.dtype} on {QKV.device}; use "sdpa"'
         )
-    if torch.is_grad_enabled() and QKV.requires_grad:
-        H1: torch.Tensor = _PackedAttention.apply(QKV, bundles, num_heads, dropout)  # type: ignore[no-untyped-call]
-        return H1
-    return _forward(QKV, bundles, num_heads, dropout, keep=False)[0]
+    with torch.autocast("cpu", enabled=False):  # it would round the products that are in float32
+        if torch.is_grad_enabled() and QKV.requires_grad:
+            H1: torch.Tensor = _PackedAttention.apply(QKV, bundles, num_heads, dropout)  # type: ignore[no-untyped-call]
+            return H1
+        return _forward(QKV, bundles, num_heads, dropout, keep=False)[0]
 
 
 def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
@@ -222,7 +227,7 @@ def why_not(form: str, QKV: torch.Tensor, num_heads: int) -> str:
 
 
 def _can_fuse(QKV: torch.Tensor) -> bool:
-    return QKV.device.type == "cpu" and QKV.dtype in (torch.float32, torch.float64)
+    return QKV.device.type == "cpu" and QKV.dtype in _FUSED_TYPES
 
 
 def _best(
@@ -330,6 +335,17 @@ def _heads(x: torch.Tensor, bundle: Bundle, num_heads: int, fields: int = 3) -> 
     return x.view(bundle.count, bundle.longest, fields, num_heads, -1).permute(2, 0, 3, 1, 4)
 
 
+def _apart(x: torch.Tensor, bundle: Bundle, num_heads: int, fields: int = 3) -> torch.Tensor:
+    """Return (n·T, fields·D) as (fields, n·A, T, Dh), in float32 or wider.
+
+    With one sequence of float32 these are views; else copies that lie head by head.
+    """
+    heads = _heads(x, bundle, num_heads, fields)
+    # One pass: a contiguous result is what flatten would copy to.
+    heads = heads.to(wide(x.dtype), memory_format=torch.contiguous_format)
+    return heads.flatten(1, 2)
+
+
 def _forward(
     QKV: torch.Tensor, bundles: Sequence[Bundle], num_heads: int, dropout: float, keep: bool
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -340,8 +356,7 @@ def _forward(
     scale = scale_of(dropout, QKV.device) if dropout else 1.0
     signed = []
     for bundle in bundles:
-        # With one sequence these are views; with several, copies that lie head by head.
-        Q, K, V = _heads(padded_rows(QKV, bundle), bundle, num_heads).flatten(1, 2)  # (n·A, T, Dh)
+        Q, K, V = _apart(padded_rows(QKV, bundle), bundle, num_heads)  # (n·A, T, Dh)
         scores = _bmm(Q, K.transpose(1, 2), 1.0 / math.sqrt(Q.shape[-1]))  # (n·A, T, T)
         if bundle.keep is not None:
             by_sequence = scores.view(bundle.count, num_heads, bundle.longest, bundle.longest)
@@ -371,6 +386,7 @@ class _PackedAttention(torch.autograd.Function):
         return H1
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx, dH1):  # type: ignore[no-untyped-def]
         refuse_second_derivative("packed_attention")
         QKV, *all_signed = ctx.saved_tensors
@@ -379,14 +395,14 @@ class _PackedAttention(torch.autograd.Function):
         dQKV = torch.empty_like(QKV)
         dQKV[sum(bundle.rows for bundle in ctx.bundles) :] = 0
         for bundle, signed in zip(ctx.bundles, all_signed, strict=True):
-            Q, K, V = _heads(padded_rows(QKV, bundle), bundle, A).flatten(1, 2)  # (n·A, T, Dh)
+            Q, K, V = _apart(padded_rows(QKV, bundle), bundle, A)  # (n·A, T, Dh)
             scale = 1.0 / math.sqrt(Q.shape[-1])
             padded = dH1[bundle.start : bundle.start + bundle.rows]
             if bundle.scatter is not None:  # at padding the gradient is 0
                 padded = padded.new_zeros(
                     bundle.count * bundle.longest, padded.shape[1]
                 ).index_copy_(0, bundle.scatter, padded)
-            [dO] = _heads(padded, bundle, A, fields=1).flatten(1, 2)  # (n·A, T, Dh)
+            [dO] = _apart(padded, bundle, A, fields=1)  # (n·A, T, Dh)
             kept = torch.relu(signed) if dropout else signed
             dV = _bmm(kept.transpose(1, 2), dO, dropout_scale)
             dP = _bmm(dO, V.transpose(1, 2), dropout_scale)  # (n·A, T, T)

@@ -201,6 +201,31 @@ class TestIsTheEquation:
         with torch.no_grad():
             assert torch.equal(packed_attention(QKV, bundles, A, impl=impl), results[0][0])
 
+    @pytest.mark.parametrize("rate", [0.0, 0.25])
+    @pytest.mark.parametrize("amp", [False, True])
+    @pytest.mark.parametrize("counts", [(5,), (1,) * 5, (2, 3)], ids=str)
+    def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_form(
+        self, counts: tuple[int, ...], amp: bool, rate: float
+    ) -> None:
+        """With the same masks; autocast, forward and backward, changes nothing."""
+        lengths = (4, 4, 7, 1, 6)
+        QKV = (1.5 * draw(sum(lengths) + 2, 3 * D)).bfloat16().requires_grad_()
+        pull = draw(len(QKV), D, seed=2)
+        bundles = make_bundles(lengths, counts, CPU)
+        with caught() as bits, torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            H1 = packed_attention(QKV, bundles, A, rate, impl="fused")
+            assert H1.dtype == torch.bfloat16
+            ours = [H1, *torch.autograd.grad((H1 * pull.bfloat16()).sum(), QKV)]
+        masks = masks_of(bits, bundles, lengths, rate) if rate else None
+        wide = QKV.detach().double().requires_grad_()
+        results = []
+        for given in (QKV, wide):
+            own = None if masks is None else [each.to(given.dtype) for each in masks]
+            y = one_by_one(given, lengths, own)
+            results.append([y, *torch.autograd.grad((y * pull.to(y.dtype)).sum(), given)])
+        for mine, plain, true in zip(ours, *results, strict=True):
+            assert (mine - true).norm() <= 2 * (plain - true).norm()
+
     def test_refusals(self) -> None:
         QKV = draw(9, 3 * D).requires_grad_()
         bundles = make_bundles((4, 5), (2,), CPU)
@@ -213,8 +238,8 @@ class TestIsTheEquation:
             with pytest.raises(ConfigError, match=rf"impl='{impl}'\) is not available: .*CUDA|GPU"):
                 packed_attention(QKV, bundles, A, impl=impl, spans=spans)
         with pytest.raises(ConfigError, match=r"float32 and float64.*sdpa"):
-            packed_attention(QKV.bfloat16(), bundles, A, impl="fused")
-        assert packed_attention(QKV.bfloat16(), bundles, A).dtype == torch.bfloat16
+            packed_attention(QKV.half(), bundles, A, impl="fused")
+        assert packed_attention(QKV.half(), bundles, A).dtype == torch.float16
         y = packed_attention(QKV, bundles, A)
         with pytest.raises(ConfigError, match="differentiated twice"):
             torch.autograd.grad(y.sum(), QKV, create_graph=True)
