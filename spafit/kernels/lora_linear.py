@@ -254,7 +254,7 @@ def forward(
     U = mask = None
     adapted = [part for part in parts if part.lora_A is not None]
     merges = bool(adapted) and merges_forward(x, parts)
-    W = _merged(parts, x.dtype) if merges else all_W(parts).to(x.dtype)
+    W = _merged(parts, x.dtype) if merges else all_W(parts)
     y = product(x, W, _bias(parts, x.dtype))
     if adapted and not merges:
         mask = keep_mask(x, parts[0].dropout) if parts[0].dropout else None
@@ -319,7 +319,7 @@ def backward(
         return None, gradients
     if merges:
         return product(dY, _merged(parts, dY.dtype).t(), None), gradients
-    dx = product(dY, all_W(parts).to(dY.dtype).t(), None)
+    dx = product(dY, all_W(parts).t(), None)
     if V is not None and kept.mask is None:
         dx.addmm_(V, all_A(parts).to(dY.dtype))
     elif V is not None and kept.mask is not None:
@@ -391,7 +391,7 @@ def _adapted(
 def _down(x: torch.Tensor, parts: Sequence[Part], mask: torch.Tensor | None) -> torch.Tensor:
     """Return U = drop(x) Aᵀ (N, R)."""
     dropped = x if mask is None else apply_mask(x, mask, parts[0].dropout)
-    return product(dropped, all_A(parts).to(x.dtype), None)
+    return product(dropped, all_A(parts), None)
 
 
 def _up(dY: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -57,16 +59,23 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     x : torch.Tensor, (N, in)
         Input.
     weight : torch.Tensor, (out, in)
-        W, in any memory order: ``product(dY, W.T, None)`` is dY W.
+        W, in any memory order: ``product(dY, W.T, None)`` is dY W. Of another type than x it is
+        cast, unless it is one of those that are :func:`packed`.
     bias : torch.Tensor, (out,), or None
-        b.
+        b, of x's type.
 
     Returns
     -------
     torch.Tensor, (N, out)
     """
+    if _packed and x.dtype == torch.bfloat16 and len(x):
+        made = _packed_form(weight)
+        if made is not None:
+            y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, made, bias, "none", [], "")
+            return y
+    weight = weight.to(x.dtype)
     if _by_onednn(x, weight):
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return y
     return F.linear(x, weight, bias)
 
@@ -90,6 +99,9 @@ def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if is_half and a.device.type == "cuda" and a.dtype == b.dtype:
         summed: torch.Tensor = torch.mm(a.t(), b, out_dtype=torch.float32)
         return summed
+    if a.dtype == b.dtype == torch.bfloat16 and a.device.type == "cpu" and bf16_products():
+        # Summed in float32 and rounded once, at a fifth of the cost of two copies in float32.
+        return torch.mm(a.t(), b).float()
     dtype = torch.float32 if is_half else a.dtype
     # oneDNN accepts a transposed matrix without a copy, but is very slow on a slice of columns.
     return product(a.to(dtype).contiguous().t(), b.to(dtype).contiguous().t(), None)
@@ -140,6 +152,75 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and 2.0 * x.shape[0] * weight.numel() >= _LEAST_FLOP
         and library() == "onednn"
     )
+
+
+@functools.cache
+def bf16_products() -> str:
+    """Return the processor's units for bf16 products: AMX-BF16 or AVX512-BF16; empty if none."""
+    found = torch.cpu.get_capabilities()
+    if not has_onednn():
+        return ""
+    if found.get("amx_bf16") or found.get("amx_tile"):  # no processor has one without the other
+        return "AMX-BF16"
+    return "AVX512-BF16" if found.get("avx512_bf16") else ""
+
+
+_PACKED_FOR = 512
+"""The rows that oneDNN lays matrices out for: one number, so that a run repeats bit for bit."""
+
+_packed: list[_Packed] = []  # one entry for each block of packed() that has been entered
+
+
+class _Packed:
+    """Frozen matrices, and their forms as oneDNN wants them."""
+
+    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
+        # They are kept: their addresses must not become those of other tensors.
+        self.weights = {each.data_ptr(): each for each in weights}
+        self.made: dict[tuple[int, torch.Size, bool], torch.Tensor] = {}
+
+    def form(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """Return the form of a matrix or a stack of them, made at its first use."""
+        by_rows = weight.is_contiguous()
+        key = (weight.data_ptr(), weight.shape, by_rows)
+        if key not in self.made:
+            address = key[0]
+            while address < key[0] + weight.nbytes:
+                part = self.weights.get(address)
+                if part is None:
+                    return None
+                address += part.nbytes
+            if not by_rows and not weight.t().is_contiguous():
+                return None
+            plain = weight.detach().to(torch.bfloat16).contiguous()
+            self.made[key] = torch.ops.mkldnn._reorder_linear_weight(plain, _PACKED_FOR)
+        return self.made[key]
+
+
+def _packed_form(weight: torch.Tensor) -> torch.Tensor | None:
+    return next((made for each in _packed if (made := each.form(weight)) is not None), None)
+
+
+@contextmanager
+def packed(weights: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Have bf16 products on a CPU read frozen matrices in bf16 and in oneDNN's own memory order.
+
+    Inside the block, :func:`product` of a bfloat16 x makes such a form of a matrix at its first
+    use, and one of its transpose where dY W is asked for. The matrices themselves stay as they are,
+    and must not be written to. Products take a fifth less time than with W by rows, and no weight
+    is cast in a step.
+
+    Parameters
+    ----------
+    weights : iterable of torch.Tensor
+        Contiguous matrices on a CPU; those that lie side by side may be used as one.
+    """
+    mine = _Packed(weights)
+    _packed.append(mine)
+    try:
+        yield
+    finally:
+        _packed.remove(mine)
 
 
 def has_onednn() -> bool:

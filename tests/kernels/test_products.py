@@ -6,14 +6,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch.profiler import profile
 
 from spafit.errors import ConfigError
 from spafit.kernels import products
-from spafit.kernels.products import LIBRARY_VARIABLE, library, product
+from spafit.kernels.products import (
+    LIBRARY_VARIABLE,
+    bf16_products,
+    library,
+    packed,
+    product,
+    transposed_product,
+)
+from spafit.kernels.stacking import cut, stacked
 
 # (N, in, out): around the size from which oneDNN is used, and of one row, column or inner.
 SIZES = [(300, 170, 130), (123, 128, 127), (126, 128, 129), (1, 2000, 1500), (9, 1, 7), (0, 5, 3)]
@@ -134,3 +143,107 @@ class TestTheChoice:
         fresh.setenv(LIBRARY_VARIABLE, "onednn")
         with pytest.raises(ConfigError, match="asks for oneDNN, which this PyTorch lacks"):
             library()
+
+
+@pytest.fixture
+def with_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Pretend a processor of the capabilities given."""
+
+    def pretend(**capabilities: bool) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        bf16_products.cache_clear()
+
+    bf16_products.cache_clear()
+    yield pretend
+    monkeypatch.undo()
+    bf16_products.cache_clear()
+
+
+class TestUnitsForBf16:
+    """Oracle: the names of the processor's features, pretended."""
+
+    @pytest.mark.parametrize(
+        ("capabilities", "expected"),
+        [
+            ({}, ""),
+            ({"avx512_f": True, "avx512_bf16": False, "amx_tile": False}, ""),
+            ({"avx512_bf16": True}, "AVX512-BF16"),
+            ({"avx512_bf16": True, "amx_bf16": True}, "AMX-BF16"),
+            ({"avx512_bf16": True, "amx_tile": True}, "AMX-BF16"),
+        ],
+        ids=str,
+    )
+    def test_which(
+        self, with_units: Callable[..., None], capabilities: dict[str, bool], expected: str
+    ) -> None:
+        with_units(**capabilities)
+        assert bf16_products() == (expected if products.has_onednn() else "")
+
+    def test_none_without_onednn(
+        self, with_units: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(products, "has_onednn", lambda: False)
+        with_units(avx512_bf16=True)
+        assert bf16_products() == ""
+
+
+@pytest.mark.skipif(not products.has_onednn(), reason="this PyTorch has no oneDNN")
+class TestPacked:
+    """Oracle: the product with W rounded to bf16, in float64, rounded once."""
+
+    @pytest.mark.parametrize("transposed", [False, True])
+    @pytest.mark.parametrize("rows", [0, 1, 7, 203])
+    @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16], ids=str)
+    def test_is_the_product(self, own: torch.dtype, rows: int, transposed: bool) -> None:
+        W, b = torch.randn(37, 53).to(own), torch.randn(37).bfloat16()
+        given, before = (W.t(), W.clone()) if transposed else (W, W.clone())
+        bias = None if transposed else b
+        x = torch.randn(rows, given.shape[1]).bfloat16()
+        true = x.double() @ given.bfloat16().double().T + (0.0 if bias is None else b.double())
+        with packed([W]):
+            y = product(x, given, bias)
+            again = product(x, given, bias)
+        assert y.dtype == torch.bfloat16
+        assert torch.equal(y, again)
+        assert torch.allclose(y.double(), true, rtol=2**-8, atol=2**-8)
+        assert torch.equal(W, before)
+
+    def test_no_weight_is_converted_twice(self) -> None:
+        """A stack lies in the memory of several; a matrix that is not packed is converted."""
+        whole = torch.randn(30, 53)
+        parts, other = cut(whole, [10, 13, 7]), torch.randn(9, 53)
+        x, dY = torch.randn(5, 53).bfloat16(), torch.randn(5, 30).bfloat16()
+        with packed(parts[:2]), packed(parts[2:]):
+            stack = stacked(parts[:2])
+            for _ in range(2):
+                with profile() as found:
+                    product(x, stack, None), product(dY[:, :23], stack.t(), None)
+                    product(x, parts[2], None)
+                converted = [each.name for each in found.events() if each.name == "aten::_to_copy"]
+            assert converted == []
+            for given in (other, stacked(parts)):  # of the stack, one part is packed elsewhere
+                with profile() as found:
+                    product(x, given, None)
+                assert "aten::_to_copy" in {each.name for each in found.events()}
+        assert products._packed == []
+
+    def test_ends_with_the_block(self) -> None:
+        W, x = torch.randn(11, 53), torch.randn(5, 53).bfloat16()
+        with pytest.raises(ZeroDivisionError), packed([W]):
+            before = product(x, W, None)
+            W.zero_()  # which is not allowed, and shows what is read
+            assert torch.equal(product(x, W, None), before)
+            _ = 1 / 0
+        assert not product(x, W, None).any()
+
+
+class TestSumsOfBf16:
+    """Oracle: the sum over rows in float64."""
+
+    @pytest.mark.parametrize("by_columns", [False, True])
+    def test_is_rounded_once(self, by_columns: bool) -> None:
+        a, b = torch.randn(771, 26).bfloat16(), torch.randn(771, 11).bfloat16()
+        a = a[:, 5:18] if by_columns else a
+        found, true = transposed_product(a, b), a.double().T @ b.double()
+        assert found.dtype == torch.float32
+        assert ((found - true).abs() <= 2**-8 * true.abs() + 1e-4).all()
