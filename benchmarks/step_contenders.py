@@ -35,8 +35,8 @@ from benchmarks.lengths import TaskRows, random_labels
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.config import BertConfig
 from spafit.layout import PackedBatch
-from spafit.machine.precision import autocast
-from spafit.strata import frozen_stored_in
+from spafit.machine.precision import autocast, has_half
+from spafit.strata import frozen_in_half
 from spafit.training.captured_step import CapturedStep
 from spafit.training.make_step import make_step
 from spafit.training.optimisation import make_optimizer
@@ -287,11 +287,11 @@ def product_model(
     Arguments as for :func:`make_trainings`.
     """
     model = adapted_model(config, method, seed, torch.device("cpu"))
-    is_half = frozen_weights == "half" or (frozen_weights == "auto" and device.type == "cuda")
+    is_half = frozen_weights == "half" or (frozen_weights == "auto" and has_half(precision, device))
     if is_half and precision != "float32":
         assert model.adaptation is not None
         model.adaptation.base_fingerprint = "random weights"  # else all of them are hashed
-        opened.enter_context(frozen_stored_in(model, DTYPES[precision]))
+        opened.enter_context(frozen_in_half(model, DTYPES[precision], device))
     set_impl(model, impl)
     return model.to(device)
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from spafit.bert import (
 )
 from spafit.config import BertConfig
 from spafit.errors import PlanError, WeightsError, one_line
+from spafit.kernels.products import bf16_products, packed
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan, Stratum, Trained, path_in_model
 from spafit.summary import Summary, summarise_plan
@@ -343,13 +344,7 @@ def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -
     """
     adaptation = _adaptation(model)
     adaptation.base_fingerprint = base_fingerprint(model)  # of what is saved inside: not rounded
-    frozen = [
-        module
-        for name, module in model.bert.named_modules()
-        if name.startswith("encoder.")
-        and isinstance(module, Linear)
-        and f"bert.{name}.weight" not in adaptation.trainable
-    ]
+    frozen = _frozen_maps(model)
     pretrained = [module.weight.data for module in frozen]
     for module in frozen:
         module.weight.data = module.weight.data.to(dtype)
@@ -360,6 +355,48 @@ def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -
         for module, weight in zip(frozen, pretrained, strict=True):
             module.weight.data = weight.to(module.weight.device)
         lay_side_by_side(model)
+
+
+def frozen_in_half(
+    model: BertForSequenceClassification, dtype: torch.dtype, device: torch.device
+) -> AbstractContextManager[None]:
+    """Have products read the frozen matrices of an encoder in half precision, inside the block.
+
+    On a CPU with products in bf16 the matrices stay as they are, and a copy of each is made as
+    oneDNN wants it (:func:`spafit.kernels.products.packed`); elsewhere they are stored in the type
+    (:func:`frozen_stored_in`).
+
+    Parameters
+    ----------
+    model : BertForSequenceClassification
+        An adapted model.
+    dtype : torch.dtype
+        ``torch.bfloat16`` or ``torch.float16``.
+    device : torch.device
+        The one on which the model is inside the block.
+
+    Raises
+    ------
+    PlanError
+        If the model was not adapted.
+    """
+    weights = [module.weight for module in _frozen_maps(model)]
+    is_there = all(each.device == device for each in weights)
+    if device.type == "cpu" and is_there and dtype == torch.bfloat16 and bf16_products():
+        return packed(weights)
+    return frozen_stored_in(model, dtype)
+
+
+def _frozen_maps(model: BertForSequenceClassification) -> list[Linear]:
+    """Return the maps of the encoder whose matrix the plan does not train."""
+    trainable = _adaptation(model).trainable
+    return [
+        module
+        for name, module in model.bert.named_modules()
+        if name.startswith("encoder.")
+        and isinstance(module, Linear)
+        and f"bert.{name}.weight" not in trainable
+    ]
 
 
 def _stream(purpose: str, seed: int) -> int:

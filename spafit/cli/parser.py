@@ -94,7 +94,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "recompute": (as_whole, "groups to recompute in backward: less memory, more time"),
     "frozen_weights": (
         FROZEN_WEIGHTS,
-        "how frozen matrices are stored; auto: half on a GPU in bf16 or fp16",
+        "how frozen matrices are stored; auto: half in bf16 or fp16, if the device has it",
     ),
     "step": (
         STEPS,

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
 
 import spafit.machine.kernel_choices  # noqa: F401 (what it remembers is used from here on)
 from spafit.errors import ConfigError
+from spafit.kernels.products import bf16_products
 from spafit.machine import PRECISIONS
+
+NO_BF16 = (
+    "this processor has no products in bf16 (AVX512-BF16 or AMX-BF16): precision bf16 computes them "
+    "by way of float32, which is slower than precision float32 and less exact"
+)
+"""What asking for bf16 costs on a CPU without such products."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -41,6 +49,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     ------
     ConfigError
         If the device does not have the precision asked for.
+
+    Warns
+    -----
+    UserWarning
+        If the precision is bf16 on a CPU without products in it (:data:`NO_BF16`).
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}: {precision!r}")
@@ -52,6 +65,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "bf16" and not has_bf16:
         name = torch.cuda.get_device_name(device)
         raise ConfigError(f"{name} has no bf16 units; use precision fp16, or auto")
+    if precision == "bf16" and device.type == "cpu" and not bf16_products():
+        warnings.warn(NO_BF16, stacklevel=2)
     if precision == "tf32" and (device.type != "cuda" or not has_bf16):
         raise ConfigError(
             f"tf32 needs a GPU of compute capability 8.0, the device is {device}; use precision "
@@ -60,6 +75,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"fp16 needs a GPU, the device is {device}; use precision float32")
     return precision
+
+
+def has_half(precision: str, device: torch.device) -> bool:
+    """Return whether a device multiplies in a half precision: bf16 or fp16, and has the units."""
+    if precision not in ("bf16", "fp16"):
+        return False
+    return device.type == "cuda" or (device.type == "cpu" and bool(bf16_products()))
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:

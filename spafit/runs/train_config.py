@@ -131,8 +131,8 @@ class TrainConfig:
         The type in which the frozen matrices of the encoder are stored during the run: "half" is
         that of ``precision``, which must be bf16 or fp16. The products are the same, because
         autocast rounds to it anyway; it saves two bytes per weight and the rounding at every use.
-        ``"auto"`` is half on a GPU in bf16 or fp16, else float32. After the run the pre-trained
-        values are restored, bit for bit.
+        ``"auto"`` is half in bf16 or fp16 on a GPU, and in bf16 on a CPU that has such products,
+        else float32. After the run the pre-trained values are there again, bit for bit.
     step : {"auto", "eager", "captured", "compiled"}
         How a step is launched. ``"captured"``: as CUDA graphs
         (:mod:`spafit.training.captured_step`), without gaps between the launches. ``"compiled"``:

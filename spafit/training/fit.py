@@ -36,7 +36,7 @@ from spafit.runs.journal import Journal
 from spafit.runs.progress import Progress
 from spafit.runs.record import RUN, read_run
 from spafit.runs.stopping import StopRequests
-from spafit.strata import fingerprint, frozen_stored_in, layers_of_group, summarise
+from spafit.strata import fingerprint, frozen_in_half, layers_of_group, summarise
 from spafit.tasks import scoring
 from spafit.tasks.label_order import label_names
 from spafit.tasks.table import GlueTask
@@ -295,9 +295,11 @@ def _set_up(model: BertForSequenceClassification, config: TrainConfig) -> Iterat
         opened.enter_context(seeded(config.dropout_seed, device))
         if device.type == "cuda":  # graphs and events are those of the current device
             opened.enter_context(torch.cuda.device(device))
+        if device.type == "cpu":  # a GPU gets the frozen matrices in half precision
+            model.to(device)
         if config.frozen_weights == "half":
             half = torch.bfloat16 if config.precision == "bf16" else torch.float16
-            opened.enter_context(frozen_stored_in(model, half))
+            opened.enter_context(frozen_in_half(model, half, device))
         model.to(device)
         if device.type == "cpu":
             keep_freed_memory()

@@ -10,7 +10,7 @@ import torch
 
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, PlanError
-from spafit.machine.precision import resolve_device, resolve_precision
+from spafit.machine.precision import has_half, resolve_device, resolve_precision
 from spafit.runs.train_config import TrainConfig
 from spafit.strata import pretrained_names
 from spafit.tasks.task import Dataset
@@ -81,10 +81,9 @@ def complete(
             'frozen_weights="half" needs precision bf16 or fp16, which rounds the weights at '
             "every use; this run has " + precision
         )
-    is_half = precision in ("bf16", "fp16") and device.type == "cuda"
     frozen_weights = config.frozen_weights
     if frozen_weights == "auto":
-        frozen_weights = "half" if is_half else "float32"
+        frozen_weights = "half" if has_half(precision, device) else "float32"
     beyond = [group for group in config.recompute if group > len(plan.strata)]
     if beyond:
         raise PlanError(f"recompute names group {beyond[0]}, {plan.name} has {len(plan.strata)}")
