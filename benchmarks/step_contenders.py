@@ -64,6 +64,8 @@ class Form(NamedTuple):
         Of the baseline's padding (:func:`~benchmarks.baseline.padded_batch`).
     compiled : bool
         Whether the baseline is compiled; a multiple above 1 makes its shapes static.
+    precision : str
+        Its own, whatever is asked for.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Form(NamedTuple):
     pad_to: int = 0
     multiple: int = 1
     compiled: bool = False
+    precision: str = ""
 
     @property
     def prepares(self) -> bool:
@@ -83,6 +86,9 @@ class Form(NamedTuple):
 #: By the names of the command line, in the order of the tables.
 FORMS = {
     "peft": Form("transformers + PEFT, longest", "eager"),
+    "peft-float32": Form(
+        "transformers + PEFT, longest, float32", "eager", precision="float32"
+    ),
     "peft-128": Form("transformers + PEFT, 128", "eager", pad_to=128),
     "peft-compiled": Form(
         "transformers + PEFT, longest, compiled", "torch.compile, dynamic=None", compiled=True
@@ -94,6 +100,7 @@ FORMS = {
         compiled=True,
     ),
     "eager": Form("spafit", "eager", "eager"),
+    "float32": Form("spafit, float32", "eager", "eager", precision="float32"),
     "kept": Form("spafit, prefix kept", "eager", "eager", kept=True),
     "compiled": Form("spafit, compiled", "torch.compile, dynamic=True", "compiled"),
     "captured": Form("spafit, captured", "CUDA graphs", "captured"),
@@ -313,7 +320,7 @@ def make_trainings(
 ) -> list[Training | ProductTraining]:
     """Set up contenders by name, all from the same random weights.
 
-    The baseline's share one model and optimizer, and so do spafit's eager ones their model.
+    The baseline's share one model and optimizer, and spafit's eager ones of a precision their model.
 
     Parameters
     ----------
@@ -335,10 +342,12 @@ def make_trainings(
         The forms of spafit's operations; see :func:`spafit.set_impl`.
     """
     labels = random_labels(len(data.encodings), 2, seed)
-    twin = theirs = eager = None
+    twin = theirs = None
+    eager: dict[str, BertForSequenceClassification] = {}  # by precision
     trainings: list[Training | ProductTraining] = []
     for name in names:
         form = FORMS[name]
+        own = form.precision or precision
         if not form.step:
             if twin is None or theirs is None:
                 twin = peft_twin(adapted_model(config, method, seed, torch.device("cpu")))
@@ -346,26 +355,27 @@ def make_trainings(
                 groups: Any = decay_groups(twin.parameters())
                 theirs = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
             run = compiled_twin(twin, form, compile_mode) if form.compiled else twin
-            logits = padded_logits(run, data.encodings, precision, form.pad_to, form.multiple)
-            scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+            logits = padded_logits(run, data.encodings, own, form.pad_to, form.multiple)
+            scaler = torch.amp.GradScaler(device.type, enabled=own == "fp16")
             side = CompiledTraining if form.compiled else Training
             trainings.append(
-                side(form.name, twin, logits, theirs, labels.to(device), precision, scaler)
+                side(form.name, twin, logits, theirs, labels.to(device), own, scaler)
             )
             continue
-        if form.step == "eager" and eager is not None:
-            model = eager
+        if form.step == "eager" and own in eager:
+            model = eager[own]
         else:
             model = product_model(
                 config,
                 method,
-                precision=precision,
+                precision=own,
                 seed=seed,
                 device=device,
                 opened=opened,
                 frozen_weights=frozen_weights,
                 impl=impl,
             )
-            eager = model if form.step == "eager" else eager
-        trainings.append(ProductTraining(form, model, data, batches, precision, labels))
+            if form.step == "eager":
+                eager[own] = model
+        trainings.append(ProductTraining(form, model, data, batches, own, labels))
     return trainings

@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_step --task rte --batches 5
     python -m benchmarks.train_step --kept-prefix --padded-128 --memory --profile
+    python -m benchmarks.train_step --precision bf16 --memory
     python -m benchmarks.train_step --device cuda --precision bf16 --task cola --repeats 5
     python -m benchmarks.train_step --device cuda --precision bf16 --batch-size 128 --batches 2
     python -m benchmarks.train_step --device cuda --precision bf16 --task mnli --max-length 128 \
@@ -11,6 +12,7 @@ The contenders (``--contenders``) take turns, batch by batch, from row numbers t
 
 - peft: transformers + PEFT, padded to the longest of the batch (the baseline)
 - peft-128: the same, padded to 128
+- peft-float32, float32: the baseline and eager in float32, whatever the precision
 - peft-compiled: the baseline under torch.compile (``dynamic=None``; ``--compile-mode``)
 - peft-compiled-static: the same, padded to multiples of 64, each length compiled by itself
 - eager: spafit on packed batches, its step launched operation by operation
@@ -19,7 +21,8 @@ The contenders (``--contenders``) take turns, batch by batch, from row numbers t
 - compiled: spafit's step="compiled"
 - captured, captured-kept: spafit's step="captured", CUDA graphs of fixed shapes, on a GPU alone
 
-On a CPU the default is peft and eager; on a GPU all but peft-128, peft-compiled-static and kept.
+On a CPU the default is peft and eager, in bf16 also peft-float32, float32 and peft-compiled; on a
+GPU all but peft-128, peft-compiled-static, kept and those in float32.
 There every contender first runs all batches until it has nothing new to capture or compile, and a
 round is ``--calls`` steps on one batch, with a synchronization before the first and after the last.
 
@@ -72,6 +75,8 @@ from benchmarks.report import place, write_results
 from benchmarks.step_contenders import BASELINE, FORMS, Form, ProductTraining, make_trainings
 from spafit.machine.memory import keep_freed_memory
 
+#: On a CPU, where the precision is asked for.
+IN_BF16 = ("peft", "peft-float32", "peft-compiled", "eager", "float32")
 ON_A_GPU = ("peft", "peft-compiled", "eager", "captured", "compiled", "captured-kept")
 
 
@@ -108,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first_trainable = first_trainable_of(trainings[0].model)
         contenders = [training.contender() for training in trainings]
         by_truth = parsed.dtype != "float32" and parsed.tolerance is None
-        rates = [matmul_rate_gflops(shapes, device, dtype)]
+        dtypes = {DTYPES[FORMS[name].precision or parsed.dtype] for name in names}
+        rates = {each: [matmul_rate_gflops(shapes, device, each)] for each in dtypes}
         timings = compare(
             contenders[0],
             contenders[1:],
@@ -119,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             every_shape=is_gpu or any(FORMS[name].prepares for name in names),
             calls=parsed.calls or (4 if is_gpu else 1),
         )
-        rates.append(matmul_rate_gflops(shapes, device, dtype))
+        for each, found in rates.items():
+            found.append(matmul_rate_gflops(shapes, device, each))
         if parsed.profile:
             print_profiles(trainings, batches[0], device)
         prepared = {each.name: each.prepared() for each in contenders}
@@ -141,9 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings |= {"impl": parsed.impl if form.step else ""}
         settings |= timing.columns()
         flop = floor_flop(parsed, data, batches, first_trainable, form.kept)
-        settings |= floor_columns(flop, timing, rates, best)
+        precision = form.precision or parsed.dtype
+        settings |= floor_columns(flop, timing, rates[DTYPES[precision]], best)
         settings |= memory[name]
-        rows.append({**settings, **place(device, parsed.dtype)})
+        rows.append({**settings, **place(device, precision)})
     if parsed.memory:
         for row in rows:
             row["peak_memory_ratio"] = row["above_weights_mib"] / rows[0]["above_weights_mib"]
@@ -196,7 +204,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def names_of(parsed: argparse.Namespace, device: torch.device) -> list[str]:
     """Return the requested contenders, in the order of the tables."""
-    default = ON_A_GPU if device.type == "cuda" else (BASELINE, "eager")
+    default = (BASELINE, "eager") if parsed.dtype == "float32" else IN_BF16
+    if device.type == "cuda":
+        default = ON_A_GPU
     wanted = {BASELINE, *(parsed.contenders or default)}
     wanted |= {"peft-128"} if parsed.padded_128 else set()
     wanted |= {"kept"} if parsed.kept_prefix else set()

@@ -13,10 +13,10 @@ import torch
 from spafit.files.replacing import cache_folder
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.gpu.varlen_attention import why_no_efficient, why_no_flash
-from spafit.kernels.products import LIBRARY_VARIABLE, library
+from spafit.kernels.products import LIBRARY_VARIABLE, bf16_products, library
 from spafit.machine import kernel_choices
 from spafit.machine.memory import keep_freed_memory
-from spafit.machine.precision import resolve_precision
+from spafit.machine.precision import NO_BF16, resolve_precision
 from spafit.machine.versions import machine, versions
 from spafit.weights import minilm
 
@@ -75,6 +75,12 @@ def _kernels() -> Iterator[Finding]:
         "kernels",
         f"float32 products on the CPU: {names[library()]}",
         f"{LIBRARY_VARIABLE}=mkl or onednn overrides",
+    )
+    units = bf16_products()
+    yield Finding(
+        "kernels",
+        f"bf16 products on the CPU: {units or 'none'}",
+        "" if units else f"leave --precision as it is: {NO_BF16}",
     )
     yield Finding("kernels", "linear maps on the CPU: fused, LoRA merged or added, as is cheaper")
     yield Finding(

@@ -31,7 +31,8 @@ from benchmarks.harness import Rows, check_by_truth, check_results, settle
 from benchmarks.lengths import TaskRows, load_rows
 from benchmarks.lora_forms import as_part, peft_maps, unsloth_maps
 from benchmarks.step_contenders import FORMS, make_trainings, product_model
-from spafit.kernels import stacked_linear
+from spafit.kernels import products, stacked_linear
+from spafit.kernels.products import bf16_products
 
 CPU = torch.device("cpu")
 NOWHERE = Path("/nowhere")
@@ -150,7 +151,11 @@ class TestContenders:
                 ["peft", "eager", "captured"], opened, precision=precision, frozen_weights="half"
             )
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-            assert found[1].model.bert.encoder.layer[5].output.dense.weight.dtype == dtype
+            weight = found[1].model.bert.encoder.layer[5].output.dense.weight
+            if dtype == torch.bfloat16 and bf16_products():  # beside the model
+                assert any(weight.data_ptr() in each.weights for each in products._packed)
+            else:
+                assert weight.dtype == dtype
             first, *others = (each.contender() for each in found)
             data, batches = cola()
             check_by_truth(train_step.truth_of(found[0], data), first, others, batches[0])
@@ -211,6 +216,8 @@ class TestTrainStep:
     def test_the_contenders_of_a_device(self) -> None:
         parsed = train_step.parse([])
         assert train_step.names_of(parsed, CPU) == ["peft", "eager"]
+        in_bf16 = train_step.names_of(train_step.parse(["--precision", "bf16"]), CPU)
+        assert sorted(in_bf16) == sorted(train_step.IN_BF16)
         gpu = train_step.names_of(parsed, torch.device("cuda"))
         assert sorted(gpu) == sorted(train_step.ON_A_GPU)
         asked = train_step.parse(["--contenders", "captured", "--padded-128"])

@@ -152,7 +152,6 @@ class TestOnAGPU:
             ({"step": "compiled"}, ("bf16", "half", "compiled")),
             ({"step": "captured"}, ("bf16", "half", "captured")),
             ({"device": "cpu"}, ("float32", "float32", "eager")),
-            ({"device": "cpu", "precision": "bf16"}, ("bf16", "float32", "eager")),
         ],
         ids=str,
     )
