@@ -171,7 +171,7 @@ def packed_attention(
     impl : {"auto", "reference", "sdpa", "fused", "triton", "flash", "efficient"}
         ``"sdpa"`` is PyTorch's ``scaled_dot_product_attention`` on each bundle; ``"fused"`` is one
         operation on a CPU that keeps QKV and one number a probability for backward; bfloat16 it
-        converts to float32 where it lays the heads apart. ``"triton"``
+        converts to float32, computes in that and rounds the result. ``"triton"``
         (:mod:`~spafit.kernels.gpu.triton_attention`), ``"flash"`` and
         ``"efficient"`` (:mod:`~spafit.kernels.gpu.varlen_attention`) are for a GPU and compute no
         padding. ``"auto"`` is ``"fused"`` on a CPU; on a GPU the fastest of those that the device
@@ -335,28 +335,20 @@ def _heads(x: torch.Tensor, bundle: Bundle, num_heads: int, fields: int = 3) -> 
     return x.view(bundle.count, bundle.longest, fields, num_heads, -1).permute(2, 0, 3, 1, 4)
 
 
-def _apart(x: torch.Tensor, bundle: Bundle, num_heads: int, fields: int = 3) -> torch.Tensor:
-    """Return (n·T, fields·D) as (fields, n·A, T, Dh), in float32 or wider.
-
-    With one sequence of float32 these are views; else copies that lie head by head.
-    """
-    heads = _heads(x, bundle, num_heads, fields)
-    # One pass: a contiguous result is what flatten would copy to.
-    heads = heads.to(wide(x.dtype), memory_format=torch.contiguous_format)
-    return heads.flatten(1, 2)
-
-
 def _forward(
     QKV: torch.Tensor, bundles: Sequence[Bundle], num_heads: int, dropout: float, keep: bool
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return H1, and each bundle's probabilities (n·A, T, T), negated where they are dropped."""
     N, D = QKV.shape[0], QKV.shape[1] // 3
+    dtype = QKV.dtype
+    QKV = QKV.to(wide(dtype))
     H1 = QKV.new_empty(N, D)
     H1[sum(bundle.rows for bundle in bundles) :] = 0
     scale = scale_of(dropout, QKV.device) if dropout else 1.0
     signed = []
     for bundle in bundles:
-        Q, K, V = _apart(padded_rows(QKV, bundle), bundle, num_heads)  # (n·A, T, Dh)
+        # With one sequence these are views; with several, copies that lie head by head.
+        Q, K, V = _heads(padded_rows(QKV, bundle), bundle, num_heads).flatten(1, 2)  # (n·A, T, Dh)
         scores = _bmm(Q, K.transpose(1, 2), 1.0 / math.sqrt(Q.shape[-1]))  # (n·A, T, T)
         if bundle.keep is not None:
             by_sequence = scores.view(bundle.count, num_heads, bundle.longest, bundle.longest)
@@ -372,7 +364,7 @@ def _forward(
             # The sign is the mask, so that it needs no memory of its own.
             signed.append(P.sub_(dropped) if dropout else P)
         _write(H1, bundle, num_heads, [head_outputs])
-    return H1, signed
+    return H1.to(dtype), signed
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -390,19 +382,21 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx, dH1):  # type: ignore[no-untyped-def]
         refuse_second_derivative("packed_attention")
         QKV, *all_signed = ctx.saved_tensors
+        dtype = QKV.dtype
+        QKV, dH1 = QKV.to(wide(dtype)), dH1.to(wide(dtype))
         A, dropout = ctx.num_heads, ctx.dropout
         dropout_scale = scale_of(dropout, QKV.device) if dropout else 1.0
         dQKV = torch.empty_like(QKV)
         dQKV[sum(bundle.rows for bundle in ctx.bundles) :] = 0
         for bundle, signed in zip(ctx.bundles, all_signed, strict=True):
-            Q, K, V = _apart(padded_rows(QKV, bundle), bundle, A)  # (n·A, T, Dh)
+            Q, K, V = _heads(padded_rows(QKV, bundle), bundle, A).flatten(1, 2)  # (n·A, T, Dh)
             scale = 1.0 / math.sqrt(Q.shape[-1])
             padded = dH1[bundle.start : bundle.start + bundle.rows]
             if bundle.scatter is not None:  # at padding the gradient is 0
                 padded = padded.new_zeros(
                     bundle.count * bundle.longest, padded.shape[1]
                 ).index_copy_(0, bundle.scatter, padded)
-            [dO] = _apart(padded, bundle, A, fields=1)  # (n·A, T, Dh)
+            [dO] = _heads(padded, bundle, A, fields=1).flatten(1, 2)  # (n·A, T, Dh)
             kept = torch.relu(signed) if dropout else signed
             dV = _bmm(kept.transpose(1, 2), dO, dropout_scale)
             dP = _bmm(dO, V.transpose(1, 2), dropout_scale)  # (n·A, T, T)
@@ -414,7 +408,7 @@ class _PackedAttention(torch.autograd.Function):
             dQ = _bmm(dS, K, scale)
             dK = _bmm(dS.transpose(1, 2), Q, scale)
             _write(dQKV, bundle, A, [dQ, dK, dV])
-        return dQKV, None, None, None
+        return dQKV.to(dtype), None, None, None
 
 
 def _bmm(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
