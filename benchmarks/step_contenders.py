@@ -86,9 +86,7 @@ class Form(NamedTuple):
 #: By the names of the command line, in the order of the tables.
 FORMS = {
     "peft": Form("transformers + PEFT, longest", "eager"),
-    "peft-float32": Form(
-        "transformers + PEFT, longest, float32", "eager", precision="float32"
-    ),
+    "peft-float32": Form("transformers + PEFT, longest, float32", "eager", precision="float32"),
     "peft-128": Form("transformers + PEFT, 128", "eager", pad_to=128),
     "peft-compiled": Form(
         "transformers + PEFT, longest, compiled", "torch.compile, dynamic=None", compiled=True
@@ -320,7 +318,7 @@ def make_trainings(
 ) -> list[Training | ProductTraining]:
     """Set up contenders by name, all from the same random weights.
 
-    The baseline's share one model and optimizer, and spafit's eager ones of a precision their model.
+    The baseline's share a model and optimizer, and spafit's eager ones of a precision a model.
 
     Parameters
     ----------
@@ -358,9 +356,7 @@ def make_trainings(
             logits = padded_logits(run, data.encodings, own, form.pad_to, form.multiple)
             scaler = torch.amp.GradScaler(device.type, enabled=own == "fp16")
             side = CompiledTraining if form.compiled else Training
-            trainings.append(
-                side(form.name, twin, logits, theirs, labels.to(device), own, scaler)
-            )
+            trainings.append(side(form.name, twin, logits, theirs, labels.to(device), own, scaler))
             continue
         if form.step == "eager" and own in eager:
             model = eager[own]

@@ -14,8 +14,8 @@ from spafit.kernels.products import bf16_products
 from spafit.machine import PRECISIONS
 
 NO_BF16 = (
-    "this processor has no products in bf16 (AVX512-BF16 or AMX-BF16): precision bf16 computes them "
-    "by way of float32, which is slower than precision float32 and less exact"
+    "this processor has no products in bf16 (AVX512-BF16 or AMX-BF16): precision bf16 computes "
+    "them by way of float32, which is slower than precision float32 and less exact"
 )
 """What asking for bf16 costs on a CPU without such products."""
 

@@ -192,8 +192,10 @@ class TestTrainStep:
         assert [row["contender"] for row in rows] == [FORMS[name].name for name in names]
         assert {row["dtype"] for row in rows} == {"bf16"}
 
-    @pytest.mark.parametrize("name", ["peft", "captured"])
-    def test_the_work_whose_memory_is_measured(self, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "dtype"), [("peft", "float32"), ("captured", "float32"), ("eager", "bf16")]
+    )
+    def test_the_work_whose_memory_is_measured(self, name: str, dtype: str) -> None:
         train_step.peak_of_steps(
             name=name,
             shape="tiny",
@@ -205,7 +207,7 @@ class TestTrainStep:
             batches=2,
             batch_size=3,
             device="cpu",
-            dtype="float32",
+            dtype=dtype,
             frozen_weights="auto",
             compile_mode="default",
             impl="auto",

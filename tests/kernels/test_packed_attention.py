@@ -219,10 +219,10 @@ class TestIsTheEquation:
         masks = masks_of(bits, bundles, lengths, rate) if rate else None
         wide = QKV.detach().double().requires_grad_()
         results = []
-        for given in (QKV, wide):
-            own = None if masks is None else [each.to(given.dtype) for each in masks]
-            y = one_by_one(given, lengths, own)
-            results.append([y, *torch.autograd.grad((y * pull.to(y.dtype)).sum(), given)])
+        for x in (QKV, wide):
+            own = None if masks is None else [each.to(x.dtype) for each in masks]
+            y = one_by_one(x, lengths, own)
+            results.append([y, *torch.autograd.grad((y * pull.to(y.dtype)).sum(), x)])
         for mine, plain, true in zip(ours, *results, strict=True):
             assert (mine - true).norm() <= 2 * (plain - true).norm()
 

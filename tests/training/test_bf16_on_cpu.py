@@ -97,9 +97,7 @@ class TestTheProcessor:
             assert resolve_precision("auto", CPU) == "float32"
         assert (found.precision, found.frozen_weights) == ("float32", "float32")
         with pytest.raises(ConfigError, match="this run has float32"):
-            complete(
-                TrainConfig(device="cpu", frozen_weights="half"), small.model(), small.train
-            )
+            complete(TrainConfig(device="cpu", frozen_weights="half"), small.model(), small.train)
 
 
 @pytest.mark.skipif(not bf16_products(), reason="this processor has no products in bf16")
