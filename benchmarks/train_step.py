@@ -76,8 +76,15 @@ from benchmarks.step_contenders import BASELINE, FORMS, Form, ProductTraining, m
 from spafit.machine.memory import keep_freed_memory
 
 #: On a CPU, where the precision is asked for.
-IN_BF16 = ("peft", "peft-float32", "peft-compiled", "eager", "float32")
-ON_A_GPU = ("peft", "peft-compiled", "eager", "captured", "compiled", "captured-kept")
+IN_BF16: tuple[str, ...] = ("peft", "peft-float32", "peft-compiled", "eager", "float32")
+ON_A_GPU: tuple[str, ...] = (
+    "peft",
+    "peft-compiled",
+    "eager",
+    "captured",
+    "compiled",
+    "captured-kept",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -204,9 +211,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def names_of(parsed: argparse.Namespace, device: torch.device) -> list[str]:
     """Return the requested contenders, in the order of the tables."""
-    default = (BASELINE, "eager") if parsed.dtype == "float32" else IN_BF16
-    if device.type == "cuda":
-        default = ON_A_GPU
+    on_a_cpu = (BASELINE, "eager") if parsed.dtype == "float32" else IN_BF16
+    default = ON_A_GPU if device.type == "cuda" else on_a_cpu
     wanted = {BASELINE, *(parsed.contenders or default)}
     wanted |= {"peft-128"} if parsed.padded_128 else set()
     wanted |= {"kept"} if parsed.kept_prefix else set()
