@@ -24,7 +24,7 @@ from spafit.bert import (
 )
 from spafit.config import BertConfig
 from spafit.errors import PlanError, WeightsError, one_line
-from spafit.kernels.products import bf16_products, packed
+from spafit.kernels.products import bf16_products, laid_out
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan, Stratum, Trained, path_in_model
 from spafit.summary import Summary, summarise_plan
@@ -363,8 +363,8 @@ def frozen_in_half(
     """Have products read the frozen matrices of an encoder in half precision, inside the block.
 
     On a CPU with products in bf16 the matrices stay as they are, and a copy of each is made as
-    oneDNN wants it (:func:`spafit.kernels.products.packed`); elsewhere they are stored in the type
-    (:func:`frozen_stored_in`).
+    oneDNN wants it (:func:`spafit.kernels.products.laid_out`); elsewhere they are stored in the
+    type (:func:`frozen_stored_in`).
 
     Parameters
     ----------
@@ -383,7 +383,7 @@ def frozen_in_half(
     weights = [module.weight for module in _frozen_maps(model)]
     is_there = all(each.device == device for each in weights)
     if device.type == "cpu" and is_there and dtype == torch.bfloat16 and bf16_products():
-        return packed(weights)
+        return laid_out(weights)
     return frozen_stored_in(model, dtype)
 
 

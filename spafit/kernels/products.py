@@ -60,7 +60,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
         Input.
     weight : torch.Tensor, (out, in)
         W, in any memory order: ``product(dY, W.T, None)`` is dY W. Of another type than x it is
-        cast, unless it is one of those that are :func:`packed`.
+        cast, unless it is one of those that are :func:`laid_out`.
     bias : torch.Tensor, (out,), or None
         b, of x's type.
 
@@ -68,8 +68,8 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     -------
     torch.Tensor, (N, out)
     """
-    if _packed and x.dtype == torch.bfloat16 and len(x):
-        made = _packed_form(weight)
+    if _laid_out and x.dtype == torch.bfloat16 and len(x):
+        made = _form(weight)
         if made is not None:
             y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, made, bias, "none", [], "")
             return y
@@ -128,10 +128,10 @@ class LaidOut:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
         self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
         self.by_onednn = (dtype == torch.float32 and library() == "onednn") or (
-            dtype == torch.bfloat16 and has_onednn_bf16()
+            dtype == torch.bfloat16 and bool(bf16_products())
         )
         if self.by_onednn:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+            self.weight = _in_blocks(self.weight)
             self._product = torch.ops.mkldnn._linear_pointwise.default  # no overload to be found
 
     def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
@@ -165,14 +165,21 @@ def bf16_products() -> str:
     return "AVX512-BF16" if found.get("avx512_bf16") else ""
 
 
-_PACKED_FOR = 512
+_BLOCKS_FOR = 512
 """The rows that oneDNN lays matrices out for: one number, so that a run repeats bit for bit."""
 
-_packed: list[_Packed] = []  # one entry for each block of packed() that has been entered
+
+def _in_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """Return a matrix in oneDNN's own memory order."""
+    made: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _BLOCKS_FOR)
+    return made
 
 
-class _Packed:
-    """Frozen matrices, and their forms as oneDNN wants them."""
+_laid_out: list[_Forms] = []  # one entry for each block of laid_out() that has been entered
+
+
+class _Forms:
+    """Frozen matrices, and their forms in bf16 as oneDNN wants them."""
 
     def __init__(self, weights: Iterable[torch.Tensor]) -> None:
         # They are kept: their addresses must not become those of other tensors.
@@ -193,16 +200,16 @@ class _Packed:
             if not by_rows and not weight.t().is_contiguous():
                 return None
             plain = weight.detach().to(torch.bfloat16).contiguous()
-            self.made[key] = torch.ops.mkldnn._reorder_linear_weight(plain, _PACKED_FOR)
+            self.made[key] = _in_blocks(plain)
         return self.made[key]
 
 
-def _packed_form(weight: torch.Tensor) -> torch.Tensor | None:
-    return next((made for each in _packed if (made := each.form(weight)) is not None), None)
+def _form(weight: torch.Tensor) -> torch.Tensor | None:
+    return next((made for each in _laid_out if (made := each.form(weight)) is not None), None)
 
 
 @contextmanager
-def packed(weights: Iterable[torch.Tensor]) -> Iterator[None]:
+def laid_out(weights: Iterable[torch.Tensor]) -> Iterator[None]:
     """Have bf16 products on a CPU read frozen matrices in bf16 and in oneDNN's own memory order.
 
     Inside the block, :func:`product` of a bfloat16 x makes such a form of a matrix at its first
@@ -215,23 +222,18 @@ def packed(weights: Iterable[torch.Tensor]) -> Iterator[None]:
     weights : iterable of torch.Tensor
         Contiguous matrices on a CPU; those that lie side by side may be used as one.
     """
-    mine = _Packed(weights)
-    _packed.append(mine)
+    mine = _Forms(weights)
+    _laid_out.append(mine)
     try:
         yield
     finally:
-        _packed.remove(mine)
+        _laid_out.remove(mine)
 
 
 def has_onednn() -> bool:
     """Return whether this PyTorch carries oneDNN's product."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def has_onednn_bf16() -> bool:
-    """Return whether this PyTorch's oneDNN multiplies bfloat16 on this processor."""
-    return has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_intel() -> bool:

@@ -149,7 +149,7 @@ class FlatModel:
         narrow, wide = self.dtype, X.dtype
         for QKV, dense, norm, up, down, last_norm in self._layers:
             if len(QKV) == 1:
-                H2 = layout.attend(QKV[0](X.to(narrow)).to(wide), A)  # (N, D)
+                H2 = layout.attend(QKV[0](X.to(narrow)), A)  # (N, D)
             else:  # the last layer, of which the pooler reads the first tokens alone
                 first = layout.first(X)  # (B, D)
                 Q, KV = QKV[0](first.to(narrow)), QKV[1](X.to(narrow))

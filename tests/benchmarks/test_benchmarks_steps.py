@@ -153,7 +153,7 @@ class TestContenders:
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
             weight = found[1].model.bert.encoder.layer[5].output.dense.weight
             if dtype == torch.bfloat16 and bf16_products():  # beside the model
-                assert any(weight.data_ptr() in each.weights for each in products._packed)
+                assert any(weight.data_ptr() in each.weights for each in products._laid_out)
             else:
                 assert weight.dtype == dtype
             first, *others = (each.contender() for each in found)

@@ -17,8 +17,8 @@ from spafit.kernels import products
 from spafit.kernels.products import (
     LIBRARY_VARIABLE,
     bf16_products,
+    laid_out,
     library,
-    packed,
     product,
     transposed_product,
 )
@@ -200,7 +200,7 @@ class TestPacked:
         bias = None if transposed else b
         x = torch.randn(rows, given.shape[1]).bfloat16()
         true = x.double() @ given.bfloat16().double().T + (0.0 if bias is None else b.double())
-        with packed([W]):
+        with laid_out([W]):
             y = product(x, given, bias)
             again = product(x, given, bias)
         assert y.dtype == torch.bfloat16
@@ -213,7 +213,7 @@ class TestPacked:
         whole = torch.randn(30, 53)
         parts, other = cut(whole, [10, 13, 7]), torch.randn(9, 53)
         x, dY = torch.randn(5, 53).bfloat16(), torch.randn(5, 30).bfloat16()
-        with packed(parts[:2]), packed(parts[2:]):
+        with laid_out(parts[:2]), laid_out(parts[2:]):
             stack = stacked(parts[:2])
             for _ in range(2):
                 with profile() as found:
@@ -225,11 +225,11 @@ class TestPacked:
                 with profile() as found:
                     product(x, given, None)
                 assert "aten::_to_copy" in {each.name for each in found.events()}
-        assert products._packed == []
+        assert products._laid_out == []
 
     def test_ends_with_the_block(self) -> None:
         W, x = torch.randn(11, 53), torch.randn(5, 53).bfloat16()
-        with pytest.raises(ZeroDivisionError), packed([W]):
+        with pytest.raises(ZeroDivisionError), laid_out([W]):
             before = product(x, W, None)
             W.zero_()  # which is not allowed, and shows what is read
             assert torch.equal(product(x, W, None), before)
