@@ -86,7 +86,7 @@ class BiasDelta(nn.Module):
 
     def __init__(self, bias: torch.Tensor) -> None:
         super().__init__()
-        self.delta = nn.Parameter(torch.zeros_like(bias))  # δ (out,)
+        self.delta = nn.Parameter(bias.new_zeros(bias.shape))  # δ (out,)
 
     def __getnewargs__(self) -> tuple[torch.Tensor]:
         return (self.delta,)  # so that copying and pickling call __new__ with a bias

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from spafit.adaptable import Adaptable, Affine, Dropout, LayerNorm, Linear, SublayerEnd
 from spafit.config import is_number
@@ -321,15 +322,20 @@ def check_decay(place: str, decay: object) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _try_out(kind: type[Adaptable], techniques: tuple[Technique, ...]) -> None:
-    """Attach techniques to a module on the meta device, so that an impossible plan is refused."""
-    with torch.device("meta"):
+    """Attach techniques to a module of BERT-base's size, so that an impossible plan is refused."""
+    # Not on the meta device, where an addition has PyTorch import its compiler, for a second.
+    with torch.device("cpu"):
+        generator = torch.Generator().manual_seed(0)
         module: Adaptable
         if issubclass(kind, SublayerEnd):
             module = SublayerEnd()
             module.dropout, module.LayerNorm = Dropout(0.0), LayerNorm(768, 1e-12)
+        elif issubclass(kind, LayerNorm):
+            module = LayerNorm(768, 1e-12)
         else:
-            module = LayerNorm(768, 1e-12) if issubclass(kind, LayerNorm) else Linear(768, 768)
-    _refuse_in_vain(techniques, attach_all(techniques, module, torch.Generator()))
+            module = Linear(768, 768)
+            nn.init.normal_(module.weight, std=0.02, generator=generator)
+        _refuse_in_vain(techniques, attach_all(techniques, module, generator))
 
 
 @torch.inference_mode(False)  # with gradients, whatever mode the caller is in
@@ -340,12 +346,12 @@ def _refuse_in_vain(techniques: tuple[Technique, ...], module: Adaptable) -> Non
             each.impl = "reference"
     added = [(technique, name) for technique in techniques for name in technique.trains]
     values = [module.get_parameter(name).requires_grad_() for _, name in added]
-    x = torch.ones(1, 768, device="meta")
+    x = torch.ones(1, 768)
     try:
         y = module.add_norm(x, x) if isinstance(module, SublayerEnd) else module(x)
         gradients = torch.autograd.grad(y.sum(), values, allow_unused=True)
     except (NotImplementedError, RuntimeError):
-        return  # a technique of a user's own that looks at values, of which there are none here
+        return  # a technique of a user's own that needs other values or sizes
     for (technique, name), gradient in zip(added, gradients, strict=True):
         if gradient is None:
             raise PlanError(

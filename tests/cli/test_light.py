@@ -66,6 +66,19 @@ print("light")
     assert python(code) == "light\n"
 
 
+def test_a_plan_does_without_the_compiler_of_torch() -> None:
+    """An addition on the meta device, or zeros_like, has torch import it, which takes a second."""
+    code = """
+import contextlib, io, sys
+from spafit.cli import main
+for method in ("SPAFIT-4-9-II", "houlsby", "ia3", "full"):
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["plan", method]) == 0
+print({"torch._dynamo", "sympy"} & sys.modules.keys())
+"""
+    assert python(code) == "set()\n"
+
+
 def test_help_takes_at_most_150_ms() -> None:
     """Of the processor's time beyond Python's own, at best of five: other work only adds.
 
