@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -95,6 +96,17 @@ def parameter_groups(
     ]
 
 
+class _AdamW(torch.optim.AdamW):
+    """AdamW without the decorators around PyTorch's own, which import its compiler.
+
+    That takes a second, and nothing here compiles the optimizer.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))  # type: ignore[assignment]
+
+
 def make_optimizer(
     model: BertForSequenceClassification,
     *,
@@ -119,7 +131,7 @@ def make_optimizer(
     device = trained[0].device
     for group in groups if capturable else []:
         group["lr"] = torch.tensor(group["lr"], device=device)
-    return torch.optim.AdamW(
+    return _AdamW(
         groups,
         betas=(0.9, 0.999),
         fused=fused,

@@ -79,6 +79,26 @@ print({"torch._dynamo", "sympy"} & sys.modules.keys())
     assert python(code) == "set()\n"
 
 
+def test_an_update_does_without_the_compiler_of_torch() -> None:
+    code = """
+import sys
+import torch
+import spafit
+from spafit.training.optimisation import make_optimizer
+from spafit.training.step import TrainingStep
+config = spafit.BertConfig(hidden_size=20, num_hidden_layers=2, num_attention_heads=5)
+model = spafit.BertForSequenceClassification(config, 2)
+spafit.adapt(model, "lora-ii")
+step = TrainingStep(model, make_optimizer(model, learning_rate=0.1, weight_decay=0.1))
+before = model.classifier.bias.detach().clone()
+torch.autograd.backward(model(torch.randint(99, (3, 7)))[:, 0].sum())
+step.update()
+assert not torch.equal(model.classifier.bias, before)
+print({"torch._dynamo", "sympy"} & sys.modules.keys())
+"""
+    assert python(code) == "set()\n"
+
+
 def test_help_takes_at_most_150_ms() -> None:
     """Of the processor's time beyond Python's own, at best of five: other work only adds.
 
