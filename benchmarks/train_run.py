@@ -1,51 +1,53 @@
-"""A whole training run of real weights: ``spafit.fit`` against a plain loop of transformers + PEFT.
+"""A whole training run of real weights: ``spafit train`` against transformers' Trainer with PEFT.
 
-    python -m benchmarks.train_run --task cola --epochs 3 --kept-prefix
-    python -m benchmarks.train_run --task rte --rows 320 --epochs 1
+    python -m benchmarks.train_run --task mrpc --rows 640 --epochs 2 --repeats 5
+    python -m benchmarks.train_run --task cola --rows 1600 --epochs 2 --repeats 5 --kept-prefix
 
-MiniLM by SPAFIT-1-3-II. From texts to the scores of the last epoch: tokenizing, every step, and an
-evaluation on dev after each epoch. The loop trains on the same batches in the same order, padded to
-their longest, and evaluates in batches of 64 sorted by length. Building the models is not timed.
-The two sides draw different dropout masks, so their scores are similar, not equal; the rows include
-them. With one run each a ratio has no spread: use ``--repeats`` to get one.
+MiniLM by SPAFIT-1-3-II. Whole processes, from their start to their end: imports, loading,
+tokenizing, every step, an evaluation on dev after each epoch, and saving. They take turns. Both pad
+or pack their batches as they do by default; the Trainer evaluates in batches of 64. The two sides
+draw order, dropout and head themselves, so their scores are similar, not equal; the rows include
+those of the last round. Before anything is timed the two models are compared on one batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.arguments import add_run_arguments, set_threads
-from benchmarks.baseline import padded_logits, peft_twin
-from benchmarks.contenders import MAX_GRAD_NORM, TOLERANCES, Training, packed_logits
+from benchmarks.baseline import lora_config, padded_logits, peft_twin
+from benchmarks.contenders import TOLERANCES, Training, packed_logits
 from benchmarks.harness import Rows, check_results, rotated, timings
-from benchmarks.lengths import DATA, MAX_LENGTH
+from benchmarks.lengths import DATA
 from benchmarks.report import place, write_results
+from spafit.adapters import LoRALinear
 from spafit.bert import BertForSequenceClassification
+from spafit.runs.record import RUN, read_run
 from spafit.strata import adapt
-from spafit.tasks import glue, scoring
+from spafit.tasks import glue
 from spafit.tasks.glue import Dataset
-from spafit.text.tokenization import Encodings, Tokenizer, load_tokenizer
-from spafit.training.fit import fit
-from spafit.training.inference import decode, encode
-from spafit.training.optimisation import epoch_order, learning_rate_factor, make_optimizer
+from spafit.text.tokenization import Encodings, load_tokenizer
+from spafit.training.inference import encode
+from spafit.training.optimisation import epoch_order, make_optimizer
 from spafit.training.settings import TrainConfig
+from spafit.weights.hub import local_folder
 from spafit.weights.pretrained import load_pretrained
 
 PEFT, SPAFIT, SPAFIT_KEPT = "transformers + PEFT", "spafit", "spafit, prefix kept"
-#: What keeping the prefix changes in the settings: dropout is off in group 1.
-KEPT: dict[str, Any] = {"cache_prefix": "memory", "dropout_in_group_1": False}
-_DEV_BATCH = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add_run_arguments(parser, out="train_run")
-    parser.add_argument("--task", choices=("cola", "rte"), default="cola")
+    parser.add_argument("--task", choices=("cola", "mrpc", "rte"), default="cola")
     parser.add_argument("--data", type=Path, default=DATA, help="GLUE's root")
     parser.add_argument("--model", default="minilm", help="folder, or hub name")
     parser.add_argument("--method", default="SPAFIT-1-3-II")
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--rows", type=int, help="train on the first ones alone")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kept-prefix", action="store_true")
     parsed = parser.parse_args(arguments)
     set_threads(parsed)
@@ -91,20 +93,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [PEFT, SPAFIT, *([SPAFIT_KEPT] if parsed.kept_prefix else [])]
     times_ms: dict[str, list[float]] = {name: [] for name in names}
     scores: dict[str, dict[str, float]] = {}
-    for number in range(parsed.repeats):
-        for name in rotated(names, number):
-            model: Any = fresh_model()
-            if name == PEFT:
-                model = peft_twin(model)
-            settings = dataclasses.replace(config, **(KEPT if name == SPAFIT_KEPT else {}))
-            began = time.perf_counter()
-            if name == PEFT:
-                scores[name] = fit_peft(model, tokenizer, train, dev, settings)
-            else:
-                result = fit(model, tokenizer, train, dev, settings)
-                scores[name] = dict(result.history[-1]["metrics"])
-            times_ms[name].append(1000 * (time.perf_counter() - began))
-            print(f"{name}: {times_ms[name][-1] / 1000:.1f} s, dev {scores[name]}", flush=True)
+    with tempfile.TemporaryDirectory() as place_of_runs:
+        root = Path(place_of_runs)
+        write_data(parsed.data, root / "data", train)
+        settings = {
+            **settings_of_trainer(fresh_model(), config),
+            "task": parsed.task,
+            "data": str(root / "data"),
+            "model": str(local_folder(folder)),
+            "out": str(root / "trainer"),
+        }
+        (root / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        train_by = [
+            *("-m", "spafit", "train", "--task", parsed.task, "--data", str(root / "data")),
+            *("--model", folder, "--method", parsed.method, "--epochs", str(config.epochs)),
+            *("--batch-size", str(config.batch_size), "--seeds", str(config.seed), "--quiet"),
+            *("--learning-rate", str(config.learning_rate), "--overwrite"),
+            *("--out", str(root / "run")),
+        ]
+        processes = {
+            PEFT: ["-m", "benchmarks.trainer_run", str(root / "settings.json")],
+            SPAFIT: train_by,
+            SPAFIT_KEPT: [*train_by, "--cache-prefix", "memory", "--no-dropout-in-group-1"],
+        }
+        for number in range(parsed.repeats):
+            for name in rotated(names, number):
+                began = time.perf_counter()
+                printed = process(processes[name])
+                times_ms[name].append(1000 * (time.perf_counter() - began))
+                if name == PEFT:
+                    scores[name] = json.loads(printed.splitlines()[-1])
+                else:
+                    scores[name] = read_run(root / "run" / RUN)["result"]["metrics"]
+                print(f"{name}: {times_ms[name][-1] / 1000:.1f} s, dev {scores[name]}", flush=True)
 
     numbers, tokens = range(len(train)), sum(encodings.lengths)
     whole_run = Rows(tuple(numbers) * config.epochs, tokens * config.epochs)
@@ -157,48 +178,52 @@ def check_first_batch(
     check_results(baseline, [candidate], rows, TOLERANCES["float32"])
 
 
-def fit_peft(
-    twin: nn.Module, tokenizer: Tokenizer, train: Dataset, dev: Dataset, config: TrainConfig
-) -> dict[str, float]:
-    """Train as ``spafit.fit`` does, in plain PyTorch; return the scores of the last epoch."""
-    assert config.batch_size is not None and config.learning_rate is not None
-    torch.manual_seed(config.seed)
-    names = train.task.labels
-    scores: dict[str, float] = {}
-    encoded = {
-        dataset.split: tokenizer.encode(dataset.texts_a, dataset.texts_b, max_length=MAX_LENGTH)
-        for dataset in (train, dev)
+def write_data(root: Path, folder: Path, train: Dataset) -> None:
+    """Write the task's files of GLUE to a folder, with the first rows of train alone."""
+    task = train.task
+    (folder / task.display).mkdir(parents=True)
+    lines = (root / task.display / "train.tsv").read_bytes().splitlines(keepends=True)
+    headers = len(lines) - len(glue.load(task, "train", root))
+    cut = folder / task.display / "train.tsv"
+    cut.write_bytes(b"".join(lines[: headers + len(train)]))
+    shutil.copy(root / task.display / "dev.tsv", folder / task.display)
+    assert glue.load(task, "train", folder).examples == train.examples
+
+
+def settings_of_trainer(
+    model: BertForSequenceClassification, config: TrainConfig
+) -> dict[str, Any]:
+    """Return what :mod:`benchmarks.trainer_run` needs to train what an adapted model trains."""
+    assert model.adaptation is not None
+    lora = {name: each for name, each in model.named_modules() if isinstance(each, LoRALinear)}
+    found = lora_config(lora)
+    delta = ".bias_delta.delta"
+    trained = model.adaptation.trainable
+    return {
+        "lora": list(lora),
+        "r": found.r,
+        "alpha": found.lora_alpha,
+        "biases": [name.replace(delta, ".bias") for name in trained if name.endswith(delta)],
+        "trainable": sum(model.get_parameter(name).numel() for name in trained),
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "warmup": config.warmup,
+        "max_grad_norm": config.max_grad_norm,
     }
-    targets = torch.tensor([names.index(str(label)) for label in train.labels])
-    logits = padded_logits(twin, encoded["train"])
-    dev_logits = padded_logits(twin, encoded["dev"])
-    optimizer = _optimizer(twin, config)
-    trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
-    steps_an_epoch = math.ceil(len(train) / config.batch_size)
-    total_steps = steps_an_epoch * config.epochs
-    step = 0
-    for epoch in range(1, config.epochs + 1):
-        twin.train()
-        order = epoch_order(len(train), config.seed, epoch).tolist()
-        for start in range(0, len(train), config.batch_size):
-            rows = order[start : start + config.batch_size]
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(step, total_steps, 0.0)
-            loss = F.cross_entropy(logits(rows), targets[rows])
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-        twin.eval()
-        order = encoded["dev"].by_length(range(len(dev)))
-        found = np.empty((len(dev), len(names)), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(dev), _DEV_BATCH):
-                rows = order[start : start + _DEV_BATCH]
-                found[rows] = dev_logits(rows).numpy()
-        scores = scoring.compute(dev.task, decode(found, names), dev.labels)
-    return scores
+
+
+def process(arguments: Sequence[str]) -> str:
+    """Run Python with these arguments and this process's threads; return what it prints."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    ran = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **threads}
+    )
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{ran.stderr[-2000:]}")
+    return ran.stdout
 
 
 def _optimizer(twin: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
