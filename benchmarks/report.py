@@ -168,7 +168,7 @@ def draw_ratios(rows: Sequence[Row], path: Path, title: str) -> None:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("times as fast as the baseline (median; quartiles thick, extremes thin)")
+    axes.set_xlabel("times as fast as the baseline\n(median; quartiles thick, extremes thin)")
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

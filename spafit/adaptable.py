@@ -164,10 +164,15 @@ class Linear(Affine):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
-        if self.ia3 is None or not self.adapters_on:
+        if self.ia3 is None or not self.is_scaled:
             return self.affine(x)
         y: torch.Tensor = self.ia3(x, self.affine)
         return y
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether (IA)³ has a part in what is computed now."""
+        return self.ia3 is not None and self.adapters_on
 
     def affine(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out), without (IA)³."""
@@ -312,8 +317,8 @@ class SublayerEnd(Adaptable):
 def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torch.Tensor:
     """Apply several maps to one input as one product, with their outputs side by side.
 
-    Maps of another class, with (IA)³, with hooks or with a replaced ``forward`` are called one by
-    one, so that these take effect.
+    Maps of another class, with (IA)³ that is on, with hooks or with a replaced ``forward`` are
+    called one by one, so that these take effect.
 
     Parameters
     ----------
@@ -328,7 +333,7 @@ def project(x: torch.Tensor, maps: Sequence[Linear], gelu: bool = False) -> torc
     -------
     torch.Tensor, (..., Σ out)
     """
-    if not all(can_be_stacked(each) and each.ia3 is None for each in maps):
+    if not all(can_be_stacked(each) and not each.is_scaled for each in maps):
         y = torch.cat([each(x) for each in maps], dim=-1) if len(maps) > 1 else maps[0](x)
         return F.gelu(y) if gelu else y
     return stacked_linear(x, [each.part() for each in maps], gelu=gelu, impl=maps[0].impl)

@@ -322,18 +322,18 @@ def check_decay(place: str, decay: object) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _try_out(kind: type[Adaptable], techniques: tuple[Technique, ...]) -> None:
-    """Attach techniques to a module of BERT-base's size, so that an impossible plan is refused."""
+    """Attach techniques to a module of BERT-tiny's size, so that an impossible plan is refused."""
     # Not on the meta device, where an addition has PyTorch import its compiler, for a second.
     with torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)
         module: Adaptable
         if issubclass(kind, SublayerEnd):
             module = SublayerEnd()
-            module.dropout, module.LayerNorm = Dropout(0.0), LayerNorm(768, 1e-12)
+            module.dropout, module.LayerNorm = Dropout(0.0), LayerNorm(128, 1e-12)
         elif issubclass(kind, LayerNorm):
-            module = LayerNorm(768, 1e-12)
+            module = LayerNorm(128, 1e-12)
         else:
-            module = Linear(768, 768)
+            module = Linear(128, 128)
             nn.init.normal_(module.weight, std=0.02, generator=generator)
         _refuse_in_vain(techniques, attach_all(techniques, module, generator))
 
@@ -346,7 +346,7 @@ def _refuse_in_vain(techniques: tuple[Technique, ...], module: Adaptable) -> Non
             each.impl = "reference"
     added = [(technique, name) for technique in techniques for name in technique.trains]
     values = [module.get_parameter(name).requires_grad_() for _, name in added]
-    x = torch.ones(1, 768)
+    x = torch.ones(1, 128)
     try:
         y = module.add_norm(x, x) if isinstance(module, SublayerEnd) else module(x)
         gradients = torch.autograd.grad(y.sum(), values, allow_unused=True)

@@ -203,7 +203,10 @@ class TestForms:
             base, model = tiny_bert(), adapted([technique], places)
             for each in (base, model):
                 spafit.set_impl(each, impl)
-            assert torch.equal(logits(model), logits(base))
+            if isinstance(technique, IA3):  # its maps are products of their own, in another order
+                assert (logits(model) - logits(base)).abs().max() < 1e-12
+            else:
+                assert torch.equal(logits(model), logits(base))
 
     def test_saved_and_loaded_on_a_fresh_base(
         self, technique: Technique, places: tuple[str, ...], tmp_path: Path
@@ -292,7 +295,8 @@ def test_two_on_one_module(place: str, one: str, other: str, tmp_path: Path) -> 
             make_plan(pair, [place])
         return
     model = adapted(pair, [place])
-    assert torch.equal(logits(model), logits(tiny_bert()))
+    apart = (logits(model) - logits(tiny_bert())).abs().max()
+    assert apart < 1e-12 if "ia3" in (one, other) else apart == 0
     some_steps(model, 2)
     plain, expected = loss_and_gradients(model, "reference")
     assert all(bool(gradient.any()) for gradient in expected.values()), "one of them has no effect"
@@ -567,9 +571,9 @@ def test_a_bottleneck_that_would_fill_memory_is_refused() -> None:
     with pytest.raises(PlanError, match="series: bottleneck must be"):
         SeriesAdapter(bottleneck="D/0.00000001")
     with pytest.raises(
-        PlanError, match=r"bottleneck D/0\.002 is .* units for D = 768; the largest"
+        PlanError, match=r"bottleneck D/0\.001 is .* units for D = 128; the largest"
     ):
-        Stratum("all", 0, 0, {OUTPUT: [SeriesAdapter(bottleneck="D/0.002")]})
+        Stratum("all", 0, 0, {OUTPUT: [SeriesAdapter(bottleneck="D/0.001")]})
 
 
 @pytest.mark.parametrize("method", ["houlsby", "IA3", "linear probe", "linear-probing"])

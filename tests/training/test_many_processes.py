@@ -488,4 +488,5 @@ class TestOutside:
         for other in found[1:]:
             assert found[0].keys() == other.keys()
             for name, tensor in found[0].items():
-                assert (tensor - other[name]).abs().max() < allowed(name, 1e-12), name
+                # AdamW divides by the root of small gradients.
+                assert (tensor - other[name]).abs().max() < allowed(name, 1e-11), name
