@@ -41,6 +41,11 @@ def ratio(its: Row, times: str = "") -> str:
     return f"{median:.1f}{times} ({least:.1f} to {most:.1f})"
 
 
+def ratio_in_hundredths(its: Row) -> str:
+    median, least, most = (float(its[f"ratio{key}"]) for key in ("", "_min", "_max"))
+    return f"{median:.2f} ({least:.2f} to {most:.2f})"
+
+
 def number(its: Row, column: str = "ratio", form: str = ".1f") -> str:
     return format(float(its[column]), form)
 
@@ -173,10 +178,108 @@ def checkpoint() -> tuple[list[str], list[Row]]:
     return [line], [ours]
 
 
+BOTTLENECKS = "many_tasks_bottlenecks"
+
+
+def many_tasks() -> tuple[list[str], list[Row]]:
+    columns = [("cola", "1"), ("cola", "16"), ("rte", "1")]
+    used = []
+    lines = []
+    for label, name, contender in (
+        ("in turn", "many_tasks", "every: spafit, shared trunk, in turn"),
+        ("mixed", "many_tasks", "every: spafit, shared trunk, mixed"),
+        ("PEFT, one after the other", "many_tasks", "every: PEFT, set_adapter, no biases"),
+        ("Houlsby's adapters, mixed", BOTTLENECKS, "bottlenecks: spafit, shared trunk, mixed"),
+        ("the same, AdapterHub's `Parallel`", BOTTLENECKS, "bottlenecks: AdapterHub, Parallel"),
+        ("each adapter its own texts, mixed", "many_tasks", "own: spafit, shared trunk, mixed"),
+        ("the same, PEFT", "many_tasks", "own: PEFT, adapter_names, no biases"),
+    ):
+        its = [row(name, task=task, batch_size=size, contender=contender) for task, size in columns]
+        used += its
+        lines.append(f"| {label} | {' | '.join(map(ratio_in_hundredths, its))} |")
+        if label == "in turn":
+            assert all(float(each["ratio"]) >= float(each["required_ratio"]) for each in its)
+    names = ("spafit", "PEFT, set_adapter, no biases")
+    ours, theirs = (row("many_tasks_cost", contender=name) for name in names)
+    grown = float(ours["with_adapters_mib"]) - float(ours["base_mib"])
+    lines.append(
+        f"A switch takes {number(ours, 'switch_ms', '.2f')} ms (PEFT's "
+        f"{number(theirs, 'switch_ms')} ms), and nine adapters {grown:.0f} MiB, of which their "
+        f"files have {number(ours, 'files_mib', '.0f')}."
+    )
+    return lines, [*used, ours]
+
+
+def serving() -> tuple[list[str], list[Row]]:
+    lines, used = [], []
+    for callers in ("1", "8", "32"):
+        cells = []
+        for contender in ("spafit", "PEFT, by task", "PEFT, by request"):
+            its = row("serving", callers=callers, contender=contender)
+            used.append(its)
+            cells.append(
+                f"{number(its, 'p50_ms', '.0f')} / {number(its, 'p99_ms', '.0f')} ms, "
+                f"{number(its, 'rows_per_s', '.0f')} rows/s"
+            )
+        lines.append(f"| {callers} | {' | '.join(cells)} |")
+    return lines, used
+
+
+def together() -> tuple[list[str], list[Row]]:
+    names = ("one after the other", "each keeps its own", "together")
+    plain, own, ours = (row("together", contender=name) for name in names)
+    line = (
+        f"{ratio_in_hundredths(ours)} times as fast as one after the other, which with each its "
+        f"own kept states are {ratio_in_hundredths(own)}"
+    )
+    return [line], [plain]
+
+
+def several_tasks() -> tuple[list[str], list[Row]]:
+    found = [many_tasks(), serving(), together()]
+    return [line for lines, _ in found for line in lines], [
+        each for _, its in found for each in its
+    ]
+
+
+def forgetting() -> tuple[list[str], list[Row]]:
+    every = rows("forgetting")
+    lines = []
+    for method in dict.fromkeys(each["method"] for each in every):
+        cells = []
+        for task in ("sst-2", "cola"):
+            for states in ("cls", "mean"):
+                its = [
+                    float(each["difference"])
+                    for each in every
+                    if (each["method"], each["probed"], each["states"]) == (method, task, states)
+                ]
+                assert len(its) == 3
+                cells.append(f"{statistics.mean(its):+.3f} ± {statistics.stdev(its):.3f}")
+        [off] = {each["off"] for each in every if each["method"] == method}
+        lines.append(f"| {method} | {off} | {' | '.join(cells)} |")
+    return lines, every
+
+
+def int8() -> tuple[list[str], list[Row]]:
+    ours, graph, its = (
+        row("onnx_int8", metric="f1", form=form) for form in ("spafit", "ONNX", "ONNX, int8")
+    )
+    line = (
+        f"on MRPC, where the run has an F1 of {number(ours, 'score', '.3f')}, it is "
+        f"{number(its, 'score', '.3f')} in int8, and the file shrinks from "
+        f"{number(graph, 'size_mib', '.0f')} to {number(its, 'size_mib', '.0f')} MiB"
+    )
+    return [line], [its]
+
+
 # The section of README.md, and what is measured there.
 SECTIONS = {
     "spafit": demo,
     "The guided tour, in the order of the data": own_data,
+    "7. Several tasks on one trunk": several_tasks,
+    "8. What a run added, and what it forgot": forgetting,
+    "9. To other engines, and to the hub": int8,
     "Results of real runs": real_runs,
     "Speed": speed,
     "Reliability": checkpoint,
