@@ -40,6 +40,8 @@ class Cluster:
     def __init__(self) -> None:
         cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
         self._place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path is short
+        # The head's address is written into Ray's usual folder, which it does not make itself.
+        Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
         self._usual = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
         # A dead node is noticed after 2 s, a slow one is not taken for dead, and the tasks of a
         # process that does not answer are begun elsewhere after 10 s (by default 7 minutes).
