@@ -34,6 +34,7 @@ from benchmarks.arguments import RESULTS, set_threads
 from benchmarks.baseline import peft_twin
 from benchmarks.glue_minilm import read_rows, write_rows
 from benchmarks.report import place
+from benchmarks.trainer_run import arguments_of_trainer
 from spafit.errors import CheckpointError
 from spafit.experiments.report.statistics import LEVEL, POWER, t_power
 from spafit.plans import Plan
@@ -158,28 +159,11 @@ def train(record: Mapping[str, Any]) -> list[dict[str, str]]:
     model = load_pretrained(folder, num_labels=task.num_labels)
     adapt(model, Plan.from_json(json.dumps(record["plan"])))
     twin = peft_twin(model, own_draws=True)
-    steps = math.ceil(len(sets["train"]) / settings["batch_size"]) * settings["epochs"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as place_of_nothing:
         trainer = transformers.Trainer(
             model=twin,
-            args=transformers.TrainingArguments(
-                output_dir=place_of_nothing,
-                seed=settings["seed"],
-                num_train_epochs=settings["epochs"],
-                per_device_train_batch_size=settings["batch_size"],
-                per_device_eval_batch_size=64,
-                learning_rate=settings["learning_rate"],
-                weight_decay=settings["weight_decay"],
-                warmup_steps=math.ceil(settings["warmup"] * steps),
-                max_grad_norm=settings["max_grad_norm"],
-                lr_scheduler_type="linear",
-                eval_strategy="epoch",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                use_cpu=True,
-            ),
+            args=arguments_of_trainer(settings, place_of_nothing, len(sets["train"])),
             train_dataset=_encoded(tokenizer, sets["train"], settings["max_length"]),
             eval_dataset=_encoded(tokenizer, sets["dev"], settings["max_length"]),
             data_collator=transformers.DataCollatorWithPadding(tokenizer),

@@ -52,27 +52,12 @@ PEFT, SPAFIT, SPAFIT_KEPT = "transformers + PEFT", "spafit", "spafit, prefix kep
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add_run_arguments(parser, out="train_run")
-    parser.add_argument("--task", choices=("cola", "mrpc", "rte"), default="cola")
-    parser.add_argument("--data", type=Path, default=DATA, help="GLUE's root")
-    parser.add_argument("--model", default="minilm", help="folder, or hub name")
-    parser.add_argument("--method", default="SPAFIT-1-3-II")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--rows", type=int, help="train on the first ones alone")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--kept-prefix", action="store_true")
-    parsed = parser.parse_args(arguments)
+    parsed = _parsed(arguments)
     set_threads(parsed)
 
     train, dev = (glue.load(parsed.task, split, parsed.data) for split in ("train", "dev"))
     train = dataclasses.replace(train, examples=train.examples[: parsed.rows])
-    folder = parsed.model
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(parsed.model)
     config = TrainConfig(
         seed=parsed.seed,
         epochs=parsed.epochs,
@@ -84,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     def fresh_model() -> BertForSequenceClassification:
-        model = load_pretrained(folder, num_labels=train.task.num_labels, seed=parsed.seed)
+        model = load_pretrained(parsed.model, num_labels=train.task.num_labels, seed=parsed.seed)
         adapt(model, parsed.method, seed=parsed.seed)
         return model
 
@@ -96,26 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place_of_runs:
         root = Path(place_of_runs)
         write_data(parsed.data, root / "data", train)
-        settings = {
-            **settings_of_trainer(fresh_model(), config),
-            "task": parsed.task,
-            "data": str(root / "data"),
-            "model": str(local_folder(folder)),
-            "out": str(root / "trainer"),
-        }
-        (root / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        train_by = [
-            *("-m", "spafit", "train", "--task", parsed.task, "--data", str(root / "data")),
-            *("--model", folder, "--method", parsed.method, "--epochs", str(config.epochs)),
-            *("--batch-size", str(config.batch_size), "--seeds", str(config.seed), "--quiet"),
-            *("--learning-rate", str(config.learning_rate), "--overwrite"),
-            *("--out", str(root / "run")),
-        ]
-        processes = {
-            PEFT: ["-m", "benchmarks.trainer_run", str(root / "settings.json")],
-            SPAFIT: train_by,
-            SPAFIT_KEPT: [*train_by, "--cache-prefix", "memory", "--no-dropout-in-group-1"],
-        }
+        settings = settings_of_trainer(fresh_model(), config)
+        processes = processes_of(root, parsed, config, settings)
         for number in range(parsed.repeats):
             for name in rotated(names, number):
                 began = time.perf_counter()
@@ -153,6 +120,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     title = f"Training run: MiniLM, {parsed.method}, {train.task.display}, {len(train)} rows"
     write_results(parsed.out, rows, f"{title}, {parsed.epochs} epochs")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_run_arguments(parser, out="train_run")
+    parser.add_argument("--task", choices=("cola", "mrpc", "rte"), default="cola")
+    parser.add_argument("--data", type=Path, default=DATA, help="GLUE's root")
+    parser.add_argument("--model", default="minilm", help="folder, or hub name")
+    parser.add_argument("--method", default="SPAFIT-1-3-II")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--rows", type=int, help="train on the first ones alone")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--kept-prefix", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def processes_of(
+    root: Path, parsed: argparse.Namespace, config: TrainConfig, settings: dict[str, Any]
+) -> dict[str, list[str]]:
+    """Return Python's arguments for each contender, on the data that lie in ``root``."""
+    data = str(root / "data")
+    of_trainer = {
+        **settings,
+        "task": parsed.task,
+        "data": data,
+        "model": str(local_folder(parsed.model)),
+        "out": str(root / "trainer"),
+    }
+    (root / "settings.json").write_text(json.dumps(of_trainer), encoding="utf-8")
+    train_by = [
+        *("-m", "spafit", "train", "--task", parsed.task, "--data", data),
+        *("--model", parsed.model, "--method", parsed.method, "--epochs", str(config.epochs)),
+        *("--batch-size", str(config.batch_size), "--seeds", str(config.seed), "--quiet"),
+        *("--learning-rate", str(config.learning_rate), "--overwrite"),
+        *("--out", str(root / "run")),
+    ]
+    return {
+        PEFT: ["-m", "benchmarks.trainer_run", str(root / "settings.json")],
+        SPAFIT: train_by,
+        SPAFIT_KEPT: [*train_by, "--cache-prefix", "memory", "--no-dropout-in-group-1"],
+    }
 
 
 def check_first_batch(

@@ -59,26 +59,9 @@ def main(settings: dict[str, Any]) -> None:
     trainable = sum(each.numel() for each in twin.parameters() if each.requires_grad)
     assert trainable == settings["trainable"], (trainable, settings["trainable"])
 
-    steps = math.ceil(len(sets["train"]) / settings["batch_size"]) * settings["epochs"]
     trainer = transformers.Trainer(
         model=twin,
-        args=transformers.TrainingArguments(
-            output_dir=settings["out"],
-            seed=settings["seed"],
-            num_train_epochs=settings["epochs"],
-            per_device_train_batch_size=settings["batch_size"],
-            per_device_eval_batch_size=64,
-            learning_rate=settings["learning_rate"],
-            weight_decay=settings["weight_decay"],
-            warmup_steps=math.ceil(settings["warmup"] * steps),
-            max_grad_norm=settings["max_grad_norm"],
-            lr_scheduler_type="linear",
-            eval_strategy="epoch",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-        ),
+        args=arguments_of_trainer(settings, settings["out"], len(sets["train"])),
         train_dataset=encoded("train"),
         eval_dataset=encoded("dev"),
         data_collator=transformers.DataCollatorWithPadding(tokenizer),
@@ -90,6 +73,30 @@ def main(settings: dict[str, Any]) -> None:
     found = [each for each in trainer.state.log_history if first in each]
     best = max(found, key=lambda each: each[first])
     print(json.dumps({name: best[f"eval_{name}"] for name in task.metrics}))
+
+
+def arguments_of_trainer(
+    settings: dict[str, Any], out: str, rows: int
+) -> transformers.TrainingArguments:
+    """Return what the Trainer is told to train this many rows as spafit does with its settings."""
+    steps = math.ceil(rows / settings["batch_size"]) * settings["epochs"]
+    return transformers.TrainingArguments(
+        output_dir=out,
+        seed=settings["seed"],
+        num_train_epochs=settings["epochs"],
+        per_device_train_batch_size=settings["batch_size"],
+        per_device_eval_batch_size=64,
+        learning_rate=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+        warmup_steps=math.ceil(settings["warmup"] * steps),
+        max_grad_norm=settings["max_grad_norm"],
+        lr_scheduler_type="linear",
+        eval_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
 
 
 if __name__ == "__main__":

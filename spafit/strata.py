@@ -368,17 +368,10 @@ def frozen_in_half(
 
     Parameters
     ----------
-    model : BertForSequenceClassification
-        An adapted model.
-    dtype : torch.dtype
-        ``torch.bfloat16`` or ``torch.float16``.
+    model, dtype
+        As for :func:`frozen_stored_in`.
     device : torch.device
         The one on which the model is inside the block.
-
-    Raises
-    ------
-    PlanError
-        If the model was not adapted.
     """
     weights = [module.weight for module in _frozen_maps(model)]
     is_there = all(each.device == device for each in weights)

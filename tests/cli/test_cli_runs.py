@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.command_line import Capture, call
 from support.interruptions import differences, everything
 from support.small_runs import N_DEV, N, SmallRun, loss_failing_from, make_dataset, write_glue
 
@@ -29,8 +30,6 @@ from spafit import glue
 from spafit.cli import main, trained, training
 from spafit.weights.safefile import SafeFile, save_tensors
 from weights_tools.tiny import make_tiny
-
-Capture = pytest.CaptureFixture[str]
 
 
 def train_arguments(small: SmallRun, root: Path, *more: str) -> list[str]:
@@ -67,13 +66,6 @@ def record_of(run: Path) -> dict[str, Any]:
     record = json.loads((run / "run.json").read_text())
     assert isinstance(record, dict)
     return record
-
-
-def call(capsys: Capture, *arguments: str | Path) -> tuple[int, str, str]:
-    """Return exit code, standard output and standard error."""
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    return (code, *capsys.readouterr())
 
 
 def refuse(capsys: Capture, *arguments: str | Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.command_line import Capture, call, table
 from support.interruptions import stopped_after
 from support.small_runs import SmallRun, make_dataset, read_log, write_glue
 
@@ -33,19 +34,7 @@ from spafit.text.tokenization import Encodings
 from spafit.training import inference
 from spafit.training.inference import Predictions
 
-Capture = pytest.CaptureFixture[str]
-
 KINDS = ("billing", "bug", "praise")
-
-
-def call(capsys: Capture, *arguments: str | Path) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    return (code, *capsys.readouterr())
-
-
-def table(out: str, delimiter: str = "\t") -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(out), delimiter=delimiter))
 
 
 @pytest.fixture(scope="module")

@@ -14,25 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command_line import Capture, call, table
 from support.small_runs import SmallRun, make_dataset, write_glue
 
 from spafit.cli import main, predicting, trained
 from spafit.training.inference import Predictions
 from weights_tools.tiny import make_tiny
 
-Capture = pytest.CaptureFixture[str]
-
 KINDS, TONES = ("billing", "bug", "praise"), ("calm", "upset")
-
-
-def call(capsys: Capture, *arguments: str | Path) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    return (code, *capsys.readouterr())
-
-
-def table(out: str, delimiter: str = "\t") -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(out), delimiter=delimiter))
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ class InThread:
     def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
         assert command[:2] == [sys.executable, "-m"]
         self.main = importlib.import_module(command[2]).main
-        self.library, ours = env["PYTHONPATH"].split(os.pathsep)
-        assert (Path(ours) / "benchmarks").is_dir()
+        packages, ours = env["PYTHONPATH"].split(os.pathsep)
+        assert packages and (Path(ours) / "benchmarks").is_dir()
         (asked, ask), (answered, answer) = os.pipe(), os.pipe()
         self.stdin, self.stdout = os.fdopen(ask, "w"), os.fdopen(answered)
         self.ends = os.fdopen(asked), os.fdopen(answer, "w")
