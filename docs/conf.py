@@ -1,0 +1,38 @@
+"""How Sphinx builds the documentation: ``make docs``.
+
+Every page is Markdown (MyST) that also reads well unbuilt. The code cells of a page are run by the
+build, whose first error or warning ends it, and code is shown by ``literalinclude`` from the file
+that runs, never copied.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+project = "spafit"
+author = "the spafit authors"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml"]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# A cell's kernel is another process: it finds the checkout, and computes on one thread.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_execution_show_tb = True
+
+html_theme = "furo"
+html_title = "spafit"
+html_math_renderer = "mathml"
