@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_run --task mrpc --rows 640 --epochs 2 --repeats 5
     python -m benchmarks.train_run --task cola --rows 1600 --epochs 2 --repeats 5 --kept-prefix
+    python -m benchmarks.train_run --task rte --rows 320 --epochs 2 --repeats 5 --bf16
 
 MiniLM by SPAFIT-1-3-II. Whole processes, from their start to their end: imports, loading,
 tokenizing, every step, an evaluation on dev after each epoch, and saving. They take turns. Both pad
@@ -48,6 +49,7 @@ from spafit.weights.hub import local_folder
 from spafit.weights.pretrained import load_pretrained
 
 PEFT, SPAFIT, SPAFIT_KEPT = "transformers + PEFT", "spafit", "spafit, prefix kept"
+PEFT_BF16, SPAFIT_BF16 = f"{PEFT}, bf16", f"{SPAFIT}, bf16"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     encodings = encode(fresh_model(), tokenizer, train, None)
     check_first_batch(fresh_model(), encodings, train, config)
-    names = [PEFT, SPAFIT, *([SPAFIT_KEPT] if parsed.kept_prefix else [])]
+    names = [PEFT, SPAFIT]
+    names += [SPAFIT_KEPT] if parsed.kept_prefix else []
+    names += [PEFT_BF16, SPAFIT_BF16] if parsed.bf16 else []
     times_ms: dict[str, list[float]] = {name: [] for name in names}
     scores: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place_of_runs:
@@ -88,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 began = time.perf_counter()
                 printed = process(processes[name])
                 times_ms[name].append(1000 * (time.perf_counter() - began))
-                if name == PEFT:
+                if name in (PEFT, PEFT_BF16):
                     scores[name] = json.loads(printed.splitlines()[-1])
                 else:
                     scores[name] = read_run(root / "run" / RUN)["result"]["metrics"]
@@ -114,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **timing.columns(),
             "dev_score": scores[timing.name][first],
             "metric": first,
-            **place(torch.device("cpu"), "float32"),
+            **place(torch.device("cpu"), "bf16" if timing.name.endswith("bf16") else "float32"),
         }
         for timing in timings(times_ms, [whole_run] * parsed.repeats)
     ]
@@ -137,6 +141,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="train on the first ones alone")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kept-prefix", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="have both sides train in it too")
     return parser.parse_args(arguments)
 
 
@@ -152,7 +157,9 @@ def processes_of(
         "model": str(local_folder(parsed.model)),
         "out": str(root / "trainer"),
     }
-    (root / "settings.json").write_text(json.dumps(of_trainer), encoding="utf-8")
+    for precision in ("float32", "bf16"):
+        told = json.dumps({**of_trainer, "precision": precision})
+        (root / f"{precision}.json").write_text(told, encoding="utf-8")
     train_by = [
         *("-m", "spafit", "train", "--task", parsed.task, "--data", data),
         *("--model", parsed.model, "--method", parsed.method, "--epochs", str(config.epochs)),
@@ -161,9 +168,11 @@ def processes_of(
         *("--out", str(root / "run")),
     ]
     return {
-        PEFT: ["-m", "benchmarks.trainer_run", str(root / "settings.json")],
+        PEFT: ["-m", "benchmarks.trainer_run", str(root / "float32.json")],
         SPAFIT: train_by,
         SPAFIT_KEPT: [*train_by, "--cache-prefix", "memory", "--no-dropout-in-group-1"],
+        PEFT_BF16: ["-m", "benchmarks.trainer_run", str(root / "bf16.json")],
+        SPAFIT_BF16: [*train_by, "--precision", "bf16"],
     }
 
 

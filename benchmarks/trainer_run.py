@@ -83,6 +83,7 @@ def arguments_of_trainer(
     return transformers.TrainingArguments(
         output_dir=out,
         seed=settings["seed"],
+        bf16=settings["precision"] == "bf16",
         num_train_epochs=settings["epochs"],
         per_device_train_batch_size=settings["batch_size"],
         per_device_eval_batch_size=64,
