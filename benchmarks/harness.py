@@ -122,7 +122,11 @@ class Timing:
         return float(np.median(self.times_ms))
 
     def columns(self) -> dict[str, str | float]:
-        """Return the columns of a row of a table."""
+        """Return the columns of a row of a table.
+
+        The times of the rounds, of at most 50, are there for ratios to another than the baseline.
+        """
+        each = " ".join(f"{time:.1f}" for time in self.times_ms) if len(self.times_ms) <= 50 else ""
         return {
             "contender": self.name,
             "ratio": self.ratio.median,
@@ -132,6 +136,7 @@ class Timing:
             "ratio_max": self.ratio.maximum,
             "rounds": len(self.times_ms),
             "median_time_ms": self.median_ms,
+            "round_times_ms": each,
             "examples_per_s": self.examples_per_s,
             "tokens_per_s": self.tokens_per_s,
         }

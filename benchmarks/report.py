@@ -27,8 +27,9 @@ SETTINGS = (
 )  # fmt: skip
 """The columns that say what was measured, where, and with what; a table names them once, below."""
 
-_LATER = ("other_load", "command")
+_LATER = ("other_load", "command", "round_times_ms")
 _QUARTILES = ("ratio_low_quartile", "ratio_high_quartile")
+_IN_CSV_ALONE = (*_QUARTILES, "round_times_ms")
 
 
 def place(device: torch.device, dtype: str) -> dict[str, str | int]:
@@ -96,7 +97,7 @@ def text(value: str | int | float) -> str:
 def append_rows(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
     """Append rows to a CSV, created if missing; return all its rows.
 
-    Rows of before load and command were recorded have these columns empty.
+    Rows of before load, command and the rounds' times were recorded have these columns empty.
 
     Raises
     ------
@@ -132,10 +133,11 @@ def markdown(rows: Sequence[Row], in_table: Sequence[str] = ()) -> str:
     """Return rows as a Markdown table, and below it their settings and machines.
 
     The columns of :data:`SETTINGS`, but for those of ``in_table``, are left out of the table, where
-    a number in "setting" refers to the list below. Quartiles stay in the CSV.
+    a number in "setting" refers to the list below. Quartiles, and the times of the
+    rounds, stay in the CSV.
     """
     below = [key for key in SETTINGS if key not in in_table]
-    columns = [key for key in rows[0] if key not in (*below, *_QUARTILES)]
+    columns = [key for key in rows[0] if key not in (*below, *_IN_CSV_ALONE)]
     settings: list[str] = []
     lines = [f"| {' | '.join([*columns, 'setting'])} |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:

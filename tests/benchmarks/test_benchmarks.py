@@ -295,6 +295,7 @@ class TestReport:
         both = report.append_rows(path, rows)
         assert both == first + first == report.read_rows(path)
         assert first[1] | {"contender": "fast", "ratio": "2.5", "seed": "3"} == first[1]
+        assert [row["round_times_ms"] for row in first] == ["9.0 8.0", "3.0 4.0"]
         assert first[1]["threads"] == str(torch.get_num_threads())
         assert {"torch", "transformers", "peft", "spafit", "commit", "processor"} <= first[1].keys()
 
@@ -316,7 +317,7 @@ class TestReport:
             zip(*([cell.strip() for cell in line] for line in (cells[0], cells[3])), strict=True)
         )
         assert row["contender"] == "fast" and row["ratio"] == "2.5" and row["setting"] == "1"
-        assert "task" not in row
+        assert "task" not in row and "round_times_ms" not in row
         assert setting.startswith("1. task rte, seed 3, device cpu, ")
         assert table in capsys.readouterr().out
         picture = (tmp_path / "x.png").read_bytes()
