@@ -16,11 +16,12 @@ sys.path.insert(0, str(HERE / "_ext"))
 
 project = "spafit"
 author = "the spafit authors"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "outside"]
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+highlight_language = "text"  # of a block that names none: commands, and what they print
 
 # A cell's kernel is another process: it finds the checkout, and computes on one thread.
 os.environ["PYTHONPATH"] = os.pathsep.join(
