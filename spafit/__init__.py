@@ -1,7 +1,7 @@
 """Stratified fine-tuning of BERT (SPAFIT, arXiv 2405.00201), from scratch in PyTorch.
 
-The public names, in the order of the tour in README.md. They are imported when the first of them is
-used, so that ``spafit --help`` does not wait for torch.
+The public names, in the order of the guide (docs/guide). They are imported when the first of them
+is used, so that ``spafit --help`` does not wait for torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The README is true: its commands and snippets run, and what it prints is what they print.
+"""README.md and the guide are true: their commands and snippets run, and print what they show.
 
-So is CONTRIBUTING.md: its example of a technique runs, and takes as many lines as it says. And the
-commands and links of docs/engines.md are valid.
+The snippets and commands of README.md stand by themselves; those of the guide are run from its
+first page to its last. CONTRIBUTING.md is true as well: its example of a technique runs, and takes
+as many lines as it says.
 
 Oracle: their own text. ``FOLDER``, ``DATA``, ``FILE.tsv``, ``tickets.csv`` and ``new.csv``
 stand in it for a folder of weights, GLUE's root and files of the reader's; here they are a tiny
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.code_lines import code_lines
+from support.pages import EVERY_PAGE, GUIDE, INDEX, PAGES, ROOT, blocks, page
 
 import spafit
 from spafit import adapters
@@ -25,28 +27,21 @@ from weights_tools.__main__ import build_parser
 from weights_tools.exporting import FORMATS
 from weights_tools.tiny import make_tiny
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-ENGINES = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
-PAGES = {"README.md": README, "CONTRIBUTING.md": CONTRIBUTING, "docs/engines.md": ENGINES}
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-SNIPPETS = [text for language, text in BLOCKS if language == "python"]
-COMMANDS = [
-    line
-    for language, text in BLOCKS
-    if language == ""
-    for line in text.splitlines()
-    if line.startswith("spafit ")
-]
-INLINE = re.findall(r"`(spafit [^`]+)`", README + ENGINES)
-INLINE_TOOLS = re.findall(r"`python -m weights_tools (export [^`]+)`", README + ENGINES)
+CONTRIBUTING = page("CONTRIBUTING.md")
+ENGINES = PAGES[GUIDE + "engines.md"]
+BLOCKS = blocks(EVERY_PAGE)
+TOURS = {
+    "README": blocks(PAGES["README.md"]),
+    "guide": [each for name, text in PAGES.items() if name != "README.md" for each in blocks(text)],
+}
+INLINE = re.findall(r"`(spafit [^`]+)`", EVERY_PAGE)
+INLINE_TOOLS = re.findall(r"`python -m weights_tools (export [^`]+)`", EVERY_PAGE)
 NEEDS_NETWORK = ("spafit download",)
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> dict[str, str]:
-    """Make what the README's stand-ins stand for."""
+    """Make what the stand-ins stand for."""
     root = tmp_path_factory.mktemp("readme")
     folder = make_tiny(root / "weights", num_hidden_layers=6)
     rte = root / "glue" / "RTE"
@@ -79,12 +74,31 @@ def fill_in(text: str, places: dict[str, str]) -> str:
     return text
 
 
+def snippets_of(tour: str) -> list[str]:
+    return [text for language, text in TOURS[tour] if language == "python"]
+
+
+def commands_of(tour: str) -> list[str]:
+    lines = [line for name, text in TOURS[tour] if name == "" for line in text.splitlines()]
+    return [line for line in lines if line.startswith("spafit ")]
+
+
 def test_there_are_snippets_and_commands():
-    assert len(SNIPPETS) >= 4
-    assert len(COMMANDS) >= 6
+    assert len(snippets_of("guide")) >= 4
+    assert len(commands_of("guide")) >= 6
 
 
-def test_the_snippets_run_from_top_to_bottom(places, monkeypatch):
+def test_the_guide_is_its_index():
+    """Every page of the folder is linked there, once, in the order of the built documentation."""
+    files = {path.name for path in (ROOT / GUIDE).iterdir()}
+    linked = [name.removeprefix(GUIDE) for name in PAGES if name not in ("README.md", INDEX)]
+    assert sorted(files - {"index.md"}) == sorted(linked)
+    [toctree] = re.findall(r"^```{toctree}\n(.*?)^```$", PAGES[INDEX], flags=re.M | re.S)
+    assert [f"{name}.md" for name in re.findall(r"^\w+$", toctree, flags=re.M)] == linked
+
+
+@pytest.mark.parametrize("tour", TOURS)
+def test_the_snippets_run_from_top_to_bottom(places, monkeypatch, tour):
     monkeypatch.chdir(places["ROOT"])
     names = {"FOLDER": places["FOLDER"], "DATA": places["DATA"]}
     quick = spafit.TrainConfig
@@ -93,18 +107,21 @@ def test_the_snippets_run_from_top_to_bottom(places, monkeypatch):
         return quick(**settings, epochs=1, max_length=32, quiet=True)
 
     monkeypatch.setattr(spafit, "TrainConfig", short)
-    for snippet in SNIPPETS:
-        exec(compile(snippet, "README.md", "exec"), names)
+    for snippet in snippets_of(tour):
+        exec(compile(snippet, tour, "exec"), names)
+    if tour == "README":
+        return
     assert names["result"].best_epoch == 1
     assert set(names["state"]) == set(
         spafit.load_pretrained(places["FOLDER"], num_labels=2).state_dict()
     )
 
 
-def test_the_commands_run_in_order(places, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("tour", TOURS)
+def test_the_commands_run_in_order(places, monkeypatch, capsys, tmp_path, tour):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
-    for command in COMMANDS:
+    for command in commands_of(tour):
         arguments = shlex.split(fill_in(command, places))[1:]
         if command.startswith(NEEDS_NETWORK) or "--ray" in arguments:  # or a cluster
             _parser().parse_args(arguments)
@@ -119,7 +136,8 @@ def test_the_commands_run_in_order(places, monkeypatch, capsys, tmp_path):
             arguments += ["--epochs", "1", "--max-length", "32", "--quiet", "--seeds", "0"]
             arguments += ["--rows", "50", "--plans", "2"]
         assert main(arguments) == 0, (command, capsys.readouterr().err)
-    assert (tmp_path / "submissions" / "RTE.tsv").read_text().count("\n") == 3001
+    if tour == "guide":
+        assert (tmp_path / "submissions" / "RTE.tsv").read_text().count("\n") == 3001
 
 
 def test_the_commands_of_the_tools_parse():
@@ -149,7 +167,7 @@ def test_the_engines_take_forms_that_there_are():
     for engine, form, _, tried in engines:
         assert form.strip("`") in {*FORMATS, "none"} or form.startswith("the run folder"), engine
         assert tried.startswith(("tested", "by hand", "not tried")), engine
-        assert tried.startswith("tested") == ("](../tests/" in tried), engine
+        assert tried.startswith("tested") == ("](../../tests/" in tried), engine
     numbers = set(re.findall(r" \[(\d+)\]", ENGINES))
     assert numbers == set(re.findall(r"^(\d+)\. <https:", ENGINES, flags=re.MULTILINE))
 
@@ -157,11 +175,11 @@ def test_the_engines_take_forms_that_there_are():
 def test_the_plan_that_is_printed_is_the_plan(capsys):
     assert main(["plan", "SPAFIT-4-9-II"]) == 0
     printed = capsys.readouterr().out
-    assert any(text == printed for _, text in BLOCKS), "README.md shows another plan"
+    assert any(text == printed for _, text in BLOCKS), "another plan is shown"
 
 
 def test_the_modules_that_python_runs_are_there():
-    named = re.findall(r"python -m ([\w.]+)", README + ENGINES)
+    named = re.findall(r"python -m ([\w.]+)", EVERY_PAGE)
     assert {"benchmarks", "weights_tools", "benchmarks.train_step"} <= set(named)
     for module in named:
         assert importlib.util.find_spec(module) is not None, module
@@ -173,9 +191,9 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    text, folder = PAGES[page], (ROOT / page).parent
+@pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name):
+    text, folder = page(name), (ROOT / name).parent
     for shown, target in re.findall(r"\[([^\[\]]*)\]\(([^)]+)\)", text):
         file, _, heading = target.partition("#")
         if re.fullmatch(r"[\w./-]+\.(py|md|json|toml)", shown):
@@ -186,18 +204,20 @@ def test_links_lead_somewhere(page):
             assert not heading or heading in headings(other), target
 
 
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+@pytest.mark.parametrize("text", [EVERY_PAGE, CONTRIBUTING], ids=["pages", "CONTRIBUTING"])
 def test_make_has_the_targets_it_names(text):
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = page("Makefile")
     for line in re.findall(r"^make ([a-z ]+?)(?= *$|  | ARGS)", text, flags=re.MULTILINE):
         for target in line.split():
             assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+PLAN_FILES = PAGES[GUIDE + "plan_files.md"]
+
 # Of the table of techniques: name, example, where it stands, what it computes, numbers, methods.
 TECHNIQUES = re.findall(
-    r"^\| \[(.+)\]\((examples/plans/.+\.json)\) \| (.+) \| (.+) \| ([\d,]+) \| ?(.*?) ?\|$",
-    README,
+    r"^\| \[(.+)\]\(../../(examples/plans/.+\.json)\) \| (.+) \| (.+) \| ([\d,]+) \| ?(.*?) ?\|$",
+    PLAN_FILES,
     flags=re.MULTILINE,
 )
 
@@ -270,13 +290,13 @@ def test_every_example_of_a_plan_is_named():
 def test_what_stands_under_a_drawing():
     drawn = str(adapted(ROOT / "examples/plans/gradual.json"))
     [shown] = re.findall(
-        r"writes under the drawing\n\n```text\n(.*?)\n```", README, flags=re.DOTALL
+        r"writes under the drawing\n\n```text\n(.*?)\n```", PLAN_FILES, flags=re.DOTALL
     )
     assert drawn.endswith(f"┘\n{shown}")
 
 
 def test_the_settings_that_plan_files_are_said_to_have():
-    said = set(re.findall("`([a-z_]+)`", README.partition("All else has a default:")[2][:400]))
+    said = set(re.findall("`([a-z_]+)`", PLAN_FILES.partition("All else has a default:")[2][:400]))
     fields = {each for kind in (spafit.Plan, spafit.Stratum) for each in kind.__dataclass_fields__}
     assert said >= fields - {"strata", "first", "last", "train"}
 

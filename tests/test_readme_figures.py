@@ -1,8 +1,8 @@
-"""Every figure in README.md that was measured is one of a row in benchmarks/results.
+"""Every measured figure in README.md and the guide is one of a row in benchmarks/results.
 
 Oracle: the rows. A sentence or a line of a table is built here from the rows' values, and must
-stand in README.md as it is; nothing else in README.md may look like a measurement. Where the rows
-were made by an earlier commit, the section names it.
+stand in its page as it is; nothing else in the pages may look like a measurement. The page names
+the commits by which the rows were made.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from support.pages import EVERY_PAGE, GUIDE, PAGES, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
 
 Row = dict[str, str]
@@ -36,7 +35,7 @@ def row(name: str, **values: str) -> Row:
 
 
 def ratio(its: Row, times: str = "") -> str:
-    """Return a ratio with its range, as README.md writes it."""
+    """Return a ratio with its range, as the pages write it."""
     median, least, most = (float(its[f"ratio{key}"]) for key in ("", "_min", "_max"))
     return f"{median:.1f}{times} ({least:.1f} to {most:.1f})"
 
@@ -69,7 +68,7 @@ def demo() -> tuple[list[str], list[Row]]:
             f"{statistics.stdev(scores):.3f} | {number(first, 'time_s', '.0f')} s |"
         )
     assert len(lines) == 6
-    assert "(2 minutes on 2 CPU cores)" in README
+    assert "(2 minutes on 2 CPU cores)" in PAGES["README.md"]
     assert sum(float(each["time_s"]) for each in every if each["seed"] == "0") < 100
     return lines, every
 
@@ -106,8 +105,9 @@ def techniques() -> list[str]:
     every = rows("techniques")
     lines = []
     for method, rate in dict.fromkeys((its["method"], its["learning_rate"]) for its in every):
-        name = f"[{Path(method).stem}]({method})" if method.endswith(".json") else f"`{method}`"
-        line = f"| {name} "
+        line = f"| `{method}` "
+        if method.endswith(".json"):
+            line = f"| [{Path(method).stem}](../../{method}) "
         for task, metric in (("MRPC", "f1"), ("CoLA", "matthews")):
             its = [
                 each
@@ -273,16 +273,16 @@ def int8() -> tuple[list[str], list[Row]]:
     return [line], [its]
 
 
-# The section of README.md, and what is measured there.
-SECTIONS = {
-    "spafit": demo,
-    "The guided tour, in the order of the data": own_data,
-    "7. Several tasks on one trunk": several_tasks,
-    "8. What a run added, and what it forgot": forgetting,
-    "9. To other engines, and to the hub": int8,
-    "Results of real runs": real_runs,
-    "Speed": speed,
-    "Reliability": checkpoint,
+# What is measured on each page.
+FIGURES = {
+    "README.md": demo,
+    GUIDE + "own_data.md": own_data,
+    GUIDE + "several_tasks.md": several_tasks,
+    GUIDE + "inspect.md": forgetting,
+    GUIDE + "exchange.md": int8,
+    GUIDE + "results.md": real_runs,
+    GUIDE + "speed.md": speed,
+    GUIDE + "reliability.md": checkpoint,
 }
 
 
@@ -290,25 +290,18 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def section(name: str) -> str:
-    """Return the text under a heading, down to the next one of the same level or a higher one."""
-    found = re.search(rf"^(#+) {re.escape(name)}\n(.*?)(?=^##? |\Z)", README, re.M | re.S)
-    assert found, name
-    return found[2]
-
-
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", FIGURES)
 def test_the_figures_are_those_of_the_rows(name: str) -> None:
-    lines, _ = SECTIONS[name]()
+    lines, _ = FIGURES[name]()
     for line in lines:
-        assert line in flat(section(name)), line
+        assert line in flat(PAGES[name]), line
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", FIGURES)
 def test_the_commits_of_the_rows_are_named(name: str) -> None:
-    for commit in {each["commit"] for each in SECTIONS[name]()[1]}:
+    for commit in {each["commit"] for each in FIGURES[name]()[1]}:
         assert "dirty" not in commit
-        assert f"`{commit}`" in section(name), commit
+        assert f"`{commit}`" in PAGES[name], commit
 
 
 MEASURED = re.compile(
@@ -333,6 +326,7 @@ OTHERS = (
     "compute capability of 7.0",
     "CPython 3.11's",
     "Weights of more than 512 MiB,",
+    "A model of more than 1 GiB,",
     "on WNLI every row is 0.56,",
     "a 95 % bootstrap interval,",
     "its 95 % interval, p,",
@@ -352,8 +346,8 @@ OTHERS = (
 
 
 def left_over(texts: Iterable[str]) -> list[str]:
-    """Return what looks like a measurement in README.md without these texts and blocks of code."""
-    prose = flat(re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S))
+    """Return what looks like a measurement in the pages without these texts and blocks of code."""
+    prose = flat(re.sub(r"^```.*?^```$", "", EVERY_PAGE, flags=re.M | re.S))
     for text in texts:
         assert text in prose, text
         prose = prose.replace(text, "")
@@ -374,5 +368,5 @@ def test_what_looks_like_a_measurement(text: str, found: list[str]) -> None:
 
 
 def test_there_are_no_other_measurements() -> None:
-    built = [line for each in SECTIONS.values() for line in each()[0]]
+    built = [line for each in FIGURES.values() for line in each()[0]]
     assert left_over([*built, *OTHERS]) == []

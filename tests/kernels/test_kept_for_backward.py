@@ -1,4 +1,4 @@
-"""What each kind of layer keeps for backward: the table of README.md, counted.
+"""What each kind of layer keeps for backward: the table of docs/guide/memory.md, counted.
 
 Oracle: every tensor that autograd is given to keep, parameters not counted, each memory once.
 """
@@ -31,7 +31,7 @@ ALL = (
 )
 LATE = ("intermediate.dense", "layer.output.dense", "layer.output.LayerNorm")
 
-# Numbers a token, in the README's symbols; a mask takes a quarter of a float32. At these sizes LoRA
+# Numbers a token, in that table's symbols; a mask takes a quarter of a float32. At these sizes LoRA
 # is merged in forward, so U is not among them.
 BIASES = 5.5 * D + INTERMEDIATE + A * T + 4
 ROWS: dict[str, tuple[dict[str, list[Technique]], float]] = {

@@ -218,9 +218,9 @@ def test_sizes_that_are_not_at_hand(tmp_path: Path, capsys: Capture) -> None:
     assert "the sizes of owner/none are not at hand; spafit download" in capsys.readouterr().err
 
 
-def test_the_grid_of_the_readme(tmp_path: Path) -> None:
+def test_the_grid_of_the_guide(tmp_path: Path) -> None:
     """It can be read, and has the runs that its words say."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs/guide/grids.md").read_text(encoding="utf-8")
     [block] = [b for b in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if '"cells"' in b]
     (tmp_path / "g.json").write_text(block)
     from spafit.experiments.grid.cells import Shadows, expand
