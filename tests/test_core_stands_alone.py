@@ -200,6 +200,11 @@ def test_the_page_says_how_much_it_is() -> None:
         name = "kernels/gpu" if parts[:2] == ("kernels", "gpu") else parts[0]
         by_name[name] = by_name.get(name, 0) + code_lines(path)
     assert said.keys() == by_name.keys()
+    for without in (set(), {"gpu"}):
+        files = [each for each in core_files() if not without & set(each.parts)]
+        [its] = re.findall(rf"\b{len(files)} files(?:,| and) ([\d,]+) lines", page)
+        lines = sum(map(code_lines, files))
+        assert abs(int(its.replace(",", "")) - lines) <= 50, f"said: {its}, they are {lines}"
     for name, lines in by_name.items():
         # To the nearest ten: a page that must change with every line would not be kept.
         assert abs(said[name] - lines) <= 15, f"said: {said[name]} of {name}, it has {lines}"
