@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = ("spafit", "weights_tools", "benchmarks", "examples", "tests")
+FOLDERS = ("spafit", "weights_tools", "benchmarks", "examples", "docs", "tests")
 
 # Keywords, and keys of dictionaries, that may only be what stands here.
 KEYWORDS = {"shell": False, "allow_pickle": False, "trust_remote_code": False, "weights_only": True}
