@@ -6,7 +6,7 @@ as many lines as it says.
 
 Oracle: their own text. ``FOLDER``, ``DATA``, ``FILE.tsv``, ``tickets.csv`` and ``new.csv``
 stand in it for a folder of weights, GLUE's root and files of the reader's; here they are a tiny
-checkpoint and a few rows.
+checkpoint and a few rows, and so is ``minilm``.
 """
 
 import importlib.util
@@ -62,6 +62,7 @@ def places(tmp_path_factory) -> dict[str, str]:
         "tickets.csv": str(root / "tickets.csv"),
         "new.csv": str(root / "new.csv"),
         "FOLDER": str(folder),
+        "minilm": str(folder),
         "DATA": str(root / "glue"),
         "FILE.tsv": str(rte / "dev.tsv"),
         "ROOT": str(root),
@@ -69,7 +70,7 @@ def places(tmp_path_factory) -> dict[str, str]:
 
 
 def fill_in(text: str, places: dict[str, str]) -> str:
-    for name in ("FOLDER", "DATA", "FILE.tsv", "tickets.csv", "new.csv"):
+    for name in ("FOLDER", "minilm", "DATA", "FILE.tsv", "tickets.csv", "new.csv"):
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", places[name].replace("\\", "/"), text)
     return text
 
@@ -83,9 +84,21 @@ def commands_of(tour: str) -> list[str]:
     return [line for line in lines if line.startswith("spafit ")]
 
 
-def test_there_are_snippets_and_commands():
-    assert len(snippets_of("guide")) >= 4
-    assert len(commands_of("guide")) >= 6
+@pytest.mark.parametrize(("tour", "snippets", "commands"), [("README", 1, 4), ("guide", 8, 15)])
+def test_there_are_snippets_and_commands(tour, snippets, commands):
+    assert len(snippets_of(tour)) >= snippets
+    assert len(commands_of(tour)) >= commands
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) < 200
+
+
+def test_its_picture_is_drawn_from_the_plan(monkeypatch):
+    """Oracle: the picture drawn anew."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    strata = importlib.import_module("strata")
+    assert strata.PICTURE.read_text(encoding="utf-8") == strata.draw(strata.summary())
 
 
 def test_the_guide_is_its_index():
@@ -108,8 +121,9 @@ def test_the_snippets_run_from_top_to_bottom(places, monkeypatch, tour):
 
     monkeypatch.setattr(spafit, "TrainConfig", short)
     for snippet in snippets_of(tour):
-        exec(compile(snippet, tour, "exec"), names)
+        exec(compile(snippet.replace('"minilm"', "FOLDER"), tour, "exec"), names)
     if tour == "README":
+        assert (Path(places["ROOT"]) / "tickets.safetensors").is_file()
         return
     assert names["result"].best_epoch == 1
     assert set(names["state"]) == set(
