@@ -80,8 +80,8 @@ def snippets_of(tour: str) -> list[str]:
 
 
 def commands_of(tour: str) -> list[str]:
-    lines = [line for name, text in TOURS[tour] if name == "" for line in text.splitlines()]
-    return [line for line in lines if line.startswith("spafit ")]
+    text = "".join(text for language, text in TOURS[tour] if language == "")
+    return re.findall("^spafit .*$", text.replace("\\\n", ""), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(("tour", "snippets", "commands"), [("README", 1, 4), ("guide", 8, 15)])
