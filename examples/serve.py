@@ -8,7 +8,7 @@ The server is LitServe, because it does what a server of a model has to and litt
 the door, the model in a process of its own, and requests that wait together handed over as one
 batch. It brings eleven small packages; Ray Serve, which spreads models over a cluster, about forty.
 Whoever reaches the port may ask: encryption, names and limits are for a proxy in front of it. What
-other engines take instead is in docs/engines.md.
+other engines take instead is in docs/guide/engines.md.
 """
 
 import os
