@@ -45,6 +45,13 @@ def ratio_in_hundredths(its: Row) -> str:
     return f"{median:.2f} ({least:.2f} to {most:.2f})"
 
 
+def against(ours: Row, theirs: Row) -> str:
+    """Return the median and range of how many times as fast ours was in the rounds of both."""
+    times = ([float(time) for time in each["round_times_ms"].split()] for each in (theirs, ours))
+    ratios = [their / our for their, our in zip(*times, strict=True)]
+    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+
+
 def number(its: Row, column: str = "ratio", form: str = ".1f") -> str:
     return format(float(its[column]), form)
 
@@ -145,8 +152,6 @@ def speed() -> tuple[list[str], list[Row]]:
     step, step_mkl = row("train_step", contender=ours), row("train_step_mkl", contender=ours)
     on, on_mkl = row("train_step", contender=kept), row("train_step_mkl", contender=kept)
     peft = row("train_step", contender=theirs)
-    cola, cola_kept = (row("train_run_cola", contender=name) for name in (ours, kept))
-    rte, rte_kept = (row("train_run_rte", contender=name) for name in (ours, kept))
     files, theirs_sorted = (
         row("inference", contender=name)
         for name in ("spafit, in file order", "transformers + PEFT, sorted by length")
@@ -160,10 +165,6 @@ def speed() -> tuple[list[str], list[Row]]:
         f"| the same, the prefix kept, from the second epoch on | {ratio(on)} | {ratio(on_mkl)} |",
         f"| its peak memory above the weights | {number(step, 'peak_memory_ratio', '.2f')} times "
         f"({mib[0]} of {mib[1]} MiB) | |",
-        "| MiniLM, SPAFIT-1-3-II, a whole run on CoLA, 3 epochs (one run each) | "
-        f"{number(cola)}; prefix kept {number(cola_kept)} | |",
-        "| MiniLM, SPAFIT-1-3-II, a whole run on RTE, 2 epochs (one run each) | "
-        f"{number(rte)}; prefix kept {number(rte_kept)} | |",
         "| inference, BERT-large's shape, 128 rows of RTE dev, batches of 16 in file order (one "
         f"pass each) | {number(files)}; against rows sorted by length {against_sorted:.1f} | |",
         f"| loading BERT-large from disk to the first logits | {ratio(load)}; the whole process "
@@ -174,7 +175,41 @@ def speed() -> tuple[list[str], list[Row]]:
         f"MKL's products {number(step_mkl, 'share_at_torch_mm', '.2f')} at "
         f"{number(step_mkl, 'torch_mm_gflops', '.0f')} GFLOP/s.",
     ]
-    return lines, [step, step_mkl, cola, rte, files, load]
+    in_bf16, rows_of_bf16 = speed_in_bf16()
+    return [*lines, *in_bf16], [step, step_mkl, files, load, *rows_of_bf16]
+
+
+def speed_in_bf16() -> tuple[list[str], list[Row]]:
+    """Return what docs/guide/speed.md has of steps and whole runs in both precisions."""
+    lines, used = [], []
+    for task, name in (("rte", "RTE"), ("cola", "CoLA")):
+        peft16, peft32, ours16, ours32 = rows("train_step_bf16", task=task)[-4:]
+        lines += [
+            f"| step on {name}, against PEFT in float32 | {against(ours32, peft32)} | "
+            f"{against(ours16, peft32)} |",
+            f"| against PEFT under bf16 autocast | {against(ours32, peft16)} | "
+            f"{against(ours16, peft16)} |",
+            f"| against spafit in float32 | | {against(ours16, ours32)} |",
+            f"| share of the rate of large products | {number(ours32, 'share_at_best', '.2f')} | "
+            f"{number(ours16, 'share_at_best', '.2f')} |",
+        ]
+        used += [peft16, ours16]
+    peft16, peft32, ours = rows("train_step_bf16_memory")[-3:]
+    mib = [f"{float(each['above_weights_mib']):,.0f}" for each in (ours, peft32)]
+    share = float(ours["above_weights_mib"]) / float(peft32["above_weights_mib"])
+    copies = float(ours["after_setup_mib"]) - float(peft32["after_setup_mib"])
+    lines += [
+        f"{share:.2f} times what PEFT takes in float32 ({mib[0]} of {mib[1]} MiB)",
+        f"they stand beside the float32 matrices and take {copies:,.0f} MiB",
+    ]
+    for task, name in (("cola", "CoLA"), ("mrpc", "MRPC"), ("rte", "RTE")):
+        _, ours32, peft16, ours16 = rows(f"train_run_{task}")
+        lines.append(
+            f"| {name}, {int(ours32['train_rows']):,} rows | {ratio(ours32)} | {ratio(ours16)} | "
+            f"{ratio(peft16)} |"
+        )
+        used.append(ours32)
+    return lines, used
 
 
 def checkpoint() -> tuple[list[str], list[Row]]:
