@@ -7,9 +7,12 @@ that runs, never copied.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
+
+from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
@@ -33,6 +36,9 @@ nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_execution_show_tb = True
+# A build says nothing unless something is wrong.
+logging.getLogger("traitlets").setLevel(logging.WARNING)
+NotebookClient.extra_arguments = ["--log-level=ERROR"]
 
 html_theme = "furo"
 html_title = "spafit"
