@@ -128,7 +128,7 @@ class Affine(Adaptable):
         b = self.bias.detach().clone()
         if self.bias_delta is not None:
             assert isinstance(self.bias_delta.delta, torch.Tensor)
-            b += self.bias_delta.delta.detach()
+            b += self.bias_delta.delta.detach()  # Eq. (BiasDelta merged)  b + δ
         return b
 
 
@@ -177,7 +177,7 @@ class Linear(Affine):
     def affine(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out), without (IA)³."""
         if self.impl == "reference":
-            return F.linear(x, self.weight, self.b())  # x Wᵀ + (b + δ)
+            return F.linear(x, self.weight, self.b())  # Eq. (BiasDelta)  y = x Wᵀ + (b + δ)
         return stacked_linear(x, [self.part()], impl=self.impl)  # the same, fused
 
     def part(self) -> Part:
@@ -240,6 +240,7 @@ class LayerNorm(Affine):
 
         Inside a layer, :func:`add_norm` computes it together with dropout and the residual.
         """
+        # Eq. (LayerNormGain)  y = (γ + δγ) ⊙ x̂ + (β + δ)
         return F.layer_norm(x, self.weight.shape, self.gamma(), self.b(), self.eps)
 
     def merged_weight(self) -> torch.Tensor:
@@ -247,7 +248,7 @@ class LayerNorm(Affine):
         gamma = super().merged_weight()
         if self.gain_delta is not None:
             assert isinstance(self.gain_delta.delta, torch.Tensor)
-            gamma += self.gain_delta.delta.detach()
+            gamma += self.gain_delta.delta.detach()  # Eq. (LayerNormGain merged)  γ + δγ
         return gamma
 
     def extra_repr(self) -> str:

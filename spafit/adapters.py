@@ -225,6 +225,7 @@ class LoRALinear(Linear):
         """Map (..., in) to (..., out), without (IA)³."""
         if self.impl != "reference":
             return stacked_linear(x, [self.part()], impl=self.impl)  # the same, fused
+        # Eq. (LoRA)  y = x Wᵀ + (b + δ) + s (drop(x) Aᵀ) Bᵀ
         y = F.linear(x, self.weight, self.b())  # x Wᵀ + (b + δ)
         if not self.adapters_on:
             return y
@@ -243,6 +244,7 @@ class LoRALinear(Linear):
     def merged_weight(self) -> torch.Tensor:
         """Return W + s·BA (out, in), detached, computed in float64, rounded once to W's type."""
         with torch.no_grad():
+            # Eq. (LoRA merged)  W + s BA
             update = self.scaling * (self.lora_B.double() @ self.lora_A.double())
             return (self.weight.double() + update).to(self.weight.dtype)
 
@@ -366,6 +368,7 @@ class IA3Scale(nn.Module):
         self, x: torch.Tensor, affine: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """Map x (..., in) to (..., out) by ``affine`` and l."""
+        # Eq. (IA3)  y = l ⊙ (x Wᵀ + b), or (l ⊙ x) Wᵀ + b
         return self._scaled(affine(x)) if self.of == "output" else affine(self._scaled(x))
 
     def _scaled(self, x: torch.Tensor) -> torch.Tensor:
@@ -373,6 +376,7 @@ class IA3Scale(nn.Module):
 
     def merged(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return diag(l) W and l ⊙ b, or W diag(l) and b, detached, in their types."""
+        # Eq. (IA3 merged)  diag(l) W and l ⊙ b, or W diag(l) and b
         scale = self.l.detach()
         if self.of == "output":
             return {"weight": scale[:, None] * weight, "bias": scale * bias}
@@ -466,6 +470,7 @@ class Bottleneck(nn.Module):
         """Return H', (..., D), for H and X (..., D) and the function LayerNorm(H + X)."""
         z = self.technique.reads(H, X, norm)
         change: torch.Tensor = self.up(self.hidden(z))
+        # Eq. (bottleneck)  H' = H + s (U σ(D z + b_d) + b_u)
         return H + self.technique.scaling * change
 
     def hidden(self, z: torch.Tensor) -> torch.Tensor:
@@ -584,7 +589,7 @@ class SeriesAdapter(BottleneckAdapter):
 
     def reads(self, H: torch.Tensor, X: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return H."""
-        return H
+        return H  # Eq. (SeriesAdapter)  z = H
 
 
 @register
@@ -601,7 +606,7 @@ class PfeifferAdapter(BottleneckAdapter):
 
     def reads(self, H: torch.Tensor, X: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return LayerNorm(H + X)."""
-        return norm(H, X)
+        return norm(H, X)  # Eq. (PfeifferAdapter)  z = LayerNorm(H + X)
 
 
 @register
@@ -620,7 +625,7 @@ class ParallelAdapter(BottleneckAdapter):
 
     def reads(self, H: torch.Tensor, X: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return X."""
-        return X
+        return X  # Eq. (ParallelAdapter)  z = X
 
 
 @register
@@ -644,6 +649,7 @@ class Full(Technique):
 
 def _scaling(r: int, alpha: float, rank_stabilised: bool) -> float:
     """Return s: alpha / r, or alpha / √r if it is rank-stabilised."""
+    # Eq. (s)  s = alpha / r, or alpha / √r
     return alpha / math.sqrt(r) if rank_stabilised else alpha / r
 
 

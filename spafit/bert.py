@@ -11,7 +11,8 @@ padding or (B, T, D) with it: only ``layout`` tells the two apart, and shapes ar
 (N, D).
 
 Where the paper's printed equations and the checkpoint differ, we compute what the checkpoint was
-trained with and say so at the line; tests/test_equations.py tests each such remark. H3 and H6,
+trained with and say so at the line, as Eq. (5'), (7') and (10'); tests/test_equations.py tests each
+such remark. H3 and H6,
 which the paper normalises before dropout and without a residual, therefore do not occur here.
 """
 
@@ -74,6 +75,7 @@ class Embeddings(nn.Module):
             + self.token_type_embeddings(token_type_ids)
             + self.position_embeddings(position_ids)
         )  # (N, D)
+        # Eq. (X)  X = Dropout(LayerNorm(word + position + token type))
         X = self.dropout(self.LayerNorm(X))
         return X
 
@@ -143,8 +145,9 @@ class SelfAttention(nn.Module):
         # Eq. (2)  K = W_k(X) + b_k
         # Eq. (3)  V = W_v(X) + b_v
         # Eq. (4)  H1 = Multihead_attention(Q, K, V): in each head softmax(QKᵀ / √Dh) V
-        # Eq. (5)  H2 = Dropout(H1), as printed. The checkpoint was trained with dropout on the
-        # attention probabilities instead, inside Eq. (4): H2 = H1 = Dropout(softmax(QKᵀ / √Dh)) V.
+        # Eq. (5)  H2 = Dropout(H1), as printed
+        # The checkpoint was trained with dropout on the probabilities instead, inside Eq. (4):
+        # Eq. (5')  H2 = H1 = Dropout(softmax(QKᵀ / √Dh)) V
         if first_only:
             Q = self.query(layout.first(X))  # (B, D)
             KV = project(X, [self.key, self.value])  # (N, 2·D)
@@ -171,7 +174,7 @@ class SelfOutput(SublayerEnd):
         # Eq. (6)  H3 = LayerNorm(W_3(H2) + b_3), as printed
         # Eq. (7)  H4 = Dropout(H3), as printed
         # The checkpoint was trained with dropout first, then the residual X, then LayerNorm:
-        # H4 = LayerNorm(Dropout(W_3(H2) + b_3) + X).
+        # Eq. (7')  H4 = LayerNorm(Dropout(W_3(H2) + b_3) + X)
         H4 = self.add_norm(self.dense(H2), X)  # adapters, if any, stand before the residual
         return H4
 
@@ -200,7 +203,7 @@ class Intermediate(nn.Module):
 
     def forward(self, H4: torch.Tensor) -> torch.Tensor:
         """Return H5 (N, F) for H4 (N, D)."""
-        # Eq. (8)  H5 = GELU(W_5(H4) + b_5), the exact (erf) form
+        # Eq. (8)  H5 = GELU(W_5(H4) + b_5), in the exact (erf) form
         H5 = project(H4, [self.dense], gelu=True)
         return H5
 
@@ -221,7 +224,7 @@ class Output(SublayerEnd):
         # Eq. (9)   H6 = LayerNorm(W_6(H5) + b_6), as printed
         # Eq. (10)  H7 = Dropout(H6), as printed
         # The checkpoint was trained with dropout first, then the residual H4, then LayerNorm:
-        # H7 = LayerNorm(Dropout(W_6(H5) + b_6) + H4).
+        # Eq. (10')  H7 = LayerNorm(Dropout(W_6(H5) + b_6) + H4)
         H7 = self.add_norm(self.dense(H5), H4)  # adapters, if any, stand before the residual
         return H7
 
@@ -314,6 +317,7 @@ class Pooler(nn.Module):
 
     def forward(self, first: torch.Tensor) -> torch.Tensor:
         """Return the pooled output (B, D) for the first tokens' last hidden states (B, D)."""
+        # Eq. (pooled)  pooled = tanh(W_p(h) + b_p)
         return torch.tanh(self.dense(first))
 
 
@@ -632,6 +636,7 @@ class BertForSequenceClassification(nn.Module):
         """
         batch = (input_ids, attention_mask, token_type_ids)
         if not (output_hidden_states or output_attentions):
+            # Eq. (logits)  logits = W_c(Dropout(pooled)) + b_c
             logits: torch.Tensor = self.classifier(self.dropout(self.bert.pooled(*batch)))
             return logits
         out = self.bert(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from spafit.adaptable import LayerNorm, Linear
-from spafit.adapters import IA3, BiasDelta, DirectBias, Full, LoRA, LoRALinear
+from spafit.adapters import IA3, BiasDelta, DirectBias, Full, LayerNormGain, LoRA, LoRALinear
 from spafit.bert import SelfAttention
 from spafit.config import BertConfig
 from spafit.errors import PlanError
@@ -91,7 +91,7 @@ class TestLinear:
         assert list(linear.state_dict()) == ["weight", "bias"]
 
     def test_with_delta(self) -> None:
-        """Gives x Wᵀ + (b + δ); a fresh δ changes nothing, bit for bit."""
+        """Eq. (BiasDelta): x Wᵀ + (b + δ); a fresh δ changes nothing, bit for bit."""
         linear, x = make_linear(), draw(B, T, N_IN)
         before = linear(x)
         assert BiasDelta().attach(linear, None) is linear
@@ -122,6 +122,7 @@ class TestLayerNorm:
         assert (norm(x) - expected).abs().max() < 1e-12
 
     def test_with_delta(self) -> None:
+        """Eq. (BiasDelta) on a LayerNorm: γ ⊙ x̂ + (β + δ)."""
         norm, x = make_layer_norm(), draw(B, T, N_IN)
         before = norm(x)
         assert BiasDelta().attach(norm, None) is norm
@@ -152,6 +153,7 @@ class TestLoRALinear:
 
     @pytest.mark.parametrize("delta", [True, False])
     def test_is_the_equation(self, delta: bool) -> None:
+        """Eq. (LoRA), with and without δ."""
         lora, x = fill_lora(make_lora(), delta), draw(B, T, N_IN)
         W, b, A, B_ = lora.weight, lora.bias, lora.lora_A, lora.lora_B
         assert (A.shape, B_.shape) == ((R, N_IN), (N_OUT, R))
@@ -310,6 +312,40 @@ class TestBiasDelta:
         assert (delta_of(lora).grad - B * T).abs().max() < 1e-12
 
 
+class TestScaledAndGained:
+    """Oracle: the equations in plain torch, and the plain operation with the merged tensors."""
+
+    @pytest.mark.parametrize("of", ["output", "input"])
+    def test_ia3(self, of: str) -> None:
+        """Eq. (IA3) and Eq. (IA3 merged): l on the rows of W and on b, or on W's columns."""
+        linear, x = make_linear(), draw(B, T, N_IN)
+        IA3(of).attach(linear, None)
+        scale = draw(N_OUT if of == "output" else N_IN, seed=7)
+        with torch.no_grad():
+            linear.get_parameter("ia3.l").copy_(scale)
+        W, b = linear.weight, linear.bias
+        expected = scale * (x @ W.T + b) if of == "output" else (scale * x) @ W.T + b
+        assert (linear(x) - expected).abs().max() < 1e-12
+        assert (F.linear(x, *linear.merged().values()) - expected).abs().max() < 1e-12
+
+    def test_gain(self) -> None:
+        """Eq. (LayerNormGain) and Eq. (LayerNormGain merged)."""
+        norm, x = make_layer_norm(), draw(B, T, N_IN)
+        LayerNormGain().attach(norm, None)
+        change = draw(N_IN, seed=7)
+        with torch.no_grad():
+            norm.get_parameter("gain_delta.delta").copy_(change)
+        normed = F.layer_norm(x, (N_IN,), eps=1e-3)
+        expected = (norm.weight + change) * normed + norm.bias
+        assert (norm(x) - expected).abs().max() < 1e-12
+        assert torch.equal(norm.merged()["weight"], norm.weight + change)
+
+    def test_scale_of_lora(self) -> None:
+        """Eq. (s), by hand."""
+        assert LoRA(r=16, alpha=8.0).scaling == 0.5
+        assert LoRA(r=16, alpha=8.0, rank_stabilised=True).scaling == 2.0
+
+
 class TestInitialA:
     """Oracle: uniform in ±1/√in (Kaiming with a = √5), drawn in float32 on the CPU."""
 
@@ -384,9 +420,11 @@ class TestMergedWeight:
     """Oracle: F.linear with the merged matrix, and the sum rounded once."""
 
     def test_is_the_same_map(self) -> None:
+        """Eq. (LoRA merged) and Eq. (BiasDelta merged)."""
         lora, x = fill_lora(make_lora()), draw(B, T, N_IN)
         merged = F.linear(x, lora.merged_weight(), lora.bias + delta_of(lora))
         assert (merged - lora(x)).abs().max() < 1e-12
+        assert torch.equal(lora.merged_bias(), lora.bias + delta_of(lora))
 
     def test_is_rounded_once(self) -> None:
         lora = fill_lora(make_lora(dtype=torch.bfloat16))

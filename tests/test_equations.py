@@ -86,7 +86,7 @@ class TestEachEquation:
     """Oracle: the equation in plain torch, and the same tensor inside Hugging Face's BERT."""
 
     def test_embeddings(self, equations: Equations) -> None:
-        """X = LayerNorm(word + position + token type)."""
+        """Eq. (X), dropout being off: X = LayerNorm(word + position + token type)."""
         weights, ids, types = equations.weights, PADDED["input_ids"], PADDED["token_type_ids"]
         word = weights["bert.embeddings.word_embeddings.weight"][ids]
         position = weights["bert.embeddings.position_embeddings.weight"][:T]
@@ -98,25 +98,25 @@ class TestEachEquation:
         assert_same(X, equations.theirs.state[0])
 
     def test_equation_1_queries(self, equations: Equations) -> None:
-        """Q = W_q(x) + b_q."""
+        """Eq. (1): Q = W_q(x) + b_q."""
         for i, X, _ in equations.layers():
             W_q, b_q = equations.weight_and_bias(i, "attention.self.query")
             equations.check(i, "Q", split_heads(X @ W_q.T + b_q))
 
     def test_equation_2_keys(self, equations: Equations) -> None:
-        """K = W_k(x) + b_k."""
+        """Eq. (2): K = W_k(x) + b_k."""
         for i, X, _ in equations.layers():
             W_k, b_k = equations.weight_and_bias(i, "attention.self.key")
             equations.check(i, "K", split_heads(X @ W_k.T + b_k))
 
     def test_equation_3_values(self, equations: Equations) -> None:
-        """V = W_v(x) + b_v."""
+        """Eq. (3): V = W_v(x) + b_v."""
         for i, X, _ in equations.layers():
             W_v, b_v = equations.weight_and_bias(i, "attention.self.value")
             equations.check(i, "V", split_heads(X @ W_v.T + b_v))
 
     def test_equation_4_attention(self, equations: Equations) -> None:
-        """H_1 = Multihead_attention(Q, K, V): softmax(QKᵀ / √Dh) V over each one's real tokens."""
+        """Eq. (4): H_1 = softmax(QKᵀ / √Dh) V in each head, over each one's real tokens."""
         for i, _, h in equations.layers():
             scores = torch.einsum("bath,bash->bats", h["Q"], h["K"]) / math.sqrt(CONFIG.head_size)
             weights = scores.exp() * equations.keep
@@ -125,24 +125,24 @@ class TestEachEquation:
             equations.check(i, "H1", torch.einsum("bats,bash->bath", P, h["V"]))
 
     def test_equation_5_joined_heads(self, equations: Equations) -> None:
-        """H_2 = Dropout(H_1); dropout being off, H_2 is H_1 with its heads side by side."""
+        """Eq. (5): H_2 = Dropout(H_1), dropout being off: H_1 with its heads side by side."""
         for i, _, h in equations.layers():
             equations.check(i, "H2", torch.cat(list(h["H1"].unbind(dim=1)), dim=-1))
 
     def test_equation_6_attention_output(self, equations: Equations) -> None:
-        """W_3(H_2) + b_3, the linear map inside H_3 = LayerNorm(W_3(H_2) + b_3)."""
+        """Eq. (6): W_3(H_2) + b_3, the linear map inside its LayerNorm."""
         for i, _, h in equations.layers():
             W_3, b_3 = equations.weight_and_bias(i, "attention.output.dense")
             equations.check(i, "W3 H2 + b3", h["H2"] @ W_3.T + b_3)
 
     def test_equations_6_and_7_with_residual(self, equations: Equations) -> None:
-        """The checkpoint's H_4 = LayerNorm(Dropout(W_3(H_2) + b_3) + X), dropout being off."""
+        """Eq. (7'): H_4 = LayerNorm(Dropout(W_3(H_2) + b_3) + X), dropout being off."""
         for i, X, h in equations.layers():
             gamma, beta = equations.weight_and_bias(i, "attention.output.LayerNorm")
             equations.check(i, "H4", layer_norm(h["W3 H2 + b3"] + X, gamma, beta))
 
     def test_equation_8_intermediate(self, equations: Equations) -> None:
-        """H_5 = GELU(W_5(H_4) + b_5), GELU(x) = x Φ(x) = x (1 + erf(x / √2)) / 2."""
+        """Eq. (8): H_5 = GELU(W_5(H_4) + b_5), GELU(x) = x Φ(x) = x (1 + erf(x / √2)) / 2."""
         for i, _, h in equations.layers():
             W_5, b_5 = equations.weight_and_bias(i, "intermediate.dense")
             x = h["H4"] @ W_5.T + b_5
@@ -151,13 +151,13 @@ class TestEachEquation:
             assert (F.gelu(x, approximate="tanh") - h["H5"]).abs().max() > 1e-4
 
     def test_equation_9_output(self, equations: Equations) -> None:
-        """W_6(H_5) + b_6, the linear map inside H_6 = LayerNorm(W_6(H_5) + b_6)."""
+        """Eq. (9): W_6(H_5) + b_6, the linear map inside its LayerNorm."""
         for i, _, h in equations.layers():
             W_6, b_6 = equations.weight_and_bias(i, "output.dense")
             equations.check(i, "W6 H5 + b6", h["H5"] @ W_6.T + b_6)
 
     def test_equations_9_and_10_with_residual(self, equations: Equations) -> None:
-        """The checkpoint's H_7 = LayerNorm(Dropout(W_6(H_5) + b_6) + H_4), dropout being off.
+        """Eq. (10'): H_7 = LayerNorm(Dropout(W_6(H_5) + b_6) + H_4), dropout being off.
 
         It is the next layer's X.
         """
@@ -167,7 +167,7 @@ class TestEachEquation:
             assert torch.equal(h["H7"], equations.ours.state[i + 1])
 
     def test_pooled_output_and_logits(self, equations: Equations) -> None:
-        """The pooled output is tanh(W_p h + b_p), h being [CLS]; logits = W_c pooled + b_c."""
+        """Eq. (pooled), tanh(W_p h + b_p), h being [CLS]; Eq. (logits), W_c pooled + b_c."""
         weights, ours, theirs = equations.weights, equations.ours, equations.theirs
         W_p, b_p = weights["bert.pooler.dense.weight"], weights["bert.pooler.dense.bias"]
         W_c, b_c = weights["classifier.weight"], weights["classifier.bias"]
@@ -367,7 +367,7 @@ class TestAsPrinted:
     """Oracle: Hugging Face's numbers, which the equations as the paper prints them do not give."""
 
     def test_equations_6_and_7(self) -> None:
-        """H_3 = LayerNorm(W_3(H_2) + b_3), H_4 = Dropout(H_3), dropout being off."""
+        """Eq. (6), LayerNorm(W_3(H_2) + b_3), and Eq. (7), Dropout(H_3), dropout being off."""
         e = Equations(torch.float64)
         for i in range(L):
             h = e.theirs.layer[i]
@@ -379,7 +379,7 @@ class TestAsPrinted:
             assert (H_4 - e.ours.layer[i]["H4"]).abs().mean() > 0.1
 
     def test_equations_9_and_10(self) -> None:
-        """H_6 = LayerNorm(W_6(H_5) + b_6), H_7 = Dropout(H_6), dropout being off."""
+        """Eq. (9), LayerNorm(W_6(H_5) + b_6), and Eq. (10), Dropout(H_6), dropout being off."""
         e = Equations(torch.float64)
         for i in range(L):
             h = e.theirs.layer[i]
@@ -393,7 +393,10 @@ class TestAsPrinted:
     @pytest.mark.parametrize("side", ["spafit", "spafit fused", "Hugging Face"])
     @pytest.mark.parametrize("name", ["SelfOutput", "Output"])
     def test_dropout_falls_before_the_residual(self, name: str, side: str) -> None:
-        """With nearly all dropped, LayerNorm(residual) is left; by Eq. (7) and (10), zeros."""
+        """With nearly all dropped, Eq. (7') and Eq. (10') leave LayerNorm(residual).
+
+        By Eq. (7) and Eq. (10) zeros would be left.
+        """
         block = self._block(name, side)
         block.dropout.p = 1 - 1e-12
         # The fused form keeps one entry in 65,536 even so; under this seed none of these 420.
@@ -420,9 +423,9 @@ class TestAsPrinted:
 
     @pytest.mark.parametrize("side", ["spafit", "spafit fused", "spafit packed", "Hugging Face"])
     def test_equation_5_dropout_falls_on_the_probabilities(self, side: str) -> None:
-        """With one token P = 1, so a head's whole H1 is dropped or doubled, at a rate of 1/2.
+        """Eq. (5'): with one token P = 1, so a head's whole H1 is dropped, or doubled.
 
-        H_2 = Dropout(H_1), as printed, would drop and double the entries of H_1 one by one.
+        The rate is 1/2. Eq. (5), as printed, would drop and double the entries of H_1 one by one.
         """
         part = self._model(side).bert.encoder.layer[0].attention.self.train()
         if side == "Hugging Face":

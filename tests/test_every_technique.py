@@ -114,7 +114,11 @@ def test_all_are_here() -> None:
 def test_the_equations_of_the_adapters(
     kind: type[BottleneckAdapter], activation: str, impl: str
 ) -> None:
-    """Written out in plain torch: LN(H' + X), with the σ of the field."""
+    """LN(H' + X) with the σ of the field, in plain torch.
+
+    It is Eq. (bottleneck), whose z is by Eq. (SeriesAdapter), Eq. (PfeifferAdapter) or
+    Eq. (ParallelAdapter).
+    """
     generator = torch.Generator().manual_seed(3)
     end = SublayerEnd()
     end.dropout, end.LayerNorm = Dropout(0.0), LayerNorm(D, 1e-3)
