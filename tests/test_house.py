@@ -9,45 +9,9 @@ from pathlib import Path
 
 import pytest
 from support import TESTS
+from support.house import MODULES, OUTSIDE, PACKAGE, ROOMS, imports_of, module_name, room_of
 
 import spafit
-
-PACKAGE = Path(spafit.__file__).parent
-
-# From the ground up: a room may import what stands before it. The files at the top of the package
-# are the core (tests/test_core_stands_alone.py), with kernels/ and trunk/.
-ROOMS = "core files machine weights text tasks runs training experiments interop demo cli".split()
-OUTSIDE = ("__init__", "__main__", "glue", "version")  # they belong to no room
-
-MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
-
-
-def room_of(module: str) -> str:
-    """Return the room of a module such as ``weights.hub``; of its first two names for training."""
-    first = module.partition(".")[0]
-    return first if first in ROOMS else "core"
-
-
-def module_name(path: Path) -> str:
-    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    return name.removesuffix(".__init__")
-
-
-def imports_of(path: Path) -> set[str]:
-    """Return the modules of spafit that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "spafit":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spafit."):
-            found.add((node.module or "").removeprefix("spafit."))
-        elif isinstance(node, ast.Import):
-            found |= {
-                alias.name.removeprefix("spafit.")
-                for alias in node.names
-                if alias.name.startswith("spafit.")
-            }
-    return found - set(OUTSIDE)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
@@ -101,7 +65,7 @@ def test_every_folder_is_a_room() -> None:
 
 def test_tests_mirror_the_package() -> None:
     """Each folder of tests is one of the package, of the repository, or holds helpers."""
-    others = {"support", "golden", "weights_tools", "benchmarks"}
+    others = {"support", "golden", "weights_tools", "benchmarks", "docs"}
     for folder in sorted(TESTS.rglob("*/")):
         parts = folder.relative_to(TESTS).parts
         if parts and parts[0] not in others and "__pycache__" not in parts:
