@@ -1,8 +1,8 @@
 """README.md and the guide are true: their commands and snippets run, and print what they show.
 
 The snippets and commands of README.md stand by themselves; those of the guide are run from its
-first page to its last. CONTRIBUTING.md is true as well: its example of a technique runs, and takes
-as many lines as it says.
+first page to its last. CONTRIBUTING.md is true as well: its examples run, and take as many lines as
+it says.
 
 Oracle: their own text. ``FOLDER``, ``DATA``, ``FILE.tsv``, ``tickets.csv`` and ``new.csv``
 stand in it for a folder of weights, GLUE's root and files of the reader's; here they are a tiny
@@ -10,6 +10,7 @@ checkpoint and a few rows, and so is ``minilm``.
 """
 
 import importlib.util
+import random
 import re
 import shlex
 from pathlib import Path
@@ -315,8 +316,8 @@ def test_the_settings_that_plan_files_are_said_to_have():
     assert said >= fields - {"strata", "first", "last", "train"}
 
 
-class TestAddATechnique:
-    """Oracle: CONTRIBUTING.md, whose technique and test are run and counted."""
+class TestAddATechniqueAndATask:
+    """Oracle: CONTRIBUTING.md, whose technique, task and tests are run and counted."""
 
     SNIPPETS = re.findall(r"^```python\n(.*?)^```$", CONTRIBUTING, flags=re.MULTILINE | re.DOTALL)
 
@@ -338,6 +339,24 @@ class TestAddATechnique:
         monkeypatch.setattr(names["GainedLayerNorm"], broken, getattr(spafit.LayerNorm, broken))
         with pytest.raises((AssertionError, spafit.PlanError)):
             names["test_gain"]()
+
+    def test_the_test_of_the_task_passes(self, names):
+        names["test_older"]()
+
+    @pytest.mark.parametrize("fixed", [0, 100])
+    def test_the_test_of_the_task_can_fail(self, names, monkeypatch, fixed):
+        """With one answer alone; with the same rows in train and dev."""
+
+        class Always(random.Random):
+            def __init__(self, seed):
+                super().__init__(0)
+
+            def sample(self, numbers, count):
+                return [fixed, 50] if fixed else super().sample(numbers, count)
+
+        monkeypatch.setattr(random, "Random", Always)
+        with pytest.raises(AssertionError):
+            names["test_older"]()
 
     def test_it_takes_as_many_lines_as_it_says(self, tmp_path):
         said = re.findall(r"(\d+) lines", CONTRIBUTING)
