@@ -37,7 +37,7 @@ def test_every_technique_has_a_line_and_so_has_its_merged_form() -> None:
     ]
     merges = {name for module in modules for name in module.merges}
     merged = {f"{name} merged" for name, each in ADDED.items() if merges & set(each.trains)}
-    assert len(merged) == 4 and len(ADDED) == 7
+    assert len(merged) >= 4 and len(ADDED) >= 7
     assert ADDED.keys() | merged <= COMPUTED
 
 
