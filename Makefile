@@ -3,6 +3,7 @@
 # make lint types               what CI checks besides                    (environment .venv-test)
 # make torture                  the full sets of the reliability tests, an hour and a quarter
 # make docs                     the documentation, to docs/_build/html      (environment .venv-test)
+# make sentence SENTENCE="..."  one sentence through the model, a page to show (environment .venv-test)
 # make bench                    the short set of benchmarks, 10 minutes   (environment .venv-test)
 #
 # PYTHON=python3.12 make test     another interpreter
@@ -12,7 +13,7 @@ PYTHON ?= python3
 ARGS ?=
 PIP = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test torture lint types docs bench clean
+.PHONY: demo test torture lint types docs sentence bench clean
 
 demo: .venv/ready
 	.venv/bin/spafit demo $(ARGS)
@@ -33,6 +34,10 @@ types: .venv-test/ready
 
 docs: .venv-test/ready
 	.venv-test/bin/python -m sphinx -W --keep-going --quiet -j 2 docs docs/_build/html $(ARGS)
+
+sentence: .venv-test/ready
+	.venv-test/bin/python docs/_ext/one_sentence.py --out docs/_build/one_sentence.html $(ARGS) -- \
+	    "$(SENTENCE)"
 
 bench: .venv-test/ready
 	.venv-test/bin/python -m benchmarks --out runs/bench $(ARGS)

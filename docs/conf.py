@@ -26,6 +26,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "generated",
     "mathml",
+    "one_sentence",
     "sources",
 ]
 exclude_patterns = ["_build"]
