@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "api",
     "generated",
     "mathml",
     "one_sentence",
@@ -48,6 +49,12 @@ nb_execution_show_tb = True
 # A build says nothing unless something is wrong.
 logging.getLogger("traitlets").setLevel(logging.WARNING)
 NotebookClient.extra_arguments = ["--log-level=ERROR"]
+
+# Docstrings have the types, so that signatures can be short.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_use_ivar = True
+toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = "spafit"

@@ -6,6 +6,9 @@ import inspect
 import operator
 import re
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 import spafit
 
@@ -51,3 +54,18 @@ def _entry(name: str) -> str:
     if inspect.isfunction(thing):
         return f".. autofunction:: spafit.{name}"
     return f".. autodata:: spafit.{name}\n   :no-value:"
+
+
+def _keep_names_together(*event: Any) -> None:
+    """Have two names with one description, ``a, b : int``, read as one, which napoleon splits."""
+    lines = event[-1]
+    for number, line in enumerate(lines):
+        if re.match(r" *\w+(, \w+)+ :", line):
+            names, colon, kind = line.partition(" :")
+            lines[number] = names.replace(", ", ",\u00a0") + colon + kind
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Mend docstrings before napoleon reads them."""
+    app.connect("autodoc-process-docstring", _keep_names_together, priority=400)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

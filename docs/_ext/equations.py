@@ -27,8 +27,7 @@ class Place(NamedTuple):
 
     def link(self, text: str) -> str:
         """Return a link to the line, for a page in a folder of docs/."""
-        file = self.path.relative_to(ROOT).as_posix()
-        return f"[{text or file}:{self.line}](../../{file})"
+        return f"[{text}:{self.line}](../../{self.path.relative_to(ROOT).as_posix()})"
 
 
 def _files(folder: str) -> Iterator[tuple[Path, str]]:
@@ -67,8 +66,11 @@ def table() -> str:
         return number is None, int(number[0]) if number else 0, place.label
 
     for place in sorted(computed(), key=order):
-        by = [each.link(f"`{each.words}`") for each in tests if each.label == place.label]
-        formula = place.words.replace("|", r"\|")
-        cells = [f"({place.label})", f"`{formula}`", place.link(""), "<br>".join(by)]
-        lines.append(f"| {' | '.join(cells)} |")
+        by = [
+            each.link(each.words.removeprefix("test_").replace("_", " "))
+            for each in tests
+            if each.label == place.label
+        ]
+        code = place.link(place.path.name)
+        lines.append(f"| `{place.label}` | `{place.words}` | {code} | {'<br>'.join(by)} |")
     return "\n".join(lines)

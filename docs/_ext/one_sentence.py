@@ -98,7 +98,7 @@ code, .shape { font-family: monospace; white-space: nowrap; }
 .group-1 { background: #fff; } .group-2 { background: #d4d4d4; }
 .group-3 { background: #555; color: #fff; }
 .pair { display: flex; flex-wrap: wrap; gap: 2.5em; } caption { text-align: left; padding: .3em 0; }
-.numbers { font-size: .8em; }
+.numbers { font-size: .95em; } .numbers td { min-width: 2em; }
 """
 
 

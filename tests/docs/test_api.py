@@ -24,6 +24,13 @@ def test_a_module_is_documented_with_its_own_names_alone() -> None:
     assert ".. autoclass:: spafit.interop.TrainerModel" in text
 
 
+def test_two_names_with_one_description_stay_together() -> None:
+    lines = ["Attributes", "a, b : int", "    Two.", "c : int, optional", "d, e and f"]
+    api._keep_names_together(None, "class", "C", None, {}, lines)
+    assert lines[1] == "a,\u00a0b : int"
+    assert lines[3:] == ["c : int, optional", "d, e and f"]
+
+
 def test_the_headings_are_those_of_the_list() -> None:
     assert list(api.names())[:2] == ["The model and its weights", "Text"]
     assert api.names()["Errors"][0] == "SpafitError"

@@ -47,12 +47,12 @@ def test_what_is_computed_is_tested_and_what_is_tested_is_computed() -> None:
 
 def test_the_table_has_a_row_for_each_and_its_links_lead_to_the_lines() -> None:
     rows = equations.table().splitlines()[2:]
-    assert [re.match(r"\| \((.+?)\) ", row)[1] for row in rows][:4] == ["1", "2", "3", "4"]
+    assert [re.match(r"\| `(.+?)` ", row)[1] for row in rows][:4] == ["1", "2", "3", "4"]
     assert len(rows) == len(list(equations.computed()))
     for row in rows:
-        [code, *tests] = re.findall(r"\[`?([^]]+?)`?:(\d+)\]\(\.\./\.\./([^)]+)\)", row)
+        [code, *tests] = re.findall(r"\[([^]]+):(\d+)\]\(\.\./\.\./([^)]+)\)", row)
         assert tests, row
-        assert code[0] == code[2]
+        assert code[2].endswith(code[0])
         for text, line, file in [("# Eq. (", *code[1:]), *tests]:
             lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
-            assert text in lines[int(line) - 1], (file, line)
+            assert text.replace(" ", "_") in lines[int(line) - 1].replace(" ", "_"), (file, line)

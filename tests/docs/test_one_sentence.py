@@ -18,7 +18,7 @@ SENTENCE = "the <cat> sat & never ran"
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> one_sentence.Seen:
     folder = make_tiny(tmp_path_factory.mktemp("weights") / "tiny", num_hidden_layers=5)
-    return one_sentence.look(SENTENCE, str(folder), rows=8)
+    return one_sentence.look(SENTENCE, str(folder), rows=64)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 from support import REPOSITORY
@@ -46,6 +47,7 @@ def imports_of(path: Path) -> set[str]:
     return found - set(OUTSIDE)
 
 
+@functools.cache
 def rooms() -> dict[str, set[str]]:
     """Return the rooms, each with those that it imports."""
     found: dict[str, set[str]] = {room: set() for room in ROOMS}
