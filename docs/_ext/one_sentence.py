@@ -7,6 +7,7 @@ it for :data:`SENTENCE`. A small adapter is trained first, on the task of ``spaf
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -97,7 +98,8 @@ th { background: #eee; } td.words, th.words { text-align: left; }
 code, .shape { font-family: monospace; white-space: nowrap; }
 .group-1 { background: #fff; } .group-2 { background: #d4d4d4; }
 .group-3 { background: #555; color: #fff; }
-.pair { display: flex; flex-wrap: wrap; gap: 2.5em; } caption { text-align: left; padding: .3em 0; }
+.pair { display: flex; flex-wrap: wrap; gap: 2.5em; } .pair > * { max-width: 100%; }
+caption { text-align: left; padding: .3em 0; }
 .numbers { font-size: .95em; } .numbers td { min-width: 2em; }
 """
 
@@ -153,9 +155,10 @@ A row is a token that looks, a column a token that is looked at; a row adds up t
 
 <h2>6. The answer</h2>
 <p>Before training the head is drawn at random, so the first row means nothing.</p>
-<table><tr><th></th>{"".join(f"<th>{escape(each)}</th>" for each in seen.labels)}</tr>
+<div class="wide"><table>
+<tr><th></th>{"".join(f"<th>{escape(each)}</th>" for each in seen.labels)}</tr>
 {_answer("pre-trained, untrained head", seen.answers[0])}
-{_answer("with the adapter", seen.answers[1])}</table>
+{_answer("with the adapter", seen.answers[1])}</table></div>
 </body></html>
 """
 
@@ -257,16 +260,19 @@ def _answer(name: str, shares: torch.Tensor) -> str:
 
 def main() -> None:
     """Write the page for the sentence that the command line gives."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sentence", nargs="?", default=SENTENCE)
-    parser.add_argument(
-        "--head", help="LAYER.HEAD, each from 0; the one that changed most if left out"
-    )
+    parser = argparse.ArgumentParser(description="Show one sentence on its way through the model.")
+    parser.add_argument("sentence", nargs="?", default="", help=f"{SENTENCE!r} if left out")
+    parser.add_argument("--head", help="LAYER.HEAD, from 0; left out: the one that changed most")
     parser.add_argument("--out", type=Path, default=Path(FILE))
     given = parser.parse_args()
-    head = None if given.head is None else tuple(map(int, given.head.split(".")))
+    numbers = re.fullmatch(r"(\d+)\.(\d+)", given.head or "0.0")
+    seen = look(given.sentence or SENTENCE)
+    sizes = seen.model.config.num_hidden_layers, seen.model.config.num_attention_heads
+    if numbers is None or int(numbers[1]) >= sizes[0] or int(numbers[2]) >= sizes[1]:
+        parser.error(f"--head is LAYER.HEAD, below {sizes[0]} and {sizes[1]}; found {given.head!r}")
+    head = None if given.head is None else (int(numbers[1]), int(numbers[2]))
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(page(look(given.sentence or SENTENCE), head), encoding="utf-8")
+    given.out.write_text(page(seen, head), encoding="utf-8")
     print(given.out)
 
 

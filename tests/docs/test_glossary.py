@@ -22,6 +22,7 @@ TABLES = [
     for table in re.findall(r"(?:^\|.*\n)+", TEXT, flags=re.MULTILINE)
 ]
 ROWS = [row for table in TABLES for row in table[2:]]
+NAME = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\[([\w.]+)\]\(\.\./\.\./([\w./]+\.py)\)")
 LINKS = sorted(set(LINK.findall(TEXT)))
 
@@ -46,7 +47,7 @@ def test_a_link_leads_to_what_it_names(name: str, file: str) -> None:
 @pytest.mark.parametrize("row", [row for row in ROWS if LINK.search(" ".join(row))], ids=repr)
 def test_a_name_stands_where_the_glossary_says(row: list[str]) -> None:
     [(where, file)] = {link for cell in row for link in LINK.findall(cell)}
-    names = re.findall(r"`([^`]+)`", row[1])
+    names = NAME.findall(row[1])
     assert names, row
     text = source_of(where, file)
     for name in names:
@@ -56,16 +57,17 @@ def test_a_name_stands_where_the_glossary_says(row: list[str]) -> None:
 
 def test_sizes_are_those_of_bert_large() -> None:
     config = spafit.BertConfig()
-    for _, name, said, _ in TABLES[0][2:]:
+    for _, code, said in TABLES[0][2:]:
+        name = NAME.findall(code)[0]
         sized = re.search(r": ([\d]+)(?: in BERT-large)?$", said)
-        if sized and hasattr(config, name.strip("`")):
-            assert int(sized[1]) == getattr(config, name.strip("`")), name
+        if sized and hasattr(config, name):
+            assert int(sized[1]) == getattr(config, name), name
     assert (adapters.LoRA().r, adapters.LoRA().alpha) == (64, 128)
 
 
 def test_all_techniques_and_methods_are_named() -> None:
     built_in = {name for name, each in TECHNIQUES.items() if each.__module__ == adapters.__name__}
-    assert {row[1].strip("`") for row in TABLES[3][2:]} == built_in
+    assert {NAME.findall(row[1])[0] for row in TABLES[3][2:]} == built_in
     named = {row[0].strip("`") for row in TABLES[5][2:]}
     assert {each for each in METHODS if "SPAFIT" not in each} | {*OTHERS} < named
     assert {row[1].strip("`") for row in TABLES[5][2:]} - {""} == set(SHORT)

@@ -5,6 +5,7 @@ Oracle: the tiny model, and the page's own numbers, added up.
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import one_sentence
 import pytest
@@ -82,3 +83,29 @@ def test_the_page_is_whole_and_loads_nothing(html: str) -> None:
     assert not tags.open
     assert "<q>the &lt;cat&gt; sat &amp; never ran</q>" in html
     assert not re.search(r"https?:|<script|<link|src=|url\(", html)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, seen: one_sentence.Seen, *words: str) -> None:
+    monkeypatch.setattr(one_sentence, "look", lambda sentence: seen)
+    monkeypatch.setattr("sys.argv", ["one_sentence.py", *words])
+    one_sentence.main()
+
+
+def test_the_command_shows_the_head_that_is_asked_for(
+    seen: one_sentence.Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "page.html"
+    run(monkeypatch, seen, "--out", str(out), "--head", "4.1", "--", SENTENCE)
+    assert "Layer 4, head 1.\n" in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("head", ["5.0", "0.99", "one", "-1.0", "3"])
+def test_a_head_that_is_not_there_is_refused(
+    seen: one_sentence.Seen,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    head: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, seen, f"--head={head}")
+    assert f"LAYER.HEAD, below 5 and 3; found '{head}'" in capsys.readouterr().err
