@@ -12,8 +12,8 @@ padding or (B, T, D) with it: only ``layout`` tells the two apart, and shapes ar
 
 Where the paper's printed equations and the checkpoint differ, we compute what the checkpoint was
 trained with and say so at the line, as Eq. (5'), (7') and (10'); tests/test_equations.py tests each
-such remark. H3 and H6,
-which the paper normalises before dropout and without a residual, therefore do not occur here.
+such remark. H3 and H6, which the paper normalises before dropout and without a residual, therefore
+do not occur here.
 """
 
 from __future__ import annotations
