@@ -43,7 +43,8 @@ class Seen:
     def changes(self) -> torch.Tensor:
         """By layer and token, ‖after - before‖ as a share of ‖before‖, (L + 1, T)."""
         before, after = map(torch.stack, self.states)
-        return (after - before).norm(dim=-1) / before.norm(dim=-1)
+        share: torch.Tensor = (after - before).norm(dim=-1) / before.norm(dim=-1)
+        return share
 
     def head(self) -> tuple[int, int]:
         """Return the layer and the head whose attention changed most."""
@@ -77,10 +78,18 @@ def look(sentence: str, model: str = "minilm", rows: int = 1200) -> Seen:
         before = passed()
     ids = batch.input_ids[0].tolist()
     tokens = [tokenizer.decode([each]) for each in ids]
-    states, attentions, answers = zip(before, after, strict=True)
-    labels = train.task.labels
     return Seen(
-        sentence, network, summary, result, rows, labels, tokens, ids, states, attentions, answers
+        sentence,
+        network,
+        summary,
+        result,
+        rows,
+        train.task.labels,
+        tokens,
+        ids,
+        states=(before[0], after[0]),
+        attentions=(before[1], after[1]),
+        answers=(before[2], after[2]),
     )
 
 
@@ -171,7 +180,10 @@ def _parts(seen: Seen) -> str:
     """Return a row for the embeddings, each layer, the pooler and the classifier."""
     bert, T, D = seen.model.bert, len(seen.ids), seen.model.config.hidden_size
     groups = {each.name: each for each in seen.summary.groups}
-    rows = [("embeddings", bert.embeddings, "", "frozen", f"X ({T}, {D})")]
+    assert bert.pooler is not None
+    rows: list[tuple[str, torch.nn.Module, str, str, str]] = [
+        ("embeddings", bert.embeddings, "", "frozen", f"X ({T}, {D})")
+    ]
     for stratum in seen.summary.plan.strata:
         trains = (each.partition(" (")[0] for each in groups[stratum.name].trains)
         words = " · ".join(dict.fromkeys(trains))
