@@ -36,8 +36,8 @@ docs: .venv-test/ready
 	.venv-test/bin/python -m sphinx -W --keep-going --quiet -j 2 docs docs/_build/html $(ARGS)
 
 sentence: .venv-test/ready
-	.venv-test/bin/python docs/_ext/one_sentence.py --out docs/_build/one_sentence.html $(ARGS) -- \
-	    "$(SENTENCE)"
+	OMP_NUM_THREADS=1 .venv-test/bin/python docs/_ext/one_sentence.py \
+	    --out docs/_build/one_sentence.html $(ARGS) -- "$$SENTENCE"
 
 bench: .venv-test/ready
 	.venv-test/bin/python -m benchmarks --out runs/bench $(ARGS)
