@@ -95,13 +95,6 @@ def test_the_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) < 200
 
 
-def test_its_picture_is_drawn_from_the_plan(monkeypatch):
-    """Oracle: the picture drawn anew."""
-    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
-    strata = importlib.import_module("strata")
-    assert strata.PICTURE.read_text(encoding="utf-8") == strata.draw(strata.summary())
-
-
 def test_the_guide_is_its_index():
     """Every page of the folder is linked there, once, in the order of the built documentation."""
     files = {path.name for path in (ROOT / GUIDE).iterdir()}
