@@ -7,9 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support import TESTS
+from support import REPOSITORY
 
-EXERCISES = TESTS.parent / "docs" / "exercises"
+EXERCISES = REPOSITORY / "docs" / "exercises"
 NAMES = sorted(path.stem for path in (EXERCISES / "solutions").glob("*.py"))
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import REPOSITORY
 from support.code_lines import code_lines
-from support.pages import EVERY_PAGE, GUIDE, INDEX, PAGES, ROOT, blocks, page
+from support.pages import EVERY_PAGE, GUIDE, INDEX, PAGES, blocks, page
 
 import spafit
 from spafit import adapters
@@ -97,7 +98,7 @@ def test_the_readme_is_short():
 
 def test_the_guide_is_its_index():
     """Every page of the folder is linked there, once, in the order of the built documentation."""
-    files = {path.name for path in (ROOT / GUIDE).iterdir()}
+    files = {path.name for path in (REPOSITORY / GUIDE).iterdir()}
     linked = [name.removeprefix(GUIDE) for name in PAGES if name not in ("README.md", INDEX)]
     assert sorted(files - {"index.md"}) == sorted(linked)
     [toctree] = re.findall(r"^```{toctree}\n(.*?)^```$", PAGES[INDEX], flags=re.M | re.S)
@@ -201,7 +202,7 @@ def headings(text: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.md"])
 def test_links_lead_somewhere(name):
-    text, folder = page(name), (ROOT / name).parent
+    text, folder = page(name), (REPOSITORY / name).parent
     for shown, target in re.findall(r"\[([^\[\]]*)\]\(([^)]+)\)", text):
         file, _, heading = target.partition("#")
         if re.fullmatch(r"[\w./-]+\.(py|md|json|toml)", shown):
@@ -254,7 +255,7 @@ def test_the_table_of_techniques_has_them_all():
 )
 def test_the_table_of_techniques(name, file, on, computes, numbers, methods):
     """The example trains this technique alone, in as many numbers, as the method by name does."""
-    summary = adapted(ROOT / file)
+    summary = adapted(REPOSITORY / file)
     trained = {each for table in summary.plan.strata for each in table.train.values()}
     assert {technique.name for each in trained for technique in each} == {name}
     assert f"{summary.trainable - 3075:,}" == numbers
@@ -278,9 +279,9 @@ def test_the_table_of_techniques(name, file, on, computes, numbers, methods):
 
 def test_the_plan_file_that_is_shown():
     shown = [text for language, text in BLOCKS if language == "json" and '"strata"' in text]
-    files = [ROOT / f"examples/plans/{name}.json" for name in ("mixed", "gradual")]
+    files = [REPOSITORY / f"examples/plans/{name}.json" for name in ("mixed", "gradual")]
     assert shown == [file.read_text(encoding="utf-8") for file in files]
-    plan = adapted(ROOT / "examples/plans/mixed.json").plan
+    plan = adapted(REPOSITORY / "examples/plans/mixed.json").plan
     assert [(each.name, each.layers) for each in plan.strata] == [
         ("group 1", "0-4"),
         ("group 2", "5-9"),
@@ -290,13 +291,13 @@ def test_the_plan_file_that_is_shown():
 
 
 def test_every_example_of_a_plan_is_named():
-    files = {f"examples/plans/{path.name}" for path in (ROOT / "examples/plans").iterdir()}
+    files = {f"examples/plans/{path.name}" for path in (REPOSITORY / "examples/plans").iterdir()}
     shown = {"examples/plans/mixed.json", "examples/plans/gradual.json"}
     assert files == {file for _, file, *_ in TECHNIQUES} | shown
 
 
 def test_what_stands_under_a_drawing():
-    drawn = str(adapted(ROOT / "examples/plans/gradual.json"))
+    drawn = str(adapted(REPOSITORY / "examples/plans/gradual.json"))
     [shown] = re.findall(
         r"writes under the drawing\n\n```text\n(.*?)\n```", PLAN_FILES, flags=re.DOTALL
     )

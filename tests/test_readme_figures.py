@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from support.pages import EVERY_PAGE, GUIDE, PAGES, ROOT
+from support import REPOSITORY
+from support.pages import EVERY_PAGE, GUIDE, PAGES
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 Row = dict[str, str]
 

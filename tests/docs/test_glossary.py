@@ -55,14 +55,16 @@ def test_a_name_stands_where_the_glossary_says(row: list[str]) -> None:
         assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text), (name, where)
 
 
-def test_sizes_are_those_of_bert_large() -> None:
-    config = spafit.BertConfig()
-    for _, code, said in TABLES[0][2:]:
-        name = NAME.findall(code)[0]
-        sized = re.search(r": ([\d]+)(?: in BERT-large)?$", said)
-        if sized and hasattr(config, name):
-            assert int(sized[1]) == getattr(config, name), name
-    assert (adapters.LoRA().r, adapters.LoRA().alpha) == (64, 128)
+def test_sizes_are_those_of_bert_large_and_of_the_paper() -> None:
+    """Oracle: the defaults."""
+    config, lora = spafit.BertConfig(), adapters.LoRA()
+    said = {}
+    for _, code, words in TABLES[0][2:]:
+        if sized := re.search(r": (\d+)(?: in |$)", words):
+            said[NAME.findall(code)[0]] = int(sized[1])
+    assert len(said) == 7
+    for name, size in said.items():
+        assert size == getattr(config if hasattr(config, name) else lora, name), name
 
 
 def test_all_techniques_and_methods_are_named() -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from support import REPOSITORY
+
 GUIDE = "docs/guide/"
 INDEX = GUIDE + "index.md"
 
 
 def page(name: str) -> str:
     """Return the text of a page, which is named from the root."""
-    return (ROOT / name).read_text(encoding="utf-8")
+    return (REPOSITORY / name).read_text(encoding="utf-8")
 
 
 PAGES = {
