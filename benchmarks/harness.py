@@ -124,7 +124,8 @@ class Timing:
     def columns(self) -> dict[str, str | float]:
         """Return the columns of a row of a table.
 
-        The times of the rounds, of at most 50, are there for ratios to another than the baseline.
+        Of at most 50 rounds it has the time of each, for ratios to a contender other than the
+        baseline.
         """
         each = " ".join(f"{time:.1f}" for time in self.times_ms) if len(self.times_ms) <= 50 else ""
         return {

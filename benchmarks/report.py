@@ -133,8 +133,8 @@ def markdown(rows: Sequence[Row], in_table: Sequence[str] = ()) -> str:
     """Return rows as a Markdown table, and below it their settings and machines.
 
     The columns of :data:`SETTINGS`, but for those of ``in_table``, are left out of the table, where
-    a number in "setting" refers to the list below. Quartiles, and the times of the
-    rounds, stay in the CSV.
+    a number in "setting" refers to the list below. Quartiles and the times of rounds stay in the
+    CSV.
     """
     below = [key for key in SETTINGS if key not in in_table]
     columns = [key for key in rows[0] if key not in (*below, *_IN_CSV_ALONE)]

@@ -1,7 +1,7 @@
 """How Sphinx builds the documentation: ``make docs``.
 
 Every page is Markdown (MyST) that also reads well unbuilt. The code cells of a page are run by the
-build, whose first error or warning ends it, and code is shown by ``literalinclude`` from the file
+build, which fails at any error or warning, and code is shown by ``literalinclude`` from the file
 that runs, never copied.
 """
 
