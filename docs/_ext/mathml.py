@@ -14,10 +14,9 @@ def _inline(writer: HTML5Translator, node: nodes.math) -> None:
 
 
 def _block(writer: HTML5Translator, node: nodes.math_block) -> None:
-    number = f'<span class="eqno">({node["number"]})</span>' if node.get("number") else ""
     formula = tex2mathml(node.astext(), as_block=True)
     style = "margin: 1em 0; overflow-x: auto"  # on a phone, scroll the formula, not the page
-    writer.body.append(f'<div class="math" style="{style}">{number}{formula}</div>')
+    writer.body.append(f'<div class="math" style="{style}">{formula}</div>')
     raise nodes.SkipNode
 
 

@@ -5,11 +5,11 @@ Oracle: the lines of the file; a page that Sphinx builds.
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sources
-from sphinx.application import Sphinx
 from support import REPOSITORY
 
 BERT = REPOSITORY / "spafit" / "bert.py"
@@ -39,19 +39,14 @@ def test_what_is_not_there_has_no_line(name: str) -> None:
     assert sources.line_of(BERT, name) is None
 
 
-def test_a_page(tmp_path: Path) -> None:
+def test_a_page(build: Callable[..., Path], tmp_path: Path) -> None:
     """Links by name, by line and to the file as a whole; a folder is no link."""
     root = os.path.relpath(REPOSITORY, tmp_path)
-    (tmp_path / "index.md").write_text(
-        f"# Page\n\n[Layer]({root}/spafit/bert.py) [bert.py:7]({root}/spafit/bert.py) "
-        f"[the licence]({root}/LICENSE) [docs/]({root}/docs)\n",
-        encoding="utf-8",
+    out = build(
+        f"[Layer]({root}/spafit/bert.py) [bert.py:7]({root}/spafit/bert.py) "
+        f"[the licence]({root}/LICENSE) [docs/]({root}/docs)",
+        extensions=["myst_parser", "sources"],
     )
-    settings = {"extensions": ["myst_parser", "sources"], "html_theme": "basic"}
-    out = tmp_path / "out"
-    app = Sphinx(tmp_path, None, out, tmp_path / "trees", "html", settings, None, None)
-    app.build()
-    assert app.statuscode == 0
     html = (out / "index.html").read_text(encoding="utf-8")
     links = re.findall(r'href="(source/[^"]+)"[^>]*><span>(.*?)</span></a>', html)
     assert links == [
