@@ -6,6 +6,7 @@ Oracle: the plan of the model, and the task's files.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("peft")
 
 from support.tiny_bert import tiny_bert
 
-from benchmarks import train_run
+from benchmarks import train_run, trainer_run
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.training.settings import TrainConfig
@@ -32,6 +33,20 @@ def test_what_the_trainer_trains() -> None:
     assert "bert.encoder.layer.1.output.LayerNorm.bias" in found["biases"]
     assert "bert.encoder.layer.0.output.LayerNorm.bias" not in found["biases"]
     assert (found["r"], found["alpha"]) == (64, 128)
+
+
+def test_bf16_is_asked_of_both_sides(tmp_path: Path) -> None:
+    """In processes of their own, beside those in float32."""
+    model, config = tiny_bert(), TrainConfig(epochs=2, batch_size=16, learning_rate=0.25)
+    adapt(model, "SPAFIT-0-1-II")
+    settings = train_run.settings_of_trainer(model, config)
+    parsed = train_run._parsed(["--model", str(tmp_path)])
+    processes = train_run.processes_of(tmp_path, parsed, config, settings)
+    for name, bf16 in ((train_run.PEFT, False), (train_run.PEFT_BF16, True)):
+        told = json.loads(Path(processes[name][-1]).read_text(encoding="utf-8"))
+        assert trainer_run.arguments_of_trainer(told, str(tmp_path), 32).bf16 is bf16
+    ours = processes[train_run.SPAFIT]
+    assert processes[train_run.SPAFIT_BF16] == [*ours, "--precision", "bf16"]
 
 
 @pytest.mark.parametrize("task", ["cola", "mrpc", "rte"])  # CoLA's file has no header
