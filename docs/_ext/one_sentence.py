@@ -121,7 +121,9 @@ def page(seen: Seen, head: tuple[int, int] | None = None) -> str:
     majority, score = (
         next(iter(each.values())) for each in (seen.result.majority, seen.result.metrics)
     )
-    shares = torch.stack([each[layer][number] for each in seen.attentions])  # (2, T, T)
+    before, after = (each[layer][number] for each in seen.attentions)  # (T, T)
+    places = ["embeddings", *(f"layer {each}" for each in range(config.num_hidden_layers))]
+    largest = max(float(seen.changes.max()), 1e-9)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>One sentence through the model</title>
 <meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
@@ -152,14 +154,14 @@ Dh = {config.head_size} numbers, F = {config.intermediate_size:,}.</p>
 <h2>4. What the adapter changed</h2>
 <p>How far a token's vector moved after each layer, in percent of its length: the adapted model
 against the pre-trained one. Group 1 is frozen, so nothing moves there.</p>
-<div class="wide"><table class="numbers">{_changes(seen)}</table></div>
+{_shares("Change", places, seen.tokens, seen.changes, largest)}
 
 <h2>5. What one head attends to</h2>
 <p>Layer {layer}, head {number}{", the one that the adapter changed most" if head is None else ""}.
 A row is a token that looks, a column a token that is looked at; a row adds up to 100 percent.</p>
 <div class="pair">
-{_attention("Pre-trained", shares[0], seen.tokens)}
-{_attention("With the adapter", shares[1], seen.tokens)}
+{_shares("Pre-trained", seen.tokens, seen.tokens, before)}
+{_shares("With the adapter", seen.tokens, seen.tokens, after)}
 </div>
 
 <h2>6. The answer</h2>
@@ -238,30 +240,20 @@ def _grey(share: float, text: str) -> str:
     return f'<td style="background: rgb({light}, {light}, {light}); color: {ink}">{text}</td>'
 
 
-def _changes(seen: Seen) -> str:
-    names = ["embeddings", *(f"layer {n}" for n in range(len(seen.states[0]) - 1))]
-    heads = "".join(f"<th>{escape(each)}</th>" for each in seen.tokens)
-    largest = max(float(seen.changes.max()), 1e-9)
-    rows = [
-        f'<tr><th class="words">{name}</th>'
-        + "".join(_grey(each / largest, f"{100 * each:.0f}") for each in row)
-        + "</tr>"
-        for name, row in zip(names, seen.changes.tolist(), strict=True)
-    ]
-    return f"<tr><th></th>{heads}</tr>" + "\n".join(rows)
-
-
-def _attention(caption: str, shares: torch.Tensor, tokens: list[str]) -> str:
+def _shares(
+    caption: str, rows: list[str], tokens: list[str], shares: torch.Tensor, darkest: float = 1.0
+) -> str:
+    """Return a table of shares in percent, with a column for each token."""
     heads = "".join(f"<th>{escape(each)}</th>" for each in tokens)
-    rows = [
-        f'<tr><th class="words">{escape(token)}</th>'
-        + "".join(_grey(each, f"{100 * each:.0f}") for each in row)
+    lines = [
+        f'<tr><th class="words">{escape(name)}</th>'
+        + "".join(_grey(each / darkest, f"{100 * each:.0f}") for each in row)
         + "</tr>"
-        for token, row in zip(tokens, shares.tolist(), strict=True)
+        for name, row in zip(rows, shares.tolist(), strict=True)
     ]
     return (
         f'<div class="wide"><table class="numbers"><caption>{caption}</caption>'
-        f"<tr><th></th>{heads}</tr>{''.join(rows)}</table></div>"
+        f"<tr><th></th>{heads}</tr>{''.join(lines)}</table></div>"
     )
 
 

@@ -54,11 +54,14 @@ def test_the_numbers_that_train_add_up(seen: one_sentence.Seen, html: str) -> No
     assert every == sum(each.numel() for each in seen.model.parameters())
 
 
-def test_rows_of_attention_add_up_to_100(html: str) -> None:
-    tables = re.findall(r"<caption>.*?</table>", html, flags=re.DOTALL)
+def test_rows_of_attention_add_up_to_100(seen: one_sentence.Seen, html: str) -> None:
+    change, *tables = re.findall(r"<caption>.*?</table>", html, flags=re.DOTALL)
+    assert len(re.findall("<tr>", change)) == 1 + 6  # tokens; embeddings and five layers
     assert len(tables) == 2
     for table in tables:
-        for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]:
+        _, *rows = re.findall(r"<tr>(.*?)</tr>", table)
+        assert len(rows) == len(seen.ids)
+        for row in rows:
             shares = re.findall(r">(\d+)</td>", row)
             assert abs(sum(map(int, shares)) - 100) <= len(shares) / 2
 
