@@ -1,6 +1,7 @@
 """The exercises of docs/exercises: the solutions pass the students' tests, the skeletons do not."""
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,10 +47,19 @@ class TestExercises:
                 test()
 
     def test_the_page_shows_it(self, name: str) -> None:
-        """Skeleton, command and solution."""
+        """Skeleton, command and solution, under the number that they have themselves."""
         page = (EXERCISES / "index.md").read_text("utf-8")
-        for shown in (f" {name}.py", f" solutions/{name}.py", f"exercises/test_{name}.py"):
-            assert shown in page
+        [section] = [each for each in page.split("\n## ") if f" {name}.py" in each]
+        for shown in (f" solutions/{name}.py", f"exercises/test_{name}.py"):
+            assert shown in section
+        number = section.partition(".")[0]
+        for file, words in (
+            (f"{name}.py", "Exercise"),
+            (f"test_{name}.py", "Tests of exercise"),
+            (f"solutions/{name}.py", "Solution"),
+        ):
+            first = (EXERCISES / file).read_text("utf-8").splitlines()[0]
+            assert re.match(rf'"""{words} {number}[.:]', first), first
 
 
 def test_nothing_lies_there_without_a_solution() -> None:
