@@ -4,8 +4,8 @@
 def trained(D: int, F: int, L: int, r: int, C: int, N1: int, N2: int, kind: str) -> int:
     """Return how many numbers SPAFIT-[N1]-[N2]-[kind] trains, the head's included.
 
-    Layers are counted from 0, and both ends belong to a group: group 1 is 0 to N1 and group 2 is
-    N1 + 1 to N2.
+    Layers are counted from 0, and each end belongs to its group: group 1 is layers 0 to N1, group 2
+    layers N1 + 1 to N2, and group 3 the rest.
 
     Parameters
     ----------
