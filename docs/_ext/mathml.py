@@ -15,7 +15,8 @@ def _inline(writer: HTML5Translator, node: nodes.math) -> None:
 
 def _block(writer: HTML5Translator, node: nodes.math_block) -> None:
     formula = tex2mathml(node.astext(), as_block=True)
-    style = "margin: 1em 0; overflow-x: auto"  # on a phone, scroll the formula, not the page
+    # On a phone, scroll the formula, not the page; never from top to bottom.
+    style = "margin: 0.6em 0; padding: 0.4em 0; overflow: auto hidden"
     writer.body.append(f'<div class="math" style="{style}">{formula}</div>')
     raise nodes.SkipNode
 

@@ -20,7 +20,7 @@ def test_formulas_are_mathml(build: Callable[..., Path]) -> None:
     )
     html = (out / "index.html").read_text(encoding="utf-8")
     assert html.count("<math") == 2 and "<mfrac>" in html
-    assert 'overflow-x: auto"><math' in html.replace("\n", "") and 'display="block"' in html
+    assert 'overflow: auto hidden"><math' in html.replace("\n", "") and 'display="block"' in html
     assert 'src="http' not in html
 
 
