@@ -97,7 +97,7 @@ def text(value: str | int | float) -> str:
 def append_rows(path: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
     """Append rows to a CSV, created if missing; return all its rows.
 
-    Rows of before load, command and the rounds' times were recorded have these columns empty.
+    Rows that are older than load, command or the rounds' times have these columns empty.
 
     Raises
     ------
