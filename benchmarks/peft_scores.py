@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"{error}\n")
     rows = read_rows(parsed.out)
     for folder, record in records.items():
-        ours = rows_of(record)
+        ours = rows_of(record, SPAFIT)
         done = {(row["task"], row["method"], row["side"], row["seed"]) for row in rows}
         if (ours[0]["task"], ours[0]["method"], PEFT, ours[0]["seed"]) in done:
             continue
@@ -111,11 +111,11 @@ def finished_runs(cells: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def rows_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
+def rows_of(record: Mapping[str, Any], side: str) -> list[dict[str, str]]:
     """Return the rows of a finished run of spafit's, from its record, which has no commit."""
     result, where, installed = record["result"], record["machine"], record["versions"]
     about = {
-        "side": SPAFIT,
+        "side": side,
         "best_epoch": str(result["best_epoch"]),
         "trainable": str(result["trainable"]),
         "processor": where["processor"],
@@ -239,31 +239,33 @@ def _effect(n: int, m: int) -> float:
     return high
 
 
-def agreements(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str, str], Agreement]:
+def agreements(
+    rows: Sequence[Mapping[str, str]], names: tuple[str, str] = (SPAFIT, PEFT)
+) -> dict[tuple[str, str, str], Agreement]:
     """Compare both sides of each task, method and metric."""
-    return {key: compare(*sides) for key, sides in _sides(rows).items()}
+    return {key: compare(*sides) for key, sides in _sides(rows, names).items()}
 
 
 def _sides(
-    rows: Sequence[Mapping[str, str]],
+    rows: Sequence[Mapping[str, str]], names: tuple[str, str]
 ) -> dict[tuple[str, str, str], tuple[list[float], list[float]]]:
     found: dict[tuple[str, str, str], tuple[list[float], list[float]]] = {}
     for row in rows:
         key = (row["task"], row["method"], row["metric"])
         sides = found.setdefault(key, ([], []))
-        sides[row["side"] == PEFT].append(float(row["score"]))
+        sides[names.index(row["side"])].append(float(row["score"]))
     return {key: sides for key, sides in found.items() if min(map(len, sides)) > 1}
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> str:
+def table(rows: Sequence[Mapping[str, str]], names: tuple[str, str] = (SPAFIT, PEFT)) -> str:
     """Return the table, in Markdown."""
     lines = [
-        f"| task | method | metric | seeds | {SPAFIT} | {PEFT} | difference | 95 % interval | p | "
-        "seen with 80 % |",
+        f"| task | method | metric | seeds | {' | '.join(names)} | difference | 95 % interval | p "
+        "| seen with 80 % |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    sides = _sides(rows)
-    for key, found in agreements(rows).items():
+    sides = _sides(rows, names)
+    for key, found in agreements(rows, names).items():
         each = [f"{statistics.mean(x):.4f} ± {statistics.stdev(x):.4f}" for x in sides[key]]
         seeds = " + ".join(str(len(x)) for x in sides[key])
         cells = [*key, seeds, *each, f"{found.difference:+.4f}"]

@@ -1,0 +1,54 @@
+"""Scores in bf16 and float32: runs are told apart by their precision."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from support.written_runs import write_run
+
+from benchmarks import bf16_scores
+from benchmarks.peft_scores import agreements
+
+SCORES = {"float32": (0.60, 0.64, 0.62), "bf16": (0.61, 0.62, 0.66)}
+#: What peft_scores reads of a run's settings and record beside what a report does.
+SETTINGS = {"batch_size": 16, "warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0}
+RECORD = {
+    "data": {"train": {"rows": 2490}, "dev": {"rows": 277}},
+    "machine": {"processor": "a processor", "torch_threads": 1},
+    "versions": {"torch": "2.13.0", "spafit": "0.1.0"},
+}
+
+
+def test_the_sides_are_the_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = []
+    for precision, scores in SCORES.items():
+        cells.append(tmp_path / precision / "SPAFIT-1-3-II")
+        for seed, score in enumerate(scores):
+            settings = {**SETTINGS, "precision": precision}
+            write_run(cells[-1] / f"seed-{seed}", score, seed=seed, settings=settings, **RECORD)
+    out = tmp_path / "rows.csv"
+    bf16_scores.main([*map(str, cells), "--out", str(out)])
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for precision, scores in SCORES.items():
+        its = [float(row["score"]) for row in rows if row["side"] == precision]
+        assert its == pytest.approx(scores)
+    [found] = agreements(rows, bf16_scores.PRECISIONS).values()
+    assert found.difference == pytest.approx(0.63 - 0.62)  # bf16 minus float32
+    cells_of_table = (
+        "| rte | SPAFIT-1-3-II | accuracy | 3 + 3 | 0.6200 ± 0.0200 | 0.6300 ± 0.0265 |"
+    )
+    assert cells_of_table in capsys.readouterr().out
+    assert cells_of_table in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_runs_that_are_not_finished_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "cell" / "seed-0", 0.5, status="running")
+    with pytest.raises(SystemExit):
+        bf16_scores.main([str(tmp_path / "cell"), "--out", str(tmp_path / "rows.csv")])
+    assert "seed-0 is not finished" in capsys.readouterr().err
+    assert not (tmp_path / "rows.csv").exists()
