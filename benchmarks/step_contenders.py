@@ -36,7 +36,7 @@ from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.config import BertConfig
 from spafit.layout import PackedBatch
 from spafit.machine.precision import autocast, has_half
-from spafit.strata import frozen_in_half
+from spafit.strata import frozen_in_half, layers_of_group
 from spafit.training.captured_step import CapturedStep
 from spafit.training.make_step import make_step
 from spafit.training.optimisation import make_optimizer
@@ -66,6 +66,8 @@ class Form(NamedTuple):
         Whether the baseline is compiled; a multiple above 1 makes its shapes static.
     precision : str
         Its own, whatever is asked for.
+    recomputed : tuple of int
+        The groups of layers that are recomputed in backward.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Form(NamedTuple):
     multiple: int = 1
     compiled: bool = False
     precision: str = ""
+    recomputed: tuple[int, ...] = ()
 
     @property
     def prepares(self) -> bool:
@@ -99,6 +102,7 @@ FORMS = {
     ),
     "eager": Form("spafit", "eager", "eager"),
     "float32": Form("spafit, float32", "eager", "eager", precision="float32"),
+    "recomputed": Form("spafit, group 2 recomputed", "eager", "eager", recomputed=(2,)),
     "kept": Form("spafit, prefix kept", "eager", "eager", kept=True),
     "compiled": Form("spafit, compiled", "torch.compile, dynamic=True", "compiled"),
     "captured": Form("spafit, captured", "CUDA graphs", "captured"),
@@ -318,7 +322,8 @@ def make_trainings(
 ) -> list[Training | ProductTraining]:
     """Set up contenders by name, all from the same random weights.
 
-    The baseline's share a model and optimizer, and spafit's eager ones of a precision a model.
+    The baseline's share a model and optimizer, and spafit's eager ones a model where both have its
+    precision and the groups that it recomputes.
 
     Parameters
     ----------
@@ -341,7 +346,7 @@ def make_trainings(
     """
     labels = random_labels(len(data.encodings), 2, seed)
     twin = theirs = None
-    eager: dict[str, BertForSequenceClassification] = {}  # by precision
+    eager: dict[tuple[str, tuple[int, ...]], BertForSequenceClassification] = {}
     trainings: list[Training | ProductTraining] = []
     for name in names:
         form = FORMS[name]
@@ -358,8 +363,9 @@ def make_trainings(
             side = CompiledTraining if form.compiled else Training
             trainings.append(side(form.name, twin, logits, theirs, labels.to(device), own, scaler))
             continue
-        if form.step == "eager" and own in eager:
-            model = eager[own]
+        key = (own, form.recomputed)
+        if form.step == "eager" and key in eager:
+            model = eager[key]
         else:
             model = product_model(
                 config,
@@ -371,7 +377,10 @@ def make_trainings(
                 frozen_weights=frozen_weights,
                 impl=impl,
             )
+            model.bert.encoder.recomputed = {
+                layer for group in form.recomputed for layer in layers_of_group(model, group)
+            }
             if form.step == "eager":
-                eager[own] = model
+                eager[key] = model
         trainings.append(ProductTraining(form, model, data, batches, own, labels))
     return trainings

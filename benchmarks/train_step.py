@@ -18,11 +18,12 @@ The contenders (``--contenders``) take turns, batch by batch, from row numbers t
 - eager: spafit on packed batches, its step launched operation by operation
 - kept: the same with the hidden states after group 1 kept in memory, as from the second epoch on;
   dropout is then off in group 1
+- recomputed: eager, with the layers of group 2 recomputed in backward
 - compiled: spafit's step="compiled"
 - captured, captured-kept: spafit's step="captured", CUDA graphs of fixed shapes, on a GPU alone
 
 On a CPU the default is peft and eager, in bf16 also peft-float32, float32 and peft-compiled; on a
-GPU all but peft-128, peft-compiled-static, kept and those in float32.
+GPU all but peft-128, peft-compiled-static, recomputed, kept and those in float32.
 There every contender first runs all batches until it has nothing new to capture or compile, and a
 round is ``--calls`` steps on one batch, with a synchronization before the first and after the last.
 

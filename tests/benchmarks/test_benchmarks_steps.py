@@ -79,7 +79,7 @@ def trainings(names: list[str], opened: ExitStack, **settings: Any) -> list[Any]
 class TestContenders:
     """Oracle: the baseline, and spafit's eager step."""
 
-    names = ("peft", "peft-128", "eager", "kept", "captured", "captured-kept")
+    names = ("peft", "peft-128", "eager", "recomputed", "kept", "captured", "captured-kept")
 
     def test_all_of_them_agree(self) -> None:
         with ExitStack() as opened:
@@ -136,13 +136,23 @@ class TestContenders:
             buckets = {captured.part(rows)[1].batch.layout.bucket for rows in batches}
             assert captured.prepared() == len(buckets)
 
+    def test_the_layers_of_group_2_are_recomputed(self) -> None:
+        computed: list[int] = []
+        with ExitStack() as opened:
+            eager, recomputed = trainings(["eager", "recomputed"], opened)
+            for layer, each in enumerate(recomputed.model.bert.encoder.layer):
+                each.register_forward_pre_hook(lambda *_, layer=layer: computed.append(layer))
+            recomputed.step(cola()[1][0])
+            assert eager.model.bert.encoder.recomputed == set()
+        assert sorted(computed) == [0, 1, 2, 2, 3, 3, 4, 5]
+
     def test_models_are_shared_by_eager_ones_alone(self) -> None:
         with ExitStack() as opened:
             found = trainings(list(self.names), opened)
             models = dict(zip(self.names, (id(each.model) for each in found), strict=True))
         assert models["peft"] == models["peft-128"]
         assert models["eager"] == models["kept"]
-        assert len(set(models.values())) == 4
+        assert len(set(models.values())) == 5
 
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
     def test_half_precision(self, precision: str) -> None:
