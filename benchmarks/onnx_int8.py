@@ -1,10 +1,11 @@
-"""What a run's score loses in ONNX, and in int8 by onnxruntime's own dynamic quantization.
+"""What a run's score loses in bf16, in ONNX, and in int8 by onnxruntime's own dynamic quantization.
 
-    python -m benchmarks.onnx_int8 runs/rte --data DATA
+    python -m benchmarks.onnx_int8 runs/rte runs/mrpc --data DATA
 
-Rows are the run itself, its ONNX graph, and that graph with the matrices in int8 (a scale for each
-column): the score on dev, what the commonest class would score, on which share of the rows the
-answer is the run's, the largest difference of a logit, and the size of the file.
+Rows are the run itself, in float32 and in bf16, its ONNX graph, and that graph with the matrices in
+int8 (a scale for each column): the score on dev, what the commonest class would score, on which
+share of the rows the answer is the run's, the largest difference of a logit, and the size of the
+file.
 """
 
 from __future__ import annotations
@@ -41,23 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("runs", nargs="+", type=Path, help="the folders of runs")
     parser.add_argument("--model", help="the base model, if it lies elsewhere now")
     parser.add_argument("--data", type=Path, default=DATA, help="GLUE's root, or a file of dev")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--out", type=Path, default=RESULTS / "onnx_int8", help="without an ending")
     parsed = parser.parse_args(arguments)
     set_threads(parsed)
-    trained = Trained(parsed.run, parsed.model, mapped=None)
-    if isinstance(trained.task, GlueTask):
-        dev = glue.load(trained.task.name, "dev", parsed.data)
-    else:
-        dev = own.dataset(parsed.data, task=trained.task, labelled=True)
-    with tempfile.TemporaryDirectory() as folder:
-        export(trained, folder)
-        quantize(Path(folder))
-        rows = compare(trained, dev, Path(folder))
-    write_results(parsed.out, rows, "ONNX and int8")
+    rows = []
+    for run in parsed.runs:
+        trained = Trained(run, parsed.model, mapped=None)
+        if isinstance(trained.task, GlueTask):
+            dev = glue.load(trained.task.name, "dev", parsed.data)
+        else:
+            dev = own.dataset(parsed.data, task=trained.task, labelled=True)
+        with tempfile.TemporaryDirectory() as folder:
+            export(trained, folder)
+            quantize(Path(folder))
+            rows += compare(trained, dev, Path(folder))
+    write_results(parsed.out, rows, "bf16, ONNX and int8")
 
 
 def quantize(folder: Path) -> None:
@@ -73,13 +76,17 @@ def compare(trained: Trained, dev: Dataset, folder: Path) -> list[dict[str, Any]
     """Return a row for each form and metric."""
     [run] = trained.runs
     settings = run.record["settings"]
-    found = predict(
-        run.model, run.tokenizer, dev, max_length=settings["max_length"], precision="float32"
+    found, rounded = (
+        predict(
+            run.model, run.tokenizer, dev, max_length=settings["max_length"], precision=precision
+        )
+        for precision in ("float32", "bf16")
     )
     forms = {name: logits_of(folder / file, trained, dev) for name, file in FILES.items()}
+    forms = {"spafit": found.logits, "spafit, bf16": rounded.logits, **forms}
     majority = scoring.majority(dev.task, dev.labels)
     rows: list[dict[str, Any]] = []
-    for name, logits in {"spafit": found.logits, **forms}.items():
+    for name, logits in forms.items():
         labels = decode(logits, found.names, scale_of(run.model, dev.task))
         probabilities = probabilities_of(logits, found.names, dev.task)
         scores = scoring.compute(dev.task, labels, dev.labels, probabilities)
@@ -98,6 +105,7 @@ def compare(trained: Trained, dev: Dataset, folder: Path) -> list[dict[str, Any]
                     "size_mib": size,
                     "task": dev.task.name,
                     "method": run.record["method"],
+                    "seed": settings["seed"],
                     "model": str(run.record["about"].get("model")),
                     "dev_rows": len(dev),
                     "onnxruntime": metadata.version("onnxruntime"),

@@ -218,10 +218,13 @@ class TestInt8:
         shutil.copyfile(exported[0] / "model.onnx", tmp_path / "model.onnx")
         onnx_int8.quantize(tmp_path)
         dev = make_dataset("mnli", 40, "dev", seed=3)
-        ours, plain, small = onnx_int8.compare(trained, dev, tmp_path)
-        assert [each["form"] for each in (ours, plain, small)] == ["spafit", "ONNX", "ONNX, int8"]
+        ours, half, plain, small = rows = onnx_int8.compare(trained, dev, tmp_path)
+        forms = ["spafit", "spafit, bf16", "ONNX", "ONNX, int8"]
+        assert [each["form"] for each in rows] == forms
         assert (plain["score"], plain["lost"], plain["same_answers"]) == (ours["score"], 0.0, 1.0)
-        assert plain["largest_difference"] < 1e-5 < small["largest_difference"] < 0.5
+        assert plain["largest_difference"] < 1e-5 < half["largest_difference"] < 0.1
+        assert half["same_answers"] > 0.8
+        assert 1e-5 < small["largest_difference"] < 0.5
         found = spafit.evaluate(trained.runs[0].model, trained.runs[0].tokenizer, dev)
         assert ours["score"] == found["accuracy"] == small["score"] + small["lost"]
         assert small["same_answers"] > 0.8
