@@ -1130,10 +1130,6 @@ def _add_settings(group: argparse._ActionsContainer, *names: str) -> None:
         group.add_argument(option, **more)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 _VERBS: tuple[tuple[str, str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
     ("demo", "fine-tune a small real BERT, without a network", "spafit demo", _add_demo_options),
     (
