@@ -1,4 +1,4 @@
-"""``spafit eval``: score a run on labelled rows, and show where it is wrong."""
+"""The work of ``spafit eval``: score a run on labelled rows, and show where it is wrong."""
 
 from __future__ import annotations
 

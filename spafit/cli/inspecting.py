@@ -1,4 +1,4 @@
-"""``spafit inspect``: what a run added to its base, what merging loses, and what was forgotten."""
+"""The work of ``spafit inspect``: what a run added, what merging loses, and what was forgotten."""
 
 from __future__ import annotations
 

@@ -252,9 +252,9 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             "processes are for spafit train"
         )
     if parsed.verb == "doctor":
-        from spafit.cli import doctor
+        from spafit.cli import examining
 
-        text, well = doctor.report()
+        text, well = examining.report()
         print(text)
         return 0 if well else 1
     if parsed.verb == "demo":

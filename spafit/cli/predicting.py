@@ -1,4 +1,4 @@
-"""``spafit predict``: write predictions of a file, a stream, texts, or a test split."""
+"""The work of ``spafit predict``: write predictions of a file, a stream, texts, or a test split."""
 
 from __future__ import annotations
 

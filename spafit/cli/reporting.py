@@ -1,4 +1,4 @@
-"""``spafit report``: compare the runs below a folder; predict GLUE's test sets with the best."""
+"""The work of ``spafit report``: compare runs, and predict GLUE's test sets with the best."""
 
 from __future__ import annotations
 

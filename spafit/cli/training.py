@@ -1,4 +1,4 @@
-"""``spafit train``: fine-tune for one seed or several."""
+"""The work of ``spafit train``: fine-tune for one seed or several."""
 
 from __future__ import annotations
 

@@ -292,7 +292,7 @@ class TestEveryOption:
         ):
             monkeypatch.setattr(module, name, reached)
         monkeypatch.setattr("spafit.demo.run.run_demo", reached)
-        monkeypatch.setattr("spafit.cli.doctor.report", reached)
+        monkeypatch.setattr("spafit.cli.examining.report", reached)
         monkeypatch.setattr("spafit.cli.reporting.make_report", reached)
         monkeypatch.setattr("spafit.experiments.grid.start.begin", reached)
         monkeypatch.setattr("spafit.experiments.probe.report.probe", reached)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from support.small_runs import SmallRun, write_glue
 
-from spafit.cli import commands, doctor, main, training
+from spafit.cli import commands, examining, main, training
 from spafit.cli import parser as cli
 from spafit.kernels import forms
 from spafit.kernels.gpu import choices
@@ -599,7 +599,7 @@ class TestDoctor:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path))
         for form in ("triton", "flash", "efficient"):
-            monkeypatch.setattr(doctor, f"why_no_{form}", why_not(form))
+            monkeypatch.setattr(examining, f"why_no_{form}", why_not(form))
         entries = {"1": {"choice": "sdpa"}, "2": {"choice": "flash"}, "3": {"choice": "flash"}}
         where = choices.device_name(torch.device("cuda", 1))
         (tmp_path / "kernels.json").write_text(json.dumps({where: {"attention": entries}}))

@@ -15,7 +15,7 @@ from support.small_runs import SmallRun, make_dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spafit
-from spafit.cli.doctor import report
+from spafit.cli.examining import report
 from spafit.errors import ConfigError
 from spafit.kernels.products import bf16_products
 from spafit.machine.precision import NO_BF16, resolve_precision

@@ -1,4 +1,4 @@
-"""Examine the machine: versions, devices, available kernels, what is missing and how to fix it."""
+"""The work of ``spafit doctor``: versions, devices, kernels, what is missing and how to fix it."""
 
 from __future__ import annotations
 
