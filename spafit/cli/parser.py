@@ -15,14 +15,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from spafit.cli import bus_errors
 from spafit.cli.option_types import (
     as_address,
-    as_class_weights,
-    as_delimiter,
-    as_encoding,
     as_name,
     as_new_path,
     as_number,
@@ -33,84 +30,33 @@ from spafit.cli.option_types import (
     as_whole,
     one_line,
 )
+from spafit.cli.shared_options import (
+    MODEL_HELP,
+    SETTINGS,
+    add_lora_options,
+    add_model_and_data_options,
+    add_no_mapped,
+    add_plan_options,
+    add_run_options,
+    add_settings,
+    data_options,
+    default_folder,
+    plan_options,
+)
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
-from spafit.machine import PRECISIONS, busy
+from spafit.machine import busy
 from spafit.machine.launched import launched
 from spafit.machine.terminal import lasting
-from spafit.runs.train_config import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
+from spafit.runs.train_config import TrainConfig
 from spafit.version import __version__
 
-if TYPE_CHECKING:  # it imports torch, for which no help and no wrong option waits
-    from spafit.cli.commands import PlanOptions
-    from spafit.cli.own_data import DataOptions
-
 _DESCRIPTION = "Fine-tune BERT by strata of layers (SPAFIT): frozen, biases, LoRA and biases."
-
-# The settings of TrainConfig that are options of `spafit train`, by name: the parser of a value, or
-# the choices, and the help text. Their defaults are TrainConfig's own.
-_SETTINGS: dict[str, tuple[Any, str]] = {
-    "out": (
-        as_new_path,
-        "run folder; an interrupted run is resumed there; without it nothing is kept",
-    ),
-    "overwrite": (bool, "replace a run in --out"),
-    "order_seed": (as_seed, "seed of the order of the data alone (default: --seed)"),
-    "dropout_seed": (as_seed, "seed of dropout alone (default: --seed)"),
-    "epochs": (as_whole, "passes over the data"),
-    "batch_size": (as_whole, "examples per step (default: the paper's, 16; 8 for MNLI, ...)"),
-    "accumulation": (as_whole, "micro-batches that a batch is computed in, to save memory"),
-    "learning_rate": (as_number, "its peak (default 6e-5, or 2e-5 for full fine-tuning)"),
-    "weight_decay": (as_number, "AdamW's weight decay of matrices"),
-    "decay_biases": (bool, "let biases decay too"),
-    "warmup": (as_number, "share of the steps over which the learning rate rises"),
-    "max_grad_norm": (as_number, "norm to which the gradient is clipped; 0: no clipping"),
-    "metric": (str, "metric by which the best epoch is chosen, such as macro_f1"),
-    "class_weights": (
-        as_class_weights,
-        'weights of labels in the loss: "balanced", or a JSON file',
-    ),
-    "label_smoothing": (as_number, "share of the loss that is spread over all labels"),
-    "early_stopping": (as_whole, "evaluations without a better score after which to stop"),
-    "max_length": (as_whole, "tokens per example (default: the model's maximum)"),
-    "eval_every": (as_whole, "steps between evaluations (default: an epoch)"),
-    "save_every": (as_whole, "steps between checkpoints (default: every 10 minutes)"),
-    "keep_checkpoints": (as_whole, "how many of the last checkpoints to keep"),
-    "precision": (
-        PRECISIONS,
-        "precision of matrix products; auto: float32 on a CPU, half on a GPU",
-    ),
-    "device": (str, "cpu, cuda, cuda:1"),
-    "dropout_in_group_1": (
-        bool,
-        "dropout in group 1 as in the others (the default, but for linear-probe)",
-    ),
-    "cache_prefix": (
-        CACHES,
-        "keep the hidden states after group 1, with --no-dropout-in-group-1; auto: in memory for "
-        "linear-probe, else off",
-    ),
-    "cache_dtype": (CACHE_DTYPES, "the type in which they are kept"),
-    "cache_limit_gib": (as_number, "the most memory or disk space for them"),
-    "recompute": (as_whole, "groups to recompute in backward: less memory, more time"),
-    "frozen_weights": (
-        FROZEN_WEIGHTS,
-        "how frozen matrices are stored; auto: half in bf16 or fp16, if the device has it",
-    ),
-    "step": (
-        STEPS,
-        "how a step is launched; auto: captured as CUDA graphs on a GPU, else eager",
-    ),
-    "quiet": (bool, "show no progress"),
-}
 
 _OF_SEARCH = ("epochs", "batch_size", "learning_rate", "max_length", "metric", "device", "quiet")
 """Those that are options of `spafit search`, too."""
 
 _PROBED = ("sst-2", "cola")
 """The tasks that `spafit inspect --forgetting` probes."""
-
-_MODEL = "folder of weights, minilm, or hub name (default %(default)s)"
-_NO_DROPOUT = "no dropout in group 1, so that its hidden states can be kept"
 
 _EXAMPLES = """\
 examples:
@@ -317,14 +263,14 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     from spafit.cli import commands
 
     if parsed.verb == "plan":
-        commands.run_plan(_plan_options(parsed), parsed.model, parsed.num_labels, parsed.save)
+        commands.run_plan(plan_options(parsed), parsed.model, parsed.num_labels, parsed.save)
     else:
         commands.run_download(parsed.what, parsed.names, parsed.folder)
     return 0
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    settings = {name: getattr(parsed, name) for name in _SETTINGS if name != "recompute"}
+    settings = {name: getattr(parsed, name) for name in SETTINGS if name != "recompute"}
     config = TrainConfig(seed=parsed.seeds[0], recompute=tuple(parsed.recompute), **settings)
     if parsed.together and len(parsed.seeds) < 2:
         raise ConfigError("--together is for several seeds, such as --seeds 0 1 2; leave it out")
@@ -335,8 +281,8 @@ def _train(parsed: argparse.Namespace) -> None:
 
     _note_if_busy()
     run_train(
-        _data_options(parsed),
-        _plan_options(parsed),
+        data_options(parsed),
+        plan_options(parsed),
         ModelOptions(
             parsed.model,
             parsed.revision,
@@ -369,26 +315,6 @@ def _grid(parsed: argparse.Namespace) -> int:
     return run_grid(options, dry=parsed.dry_run)
 
 
-def _data_options(parsed: argparse.Namespace) -> DataOptions:
-    from spafit.cli.own_data import DataOptions
-    from spafit.tasks.download import glue_cache
-    from spafit.tasks.own_files import TableForm
-
-    return DataOptions(
-        task=parsed.task,
-        data=glue_cache() if parsed.data is None else parsed.data,
-        dev=parsed.dev,
-        text=parsed.text,
-        text2=parsed.text2,
-        label=parsed.label,
-        regression=parsed.regression,
-        form=TableForm(parsed.delimiter, not parsed.unquoted, parsed.encoding or "utf-8"),
-        dev_share=parsed.dev_share,
-        split_seed=parsed.split_seed,
-        max_bad_rows=parsed.max_bad_rows,
-    )
-
-
 def _probe(parsed: argparse.Namespace) -> None:
     from spafit.cli.own_data import refuse_wrong_place
     from spafit.experiments.probe import linguistic
@@ -404,7 +330,7 @@ def _probe(parsed: argparse.Namespace) -> None:
         name = parsed.task
     else:
         refuse_wrong_place(parsed.task, parsed.data)
-        options = _data_options(parsed)
+        options = data_options(parsed)
         name = options.task_name
     from spafit.experiments.probe.report import run_probe  # after what is wrong without torch
 
@@ -417,20 +343,11 @@ def _probe(parsed: argparse.Namespace) -> None:
         dev,
         seeds=parsed.seeds,
         rows=parsed.rows,
-        out=_default_folder("probes", name) if parsed.out is None else parsed.out,
+        out=default_folder("probes", name) if parsed.out is None else parsed.out,
         revision=parsed.revision,
         mapped=parsed.mapped,
         quiet=parsed.quiet,
     )
-
-
-def _default_folder(parent: str, task: str) -> Path:
-    """Return the folder that is named by a task, where it can name one."""
-    from spafit.files.durable import is_plain_name
-
-    if not is_plain_name(task):
-        raise ConfigError(f"--task {one_line(task)} cannot name a folder; give one (--out)")
-    return Path(parent) / task
 
 
 def _search(parsed: argparse.Namespace) -> None:
@@ -438,7 +355,7 @@ def _search(parsed: argparse.Namespace) -> None:
     from spafit.cli.own_data import refuse_wrong_place
 
     refuse_wrong_place(parsed.task, parsed.data)
-    data = _data_options(parsed)
+    data = data_options(parsed)
     from spafit.experiments.search.start import SearchOptions, run_search
 
     options = SearchOptions(
@@ -453,7 +370,7 @@ def _search(parsed: argparse.Namespace) -> None:
         rows=parsed.rows,
         seeds=tuple(parsed.seeds),
         selection_seed=parsed.selection_seed,
-        out=_default_folder("searches", data.task_name) if parsed.out is None else parsed.out,
+        out=default_folder("searches", data.task_name) if parsed.out is None else parsed.out,
         config=config,
     )
     _note_if_busy()
@@ -544,19 +461,6 @@ def _predict(parsed: argparse.Namespace) -> None:
         )
 
 
-def _plan_options(parsed: argparse.Namespace) -> PlanOptions:
-    from spafit.cli.commands import PlanOptions
-
-    return PlanOptions(
-        parsed.method,
-        parsed.r,
-        parsed.alpha,
-        parsed.lora_dropout,
-        parsed.bias,
-        parsed.numbering,
-    )
-
-
 def _refuse_unknown(parser: _Parser, given: Sequence[str]) -> None:
     """Name an unknown verb or option before argparse names what is lacking for want of it."""
     of = parser
@@ -622,7 +526,7 @@ def _parser() -> _Parser:
 
 def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("run", type=as_path, help="run folder of spafit train")
-    _add_run_options(evaluate)
+    add_run_options(evaluate)
     evaluate.add_argument("--split", choices=("dev", "train"), default="dev")
     evaluate.add_argument(
         "--errors", type=as_new_path, metavar="FILE", help="write all wrong predictions, with texts"
@@ -636,8 +540,8 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
         default=Path("runs/demo"),
         help="where the run folders are, one a method (default %(default)s)",
     )
-    _add_settings(demo, "overwrite")
-    demo.add_argument("--model", type=as_name, default="minilm", help=_MODEL)
+    add_settings(demo, "overwrite")
+    demo.add_argument("--model", type=as_name, default="minilm", help=MODEL_HELP)
     demo.add_argument("--seed", type=as_seed, default=0, help="default %(default)s")
     demo.add_argument(
         "--ask",
@@ -669,7 +573,7 @@ def _add_drawing_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--save", type=as_new_path, metavar="FILE", help="write the plan as JSON, for editing"
     )
-    _add_plan_options(plan)
+    add_plan_options(plan)
 
 
 def _add_download_options(download: argparse.ArgumentParser) -> None:
@@ -685,36 +589,6 @@ def _add_download_options(download: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        type=as_path,
-        help="GLUE's root, or a file of your own; default: as in training",
-    )
-    parser.add_argument(
-        "--max-bad-rows",
-        type=as_whole,
-        help="malformed rows that may be left out; default: as in training",
-    )
-    parser.add_argument(
-        "--average",
-        action="store_true",
-        help="average the probabilities of all seeds in the folder, instead of taking the best",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="precision of matrix products; default: as in training",
-    )
-    _add_table_options(parser, "as in training")
-    parser.add_argument(
-        "--model",
-        type=as_name,
-        help="folder of weights, minilm, or hub name; default: as in training",
-    )
-    _add_no_mapped(parser)
-
-
 def _add_predict_options(predict: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "run",
@@ -723,7 +597,7 @@ def _add_predict_options(predict: argparse.ArgumentParser) -> None:
         help="run folder of spafit train; of several, each has a column of its name, and the first "
         "says how the input is read",
     )
-    _add_run_options(predict)
+    add_run_options(predict)
     target = predict.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--input",
@@ -776,34 +650,11 @@ def _add_report_options(report: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_lora_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--r", type=as_size, help="LoRA's rank (default 64)")
-    group.add_argument(
-        "--alpha", type=as_number, help="LoRA's scale before division by r (default 128)"
-    )
-
-
-def _add_plan_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("plan")
-    _add_lora_options(group)
-    group.add_argument("--lora-dropout", type=as_number, help="dropout before A (default 0)")
-    group.add_argument(
-        "--bias",
-        choices=("delta", "direct"),
-        help="train a delta beside the frozen bias (default), or the bias itself",
-    )
-    group.add_argument(
-        "--numbering",
-        choices=("table-2", "text"),
-        help="layers from 0 with both ends, as Table 2 counts (default), or from 1, as the text",
-    )
-
-
 def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--task", help="a GLUE task, such as rte; or a name for data of your own")
     train.add_argument("--method", required=True, help="as for spafit plan")
-    _add_model_and_data_options(train)
-    _add_settings(train, "out", "overwrite")
+    add_model_and_data_options(train)
+    add_settings(train, "out", "overwrite")
     train.add_argument(
         "--split-special-tokens",
         action="store_true",
@@ -815,7 +666,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="lower-case the texts, or not (default: as the tokenizer's files say)",
     )
-    _add_plan_options(train)
+    add_plan_options(train)
     group = train.add_argument_group("training; the defaults are the paper's")
     group.add_argument(
         "--seeds",
@@ -844,7 +695,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         type=as_seed,
         help="seed of the initial values of head, LoRA and the like alone (default: --seed)",
     )
-    _add_settings(group, *(name for name in _SETTINGS if name not in ("out", "overwrite")))
+    add_settings(group, *(name for name in SETTINGS if name not in ("out", "overwrite")))
 
 
 def _add_grid_options(grid: argparse.ArgumentParser) -> None:
@@ -892,37 +743,13 @@ def _add_grid_options(grid: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model_and_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        type=as_name,
-        default="google-bert/bert-large-cased",
-        help=_MODEL,
-    )
-    parser.add_argument("--revision", type=as_name, help="commit, tag or branch of a hub name")
-    _add_no_mapped(parser)
-    parser.add_argument(
-        "--data",
-        type=as_path,
-        help="GLUE's root (default: the download cache), or a file of your own: CSV, TSV, JSONL, "
-        "parquet",
-    )
-    _add_own_data_options(parser)
-    parser.add_argument(
-        "--max-bad-rows",
-        type=as_whole,
-        default=0,
-        help="malformed rows that may be left out (default %(default)s)",
-    )
-
-
 def _add_probe_options(probe: argparse.ArgumentParser) -> None:
     probe.add_argument(
         "--task",
         help="a GLUE task, such as rte; pos, number, depth or order, which are generated; or a "
         "name for data of your own",
     )
-    _add_model_and_data_options(probe)
+    add_model_and_data_options(probe)
     probe.add_argument(
         "--seeds",
         "--seed",
@@ -941,7 +768,7 @@ def _add_probe_options(probe: argparse.ArgumentParser) -> None:
     probe.add_argument(
         "--out", type=as_new_path, metavar="DIR", help="where to write (default probes/TASK)"
     )
-    _add_settings(probe, "quiet")
+    add_settings(probe, "quiet")
 
 
 def _add_inspect_options(inspect: argparse.ArgumentParser) -> None:
@@ -1003,13 +830,13 @@ def _add_inspect_options(inspect: argparse.ArgumentParser) -> None:
         type=as_name,
         help="folder of weights, minilm, or hub name; default: as in training",
     )
-    _add_no_mapped(inspect)
-    _add_settings(inspect, "quiet")
+    add_no_mapped(inspect)
+    add_settings(inspect, "quiet")
 
 
 def _add_search_options(search: argparse.ArgumentParser) -> None:
     search.add_argument("--task", help="a GLUE task, such as rte; or a name for data of your own")
-    _add_model_and_data_options(search)
+    add_model_and_data_options(search)
     search.add_argument(
         "--out",
         type=as_new_path,
@@ -1053,81 +880,8 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
         help="of the runs that choose, and of what is drawn (default %(default)s)",
     )
     group = search.add_argument_group("plan and training; the defaults are the paper's")
-    _add_lora_options(group)
-    _add_settings(group, *_OF_SEARCH)
-
-
-def _add_no_mapped(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--no-mapped",
-        dest="mapped",
-        action="store_const",
-        const=False,
-        help="copy the weights, if another program may write to their file (default: those of more "
-        "than 512 MiB are mapped)",
-    )
-
-
-def _add_own_data_options(train: argparse.ArgumentParser) -> None:
-    group = train.add_argument_group("data of your own")
-    group.add_argument(
-        "--dev", type=as_path, metavar="FILE", help="rows to evaluate on; default: split off"
-    )
-    group.add_argument("--text", metavar="COLUMN", help="column of the text (default text)")
-    group.add_argument("--text2", metavar="COLUMN", help="column of the second text of a pair")
-    group.add_argument("--label", metavar="COLUMN", help="column of the label (default label)")
-    group.add_argument("--regression", action="store_true", help="labels are scores, of any range")
-    group.add_argument(
-        "--dev-share",
-        type=as_number,
-        default=0.2,
-        help="share of the rows that is split off, of each label alike (default %(default)s)",
-    )
-    group.add_argument(
-        "--split-seed", type=as_seed, default=0, help="seed of the split (default %(default)s)"
-    )
-    _add_table_options(group, "utf-8")
-
-
-def _add_table_options(group: argparse._ActionsContainer, default: str) -> None:
-    group.add_argument(
-        "--delimiter",
-        type=as_delimiter,
-        metavar="CHARACTER",
-        help='of a CSV or TSV file, or "tab"; default: found from its first line',
-    )
-    group.add_argument(
-        "--unquoted", action="store_true", help="a quote in a CSV or TSV file is just a character"
-    )
-    group.add_argument(
-        "--encoding",
-        type=as_encoding,
-        metavar="NAME",
-        help=f"of a text file without a byte-order mark, such as cp1252; default: {default}",
-    )
-
-
-def _add_settings(group: argparse._ActionsContainer, *names: str) -> None:
-    """Add the options of some settings, with the defaults of TrainConfig."""
-    defaults = TrainConfig()
-    for name in names:
-        kind, text = _SETTINGS[name]
-        option, default = f"--{name.replace('_', '-')}", getattr(defaults, name)
-        more: dict[str, Any] = {"dest": name, "default": default, "help": text}
-        if kind is bool:
-            group.add_argument(option, action="store_true", **more)
-            if default is None:  # of one setting only
-                more |= {"action": "store_false", "help": _NO_DROPOUT}
-                group.add_argument("--no-dropout-in-group-1", **more)
-                more["help"] = argparse.SUPPRESS
-                group.add_argument("--no-frozen-dropout", **more)  # its older name
-            continue
-        if default not in (None, ()):  # the text explains these defaults
-            more["help"] = f"{text} (default %(default)s)"
-        if name == "recompute":
-            more |= {"nargs": "+", "metavar": "GROUP"}
-        more |= {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
-        group.add_argument(option, **more)
+    add_lora_options(group)
+    add_settings(group, *_OF_SEARCH)
 
 
 _VERBS: tuple[tuple[str, str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
