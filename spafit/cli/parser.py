@@ -44,7 +44,7 @@ from spafit.cli.shared_options import (
     plan_options,
 )
 from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
-from spafit.machine import busy
+from spafit.machine.busy import note_if_busy
 from spafit.machine.launched import launched
 from spafit.machine.terminal import lasting
 from spafit.runs.train_config import TrainConfig
@@ -211,7 +211,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             return 0
         from spafit.demo.run import run_demo
 
-        _note_if_busy()
+        note_if_busy()
         run_demo(
             out=parsed.out,
             model=parsed.model,
@@ -279,7 +279,7 @@ def _train(parsed: argparse.Namespace) -> None:
     refuse_wrong_place(parsed.task, parsed.data)
     from spafit.cli.training import ModelOptions, run_train  # after what is wrong without torch
 
-    _note_if_busy()
+    note_if_busy()
     run_train(
         data_options(parsed),
         plan_options(parsed),
@@ -334,7 +334,7 @@ def _probe(parsed: argparse.Namespace) -> None:
         name = options.task_name
     from spafit.experiments.probe.report import run_probe  # after what is wrong without torch
 
-    _note_if_busy()
+    note_if_busy()
     if not is_generated:
         train, dev = options.load()
     run_probe(
@@ -373,7 +373,7 @@ def _search(parsed: argparse.Namespace) -> None:
         out=default_folder("searches", data.task_name) if parsed.out is None else parsed.out,
         config=config,
     )
-    _note_if_busy()
+    note_if_busy()
     run_search(options, *data.load(), {**data.about(), "max_bad_rows": data.max_bad_rows})
 
 
@@ -404,15 +404,6 @@ def _inspect(parsed: argparse.Namespace) -> None:
             quiet=parsed.quiet,
         )
     )
-
-
-def _note_if_busy() -> None:
-    """Say, before long work, that other programs need the cores."""
-    import torch
-
-    note = busy.busy_note(torch.get_num_threads())
-    if note:
-        print(note, file=sys.stderr)
 
 
 def _predict(parsed: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ training step may take ten times as long.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -54,3 +55,12 @@ def busy_note(threads: int) -> str:
         f"other programs keep {load:.1f} of {cores} cores busy: with {threads} threads training "
         "may take many times as long; OMP_NUM_THREADS=1 gives it one"
     )
+
+
+def note_if_busy() -> None:
+    """Say, before long work, that other programs need the cores."""
+    import torch  # help, which imports this module, does without
+
+    note = busy_note(torch.get_num_threads())
+    if note:
+        print(note, file=sys.stderr)
