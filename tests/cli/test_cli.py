@@ -28,8 +28,6 @@ from spafit.version import __version__
 from spafit.weights import minilm
 from spafit.weights.pretrained import LARGEST_COPIED_BYTES
 
-VERBS = ("demo", "plan", "download", "train", "eval", "predict", "doctor")
-
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Return exit code, standard output and standard error."""
@@ -46,10 +44,10 @@ class TestHelp:
     def test_of_the_command(self, capsys: pytest.CaptureFixture[str]) -> None:
         code, out, err = run(capsys, "--help")
         assert (code, err) == (0, "")
-        assert all(f"\n    {verb} " in out for verb in VERBS)
+        assert all(f"\n    {verb} " in out for verb in cli.VERBS)
         assert "exit codes: 0 success, 1 the run failed, 2 the input is wrong" in out
 
-    @pytest.mark.parametrize("verb", VERBS)
+    @pytest.mark.parametrize("verb", cli.VERBS)
     def test_of_every_verb_has_an_example_that_parses(
         self, capsys: pytest.CaptureFixture[str], verb: str
     ) -> None:
@@ -63,7 +61,7 @@ class TestHelp:
             assert cli._parser().parse_args(arguments).verb == verb
 
     def test_every_option_is_explained(self) -> None:
-        for verb in VERBS:
+        for verb in cli.VERBS:
             verbs = cli._parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
             for action in verbs[verb]._actions:  # type: ignore[index]
                 assert action.help or action.choices or action.dest == "seed", action
@@ -99,7 +97,7 @@ class TestHelp:
         assert main(["train", "--task", "rte", "--method", "bitfit", option]) == 0
         assert made == [TrainConfig(dropout_in_group_1=False)]
 
-    @pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS)])
+    @pytest.mark.parametrize("arguments", [[], *([verb] for verb in cli.VERBS)])
     def test_fits_80_columns(
         self,
         capsys: pytest.CaptureFixture[str],

@@ -17,17 +17,13 @@ import pytest
 from support import environment
 
 import spafit
+from spafit.cli.parser import VERBS
 
 LIGHT = (
     [],
     ["--help"],
     ["--version"],
-    *(
-        [verb, "--help"]
-        for verb in (
-            "demo plan download train grid eval predict probe search inspect report doctor"
-        ).split()
-    ),
+    *([verb, "--help"] for verb in VERBS),
     ["paint"],
     ["train", "--epoch", "3"],
     ["train", "--task", "rte", "--method", "bitfit", "--epochs", "0"],
