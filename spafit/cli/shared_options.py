@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,9 @@ from spafit.errors import ConfigError
 from spafit.machine import PRECISIONS
 from spafit.runs.train_config import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 
-if TYPE_CHECKING:  # it imports torch, for which no help and no wrong option waits
-    from spafit.cli.commands import PlanOptions
+if TYPE_CHECKING:  # they import torch or numpy, for which no help and no wrong option waits
     from spafit.cli.own_data import DataOptions
+    from spafit.plans import Plan
 
 # The settings of TrainConfig that are options of `spafit train`, by name: the parser of a value, or
 # the choices, and the help text. Their defaults are TrainConfig's own.
@@ -264,10 +265,34 @@ def data_options(parsed: argparse.Namespace) -> DataOptions:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """The options that turn a method's name into a plan (see :func:`spafit.plan`)."""
+
+    method: str
+    r: int | None
+    alpha: float | None
+    lora_dropout: float | None
+    bias: str | None
+    numbering: str | None
+
+    def make(self, num_layers: int) -> Plan:
+        """Return the plan for a model of L layers."""
+        from spafit.methods import plan
+
+        return plan(
+            self.method,
+            num_layers,
+            r=self.r,
+            alpha=self.alpha,
+            lora_dropout=self.lora_dropout,
+            bias=self.bias,
+            numbering=self.numbering,
+        )
+
+
 def plan_options(parsed: argparse.Namespace) -> PlanOptions:
     """Return what the options say of a plan."""
-    from spafit.cli.commands import PlanOptions
-
     return PlanOptions(
         parsed.method,
         parsed.r,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from spafit.bert import BertForSequenceClassification
-from spafit.cli.commands import PlanOptions
 from spafit.cli.own_data import DataOptions
+from spafit.cli.shared_options import PlanOptions
 from spafit.cli.trained import SUMMARY, members
 from spafit.errors import ConfigError, PlanError, one_line
 from spafit.files.replacing import refuse_place, replacing

@@ -24,8 +24,9 @@ import torch
 from support.absurd_values import LONG, NO_FLAG, PAIRS, TABLE
 from support.small_runs import SmallRun, write_glue
 
-from spafit.cli import commands, main, option_types, trained, training
+from spafit.cli import main, option_types, trained, training
 from spafit.cli import parser as cli
+from spafit.methods import plan
 from spafit.training.settings import complete
 
 
@@ -71,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, small: SmallRun) -> Path:
         ("grid.json", '{"cells": [{"task": "rte", "method": "bitfit"}]}'),
     ):
         (root / name).write_text(content)
-    (root / "plan.json").write_text(commands.make_plan("bitfit", 24).to_json())
+    (root / "plan.json").write_text(plan("bitfit", 24).to_json())
     for name in ("folder", "folder.json", "damaged", "run-of-another-seed"):
         (root / name).mkdir()
     (root / "damaged" / "run.json").write_text('{"task": "rte"}')
@@ -286,11 +287,10 @@ class TestEveryOption:
         def reached(*_: Any, **__: Any) -> None:
             raise Reached
 
-        for module, name in (
-            *((training, "fit"), (training, "adapt"), (trained, "Predictor")),
-            *((commands, "download_glue"), (commands, "adapt")),
-        ):
+        for module, name in ((training, "fit"), (training, "adapt"), (trained, "Predictor")):
             monkeypatch.setattr(module, name, reached)
+        monkeypatch.setattr("spafit.tasks.download.download_glue", reached)
+        monkeypatch.setattr("spafit.strata.adapt", reached)
         monkeypatch.setattr("spafit.demo.run.run_demo", reached)
         monkeypatch.setattr("spafit.cli.examining.report", reached)
         monkeypatch.setattr("spafit.cli.reporting.make_report", reached)

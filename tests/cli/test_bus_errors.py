@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from spafit.cli import bus_errors, commands, main
+from spafit.cli import bus_errors, main
 from spafit.cli import parser as cli
 
 # Hashing releases the interpreter's lock, as PyTorch's operations do.
@@ -74,9 +74,12 @@ def test_outside_the_main_thread_nothing_is_done() -> None:
 
 def test_every_command_runs_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    monkeypatch.setattr(
-        commands, "run_plan", lambda *_: found.append(signal.getsignal(signal.SIGBUS))
-    )
+
+    def run(_: object) -> int:
+        found.append(signal.getsignal(signal.SIGBUS))
+        return 0
+
+    monkeypatch.setattr("spafit.cli.verbs.plan.run", run)
     before = signal.getsignal(signal.SIGBUS)
     assert main(["plan", "bitfit"]) == 0
     assert found != [before]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from support.small_runs import SmallRun, write_glue
 
-from spafit.cli import commands, examining, main, training
+from spafit.cli import examining, main, training
 from spafit.cli import parser as cli
 from spafit.kernels import forms
 from spafit.kernels.gpu import choices
@@ -413,7 +413,7 @@ class TestRefusals:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device", "/disk/plan.json")
 
-        monkeypatch.setattr(commands, "run_plan", full)
+        monkeypatch.setattr("spafit.cli.verbs.plan.run", full)
         message = "spafit: [Errno 28] No space left on device: '/disk/plan.json'\n"
         assert run(capsys, "plan", "bitfit") == (2, "", message)
 
@@ -423,7 +423,7 @@ class TestRefusals:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(commands, "run_plan", interrupt)
+        monkeypatch.setattr("spafit.cli.verbs.plan.run", interrupt)
         assert run(capsys, "plan", "bitfit") == (130, "", "spafit: interrupted\n")
 
 

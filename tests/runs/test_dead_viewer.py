@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.tortured_runs import arguments, leftovers, logged_steps, record_of
 
-from spafit.cli import commands, main
+from spafit.cli import main
 from spafit.errors import StoppedError
 
 Capture = pytest.CaptureFixture[str]
@@ -240,7 +240,7 @@ class TestExitCodes:
                 fetched.append(task)
             return tasks
 
-        monkeypatch.setattr(commands, "download_glue", download_glue)
+        monkeypatch.setattr("spafit.tasks.download.download_glue", download_glue)
         monkeypatch.setattr(sys, dead, Closed())
         words = ["download", "glue", "rte", "mrpc", "--folder", str(tmp_path)]
         assert main(words) == 0

@@ -1,4 +1,4 @@
-"""``spafit plan``: its options; spafit/cli/commands.py does the work."""
+"""``spafit plan``: its options, and all that it does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 
 from spafit.cli.option_types import as_name, as_new_path, as_size
 from spafit.cli.shared_options import add_plan_options, plan_options
+from spafit.errors import ConfigError
 
 SUMMARY = "show what trains, layer by layer, with counts"
 EXAMPLES = "spafit plan SPAFIT-4-9-II"
@@ -36,8 +37,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Print what trains."""
-    from spafit.cli import commands
+    """Print what trains, for a model built without weights."""
+    import torch
 
-    commands.run_plan(plan_options(parsed), parsed.model, parsed.num_labels, parsed.save)
+    from spafit.bert import BertForSequenceClassification
+    from spafit.config import BertConfig
+    from spafit.files.replacing import refuse_place, replacing
+    from spafit.strata import adapt
+    from spafit.training.result import plan_screen
+    from spafit.weights.hub import local_folder
+
+    if parsed.save is not None:
+        refuse_place(parsed.save)
+    config = BertConfig()  # bert-large-cased
+    if parsed.model is not None:
+        config = BertConfig.from_json(local_folder(parsed.model, files=("config.json",)))
+    with torch.device("meta"):
+        shadow = BertForSequenceClassification(config, parsed.num_labels)
+    plan = plan_options(parsed).make(config.num_hidden_layers)
+    print(plan_screen(adapt(shadow, plan)))
+    if parsed.save is not None:
+        with replacing(parsed.save, ConfigError) as temporary:
+            temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
+        print(f"written: {parsed.save}")
     return 0
