@@ -1,4 +1,7 @@
-"""The console command ``spafit``. Bad input gives a one-line error and exit code 2."""
+"""The console command ``spafit``, whose verbs are the modules of ``spafit/cli/verbs``.
+
+Bad input gives a one-line error and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ from spafit.version import __version__
 
 
 class Verb(Protocol):
-    """What the module of a verb has."""
+    """What the module of a verb has; its examples are commands, each in a line of its own."""
 
     SUMMARY: str
     EXAMPLES: str
