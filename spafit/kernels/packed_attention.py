@@ -44,6 +44,10 @@ _BUNDLE_COST = 850
 # What padding a bundle costs for each of its tokens: its rows are gathered and scattered.
 _GATHER_COST = 12
 
+# A sequence alone and no longer than this takes less in PyTorch's one operation than in the three
+# of the fused form, whose calls then outweigh what they compute.
+_SHORT = 64
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -174,8 +178,9 @@ def packed_attention(
         converts to float32, computes in that and rounds the result. ``"triton"``
         (:mod:`~spafit.kernels.gpu.triton_attention`), ``"flash"`` and
         ``"efficient"`` (:mod:`~spafit.kernels.gpu.varlen_attention`) are for a GPU and compute no
-        padding. ``"auto"`` is ``"fused"`` on a CPU; on a GPU the fastest of those that the device
-        has (:mod:`~spafit.kernels.gpu.choices`).
+        padding. ``"auto"`` is ``"fused"`` on a CPU, but ``"sdpa"`` for one short sequence of which
+        no gradient is asked for; on a GPU the fastest of those that the device has
+        (:mod:`~spafit.kernels.gpu.choices`).
     spans : Spans, optional
         The same sequences once more, for the last three forms.
 
@@ -241,7 +246,10 @@ def _best(
     if torch.compiler.is_compiling():
         return "sdpa"
     if QKV.device.type == "cpu":
-        return "fused" if _can_fuse(QKV) else "sdpa"
+        learns = torch.is_grad_enabled() and QKV.requires_grad
+        alone = len(bundles) == 1 and bundles[0].count == 1 and len(QKV) <= _SHORT
+        is_short = alone and not learns and not dropout and QKV.dtype != torch.bfloat16
+        return "fused" if _can_fuse(QKV) and not is_short else "sdpa"
     if spans is None:
         return "sdpa"
     # The gradients of PyTorch's two operators are sums in no fixed order.

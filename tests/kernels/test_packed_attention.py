@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -243,6 +244,44 @@ class TestIsTheEquation:
         y = packed_attention(QKV, bundles, A)
         with pytest.raises(ConfigError, match="differentiated twice"):
             torch.autograd.grad(y.sum(), QKV, create_graph=True)
+
+
+class TestChoiceOnACpu:
+    """Oracle: which operation of PyTorch's is called."""
+
+    @pytest.mark.parametrize(
+        ("lengths", "change", "is_called"),
+        [
+            ([7], {}, True),
+            ([65], {}, False),
+            ([7, 7], {}, False),
+            ([7], {"learns": True}, False),
+            ([7], {"dropout": 0.5}, False),
+            ([7], {"dtype": torch.bfloat16}, False),  # it would round the probabilities
+        ],
+    )
+    def test_one_short_sequence_alone(
+        self,
+        lengths: list[int],
+        change: dict[str, Any],
+        is_called: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        called = []
+        whole = torch.nn.functional.scaled_dot_product_attention
+
+        def spy(*given: Any, **more: Any) -> torch.Tensor:
+            called.append(1)
+            return whole(*given, **more)
+
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        QKV = draw(sum(lengths), 3 * D, dtype=change.get("dtype", torch.float64))
+        QKV.requires_grad_(change.get("learns", False))
+        bundles = make_bundles(lengths, [len(lengths)], CPU)
+        H1 = packed_attention(QKV, bundles, A, change.get("dropout", 0.0))
+        assert bool(called) == is_called
+        if is_called:
+            torch.testing.assert_close(H1, one_by_one(QKV, lengths), rtol=0, atol=1e-12)
 
 
 class TestProbabilities:
