@@ -102,7 +102,7 @@ FORMS = {
     ),
     "eager": Form("spafit", "eager", "eager"),
     "float32": Form("spafit, float32", "eager", "eager", precision="float32"),
-    "recomputed": Form("spafit, group 2 recomputed", "eager", "eager", recomputed=(2,)),
+    "recomputed": Form("spafit, layers recomputed", "eager", "eager", recomputed=(2, 3)),
     "kept": Form("spafit, prefix kept", "eager", "eager", kept=True),
     "compiled": Form("spafit, compiled", "torch.compile, dynamic=True", "compiled"),
     "captured": Form("spafit, captured", "CUDA graphs", "captured"),

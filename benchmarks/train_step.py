@@ -18,7 +18,7 @@ The contenders (``--contenders``) take turns, batch by batch, from row numbers t
 - eager: spafit on packed batches, its step launched operation by operation
 - kept: the same with the hidden states after group 1 kept in memory, as from the second epoch on;
   dropout is then off in group 1
-- recomputed: eager, with the layers of group 2 recomputed in backward
+- recomputed: eager, with the layers of groups 2 and 3 recomputed in backward
 - compiled: spafit's step="compiled"
 - captured, captured-kept: spafit's step="captured", CUDA graphs of fixed shapes, on a GPU alone
 
