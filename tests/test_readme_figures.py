@@ -46,11 +46,14 @@ def ratio_in_hundredths(its: Row) -> str:
     return f"{median:.2f} ({least:.2f} to {most:.2f})"
 
 
-def against(ours: Row, theirs: Row) -> str:
+def against(ours: Row, theirs: Row, form: str = ".1f") -> str:
     """Return the median and range of how many times as fast ours was in the rounds of both."""
     times = ([float(time) for time in each["round_times_ms"].split()] for each in (theirs, ours))
     ratios = [their / our for their, our in zip(*times, strict=True)]
-    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+    median, least, most = (
+        format(each, form) for each in (statistics.median(ratios), min(ratios), max(ratios))
+    )
+    return f"{median} ({least} to {most})"
 
 
 def number(its: Row, column: str = "ratio", form: str = ".1f") -> str:
@@ -153,12 +156,14 @@ def speed() -> tuple[list[str], list[Row]]:
     step, step_mkl = row("train_step", contender=ours), row("train_step_mkl", contender=ours)
     on, on_mkl = row("train_step", contender=kept), row("train_step_mkl", contender=kept)
     peft = row("train_step", contender=theirs)
-    files, theirs_sorted = (
+    files, by_length, theirs_by_length = (
         row("inference", contender=name)
-        for name in ("spafit, in file order", "transformers + PEFT, sorted by length")
+        for name in (
+            *("spafit, in file order", "spafit, sorted by length"),
+            "transformers + PEFT, sorted by length",
+        )
     )
     load = row("load", contender=ours)
-    against_sorted = float(theirs_sorted["median_time_ms"]) / float(files["median_time_ms"])
     mib = [f"{float(each['above_weights_mib']):,.0f}" for each in (step, peft)]
     lines = [
         "| training step, BERT-large's shape, SPAFIT-4-9-II, RTE, batches of 16 | "
@@ -166,8 +171,9 @@ def speed() -> tuple[list[str], list[Row]]:
         f"| the same, the prefix kept, from the second epoch on | {ratio(on)} | {ratio(on_mkl)} |",
         f"| its peak memory above the weights | {number(step, 'peak_memory_ratio', '.2f')} times "
         f"({mib[0]} of {mib[1]} MiB) | |",
-        "| inference, BERT-large's shape, 128 rows of RTE dev, batches of 16 in file order (one "
-        f"pass each) | {number(files)}; against rows sorted by length {against_sorted:.1f} | |",
+        "| inference, BERT-large's shape, 48 rows of RTE dev, batches of 16 in file order | "
+        f"{ratio(files)} | |",
+        f"| the same, sorted by length on both sides | {against(by_length, theirs_by_length)} | |",
         f"| loading BERT-large from disk to the first logits | {ratio(load)}; the whole process "
         f"{number(load, 'whole_process_ratio')} | |",
         "The step's arithmetic alone (forward of 24 layers and backward of 19, real tokens only) "
@@ -176,8 +182,17 @@ def speed() -> tuple[list[str], list[Row]]:
         f"MKL's products {number(step_mkl, 'share_at_torch_mm', '.2f')} at "
         f"{number(step_mkl, 'torch_mm_gflops', '.0f')} GFLOP/s.",
     ]
+    names = ("-m spafit --help", "-m spafit plan SPAFIT-4-9-II", "-c 'import torch'")
+    starts = [row("start", contender=f"python {name}") for name in names]
+    shown, plan, torch = (float(each["median_time_ms"]) / 1000 for each in starts)
+    lines.append(
+        f"Help takes {shown:.2f} s and a plan {plan:.1f} s, of which importing torch takes "
+        f"{torch:.1f} s"
+    )
     in_bf16, rows_of_bf16 = speed_in_bf16()
-    return [*lines, *in_bf16], [step, step_mkl, files, load, *rows_of_bf16]
+    engines, rows_of_engines = inference_engines()
+    used = [step, step_mkl, files, load, *starts, *rows_of_bf16, *rows_of_engines]
+    return [*lines, *in_bf16, *engines], used
 
 
 def speed_in_bf16() -> tuple[list[str], list[Row]]:
@@ -195,14 +210,25 @@ def speed_in_bf16() -> tuple[list[str], list[Row]]:
             f"{number(ours16, 'share_at_best', '.2f')} |",
         ]
         used += [peft16, ours16]
-    peft16, peft32, ours = rows("train_step_bf16_memory")[-3:]
+    peft16, peft32, ours, recomputed = rows("train_step_bf16_memory")[-4:]
     mib = [f"{float(each['above_weights_mib']):,.0f}" for each in (ours, peft32)]
     share = float(ours["above_weights_mib"]) / float(peft32["above_weights_mib"])
+    share_of_less = float(recomputed["above_weights_mib"]) / float(peft32["above_weights_mib"])
     copies = float(ours["after_setup_mib"]) - float(peft32["after_setup_mib"])
     lines += [
         f"{share:.2f} times what PEFT takes in float32 ({mib[0]} of {mib[1]} MiB)",
         f"they stand beside the float32 matrices and take {copies:,.0f} MiB",
+        f"With `--recompute 2 3` it takes {share_of_less:.2f} times "
+        f"({float(recomputed['above_weights_mib']):,.0f} MiB), at "
+        f"{against(recomputed, ours, '.2f')} times the speed",
     ]
+    used += [ours]
+    compiled, ours = rows("train_step_compiled")[-2:]
+    lines += [
+        f"torch.compile makes PEFT's step under bf16 autocast {ratio_in_hundredths(compiled)} "
+        f"times as fast, so that spafit's is {against(ours, compiled)} times as fast as that",
+    ]
+    used += [ours]
     for task, name in (("cola", "CoLA"), ("mrpc", "MRPC"), ("rte", "RTE")):
         _, ours32, peft16, ours16 = rows(f"train_run_{task}")[-4:]
         lines.append(
@@ -211,6 +237,62 @@ def speed_in_bf16() -> tuple[list[str], list[Row]]:
         )
         used.append(ours32)
     return lines, used
+
+
+SHAPES = {"large": "BERT-large", "base": "BERT-base", "minilm": "MiniLM"}
+TASK_NAMES = {"rte": "RTE", "sst-2": "SST-2"}
+
+
+def inference_engines() -> tuple[list[str], list[Row]]:
+    """Return what docs/guide/speed.md has of inference beside other engines."""
+    lines, used = [], []
+    for shape, model in SHAPES.items():
+        for task, texts in TASK_NAMES.items():
+            its = _by_contender(shape, task, "16")
+            ours32, ours16 = its["spafit, float32"], its["spafit, bf16"]
+            cells = [
+                _against_best(ours32, its, "float32"),
+                _against_best(ours16, its, "bf16"),
+                against(ours16, its["onnxruntime, int8"], ".2f"),
+                against(ours16, its["OpenVINO, int8"], ".2f"),
+            ]
+            lines.append(f"| {model}, {texts} | {' | '.join(cells)} |")
+            used.append(ours32)
+    columns = (
+        *("onnxruntime, float32", "OpenVINO, float32", "spafit, float32", "OpenVINO, bf16"),
+        *("spafit, bf16", "onnxruntime, int8", "OpenVINO, int8"),
+    )
+    for shape, model in SHAPES.items():
+        for task, texts in TASK_NAMES.items():
+            its = _by_contender(shape, task, "1")
+            cells = [number(its[name], "p50_ms", ".3g") for name in columns]
+            lines.append(f"| {model}, {texts} | {' | '.join(cells)} |")
+            used.append(its["spafit, float32"])
+    for name in ("spafit, bf16", "OpenVINO, bf16", "onnxruntime, int8", "OpenVINO, int8"):
+        off = [
+            float(_by_contender(shape, task, "16")[name]["largest_difference"])
+            for shape in SHAPES
+            for task in TASK_NAMES
+        ]
+        lines.append(f"{name.replace(', ', ' in ')} {min(off):.3f} to {max(off):.3f}")
+    return lines, used
+
+
+def _by_contender(shape: str, task: str, batch_size: str) -> dict[str, Row]:
+    """Return the newest row of each, by its name without the version."""
+    found = rows("inference_engines", model=shape, task=task, batch_size=batch_size)
+    return {re.sub(r" [\d.]+,", ",", each["contender"]): each for each in found}
+
+
+def _against_best(ours: Row, its: dict[str, Row], precision: str) -> str:
+    """Return how many times as fast ours was as the best other engine of a precision."""
+    others = {
+        name: each
+        for name, each in its.items()
+        if f", {precision}" in name and not name.startswith("spafit")
+    }
+    best = min(others, key=lambda name: float(others[name]["median_time_ms"]))
+    return f"{against(ours, others[best], '.2f')}, {best.split(',')[0]}"
 
 
 def checkpoint() -> tuple[list[str], list[Row]]:
@@ -312,12 +394,15 @@ def forgetting() -> tuple[list[str], list[Row]]:
 
 
 def int8() -> tuple[list[str], list[Row]]:
-    ours, graph, its = (
-        row("onnx_int8", metric="f1", form=form) for form in ("spafit", "ONNX", "ONNX, int8")
+    ours, half, graph, its = (
+        row("onnx_int8", metric="f1", form=form)
+        for form in ("spafit", "spafit, bf16", "ONNX", "ONNX, int8")
     )
     line = (
         f"on MRPC, where the run has an F1 of {number(ours, 'score', '.3f')}, it is "
-        f"{number(its, 'score', '.3f')} in int8, and the file shrinks from "
+        f"{number(half, 'score', '.3f')} in spafit's bf16 and {number(its, 'score', '.3f')} in "
+        f"int8 (the same answer on {number(half, 'same_answers', '.1%')} and "
+        f"{number(its, 'same_answers', '.1%')} of the rows), and the file shrinks from "
         f"{number(graph, 'size_mib', '.0f')} to {number(its, 'size_mib', '.0f')} MiB"
     )
     return [line], [its]
