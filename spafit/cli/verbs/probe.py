@@ -55,6 +55,11 @@ def run(parsed: argparse.Namespace) -> int:
     from spafit.experiments.probe import linguistic
 
     is_generated = parsed.task in linguistic.TASKS and parsed.data is None
+    if parsed.task in linguistic.TASKS and parsed.data is not None and parsed.data.is_dir():
+        raise ConfigError(
+            f"--data {parsed.data} is a folder, and the task {parsed.task} is generated; leave "
+            "--data out, or name a file of your own"
+        )
     if is_generated:
         for option in ("dev", "text", "text2", "label", "regression"):
             if getattr(parsed, option):

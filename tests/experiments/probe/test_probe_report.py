@@ -154,6 +154,7 @@ def test_negative_scores_and_a_long_name_fit_the_table() -> None:
     ("arguments", "said"),
     [
         ("--task order --text sentence", "--text is for a file of your own; the task order is"),
+        ("--task order --data .", "--data . is a folder, and the task order is generated; leave"),
         ("--task order --regression", "--regression is for a file of your own"),
         ("--task order --rows 9", "a probe needs 10 rows or more, asked for are 9"),
         ("--task order --seeds 1 2 1", "--seeds has a duplicate: 1 2 1"),
