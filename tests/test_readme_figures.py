@@ -408,6 +408,23 @@ def int8() -> tuple[list[str], list[Row]]:
     return [line], [its]
 
 
+def probes() -> tuple[list[str], list[Row]]:
+    """Return the best layer of each task in docs/guide/where_to_cut.md, and the last one."""
+    lines, used = [], []
+    for task in ("order", "pos", "number", "depth", "sts-b", "mrpc", "rte", "cola"):
+        cells = []
+        for states in ("cls", "mean"):
+            its = rows("probes", task=task, states=states)
+            used += its
+            best = max(its, key=lambda each: float(each["score"]))
+            for each in (best, its[-1]):
+                score = f"{number(each, 'score', '.3f')} ± {number(each, 'deviation', '.3f')}"
+                cells.append(f"layer {each['layer']}: {score}" if each is best else score)
+        commonest = number(used[-1], "commonest_class", ".3f")
+        lines.append(f"| {task} | {' | '.join(cells)} | {commonest} |")
+    return lines, used
+
+
 # What is measured on each page.
 FIGURES = {
     "README.md": readme,
@@ -415,6 +432,7 @@ FIGURES = {
     GUIDE + "several_tasks.md": several_tasks,
     GUIDE + "inspect.md": forgetting,
     GUIDE + "exchange.md": int8,
+    GUIDE + "where_to_cut.md": probes,
     GUIDE + "results.md": real_runs,
     GUIDE + "speed.md": speed,
     GUIDE + "reliability.md": checkpoint,
