@@ -81,10 +81,16 @@ def commit() -> str:
 
 
 def command() -> str:
-    """Return the command line of this process, as it would be typed."""
+    """Return the command line of this process, of absolute paths their last name alone."""
     module = sys.modules["__main__"].__spec__
     program = [Path(sys.argv[0]).name] if module is None else ["python", "-m", module.name]
-    return shlex.join([*program, *sys.argv[1:]]).replace(".__main__", "")
+    return shlex.join([*program, *map(_placeless, sys.argv[1:])]).replace(".__main__", "")
+
+
+def _placeless(argument: str) -> str:
+    """Return an argument without the folders of this machine, which say nothing elsewhere."""
+    option, sign, value = argument.rpartition("=")
+    return f"{option}{sign}{Path(value).name}" if Path(value).is_absolute() else argument
 
 
 def text(value: str | int | float) -> str:

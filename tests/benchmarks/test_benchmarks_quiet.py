@@ -5,6 +5,7 @@ Oracles: rows and counts made by hand.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
+
+from support import REPOSITORY
 
 from benchmarks import __main__ as short_set
 from benchmarks import quiet, report
@@ -78,6 +81,15 @@ def test_a_row_holds_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["other_load"] == "unknown" or float(found["other_load"]) >= 0
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     assert report.command() == "x.py --task 'two words'"
+    places = ["--data", "../glue", "--out=/somewhere/out", "/somewhere/runs/rte"]
+    monkeypatch.setattr("sys.argv", ["/somewhere/x.py", *places])
+    assert report.command() == "x.py --data ../glue --out=out rte"
+
+
+def test_no_recorded_command_names_a_place_of_a_machine() -> None:
+    for path in (REPOSITORY / "benchmarks" / "results").glob("*.csv"):
+        for row in report.read_rows(path):
+            assert not re.search(r"[\s=']/", row.get("command") or ""), path.name
 
 
 def test_rows_of_before_load_and_command_were_recorded(tmp_path: Path) -> None:
