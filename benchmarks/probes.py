@@ -16,23 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.arguments import RESULTS, set_threads
 from benchmarks.lengths import DATA
 from benchmarks.report import Row, place, write_results
 from spafit.experiments.probe import linguistic
+from spafit.experiments.probe.figure import draw_curve
 from spafit.experiments.probe.report import run_probe
 from spafit.tasks import glue
 
 TASKS = ("order", "pos", "number", "depth", "sts-b", "mrpc", "rte", "cola")
-_STYLES: dict[str, dict[str, Any]] = {
-    "cls": {"color": "#0072B2", "linestyle": "-", "marker": "o", "label": "[CLS]"},
-    "mean": {
-        **{"color": "#D55E00", "linestyle": "--", "marker": "s", "markerfacecolor": "white"},
-        "label": "mean of tokens",
-    },
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,21 +102,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
     for axes, task in zip(panels, tasks, strict=False):
         of_task = [row for row in rows if row["task"] == task]
-        for states, style in _STYLES.items():
+        for states in dict.fromkeys(str(row["states"]) for row in of_task):
             its = [row for row in of_task if row["states"] == states]
-            layers = [int(row["layer"]) for row in its]
-            scores = [float(row["score"]) for row in its]
-            spreads = [float(row["deviation"]) for row in its]
-            low, high = (
-                [score + sign * spread for score, spread in zip(scores, spreads, strict=True)]
-                for sign in (-1, 1)
+            scores, spreads = (
+                np.array([float(row[column]) for row in its]) for column in ("score", "deviation")
             )
-            axes.plot(layers, scores, markersize=5, **style)
-            axes.fill_between(layers, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        axes.axhline(
-            float(of_task[0]["commonest_class"]),
-            **{"color": "black", "linestyle": ":", "linewidth": 1, "label": "commonest class"},
-        )
+            draw_curve(axes, states, scores, spreads)
+        commonest = float(of_task[0]["commonest_class"])
+        axes.axhline(commonest, color="black", linestyle=":", lw=1, label="commonest class")
         axes.set_title(f"{task} ({of_task[0]['metric']})", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(tasks) :]:

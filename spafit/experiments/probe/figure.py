@@ -7,7 +7,7 @@ from typing import Any
 
 from spafit.experiments.figure import blank, save
 from spafit.experiments.probe.layers import Probed, deviation
-from spafit.tasks.metrics import METRICS
+from spafit.tasks.metrics import METRICS, Floats
 
 # Told apart by colour (Okabe and Ito), by line and by mark.
 _STYLES: dict[str, dict[str, Any]] = {
@@ -40,12 +40,7 @@ def draw(found: dict[str, Probed], summary: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for name, one in found.items():
         metric = one.metric
-        mean, spread = one.scores[metric].mean(axis=1), deviation(one.scores[metric])
-        layers = range(len(mean))
-        axes.plot(layers, mean, label=_LABELS[name], markersize=6, **_STYLES[name])
-        axes.fill_between(
-            layers, mean - spread, mean + spread, color=_STYLES[name]["color"], alpha=0.2, lw=0
-        )
+        draw_curve(axes, name, one.scores[metric].mean(axis=1), deviation(one.scores[metric]))
     constant = "always the mean" if METRICS[metric].of == "scores" else "commonest class"
     chance, majority = summary["chance"][metric], summary["majority"][metric]
     lines = [("chance", chance, ":"), (constant, majority, "-.")]
@@ -65,3 +60,10 @@ def draw(found: dict[str, Probed], summary: dict[str, Any], path: Path) -> None:
     )
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
+
+
+def draw_curve(axes: Any, states: str, mean: Floats, spread: Floats) -> None:
+    """Draw the scores (L + 1,) of one kind of state by layer, with a band of their spread."""
+    style, layers = _STYLES[states], range(len(mean))
+    axes.plot(layers, mean, label=_LABELS[states], markersize=6, **style)
+    axes.fill_between(layers, mean - spread, mean + spread, color=style["color"], alpha=0.2, lw=0)
