@@ -44,8 +44,8 @@ _BUNDLE_COST = 850
 # What padding a bundle costs for each of its tokens: its rows are gathered and scattered.
 _GATHER_COST = 12
 
-# One sequence alone of at most so many tokens takes less time in PyTorch's one operation than in the
-# fused form, whose calls then outweigh what they compute.
+# One sequence alone of at most so many tokens takes less time in PyTorch's one operation than in
+# the fused form, whose calls then outweigh what they compute.
 _SHORT = 64
 
 
