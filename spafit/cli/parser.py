@@ -49,7 +49,11 @@ class Verb(Protocol):
     EXAMPLES: str
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the verb's own options."""
+        """Add the verb's own options.
+
+        Where the verb only prints, a default ``prints_only(parsed)`` says when: it may then end as
+        soon as nobody reads on.
+        """
 
     def run(self, parsed: argparse.Namespace) -> int:
         """Do it, and return the exit code."""
@@ -142,7 +146,7 @@ def _print_note(
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    prints_only = _prints_only(parsed)
+    prints_only = hasattr(parsed, "prints_only") and parsed.prints_only(parsed)
     try:
         with contextlib.redirect_stdout(sys.stdout if prints_only else lasting(sys.stdout)):
             with bus_errors.explained(_mend_of_bus_error(parsed)):
@@ -178,17 +182,6 @@ def _refuse_many_processes(verb: str) -> None:
 def _mend_of_bus_error(parsed: argparse.Namespace) -> str:
     mend = "copy to another name and rename it (mv) to replace a file"
     return f"{mend}, or give --no-mapped" if hasattr(parsed, "mapped") else mend
-
-
-def _prints_only(parsed: argparse.Namespace) -> bool:
-    """Return whether the command only prints, so that it may end when its output is closed."""
-    options = ("save", "output", "submission", "out")
-    writes = any(getattr(parsed, option, None) for option in options)
-    if parsed.verb == "grid":
-        return bool(parsed.dry_run)
-    return (
-        parsed.verb not in ("train", "demo", "download", "report", "probe", "search") and not writes
-    )
 
 
 def _let_go(stream: TextIO) -> None:

@@ -940,3 +940,19 @@ class TestPredict:
             monkeypatch.setattr(sys, "stdout", Closed())
             test = root / "glue" / "RTE" / "dev.tsv"
             assert main(["predict", str(run), "--input", str(test)]) == 0
+
+    def test_a_closed_pipe_loses_no_file(
+        self, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """``spafit eval RUN --errors FILE | head -1`` writes all of the file."""
+
+        class Closed(io.StringIO):
+            def write(self, _: str) -> int:
+                raise BrokenPipeError
+
+        written = []
+        for name in ("read.tsv", "closed.tsv"):
+            assert main(["eval", str(run), "--errors", str(tmp_path / name)]) == 0
+            written.append((tmp_path / name).read_text())
+            monkeypatch.setattr(sys, "stdout", Closed())
+        assert written[0] == written[1]

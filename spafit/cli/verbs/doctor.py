@@ -10,6 +10,7 @@ EXAMPLES = "spafit doctor"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add none: it has no options of its own."""
+    parser.set_defaults(prints_only=lambda parsed: True)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--errors", type=as_new_path, metavar="FILE", help="write all wrong predictions, with texts"
     )
+    parser.set_defaults(prints_only=lambda parsed: parsed.errors is None)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -56,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the runs with what trains, their steps and the time that they take",
     )
+    parser.set_defaults(prints_only=lambda parsed: parsed.dry_run)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -80,6 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_no_mapped(parser)
     add_settings(parser, "quiet")
+    parser.set_defaults(prints_only=lambda parsed: parsed.out is None)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--save", type=as_new_path, metavar="FILE", help="write the plan as JSON, for editing"
     )
     add_plan_options(parser)
+    parser.set_defaults(prints_only=lambda parsed: parsed.save is None)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -54,6 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probabilities", action="store_true", help="write the probability of every label, too"
     )
+    parser.set_defaults(
+        prints_only=lambda parsed: parsed.output is None and parsed.submission is None
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
