@@ -1,0 +1,86 @@
+"""The report of a grid for the record, with the records of the runs that it is made of.
+
+    spafit grid minilm --out runs/minilm
+    python -m benchmarks.recorded_grid runs/minilm
+
+Writes benchmarks/results/minilm/, named after the folder: the report in its four forms, and
+``runs.tar.xz``, which has of each finished run its record, its answers on dev and the scores of its
+log, without weights. Unpacked, it gives ``spafit report`` the same report, and ``spafit grid`` goes
+on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import RESULTS
+from spafit.errors import CheckpointError
+from spafit.experiments.grid.places import GRID
+from spafit.experiments.report.tables import make_report
+from spafit.experiments.report.write import write_report
+from spafit.files.replacing import replacing
+from spafit.runs.folder import LOG
+from spafit.runs.record import ANSWERS, RUN, read_run
+
+RUNS = "runs.tar.xz"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pack the records, and write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the --out of spafit grid")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parsed = parser.parse_args(arguments)
+    out = parsed.results / parsed.folder.resolve().name
+    try:
+        write_report(make_report(parsed.folder), out)
+    except CheckpointError as error:
+        parser.exit(2, f"{error}\n")
+    with (
+        replacing(out / RUNS, CheckpointError) as temporary,
+        tarfile.open(temporary, "w:xz") as file,
+    ):
+        for name, content in _files(parsed.folder):
+            entry = tarfile.TarInfo(f"{out.name}/{name}")
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+
+
+def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    if (folder / GRID).is_file():
+        yield GRID, (folder / GRID).read_bytes()
+    for path in sorted(folder.rglob(RUN)):
+        record = read_run(path)
+        if record["status"] != "finished":
+            continue
+        run = path.parent
+        log = (run / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+        for name, text in (
+            (RUN, json.dumps(without_folders(record), indent=1)),
+            (ANSWERS, (run / ANSWERS).read_text(encoding="utf-8")),
+            (LOG, "".join(line for line in log if "evaluation" in json.loads(line))),
+        ):
+            yield (run.relative_to(folder) / name).as_posix(), text.encode()
+
+
+def without_folders(value: Any) -> Any:
+    """Return a record in which an absolute path is its last name, because machines differ."""
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
+    return value
+
+
+if __name__ == "__main__":
+    main()
