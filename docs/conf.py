@@ -1,8 +1,7 @@
 """How Sphinx builds the documentation: ``make docs``.
 
-Every page is Markdown (MyST) that also reads well unbuilt. The code cells of a page are run by the
-build, which fails at any error or warning, and code is shown by ``literalinclude`` from the file
-that runs, never copied.
+Every page is Markdown (MyST). The code cells of a page are run by the build, which fails at any
+error or warning, and code is shown by ``literalinclude`` from the file that runs, never copied.
 """
 
 from __future__ import annotations

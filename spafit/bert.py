@@ -268,8 +268,8 @@ class Encoder(nn.Module):
     ----------
     recomputed : set of int
         Numbers of the layers that keep only their input in training and are recomputed in backward
-        (activation checkpointing): less memory for a third more time. Dropout draws the same masks
-        again.
+        (activation checkpointing): less memory for one more forward pass of these layers. Dropout
+        draws the same masks again.
     """
 
     def __init__(self, config: BertConfig) -> None:

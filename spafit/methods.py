@@ -97,8 +97,8 @@ def plan(
     numbering : {"table-2", "text"}, optional
         How layers are numbered for N1 and N2, the last layers of groups 1 and 2. ``"table-2"``, the
         default: from 0, so that group 1 is layers 0 .. N1; only this gives all six parameter counts
-        of SPAFIT in the paper's Table 2. ``"text"``, the literal reading of its section 3.2: from
-        1, so that group 1 is layers 1 .. N1.
+        of SPAFIT in the paper's Table 2. ``"text"``, another reading of its section 3.2: from 1, so
+        that group 1 is layers 1 .. N1.
 
     Returns
     -------

@@ -24,7 +24,7 @@ from support.pages import EVERY_PAGE, GUIDE, INDEX, PAGES, blocks, page
 import spafit
 from spafit import adapters
 from spafit.cli import main
-from spafit.cli.parser import _parser
+from spafit.cli import parser as cli_parser
 from weights_tools.__main__ import build_parser
 from weights_tools.exporting import FORMATS
 from weights_tools.tiny import make_tiny
@@ -133,7 +133,7 @@ def test_the_commands_run_in_order(places, monkeypatch, capsys, tmp_path, tour):
     for command in commands_of(tour):
         arguments = shlex.split(fill_in(command, places))[1:]
         if command.startswith(NEEDS_NETWORK) or "--ray" in arguments:  # or a cluster
-            _parser().parse_args(arguments)
+            cli_parser.build_parser().parse_args(arguments)
             continue
         if arguments[0] == "train":
             arguments += ["--epochs", "1", "--max-length", "32", "--quiet"]
@@ -158,7 +158,7 @@ def test_the_commands_of_the_tools_parse():
 
 @pytest.mark.parametrize("command", INLINE)
 def test_commands_within_sentences_parse(command):
-    _parser().parse_args(shlex.split(command)[1:])
+    cli_parser.build_parser().parse_args(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("command", INLINE_TOOLS)

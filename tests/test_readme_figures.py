@@ -361,8 +361,8 @@ def together() -> tuple[list[str], list[Row]]:
     names = ("one after the other", "each keeps its own", "together")
     plain, own, ours = (row("together", contender=name) for name in names)
     line = (
-        f"{ratio_in_hundredths(ours)} times as fast as one after the other, which with each its "
-        f"own kept states are {ratio_in_hundredths(own)}"
+        f"{ratio_in_hundredths(ours)} times as fast as one after the other, or "
+        f"{ratio_in_hundredths(own)} if each of these keeps its own states"
     )
     return [line], [plain]
 

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stderr(lasting(sys.stderr)), warnings.catch_warnings():
             warnings.showwarning = _print_note
             given = sys.argv[1:] if arguments is None else arguments
-            parser = _parser()
+            parser = build_parser()
             if not given:
                 parser.print_help()
                 parser.error("a verb is missing")
@@ -241,7 +241,8 @@ def _did_you_mean(text: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def _parser() -> _Parser:
+def build_parser() -> _Parser:
+    """Return the parser of the whole command line; its ``verbs`` are those of the verbs."""
     parser = _Parser(
         prog="spafit",
         allow_abbrev=False,

@@ -240,7 +240,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--numbering",
         choices=("table-2", "text"),
-        help="layers from 0 with both ends, as Table 2 counts (default), or from 1, as the text",
+        help="layers from 0 with both ends, as Table 2 counts (default), or from 1",
     )
 
 

@@ -32,7 +32,7 @@ from spafit.training.settings import complete
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each verb, and of none."""
-    top = cli._parser()
+    top = cli.build_parser()
     verbs = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
     return {"": top, **verbs.choices}
 

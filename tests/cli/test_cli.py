@@ -58,11 +58,11 @@ class TestHelp:
         commands_shown = [shlex.split(line)[1:] for line in examples.strip().splitlines()]
         assert commands_shown
         for arguments in commands_shown:
-            assert cli._parser().parse_args(arguments).verb == verb
+            assert cli.build_parser().parse_args(arguments).verb == verb
 
     def test_every_option_is_explained(self) -> None:
         for verb in cli.VERBS:
-            verbs = cli._parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+            verbs = cli.build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
             for action in verbs[verb]._actions:  # type: ignore[index]
                 assert action.help or action.choices or action.dest == "seed", action
 
@@ -309,7 +309,7 @@ class TestRefusals:
         self.refuse(capsys, place, ["train", *flat, "--quiet"])
 
     def test_every_option_of_training_was_tried(self) -> None:
-        verbs = cli._parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+        verbs = cli.build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
         options = {
             action.option_strings[0]
             for action in verbs["train"]._actions  # type: ignore[index]
@@ -383,7 +383,7 @@ class TestRefusals:
     def test_what_only_looks_like_an_option(self) -> None:
         """Negative numbers, texts with a space, and all after ``--``."""
         given = shlex.split("train --method '--a plan' --learning-rate -1 --task=--rte -- --x")
-        cli._refuse_unknown(cli._parser(), given)
+        cli._refuse_unknown(cli.build_parser(), given)
 
     def test_a_seed_twice(
         self, capsys: pytest.CaptureFixture[str], place: Path, small: SmallRun

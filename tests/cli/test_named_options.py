@@ -46,7 +46,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 def known() -> dict[str, set[str]]:
     """Return the names of each verb's options."""
-    top = cli._parser()
+    top = cli.build_parser()
     [verbs] = [each for each in top._actions if isinstance(each, argparse._SubParsersAction)]
     return {
         verb: {name for action in parser._actions for name in action.option_strings}
