@@ -13,7 +13,8 @@ def test_every_option_is_there(name: str) -> None:
     section = section.partition("\n## ")[0]
     assert f"| [`spafit {name}`](#{name}) | {VERBS[name].SUMMARY} |" in text
     assert VERBS[name].EXAMPLES.splitlines()[0] in section
-    for option in build_parser().verbs[name].options():
+    hidden = "--no-frozen-dropout"  # an older name, which help leaves out
+    for option in set(build_parser().verbs[name].options()) - {hidden}:
         assert option in section
 
 
