@@ -9,8 +9,9 @@ of all seeds, from texts to the scores of the last epoch:
 - one after the other, computing group 1 in every epoch (the baseline)
 - one after the other, each keeping the output of group 1 in memory for its own epochs
 - together: kept in memory once for all seeds
+- one after the other, kept once on disk, as a grid does
 
-Before any timing the last two are held against each other, bit for bit, and against the first, to
+Before any timing the last three are held against each other, bit for bit, and against the first, to
 rounding. Building the models is not timed. ``cpu_ratio`` is the ratio of the processor's times,
 which other programs disturb less.
 """
@@ -19,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -43,7 +46,8 @@ from spafit.training.settings import TrainConfig
 from spafit.weights.pretrained import load_pretrained
 
 COMPUTED, KEPT, TOGETHER = "one after the other", "each keeps its own", "together"
-CACHES = {COMPUTED: "off", KEPT: "memory", TOGETHER: "memory"}
+ON_DISK = "one after the other, kept on disk"
+CACHES = {COMPUTED: "off", KEPT: "memory", TOGETHER: "memory", ON_DISK: "disk"}
 _CHECKED = 48  # rows
 
 
@@ -53,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_threads(parsed)
     train, dev = (glue.load(parsed.task, split, parsed.data) for split in ("train", "dev"))
     trial = _Trial(parsed, first(train, parsed.rows), dev, load_tokenizer(parsed.model))
-    others = [trial.checked(TOGETHER, 0.0), trial.checked(COMPUTED, 1e-4)]
+    others = [
+        *(trial.checked(name, 0.0) for name in (TOGETHER, ON_DISK)),
+        trial.checked(COMPUTED, 1e-4),
+    ]
     check_results(trial.checked(KEPT, 0.0), others, Rows((), 0), 0)
     rows = _rows(trial, *_timed(trial, parsed.repeats))
     title = f"{len(parsed.seeds)} seeds: MiniLM, {parsed.method}, {train.task.display}"
@@ -97,7 +104,19 @@ class _Trial:
     def losses(
         self, name: str, models: Sequence[BertForSequenceClassification], epochs: int
     ) -> list[Tensor]:
-        """Train a model for each seed in a contender's way, and return the losses of each."""
+        """Train a model for each seed in a contender's way, and return the losses of each.
+
+        What is kept on disk is gone at the end.
+        """
+        with (
+            tempfile.TemporaryDirectory() as cache,
+            mock.patch.dict("os.environ", SPAFIT_CACHE=cache),
+        ):
+            return self._losses(name, models, epochs)
+
+    def _losses(
+        self, name: str, models: Sequence[BertForSequenceClassification], epochs: int
+    ) -> list[Tensor]:
         shared = SharedPrefix() if name == TOGETHER else None
         found = []
         for seed, model in zip(self.parsed.seeds, models, strict=True):
