@@ -8,6 +8,8 @@ loaded must be what the run was trained with.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ FREE = frozenset(
     "recompute frozen_weights step device early_stopping overwrite quiet".split()
 )
 """Settings that may differ when a run is resumed; only steps still to be done depend on them."""
+
+LENGTH = ("epochs", "eval_every", "early_stopping")
+"""Those of them that decide which steps there are, and which of them is the best."""
+
+IDLE = FREE.difference(LENGTH)
+"""The others: they do not change what is learnt, beyond rounding and which masks dropout draws."""
 
 RENAMED = {"frozen_dropout": "dropout_in_group_1"}
 """Settings by the names that older records, and older callers, have for them."""
@@ -160,6 +168,25 @@ def require_same_in_all(rank: int, first: dict[str, Any], here: dict[str, Any]) 
             f"{_named(differing, before, now, f'in process {rank}')}. "
             "Start all with the same command, on the same files"
         )
+
+
+def digests(record: dict[str, Any]) -> dict[str, str]:
+    """Return a digest of each thing that identifies a run, besides its task, method and settings.
+
+    Of the data, those of "train" and "dev" are apart. What the record lacks has no digest.
+    """
+    found: dict[str, list[Any]] = {}
+    for key, value in sorted(_identity({**record, "settings": {}}).items()):
+        name, _, inner = key.partition(".")
+        if name == "data":
+            name, _, inner = inner.partition(".")
+        # How many examples were truncated follows from the tokenizer and a setting.
+        if value is None or name in ("task", "method", "init_seed") or inner == "truncated":
+            continue
+        found.setdefault(name, []).append([inner, value])
+    return {
+        name: hashlib.sha256(json.dumps(each).encode()).hexdigest() for name, each in found.items()
+    }
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:

@@ -6,7 +6,6 @@ was varied; they differ in their seeds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from typing import Any
 
 from spafit.errors import CheckpointError, one_line
 from spafit.experiments.report.published import TABLE_2
-from spafit.runs.identity import RENAMED
+from spafit.runs.identity import IDLE, RENAMED, digests
 from spafit.runs.record import ADAPTER, ANSWERS, CHECKPOINTS, RUN, read_run, status_of
 from spafit.runs.train_config import TrainConfig
 from spafit.tasks.metrics import METRICS
@@ -26,11 +25,14 @@ from spafit.tasks.table import TASKS
 
 _SEEDS = ("seed", "init_seed", "order_seed", "dropout_seed")
 
-_NO_MATTER = frozenset(
-    "out overwrite quiet device save_every keep_checkpoints accumulation cache_prefix "
-    "cache_limit_gib recompute step".split()
+_BY_TASK = ("train", "dev", "definition", "labels")
+"""What every task has of its own."""
+
+_REPEATING = (
+    *("base_config", "tokenizer", "weights", "definition", "labels", "dev", "train"),
+    *("frozen_by_user", "plan"),
 )
-"""Settings that do not change what is learnt, beyond rounding and which masks dropout draws."""
+"""What may only repeat other settings, in the order in which it is left out where it does."""
 
 _DIGITS = 6
 
@@ -63,7 +65,7 @@ class Run:
         Their names, as the record has them.
     settings : dict of str to str
         Whatever may tell it from another run of its method and task, as text: settings of the
-        training and of the plan, and the model.
+        training and of the plan, the model, and digests of what else identifies a run.
     seeds : Seeds
         Its seeds.
     is_choice : bool
@@ -267,17 +269,17 @@ def _settings(record: dict[str, Any], varied: dict[str, Any]) -> dict[str, str]:
     found = {  # an older record lacks what is newer, which then had its default
         key: value
         for key, value in {**vars(TrainConfig()), **given, **varied}.items()
-        if key not in _NO_MATTER and key not in _SEEDS
+        if key not in IDLE and key not in _SEEDS
     }
     inside: dict[str, set[str]] = {}
     _scalars(record.get("plan", {}).get("strata", []), inside)
     for key, values in inside.items():  # r and alpha, also of a run that no grid has made
         found.setdefault(key, ", ".join(sorted(values)))
-    plan = json.dumps({**record.get("plan", {}), "name": None}, sort_keys=True)
-    found["plan"] = hashlib.sha256(plan.encode()).hexdigest()[:_DIGITS]
+    found |= {name: digest[:_DIGITS] for name, digest in digests(record).items()}
     found["model"] = record["about"].get("model", "")
-    if fingerprint := record.get("base_fingerprint"):
-        found["weights"] = str(fingerprint)[:_DIGITS]
+    for name, key in (("weights", "base_fingerprint"), ("tokenizer", "tokenizer_fingerprint")):
+        if found.pop(key, None):
+            found[name] = str(record[key])[:_DIGITS]
     return {str(key): _shown(value) for key, value in found.items()}
 
 
@@ -343,7 +345,8 @@ def group(runs: Iterable[Run]) -> list[Group]:
     """Gather the runs of each method with the same settings.
 
     A setting counts if runs of a method differ in it on the same task. (The batch size, which the
-    paper has by the task, does not.) The order is that of Table 2, SPAFIT after the others.
+    paper has by the task, does not.) The data count for the tasks where they differ. The order is
+    that of Table 2, SPAFIT after the others.
     """
     by_method: dict[str, list[Run]] = {}
     for run in runs:
@@ -353,8 +356,12 @@ def group(runs: Iterable[Run]) -> list[Group]:
         varied = _varied(by_method[method])
         rows: dict[tuple[str, ...], Group] = {}
         for run in by_method[method]:
-            values = tuple(run.settings.get(name, "") for name in varied)
-            shown = ", ".join(f"{name} {value}" for name, value in zip(varied, values, strict=True))
+            values = tuple(
+                run.settings.get(name, "") if name not in _BY_TASK or run.task in tasks else ""
+                for name, tasks in varied.items()
+            )
+            pairs = zip(varied, values, strict=True)
+            shown = ", ".join(f"{name} {value}" for name, value in pairs if value)
             row = rows.setdefault(values, Group(f"{method} ({shown})" if shown else method, method))
             row.runs.setdefault(run.task, []).append(run)
         groups += [rows[values] for values in sorted(rows, key=_by_number)]
@@ -375,8 +382,8 @@ def _place(method: str) -> tuple[int, int, list[tuple[int, str]]]:
     return kind, known.index(method) if method in known else len(known), natural
 
 
-def _varied(runs: list[Run]) -> list[str]:
-    """Return the settings in which runs of a method differ on one task at least.
+def _varied(runs: list[Run]) -> dict[str, set[str]]:
+    """Return the settings in which runs of a method differ on one task at least, and those tasks.
 
     What only repeats another of them is left out: the plan's digest where r differs, the digest of
     a model's weights where its name does. A model with the same weights is the same, whatever its
@@ -385,22 +392,21 @@ def _varied(runs: list[Run]) -> list[str]:
     by_task: dict[str, list[Run]] = {}
     for run in runs:
         by_task.setdefault(run.task, []).append(run)
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    differing = [
-        name
-        for name in names
-        if any(len({run.settings.get(name) for run in same}) > 1 for same in by_task.values())
-    ]
+    differing: dict[str, set[str]] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.settings):
+        for task, same in by_task.items():
+            if len({run.settings.get(name) for run in same}) > 1:
+                differing.setdefault(name, set()).add(task)
 
-    def classes(chosen: list[str]) -> int:
+    def classes(chosen: Iterable[str]) -> int:
         return len({(run.task, *(run.settings.get(name) for name in chosen)) for run in runs})
 
     if "weights" not in differing and all("weights" in run.settings for run in runs):
-        differing = [name for name in differing if name != "model"]
-    for name in ("weights", "plan"):
+        differing.pop("model", None)
+    for name in _REPEATING:
         others = [each for each in differing if each != name]
         if name in differing and classes(others) == classes(differing):
-            differing = others
+            del differing[name]
     return differing
 
 

@@ -184,6 +184,52 @@ class TestGroup:
         labels = self.labels(tmp_path)
         assert len(labels) == 2 and all(each.startswith("SPAFIT-1-3-II (plan ") for each in labels)
 
+    @pytest.mark.parametrize(
+        ("name", "change"),
+        [
+            ("train", {"data": {"train": {"sha256": "b"}, "dev": {"sha256": "of rte"}}}),
+            ("dev", {"data": {"train": {"sha256": "a"}, "dev": {"sha256": "other"}}}),
+            ("started_from", {"about": {"model": "minilm", "started_from": "0123456789"}}),
+            ("definition", {"definition": {"name": "rte", "fields": ["a", "b"]}}),
+            ("labels", {"labels": ["no", "yes"]}),
+            ("loss", {"loss": "my.loss"}),
+            ("tokenizer", {"tokenizer_fingerprint": "0123456789"}),
+            ("frozen_by_user", {"frozen_by_user": ["classifier.bias"]}),
+            ("base_config", {"base_config": {"hidden_size": 384, "hidden_act": "relu"}}),
+        ],
+    )
+    def test_by_all_that_identifies_a_run(
+        self, tmp_path: Path, name: str, change: dict[str, object]
+    ) -> None:
+        """It is no repetition of another one, nor the same run."""
+        data = {"train": {"sha256": "a"}, "dev": {"sha256": "of rte"}}
+        for seed in (0, 1):
+            write_run(tmp_path / f"a{seed}", 0.7, seed=seed, data=data)
+        write_run(tmp_path / "b", 0.6, **{"data": data, **change})  # type: ignore[arg-type]
+        found = find_runs(tmp_path)
+        assert found.left_out == ()
+        rows = {row.label: [run.name for run in row.every()] for row in group(found.runs)}
+        [other] = [label for label, names in rows.items() if names == ["b"]]
+        assert other.startswith(f"SPAFIT-1-3-II ({name} ") and ["a0", "a1"] in rows.values()
+
+    def test_data_divide_their_own_task_alone(self, tmp_path: Path) -> None:
+        for task, digests in (("rte", "ab"), ("mrpc", "c"), ("cola", "d")):
+            for digest in digests:
+                data = {"train": {"sha256": digest}, "dev": {"sha256": task}}
+                write_run(tmp_path / f"{task}-{digest}", 0.7, task=task, data=data)
+        rows = {row.label: list(row.runs) for row in group(find_runs(tmp_path).runs)}
+        assert rows.pop("SPAFIT-1-3-II") == ["cola", "mrpc"]
+        assert list(rows.values()) == [["rte"], ["rte"]]
+        assert all(label.startswith("SPAFIT-1-3-II (train ") for label in rows)
+
+    def test_what_a_record_lacks_is_not_in_a_label(self, tmp_path: Path) -> None:
+        for bias in ("delta", "plain", None):
+            cell = None if bias is None else {"settings": {"bias": bias}}
+            write_run(tmp_path / str(bias), 0.7, method="Full BitFit", cell=cell)
+        assert sorted(self.labels(tmp_path)) == [
+            *("Full BitFit", "Full BitFit (bias delta)", "Full BitFit (bias plain)"),
+        ]
+
     def test_tasks_are_in_the_paper_s_order(self, tmp_path: Path) -> None:
         names = "wnli tickets sts-b sst-2 rte qqp qnli mrpc mnli cola".split()
         for name in names:
