@@ -21,6 +21,7 @@ from spafit.experiments.grid.file import PLAN_SETTINGS, TRAIN_SETTINGS, Block, G
 from spafit.methods import ALPHA, R
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
+from spafit.runs.identity import IDLE
 from spafit.runs.train_config import TrainConfig
 from spafit.strata import adapt
 from spafit.tasks.table import get_task
@@ -89,10 +90,18 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """What makes the cell this one, wherever it lies."""
+        """What makes the cell this one, wherever it lies.
+
+        A setting that changes no result counts only where the grid varies it.
+        """
         plan = {**json.loads(self.plan), "name": ""}
+        settings = {
+            name: value
+            for name, value in self.settings.items()
+            if name not in IDLE or name in self.varied
+        }
         entries = [self.purpose, self.task, self.model, self.revision, plan, self.seed]
-        entries += [self.init_seed, self.settings, self.choice is not None]
+        entries += [self.init_seed, settings, self.choice is not None]
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
     def config(self, learning_rate: float | None, out: Path | None) -> TrainConfig:

@@ -14,7 +14,7 @@ from spafit.errors import CheckpointError, ConfigError, DivergedError
 from spafit.experiments.grid.cells import Cell, Cells
 from spafit.files.durable import Lock
 from spafit.files.replacing import replacing
-from spafit.runs.identity import require_same_run
+from spafit.runs.identity import LENGTH, require_same_run
 from spafit.runs.record import CHECKPOINTS, RUN, read_run
 
 DIVERGED = f"{DivergedError.__name__}: "
@@ -24,9 +24,6 @@ GRID = "grid.json"
 """The grid that was begun in a folder: its cells, and where each of them lies."""
 
 _MEND = "Remove that folder, give another one for the grid (--out), or the same settings"
-
-# What `fit` lets differ when a run is resumed, and a grid does not.
-_FIXED_HERE = ("epochs", "eval_every", "early_stopping")
 
 
 def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, Any] | None:
@@ -78,7 +75,7 @@ def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, A
         },
         _MEND,
     )
-    for name in _FIXED_HERE:
+    for name in LENGTH:  # `fit` lets them differ when a run is resumed, and a grid does not
         if before.get(name) != now.get(name):
             raise CheckpointError(
                 f"{folder} holds another run: {name} is {before.get(name)!r:.80}, asked for is "

@@ -267,6 +267,44 @@ class TestBegunFolders:
         assert [entry["seed"] for entry in entries["cells"]] == [0, 0, 1, 1]
         assert sorted(path.name for path in out.iterdir()) == ["grid.json"]
 
+    def test_what_changes_no_result_moves_nothing(
+        self, tmp_path: Path, model: Path, data: Path
+    ) -> None:
+        """Unless the grid varies it: then the cells are those of the grid as it varies."""
+        file, out = tmp_path / "g.json", tmp_path / "out"
+        begin(cells_of(write_grid(file, model, {"method": "lora-ii"}), data), out)
+        block = {"method": "lora-ii", "r": [4, 64]}
+        other = {"save_every": 7, "keep_checkpoints": 3, "accumulation": 2, "recompute": 1}
+        other |= {"step": "eager", "cache_limit_gib": 2}
+        for settings in ({}, other):
+            cells = as_begun(cells_of(write_grid(file, model, block, **settings), data), out)
+            assert folders(cells) == ["rte/Full-LoRA-II/r-4/seed-0", "rte/Full-LoRA-II/seed-0"]
+            begin(cells, out)
+        assert len(json.loads((out / "grid.json").read_text())["cells"]) == 2
+        both = cells_of(write_grid(file, model, block, recompute=[[], [1]]), data)
+        assert len(set(folders(as_begun(both, out)))) == 4
+
+    def test_a_grid_with_the_keys_of_before(self, tmp_path: Path, model: Path, data: Path) -> None:
+        """Its cells stay where they are, with more seeds and methods beside them."""
+        file, out = tmp_path / "g.json", tmp_path / "out"
+        block = {"method": "lora-ii", "r": [4, 64]}
+        before = cells_of(write_grid(file, model, block, choose=CHOOSE), data)
+        begin(before, out)
+        content = json.loads((out / "grid.json").read_text())
+        for number, entry in enumerate(content["cells"]):
+            entry["key"] = f"{number:064}"
+        (out / "grid.json").write_text(json.dumps(content))
+        assert as_begun(before, out) == before
+        more = {**block, "method": ["lora-ii", "lora-i"]}
+        after = as_begun(
+            cells_of(write_grid(file, model, more, choose=CHOOSE, seed=[0, 1]), data), out
+        )
+        assert set(folders(before)) < set(folders(after))
+        begin(after, out)
+        entries = json.loads((out / "grid.json").read_text())["cells"]
+        assert [entry["folder"] for entry in entries[:6]] == folders(before)
+        assert len(entries) == len(after.cells) and len({e["key"] for e in entries}) == 16
+
     def test_a_damaged_file(self, tmp_path: Path, model: Path, data: Path) -> None:
         cells = cells_of(write_grid(tmp_path / "g.json", model, {"method": "lora-ii"}), data)
         for text in ("{", "[]", '{"cells": [3]}', '{"cells": [{"key": 3, "folder": "x"}]}'):
