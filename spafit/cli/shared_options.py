@@ -69,7 +69,7 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "cache_prefix": (
         CACHES,
         "keep the hidden states after group 1, with --no-dropout-in-group-1; auto: in memory for "
-        "linear-probe, else off",
+        "linear-probe, else off; auto-disk: on disk wherever it can be",
     ),
     "cache_dtype": (CACHE_DTYPES, "the type in which they are kept"),
     "cache_limit_gib": (as_number, "the most memory or disk space for them"),

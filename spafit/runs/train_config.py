@@ -18,7 +18,7 @@ from spafit.errors import ConfigError
 from spafit.machine import PRECISIONS
 from spafit.runs.identity import RENAMED
 
-CACHES = ("auto", "off", "memory", "disk")
+CACHES = ("auto", "auto-disk", "off", "memory", "disk")
 """Where the hidden states after group 1 may be kept."""
 
 CACHE_DTYPES = ("float32", "half")
@@ -113,13 +113,14 @@ class TrainConfig:
         epoch. None is the paper's, but for a plan that trains the head alone (linear probing),
         which is without: the head learns from the features of the frozen model. (The older name,
         ``frozen_dropout``, still works.)
-    cache_prefix : {"auto", "off", "memory", "disk"}
+    cache_prefix : {"auto", "auto-disk", "off", "memory", "disk"}
         Keep the hidden states after group 1 instead of computing them in every epoch; this needs
         ``dropout_in_group_1=False``. Where the head alone trains, it is the pooled output that is
         kept, one vector of an example. On disk they are also used by later runs with other seeds,
         methods and learning rates (:mod:`spafit.training.prefix.cache`). ``"auto"`` is in memory
         for a plan that trains the head alone, without dropout, in float32 and not in the reference
-        form, else off.
+        form, else off. ``"auto-disk"`` is on disk wherever group 1 is frozen and without dropout,
+        else off. With both a run for whose states there is no room computes them every time.
     cache_dtype : {"float32", "half"}
         The type in which they are kept.
     cache_limit_gib : float

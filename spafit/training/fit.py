@@ -153,6 +153,8 @@ def _fit(
     config = _as_begun(config)
     if together is not None:
         config = together.settings(config)
+    # What nobody asked for is no reason to refuse a run.
+    must_keep = shared is not None or not config.cache_prefix.startswith("auto")
     config = complete(config, model, train, shares=shared is not None)
     summed_loss = _summed_loss(loss, config, names)
     feed, scored = _encode(model, tokenizer, train, dev, config, names)
@@ -184,7 +186,7 @@ def _fit(
         take_step = make_step(model, config, journal.say, summed_loss)
         opened.callback(take_step.close)
         keep = _keep(model, tokenizer, feed, scored, config, journal, shared)
-        with closing(Phases(take_step, feed, keep, journal.say)) as phases:
+        with closing(Phases(take_step, feed, keep, must_keep, journal.say)) as phases:
             phases.enter(0)  # refuses what does not fit in memory
             state, saver = _begin(run, take_step, feed, dev, config, journal, together)
             progress.begin(state.step)

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
-from spafit.errors import ConfigError, PlanError, one_line
+from spafit.errors import CheckpointError, ConfigError, PlanError, one_line
 from spafit.plans import Stratum, Trained
 from spafit.training.batches import Feed
 from spafit.training.prefix.kept import KeptPrefix
@@ -35,6 +35,9 @@ class Phases:
         The training batches, which have the length of the run and get the kept output.
     keep : Keep
         Opens the caches of a phase.
+    must_keep : bool
+        Whether the run is refused if the caches of its first phase cannot be opened. Otherwise, as
+        in later phases, that is said, and nothing is kept.
     say : callable of str
         Called with one line for each stratum that thaws or freezes.
 
@@ -50,9 +53,15 @@ class Phases:
     """
 
     def __init__(
-        self, take_step: TrainingStep, feed: Feed, keep: Keep, say: Callable[[str], None]
+        self,
+        take_step: TrainingStep,
+        feed: Feed,
+        keep: Keep,
+        must_keep: bool,
+        say: Callable[[str], None],
     ) -> None:
         self.take_step, self.feed, self._keep, self._say = take_step, feed, keep, say
+        self._must_keep = must_keep
         self._length = (feed.steps_an_epoch, feed.total_steps)
         adaptation = take_step.model.adaptation
         assert adaptation is not None
@@ -106,8 +115,8 @@ class Phases:
         self._opened.close()  # what was kept is freed before more is
         try:
             self.prefixes = self._opened.enter_context(self._keep(self._is_pretrained(step)))
-        except ConfigError as error:
-            if is_first:
+        except (CheckpointError, ConfigError) as error:
+            if is_first and self._must_keep:
                 raise
             self._say(f"{error}; the output of the frozen layers is computed every time")
             self.prefixes = {}

@@ -64,8 +64,10 @@ def complete(
                 "runs that share the output of group 1 (--together) keep it; leave out "
                 'cache_prefix="off" (--cache-prefix off)'
             )
-        cache_prefix = "disk" if cache_prefix == "disk" else "memory"
-    if cache_prefix == "auto":
+        cache_prefix = "disk" if cache_prefix in ("auto-disk", "disk") else "memory"
+    if cache_prefix == "auto-disk":
+        cache_prefix = "disk" if is_constant and not dropout_in_group_1 else "off"
+    elif cache_prefix == "auto":
         # What is kept is at most float32, to which a model in float64 would be rounded; and it is
         # computed packed, which the reference form is not.
         is_exact = model.dtype != torch.float64 and model.bert.packed

@@ -288,11 +288,8 @@ def _maker(
             **(defaults | training),
             "init_seed": initial,
         }
+        training.setdefault("cache_prefix", "auto-disk")  # there the cells share what is kept
         settings = complete(TrainConfig(seed=seed, **training), shadow, data[task.name])
-        if settings.dropout_in_group_1 is False and "cache_prefix" not in given and frozen:
-            # On disk the cells share what these layers give.
-            training |= {"dropout_in_group_1": False, "cache_prefix": "disk"}
-            settings = complete(TrainConfig(seed=seed, **training), shadow, data[task.name])
         return Cell(
             purpose="report" if rate is None else "choice",
             task=task.name,

@@ -49,7 +49,7 @@ from spafit.strata import adapt, fingerprint
 from spafit.tasks import own, scoring
 from spafit.tasks.metrics import METRICS
 from spafit.tasks.task import Dataset
-from spafit.text.tokenization import Tokenizer, load_tokenizer
+from spafit.text.tokenization import load_tokenizer
 from spafit.training.inference import encode
 from spafit.training.settings import complete
 from spafit.version import __version__
@@ -280,6 +280,7 @@ def _loaded(options: SearchOptions, train: Dataset) -> tuple[Base, BertForSequen
         revision=options.revision,
         mapped=options.mapped,
     )
+    encode(model, tokenizer, train[:1], options.config.max_length)  # refuses what no run could be
     base = Base(
         options.model,
         options.revision,
@@ -287,7 +288,8 @@ def _loaded(options: SearchOptions, train: Dataset) -> tuple[Base, BertForSequen
         tokenizer,
         options.r,
         options.alpha,
-        _with_kept_prefix(options.config, model, tokenizer, train),
+        # All without dropout in group 1: comparable, and what is kept of it on disk is for all.
+        dataclasses.replace(options.config, dropout_in_group_1=False, cache_prefix="auto-disk"),
     )
     return base, model
 
@@ -347,19 +349,6 @@ def _in_words(options: SearchOptions, papers: Candidate) -> str:
         f"a budget of {papers.trainable:,} numbers that train (those of {papers.name}, the paper's "
         "SPAFIT-4-9-II scaled)"
     )
-
-
-def _with_kept_prefix(
-    config: TrainConfig, model: BertForSequenceClassification, tokenizer: Tokenizer, train: Dataset
-) -> TrainConfig:
-    """Have the states after group 1 kept on disk for all runs that share them, if they fit there.
-
-    Whether they do or not, all runs are without dropout in group 1, so that they are comparable.
-    """
-    lengths = encode(model, tokenizer, train, config.max_length).lengths
-    size = sum(lengths) * model.config.hidden_size * 4
-    where = "disk" if size <= config.cache_limit_gib * 2**30 else "off"
-    return dataclasses.replace(config, dropout_in_group_1=False, cache_prefix=where)
 
 
 def _measured(trainer: Trainer, every: Sequence[Candidate], train: Dataset) -> dict[str, float]:

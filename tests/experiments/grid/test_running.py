@@ -285,6 +285,14 @@ class TestRuns:
         assert counts == [0, N + N_DEV, N + N_DEV, N + N_DEV]
         assert sum(computed) == N + N_DEV
 
+    def test_cells_whose_states_have_no_room_compute_them(
+        self, grids: Grids, worker: type[InProcess], computed: list[int]
+    ) -> None:
+        """Oracle: that it is done, and nothing was computed to be kept."""
+        block = {"method": "SPAFIT-0-1-II", "learning_rate": 1e-3, "cache_limit_gib": 1e-6}
+        assert grids(block, dropout_in_group_1=False, seed=0)[0] == 0
+        assert worker.trained == ["rte/SPAFIT-0-1-II/seed-0"] and computed == []
+
     def test_a_signal_stops_it(self, grids: Grids, worker: type[InProcess]) -> None:
         def before(cell: Cell) -> None:
             if cell.seed == 1:

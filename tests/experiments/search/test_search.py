@@ -122,7 +122,9 @@ def test_dev_is_not_read_before_all_is_chosen(searched: Searched) -> None:
         assert train.labels == TRAIN.labels and dev.sha256 == DEV.sha256 and config.seed in SEEDS
     for _, _, config in searched.fits:
         assert config.eval_every and not config.dropout_in_group_1
-        assert config.cache_prefix == "disk"
+        assert config.cache_prefix == "auto-disk"
+        record = json.loads((config.out / "run.json").read_text())
+        assert record["settings"]["cache_prefix"] == "disk"
 
 
 def test_each_plan_is_trained_once(searched: Searched) -> None:

@@ -173,6 +173,43 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="the limit is 1073; keep them as half"):
             small.fit(cache_limit_gib=1e-6, **KEPT)
 
+    @pytest.mark.parametrize(
+        ("method", "settings"),
+        [
+            ("spafit", {"cache_prefix": "auto-disk", "cache_limit_gib": 1e-6}),
+            ("spafit", {"cache_prefix": "auto-disk"}),  # the folder of the cache is a file
+            (plan("linear-probe", 4), {"cache_limit_gib": 1e-9}),  # in memory, by "auto"
+        ],
+    )
+    def test_what_nobody_asked_for_is_left_out(
+        self, small: SmallRun, tmp_path: Path, cache: Path, method: Any, settings: dict[str, Any]
+    ) -> None:
+        """Oracle: the run with nothing kept."""
+        cache.touch()
+        usual = {"epochs": 1, "dropout_in_group_1": False}
+        run = small.fit(small.model(method), out=tmp_path / "run", **usual, **settings)
+        assert run.losses == small.fit(small.model(method), cache_prefix="off", **usual).losses
+        [note] = [row["note"] for row in read_log(tmp_path / "run", "note")]
+        assert note.endswith("; the output of the frozen layers is computed every time")
+
+    def test_on_disk_wherever_it_can_be(self, small: SmallRun, cache: Path) -> None:
+        """Oracle: where no dropout is, and layers are frozen."""
+        for method, dropout, where in (
+            ("spafit", False, "disk"),
+            ("spafit", None, "off"),
+            ("full", False, "off"),
+            (plan("linear-probe", 4), None, "disk"),
+        ):
+            config = small.settings(cache_prefix="auto-disk", dropout_in_group_1=dropout)
+            assert complete(config, small.model(method), small.train).cache_prefix == where
+        together = complete(
+            small.settings(cache_prefix="auto-disk", dropout_in_group_1=False),
+            small.model(),
+            small.train,
+            shares=True,
+        )
+        assert together.cache_prefix == "disk"
+
     @pytest.mark.parametrize("recompute", [(0,), [2], (1.0,), "2"])
     def test_recompute(self, recompute: Any) -> None:
         with pytest.raises(ConfigError, match="recompute must be"):
