@@ -141,10 +141,13 @@ def verdict(comparisons: Sequence[Comparison], sign: int) -> str:
         said.append(f"{names[0].upper()}{names[1:]}, {rule}.")
     elif tested:
         said.append(f"Nothing beats random here: of what was tested none is better, {rule}.")
-    elif alike:
+    elif alike and not untested:
         said.append("Nothing beats random here: no other scores were found than random's.")
     else:
-        said.append("Nothing can be said of random choice: a test takes two seeds at least.")
+        said.append(
+            "Nothing can be said of random choice: a test takes two seeds at least, and no run "
+            "that diverged."
+        )
     if worse:
         names = ", ".join(f"{each.name} than {each.against}" for each in worse)
         said.append(f"Worse: {names}.")

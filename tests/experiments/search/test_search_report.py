@@ -89,7 +89,13 @@ class TestAgainstRandom:
     def test_what_cannot_be_tested(self) -> None:
         for found in (compare(rows([0.9], [0.9])), compare(rows([0.9, None], [0.9, None]))):
             assert not any(each.is_tested for each in found)
-            assert verdict(found, 1).startswith("Nothing can be said of random choice")
+            assert verdict(found, 1).startswith(
+                "Nothing can be said of random choice: a test takes two seeds at least, and no run "
+                "that diverged. Without a test: "
+            )
+        one_alike = compare([row(HALVING, SMALL, [0.5]), *rows([0.9], [0.9])[1:]])
+        assert [each.is_alike for each in one_alike] == [True, False]
+        assert verdict(one_alike, 1).startswith("Nothing can be said of random choice")
         found = compare(
             [
                 *rows(ALIKE, ALIKE)[:2],
