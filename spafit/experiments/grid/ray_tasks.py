@@ -101,8 +101,10 @@ class RayTasks:
     def train(self, number: int, cell: Cell, learning_rate: float | None) -> None:
         """Submit a cell."""
         device = cell.settings["device"].partition(":")[0]  # which GPU, Ray decides
+        # What "auto" is has been decided: a run that another node resumes is the same run.
+        fixed = {"device": device, "precision": cell.settings["precision"]}
         there = dataclasses.replace(
-            cell, model=name_of_model(cell.model), training={**cell.training, "device": device}
+            cell, model=name_of_model(cell.model), training={**cell.training, **fixed}
         )
         order = {
             **self._order,

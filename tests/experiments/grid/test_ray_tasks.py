@@ -222,6 +222,7 @@ class TestThePool:
             pool.train(number, on_gpu(cells.cells[0], device), None)
         assert [each["num_gpus"] for each in ray.asked] == [0, 1, 1]
         assert [each["cell"]["training"]["device"] for each in ray.orders] == ["cpu"] + ["cuda"] * 2
+        assert {each["cell"]["training"]["precision"] for each in ray.orders} == {"float32"}
         waits = "no node of the Ray cluster has 2 CPUs and a GPU; runs wait until one joins it"
         assert said == [waits]
         ray.resources = {"CPU": 1.0, "GPU": 1.0}
