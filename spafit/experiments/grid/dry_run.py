@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +35,11 @@ _MEASURED_S = 3.0  # of training steps of each method, about
 _SAMPLE = 256  # rows whose lengths are counted
 _ROW = "    {:<9}{:>6}{:>6}{:>20}{:>12}{:>12}"
 _SEEDS = ("order_seed", "dropout_seed", "init_seed")
+# What a token's time depends on, besides the plan.
+_SLOWING = (
+    *("max_length", "batch_size", "accumulation", "precision", "frozen_weights", "recompute"),
+    *("step", "device"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +71,8 @@ class Measured:
         data: Mapping[str, Dataset],
     ) -> None:
         self._folder_of, self._config_of, self._data = folder_of, config_of, data
-        self._speeds: dict[tuple[str, str | None, str], _Speed] = {}
-        self._tokens: dict[tuple[str, str | None, str], float] = {}
+        self._speeds: dict[tuple[Any, ...], _Speed] = {}
+        self._tokens: dict[tuple[Any, ...], float] = {}
         self._drawn: tuple[tuple[str, str | None], dict[str, torch.Tensor]] | None = None
         self.notes: dict[str, None] = {}
 
@@ -102,7 +108,7 @@ class Measured:
 
     def _tokens_of(self, cell: Cell) -> float:
         """Return the mean length of the examples of a cell's task."""
-        key = (cell.model, cell.revision, cell.task)
+        key = (cell.model, cell.revision, cell.task, cell.settings["max_length"])
         if key not in self._tokens:
             sample = _some(self._data[cell.task], _SAMPLE)
             lengths = (
@@ -114,7 +120,8 @@ class Measured:
         return self._tokens[key]
 
     def _speed_of(self, cell: Cell) -> _Speed:
-        key = (cell.model, cell.revision, cell.plan)
+        settings = [str(cell.settings[name]) for name in _SLOWING]
+        key = (cell.model, cell.revision, cell.plan, *settings)
         if key not in self._speeds:
             print(f"measuring {one_line(cell.method)} ...", file=sys.stderr, flush=True)
             self._speeds[key] = self._measure(cell)

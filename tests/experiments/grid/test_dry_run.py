@@ -19,6 +19,7 @@ from spafit.config import BertConfig
 from spafit.experiments.grid import dry_run as dry
 from spafit.experiments.grid import start as grids
 from spafit.experiments.grid import workers
+from spafit.experiments.grid.cells import Cell
 from spafit.experiments.grid.dry_run import Measured
 from spafit.experiments.grid.speeds import Speeds
 from spafit.machine.versions import machine
@@ -169,7 +170,31 @@ class TestMeasuring:
         if not has_weights:
             assert "is not at hand: its times are of random weights" in next(iter(measured.notes))
 
-    def test_the_time_is_of_all_rows_and_evaluations(self, root: Path, tmp_path: Path) -> None:
+    def test_settings_that_change_the_time_are_measured_apart(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Oracle: tokens by hand, and a speed that is another one at each measurement."""
+        settings = {"max_length": [8, 16], "batch_size": [4, 6], "precision": ["float32", "bf16"]}
+        settings |= {"recompute": [[], [1]]}  # type: ignore[dict-item]
+        file = write_grid(tmp_path / "g.json", root / "tiny", {"method": "lora-ii"}, **settings)
+        cells = cells_of(file, root / "glue").cells
+        data = glue.load("rte", "train", root / "glue")
+        measured = Measured(lambda *_: root / "tiny", lambda *_: BertConfig(), {"rte": data})
+        speeds: list[dry._Speed] = []
+
+        def measure(self: Measured, cell: Cell) -> dry._Speed:
+            speeds.append(dry._Speed(len(speeds) + 1.0, 0.0))
+            return speeds[-1]
+
+        monkeypatch.setattr(Measured, "_measure", measure)
+        times = [measured.seconds(cell, N) for cell in cells]
+        assert len(cells) == len(speeds) == len(set(times)) == 16
+        assert [measured.seconds(cell, N) for cell in cells] == times and len(speeds) == 16
+        assert measured._tokens_of(cells[0]) <= 8 < measured._tokens_of(cells[-1])
+
+    def test_the_time_is_of_all_rows_and_evaluations(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Oracle: by hand, from speeds that are set."""
         block = {"method": "bitfit", "learning_rate": 1e-3, "epochs": 2}
         file = write_grid(tmp_path / "g.json", root / "tiny", block)
@@ -177,8 +202,8 @@ class TestMeasuring:
         measured = Measured(lambda *_: root / "tiny", lambda *_: BertConfig(), {
             "rte": make_dataset("rte", N)
         })  # fmt: skip
-        measured._speeds[cell.model, cell.revision, cell.plan] = dry._Speed(3.0, 0.5)
-        measured._tokens[cell.model, cell.revision, cell.task] = 10.0
+        monkeypatch.setattr(Measured, "_speed_of", lambda self, cell: dry._Speed(3.0, 0.5))
+        monkeypatch.setattr(Measured, "_tokens_of", lambda self, cell: 10.0)
         assert measured.seconds(cell, 100) == 10 * (2 * 100 * 3.0 + 2 * 277 * 0.5)
         assert measured.seconds(cell, 0) == 10 * (2 * 277 * 0.5)
         assert not measured.notes
