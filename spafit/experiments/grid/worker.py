@@ -34,6 +34,8 @@ from spafit.training.fit import fit
 from spafit.weights.hub import pinned_revision
 from spafit.weights.pretrained import load_pretrained
 
+TRACEBACK = "traceback.txt"
+
 
 class Worker:
     """Trains cells, and keeps the last tokenizer and data in memory.
@@ -56,21 +58,29 @@ class Worker:
     def answer(self, cell: Cell, learning_rate: float | None) -> dict[str, Any]:
         """Train a cell, and return what its parent is told.
 
+        The traceback of an error that nobody foresaw is written into the run's folder.
+
         Raises
         ------
         SystemExit
             If a signal asked for a stop.
         """
+        trace = self.out / cell.folder / TRACEBACK
         try:
             self.train(cell, learning_rate)
+            trace.unlink(missing_ok=True)  # of an attempt before
         except StoppedError as stopped:
             raise SystemExit(128 + stopped.signal) from None
         except InUseError:
             return {"in_use": True}
         except Exception as error:
+            failure = one_line(f"{type(error).__name__}: {error}", 400)
             if not isinstance(error, (SpafitError, OSError)):
-                traceback.print_exc()
-            return {"failed": one_line(f"{type(error).__name__}: {error}", 600)}
+                with contextlib.suppress(OSError):
+                    trace.parent.mkdir(parents=True, exist_ok=True)
+                    trace.write_text(traceback.format_exc(), encoding="utf-8")
+                    failure += f" ({TRACEBACK} in its folder has the traceback)"
+            return {"failed": failure}
         return {"done": True}
 
     def train(self, cell: Cell, learning_rate: float | None) -> None:

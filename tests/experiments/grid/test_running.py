@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.grids import InProcess, write_grid, write_tasks
+from support.grids import InProcess, cells_of, write_grid, write_tasks
 from support.small_runs import N_DEV, N
 
 from spafit.cli import main
 from spafit.errors import DataError, DivergedError, InUseError
 from spafit.experiments.grid import running, workers
+from spafit.experiments.grid import worker as worker_module
 from spafit.experiments.grid.cells import Cell
 from spafit.experiments.grid.display import Display, Watched, clock
 from spafit.files.durable import Lock
@@ -303,6 +304,35 @@ class TestRuns:
         assert code == 128 + signal.SIGTERM
         assert "stopped by SIGTERM: " in err and "the same command resumes the grid" in err
         assert not (grids.out / "rte/Full-BitFit/seed-2").exists()
+
+
+class TestAWorker:
+    """Oracle: its answers, and what it leaves in the folder."""
+
+    def test_the_traceback_of_an_error_that_nobody_foresaw(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        block = {"method": "bitfit", "learning_rate": 1e-3}
+        [cell] = cells_of(
+            write_grid(tmp_path / "g.json", root / "tiny", block), root / "glue"
+        ).cells
+        ours = worker_module.Worker("small", tmp_path / "out", root / "glue")
+        trace = tmp_path / "out" / cell.folder / "traceback.txt"
+
+        def broken(*_: Any, **__: Any) -> None:
+            raise failure
+
+        with monkeypatch.context() as patched:
+            patched.setattr(worker_module, "adapt", broken)
+            failure: Exception = DataError("no row")
+            assert ours.answer(cell, None) == {"failed": "DataError: no row"}
+            assert not trace.exists()
+            failure = KeyError("x" * 900)
+            said = ours.answer(cell, None)["failed"]
+            assert said.startswith("KeyError: 'xxx") and len(said) < 500
+            assert said.endswith("(traceback.txt in its folder has the traceback)")
+            assert "raise failure\nKeyError: 'xxx" in trace.read_text()
+        assert ours.answer(cell, None) == {"done": True} and not trace.exists()
 
 
 class TestRefusals:
