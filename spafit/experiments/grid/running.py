@@ -194,19 +194,15 @@ class Running:
                 )
                 self.display.line(f"{choice.title}: learning rate {rate:g} ({said})")
 
-    def _next(self, busy: Collection[int]) -> int | None:
-        """Return the first cell that can be run now."""
-        for number in list(self._left):
-            choice = self.cells[number].choice
-            if number in busy or number in self._elsewhere:
-                continue
-            if choice is not None and choice not in self.rates:
-                continue
-            if is_in_use(self.out / self.cells[number].folder):
-                self._elsewhere.add(number)
-            elif not self._is_done_elsewhere(number):
-                return number
-        return None
+    def _can_run(self, number: int) -> bool:
+        """Return whether a cell that is not being run can be run now."""
+        choice = self.cells[number].choice
+        if number in self._elsewhere or (choice is not None and choice not in self.rates):
+            return False
+        if is_in_use(self.out / self.cells[number].folder):
+            self._elsewhere.add(number)
+            return False
+        return not self._is_done_elsewhere(number)
 
     def _is_done_elsewhere(self, number: int) -> bool:
         """Count a cell as done if another command has finished it meanwhile."""
@@ -220,10 +216,14 @@ class Running:
 
     def _hand_out(self, pool: Pool) -> None:
         """Give the pool what it has room for."""
-        while pool.has_room() and (number := self._next(pool.taken)) is not None:
-            cell = self.cells[number]
-            self._watched[number] = Watched(self.out / cell.folder)
-            pool.train(number, cell, None if cell.choice is None else self.rates[cell.choice])
+        busy = set(pool.taken)
+        for number in list(self._left):
+            if not pool.has_room():
+                return
+            if number not in busy and self._can_run(number):
+                cell = self.cells[number]
+                self._watched[number] = Watched(self.out / cell.folder)
+                pool.train(number, cell, None if cell.choice is None else self.rates[cell.choice])
 
     def _answered(self, number: int, answer: dict[str, Any], at_once: int) -> None:
         if "killed" in answer:

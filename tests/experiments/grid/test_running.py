@@ -335,6 +335,34 @@ class TestAWorker:
         assert ours.answer(cell, None) == {"done": True} and not trace.exists()
 
 
+class TestHandingOut:
+    """Oracle: how often the pool is asked."""
+
+    def test_in_one_walk(self, root: Path, tmp_path: Path) -> None:
+        block = {"method": "bitfit", "learning_rate": 1e-3, "seed": list(range(9))}
+        file = write_grid(tmp_path / "g.json", root / "tiny", block)
+        cells = cells_of(file, root / "glue")
+
+        class Pool:
+            trained: list[int] = []  # noqa: RUF012
+            asked = 0
+
+            @property
+            def taken(self) -> list[int]:
+                self.asked += 1
+                return [2]
+
+            def has_room(self) -> bool:
+                return len(self.trained) < 6
+
+            def train(self, number: int, cell: Cell, learning_rate: float | None) -> None:
+                self.trained.append(number)
+
+        pool: Any = Pool()
+        running.Running(cells, range(9), tmp_path, {"rte": N}, Display())._hand_out(pool)
+        assert pool.trained == [0, 1, 3, 4, 5, 6] and pool.asked == 1
+
+
 class TestRefusals:
     """Oracle: exit code 2, one line, and nothing made."""
 
