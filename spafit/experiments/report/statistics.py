@@ -263,13 +263,16 @@ def correlation(answers: Sequence[Sequence[float]]) -> float | None:
 
 def main_effects(
     values: Sequence[float], factors: Mapping[str, Sequence[object]]
-) -> dict[str, float]:
+) -> dict[str, tuple[float, float]]:
     """Divide a spread among the factors that were set apart, and what they leave unexplained.
 
     The share of a factor is (R(others) - R(all)) / Σ (x - x̄)², where R is what the additive model
     x = μ + α_i + β_j + ... leaves of the sum of squares by least squares, without the factor and
     with all of them. In a balanced design this is the classical Σ n_i (x̄_i - x̄)² / Σ (x - x̄)². The
-    rest is what all factors together leave: their interactions and, with repeats, chance.
+    rest is what all factors together leave: their interactions, and chance.
+
+    Chance is in every share: of scores that nothing but chance tells apart, a factor of k levels
+    takes (k - 1) / (n - 1) on average, its degrees of freedom among all.
 
     Parameters
     ----------
@@ -280,8 +283,9 @@ def main_effects(
 
     Returns
     -------
-    dict of str to float
-        The share of each factor, and the "rest". Empty if there is no spread.
+    dict of str to (float, float)
+        The share of each factor, and of the "rest", with what chance alone would give it. Empty if
+        there is no spread, or no degree of freedom is left to the rest.
     """
     x = np.asarray(values, dtype=np.float64)
     whole = float(np.sum((x - x.mean()) ** 2))
@@ -292,14 +296,17 @@ def main_effects(
         known = list(dict.fromkeys(levels))
         columns[name] = np.array([[level == each for each in known] for level in levels], float)
 
-    def left(names: Sequence[str]) -> float:
+    def left(names: Sequence[str]) -> tuple[float, int]:
+        """Return R, and the degrees of freedom that it has."""
         design = np.hstack([np.ones((len(x), 1)), *(columns[name] for name in names)])
-        fitted = design @ np.linalg.lstsq(design, x, rcond=None)[0]
-        return float(np.sum((x - fitted) ** 2))
+        solution, _, rank, _ = np.linalg.lstsq(design, x, rcond=None)
+        return float(np.sum((x - design @ solution) ** 2)), len(x) - int(rank)
 
-    rest = left(list(factors))
-    shares = {
-        name: max(0.0, left([each for each in factors if each != name]) - rest) / whole
-        for name in factors
-    }
-    return {**shares, "rest": rest / whole}
+    rest, free = left(list(factors))
+    if free == 0:
+        return {}
+    shares = {}
+    for name in factors:
+        without, more = left([each for each in factors if each != name])
+        shares[name] = (max(0.0, without - rest) / whole, (more - free) / (len(x) - 1))
+    return {**shares, "rest": (rest / whole, free / (len(x) - 1))}

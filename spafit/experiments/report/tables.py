@@ -111,13 +111,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Shares:
-    """The spread of a method on a task, divided among seeds that were set apart."""
+    """The spread of a method on a task, divided among seeds that were set apart.
+
+    ``shares`` are those of :func:`~spafit.experiments.report.statistics.main_effects`.
+    """
 
     label: str
     task: str
     deviation: float
     levels: dict[str, int]
-    shares: dict[str, float]
+    shares: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)

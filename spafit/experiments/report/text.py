@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 from spafit.errors import one_line
 from spafit.experiments.report.statistics import MOST_SEEDS
-from spafit.experiments.report.tables import Agreement, Cell, Comparison, Report, Row, Task
+from spafit.experiments.report.tables import (
+    Agreement,
+    Cell,
+    Comparison,
+    Report,
+    Row,
+    Shares,
+    Task,
+)
 
 RULES = {
     "scores": "mean ± standard deviation over seeds, and the best run; the majority baseline is "
@@ -22,7 +30,8 @@ RULES = {
     "little; p values are not corrected for the number of tests.",
     "agreement": "share of dev examples on which two seeds of a method give the same answer "
     "(r: Pearson's correlation of their scores), as the mean over all pairs of seeds",
-    "shares": "shares of the sum of squares by main effects; the rest are interactions and chance",
+    "shares": "shares of the sum of squares by main effects, each beside what chance alone would "
+    "give it on average; the rest is what they leave together: interactions, and chance",
     "choices": "runs that only choose a learning rate, and whether a method is reported with it",
 }
 """What the numbers of each table are."""
@@ -176,12 +185,12 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
                     part.task,
                     number(part.deviation, 4),
                     *(
-                        f"{100 * part.shares[name]:.0f} % ({part.levels[name]} seeds)"
+                        f"{_share(part, name)} ({part.levels[name]} seeds)"
                         if name in part.shares
                         else ""
                         for name in names
                     ),
-                    f"{100 * part.shares['rest']:.0f} %",
+                    _share(part, "rest"),
                 ]
             )
         tables.append(("Where the spread comes from", RULES["shares"], rows))
@@ -217,6 +226,11 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
         why = "unfinished, failed, damaged or repeated"
         tables.append(("Runs that are not reported", why, rows))
     return tables
+
+
+def _share(part: Shares, name: str) -> str:
+    share, by_chance = part.shares[name]
+    return f"{100 * share:.0f} %, by chance {100 * by_chance:.0f} %"
 
 
 def summary_line(report: Report) -> str:

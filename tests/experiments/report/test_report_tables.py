@@ -14,6 +14,7 @@ from support.written_runs import LARGE_CASED, write_run
 
 from spafit.experiments.report.published import TABLE_2, TASKS, paper_score
 from spafit.experiments.report.tables import make_report
+from spafit.experiments.report.text import other_tables
 
 OURS = (0.72, 0.75, 0.70)
 OTHERS = (0.70, 0.71, 0.69)
@@ -193,7 +194,16 @@ def test_the_spread_is_divided_among_the_seeds(tmp_path: Path) -> None:
     [found] = make_report(tmp_path).shares
     assert found.levels == {"initial values": 3, "order and dropout": 2}
     expected = {"initial values": 1.0, "order and dropout": 0.0, "rest": 0.0}
-    assert found.shares == pytest.approx(expected, abs=1e-9)
+    assert {name: each for name, (each, _) in found.shares.items()} == pytest.approx(
+        expected, abs=1e-9
+    )
+    [[_, _, rows]] = [
+        each for each in other_tables(make_report(tmp_path)) if each[0].startswith("Where the")
+    ]
+    assert rows[1][3:] == [
+        *("100 %, by chance 40 % (3 seeds)", "0 %, by chance 20 % (2 seeds)"),
+        "0 %, by chance 40 %",
+    ]
 
 
 def test_seeds_that_vary_together_are_not_told_apart(grid: Path) -> None:

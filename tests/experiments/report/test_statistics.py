@@ -99,23 +99,39 @@ def test_correlation() -> None:
     assert ours.correlation([[1.0, 1.0], [1.0, 2.0]]) is None
 
 
+def shares(values: list[float], factors: dict[str, list[int]]) -> dict[str, float]:
+    return {name: share for name, (share, _) in ours.main_effects(values, factors).items()}
+
+
 class TestMainEffects:
     def test_of_a_balanced_design(self) -> None:
         """By hand: means of a 0.2 and 0.6, of b 0.3 and 0.5; the whole sum is 0.21."""
         factors = {"a": [0, 0, 1, 1], "b": [0, 1, 0, 1]}
-        found = ours.main_effects([0.1, 0.3, 0.5, 0.7], factors)
+        found = shares([0.1, 0.3, 0.5, 0.7], factors)
         assert found == pytest.approx({"a": 0.16 / 0.2, "b": 0.04 / 0.2, "rest": 0.0}, abs=1e-12)
-        found = ours.main_effects([0.1, 0.3, 0.5, 0.5], factors)  # with an interaction
+        found = shares([0.1, 0.3, 0.5, 0.5], factors)  # with an interaction
         assert found == pytest.approx({"a": 9 / 11, "b": 1 / 11, "rest": 1 / 11})
 
     def test_one_factor_at_a_time(self) -> None:
         """Oracle: each factor's own spread, since the additive model fits everything."""
         values, factors = [0.5, 0.6, 0.5, 0.3], {"a": [0, 1, 0, 0], "b": [0, 0, 0, 1]}
-        found = ours.main_effects(values, factors)
+        found = shares(values, factors)
         whole = np.var(values) * 4
         assert found["rest"] == pytest.approx(0.0, abs=1e-12)
         assert found["a"] == pytest.approx(0.01 * 2 / 3 / whole)  # against the two others at b = 0
         assert found["b"] == pytest.approx(0.04 * 2 / 3 / whole)
 
+    def test_chance_is_in_every_share(self) -> None:
+        """Oracle: the mean over scores that are drawn, and (k - 1) / (n - 1)."""
+        factors = {"a": [0, 1, 2] * 4, "b": [0] * 6 + [1] * 6}
+        draw = np.random.default_rng(1)
+        found = [ours.main_effects(draw.normal(size=12).tolist(), factors) for _ in range(2000)]
+        for name, expected in (("a", 2 / 11), ("b", 1 / 11), ("rest", 8 / 11)):
+            assert {each[name][1] for each in found} == {expected}
+            assert np.mean([each[name][0] for each in found]) == pytest.approx(expected, abs=0.01)
+
     def test_nothing_to_divide(self) -> None:
-        assert ours.main_effects([0.1] * 3, {"a": [0, 1, 2]}) == {}
+        assert ours.main_effects([0.1] * 4, {"a": [0, 1, 2, 2]}) == {}
+        # Each factor by itself, each cell once: the additive model fits whatever the scores are.
+        apart = {"a": [0, 1, 0], "b": [0, 0, 1]}
+        assert ours.main_effects([0.5, 0.6, 0.3], apart) == {}
