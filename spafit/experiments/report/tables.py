@@ -74,8 +74,9 @@ class Cell:
 class Row:
     """A method: what it trains, its score on each task, and the mean over all tasks of the table.
 
-    ``mean`` is None where a task is missing, or there is only one. Time, speed and memory are the
-    means over the tasks that every method has been run on, of the mean over seeds.
+    ``mean`` is None where a task is missing, or there is only one. Time, speed and memory are
+    medians over the runs on the tasks that every method has been run on: a run whose machine slept
+    moves no median.
     """
 
     label: str
@@ -272,8 +273,8 @@ def _row(row: Group, groups: list[Group], tasks: list[Task]) -> Row:
     common = [task.name for task in tasks if all(other.runs.get(task.name) for other in groups)]
 
     def cost(of: Callable[[Run], float]) -> float | None:
-        means = [plain.fmean(map(of, row.runs[name])) for name in common]
-        return plain.fmean(means) if means else None
+        found = [of(run) for name in common for run in row.runs[name]]
+        return plain.median(found) if found else None
 
     return Row(
         row.label,

@@ -200,7 +200,10 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
             costs = (row.seconds, row.examples_per_s, row.peak_memory_mib)
             rows.append([row.label, *(amount(cost or 0.0) for cost in costs)])
     if len(rows) > 1:
-        rules = "means over the tasks that every method has, on the machines that ran them"
+        rules = (
+            "medians over the runs on the tasks that every method has, on the machines that ran "
+            "them"
+        )
         tables.append(("Time and memory", rules, rows))
     if report.choices:
         names = list(dict.fromkeys(name for each in report.choices for name in each.scores))
@@ -351,7 +354,7 @@ def tex(text: str) -> str:
 
 
 def latex(report: Report) -> str:
-    """Return the table in LaTeX, with booktabs; two lines a method where the paper has numbers."""
+    """Return the table in LaTeX, with booktabs."""
     rows = main_table(report)
     columns = "lrr" + "c" * (len(rows[0]) - 3)
     lines = [

@@ -5,6 +5,7 @@ Oracle: numbers worked out by hand from run folders written by hand, and scipy.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from support.written_runs import LARGE_CASED, write_run
 
 from spafit.experiments.report.published import TABLE_2, TASKS, paper_score
 from spafit.experiments.report.tables import make_report
-from spafit.experiments.report.text import other_tables
+from spafit.experiments.report.text import markdown, other_tables
 
 OURS = (0.72, 0.75, 0.70)
 OTHERS = (0.70, 0.71, 0.69)
@@ -61,6 +62,21 @@ def test_a_cell(grid: Path) -> None:
     assert row.trainable == (500_000, 500_385)
     assert row.seconds == pytest.approx(61.0)
     assert row.peak_memory_mib == pytest.approx(401.0)
+
+
+def test_a_run_whose_machine_slept_does_not_count(tmp_path: Path) -> None:
+    """Oracle: medians by hand, over the runs of the task that both methods have."""
+    for seed, (seconds, speed, memory) in enumerate(((50, 30, 7), (9000, 2, 5), (54, 28, 6))):
+        path = write_run(tmp_path / f"a{seed}", 0.7, seed=seed) / "run.json"
+        record = json.loads(path.read_text())
+        costs = {"seconds": seconds, "examples_per_s": speed, "peak_memory_mib": memory}
+        path.write_text(json.dumps({**record, "result": {**record["result"], **costs}}))
+    write_run(tmp_path / "other", 0.7, task="cola")
+    write_run(tmp_path / "b", 0.7, method="Full BitFit")
+    report = make_report(tmp_path)
+    [row] = [each for each in report.rows if each.label == "SPAFIT-1-3-II"]
+    assert (row.seconds, row.examples_per_s, row.peak_memory_mib) == (54, 28, 6)
+    assert "medians over the runs" in markdown(report)
 
 
 def test_comparisons(grid: Path) -> None:
