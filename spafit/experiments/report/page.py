@@ -1,4 +1,6 @@
-"""A report as one HTML page that needs nothing else: no network, no other file, no script to read.
+"""A report as one HTML page that needs nothing else: no network, no other file.
+
+No script is needed to read it.
 
 Colours are never all that tells two methods apart; the page follows the reader's choice of light
 or dark, fits a phone, and prints. Text from outside is escaped, and a policy in the page's head
