@@ -110,7 +110,7 @@ def run_probe(
             temporary.write_text(text, encoding="utf-8", newline="")
     names = [*files, FILE]
     if importlib.util.find_spec("matplotlib") is None:
-        print("for a figure of it: pip install 'spafit[plot]'")
+        print("for a figure of it: pip install '.[plot]'")
     else:
         draw(found, summary, out / "probe.png")
         names.append("probe.png")
@@ -189,9 +189,16 @@ def what_it_says(found: dict[str, Probed]) -> str:
             "probe names no layer that is idle here, and so no N1."
         )
     below = "layer 0 adds" if first == 2 else f"layers 0 to {first - 2} add"
-    return (
+    found_said = (
         f"In spafit's numbers {below} nothing to the embeddings that these probes could tell "
-        f"from chance, and layer {first - 1} does: a reason to try N1 = {first - 2}. It is a "
+        f"from chance, and layer {first - 1} does: "
+    )
+    largest = len(found[kind].cumulative) - 4  # of L + 1 states; N1 < N2 < L - 1
+    if largest < 0:
+        return f"{found_said}but the model has too few layers for three groups, and so no N1."
+    most = ", the largest with which three groups are left" if largest < first - 2 else ""
+    return (
+        f"{found_said}a reason to try N1 = {min(first - 2, largest)}{most}. It is a "
         "suggestion and no more: what those layers prepare may matter all the same, and nothing "
         "was trained."
     )

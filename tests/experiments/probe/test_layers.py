@@ -117,12 +117,27 @@ class TestTheProbes:
         assert "layer 2 does: a reason to try N1 = 1." in said
         assert what_it_says({**found, "mean": found["cls"]}).startswith("No mix of layers does")
 
-    @pytest.mark.parametrize(("first", "text"), [(1, "and so no N1"), (2, "layer 0 adds nothing")])
+    @pytest.mark.parametrize(
+        ("first", "text"),
+        [
+            (1, "and so no N1"),
+            (2, "layer 0 adds nothing"),
+            (3, "N1 = 1. It is"),  # of four layers, 2 and 3 are groups of their own
+            (4, "layer 3 does: a reason to try N1 = 1, the largest with which three groups are"),
+        ],
+    )
     def test_says_it_of_other_layers(
         self, found: dict[str, Probed], first: int, text: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Probed, "first_gain", lambda _: first)
         assert text in what_it_says(found)
+
+    def test_two_layers_have_no_n1(self, found: dict[str, Probed]) -> None:
+        one = dataclasses.replace(
+            found["mean"], cumulative=np.array([[0.5], [0.5], [0.9]]), drawn=np.zeros((3, 2))
+        )
+        said = what_it_says({"cls": found["cls"], "mean": one})
+        assert said.endswith("too few layers for three groups, and so no N1.")
 
     def test_scores(self) -> None:
         states, (train, dev) = made(SCORES, knows=2)
