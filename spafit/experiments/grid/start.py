@@ -197,7 +197,9 @@ def _sizes_at_hand(model: str, revision: str | None) -> BertConfig:
 
 
 def _threads(options: GridOptions) -> int | None:
-    """Return the threads of a worker: as asked for, else the cores divided among the workers."""
+    """Return the threads of a worker: as asked for, else the CPUs divided among the workers."""
     if options.threads is not None or options.workers == 1 or "OMP_NUM_THREADS" in os.environ:
         return options.threads
-    return max(1, (os.cpu_count() or 1) // options.workers)
+    affinity = getattr(os, "sched_getaffinity", None)  # the CPUs that this process may use
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cpus // options.workers)

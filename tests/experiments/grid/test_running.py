@@ -17,7 +17,7 @@ from support.small_runs import N_DEV, N
 
 from spafit.cli import main
 from spafit.errors import DataError, DivergedError, InUseError
-from spafit.experiments.grid import running, workers
+from spafit.experiments.grid import running, start, workers
 from spafit.experiments.grid import worker as worker_module
 from spafit.experiments.grid.cells import Cell
 from spafit.experiments.grid.display import Display, Watched, clock
@@ -333,6 +333,23 @@ class TestAWorker:
             assert said.endswith("(traceback.txt in its folder has the traceback)")
             assert "raise failure\nKeyError: 'xxx" in trace.read_text()
         assert ours.answer(cell, None) == {"done": True} and not trace.exists()
+
+
+class TestThreads:
+    """Oracle: the CPUs that the process may use, of more that the machine has."""
+
+    def test_are_divided_among_the_workers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7, 8, 9, 11}, raising=False)
+
+        def threads(**options: Any) -> int | None:
+            return start._threads(start.GridOptions("g.json", None, Path(), **options))
+
+        assert [threads(workers=workers) for workers in (1, 2, 3, 9)] == [None, 3, 2, 1]
+        assert threads(workers=2, threads=5) == 5
+        monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
+        assert threads(workers=2) == 32
 
 
 class TestHandingOut:
