@@ -315,7 +315,7 @@ def _placed(cells: Sequence[Cell]) -> Iterator[Cell]:
     alike: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         alike.setdefault((cell.purpose, cell.task, cell.method), []).append(cell)
-    taken: set[str] = set()
+    taken: dict[str, Cell] = {}
     for cell in cells:
         others = alike[cell.purpose, cell.task, cell.method]
         varied = {}
@@ -327,12 +327,14 @@ def _placed(cells: Sequence[Cell]) -> Iterator[Cell]:
         parts += [_slug(cell.task), _slug(cell.method)]
         parts += [f"{name}-{_slug(value)}" for name, value in varied.items()]
         folder = "/".join([*parts, f"seed-{cell.seed}"])
-        if folder in taken:
+        if other := taken.get(folder):
+            differing = [name for name, value in varied.items() if _asked(other)[name] != value]
             raise ConfigError(
                 f"two cells would lie in {folder}, of which one is {cell.task}, {cell.method}, "
-                f"seed {cell.seed}; give their plan files different names"
+                f"seed {cell.seed}; give each {' and '.join(differing) or 'plan file'} a name with "
+                "other letters or digits"
             )
-        taken.add(folder)
+        taken[folder] = cell
         for name in ("order_seed", "dropout_seed"):
             if name in varied:
                 varied[name] = cell.settings[name]

@@ -161,6 +161,21 @@ class TestExpansion:
         ):
             cells_of(write_grid(tmp_path / "g.json", model, *blocks), data)
 
+    def test_two_cells_of_one_folder(self, tmp_path: Path, model: Path, data: Path) -> None:
+        """Whose names differ in signs that a folder's name has not."""
+        for number, name in enumerate(("a b", "a_b")):
+            (tmp_path / name).symlink_to(model)
+            train = {"all": "bias-delta"} if number else {}
+            strata = [{"layers": "0-1", "train": train}, {"layers": "2", "train": {"all": "full"}}]
+            (tmp_path / f"{name}.json").write_text(json.dumps({"strata": strata}))
+        names = [str(tmp_path / name) for name in ("a b", "a_b")]
+        block = {"method": "bitfit", "model": names}
+        with pytest.raises(ConfigError, match=r"give each model a name with other letters"):
+            cells_of(write_grid(tmp_path / "g.json", model, block), data)
+        block = {"method": ["a b.json", "a_b.json"]}
+        with pytest.raises(ConfigError, match=r"lie in rte/a-b/seed-0, .* give each plan file a"):
+            cells_of(write_grid(tmp_path / "g.json", model, block), data)
+
     @pytest.mark.parametrize(
         ("blocks", "match"),
         [
