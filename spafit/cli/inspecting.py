@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,7 @@ def _norms(inspected: _Inspected) -> list[str]:
     if folder is None or not any(each.layer is not None and each.relative for each in found):
         return names
     if importlib.util.find_spec("matplotlib") is None:
-        print("for a figure of it: pip install 'spafit[plot]'")
+        print("for a figure of it: pip install '.[plot]'")
         return names
     layers = inspected.base.config.num_hidden_layers
     draw(found, layers, inspected.title, folder / "norms.png")
@@ -254,10 +255,22 @@ def _encoded(run: Run, texts: Dataset) -> Encodings:
 
 
 def _write(folder: Path | None, name: str, content: dict[str, Any]) -> list[str]:
-    """Write a JSON file into the folder, if there is one, and return its name."""
+    """Write a JSON file into the folder, if there is one, and return its name.
+
+    A number that is infinite or none is null there.
+    """
     if folder is None:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{name}.json", ConfigError) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
     return [f"{name}.json"]
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(each) for name, each in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(each) for each in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -138,15 +138,16 @@ def merging_errors(
             for name, where in added.items()
         }
         squares = torch.zeros(4, len(states[0]), dtype=torch.float64)
-        largest = 0.0
+        largest = torch.zeros((), dtype=torch.float64)
         for some, E in zip(batches, states, strict=True):
             U, M = _states(unmerged, encodings, some), _states(merged, encodings, some)
             for place, (e, u, m) in enumerate(zip(E, U, M, strict=True)):
                 for row, each in enumerate((m - u, u - e, m - e, e)):
                     squares[row, place] += float(each.square().sum())
-            largest = max(largest, float((M[-1] - U[-1]).abs().max()))
+            largest = largest.maximum((M[-1] - U[-1]).abs().max())  # NaN stays
         apart, error, merged_error = (squares[:3] / squares[3]).sqrt().tolist()
-        found.append(Merging(dtype, tuple(apart), tuple(error), tuple(merged_error), largest, lost))
+        errors = tuple(apart), tuple(error), tuple(merged_error)
+        found.append(Merging(dtype, *errors, float(largest), lost))
     return found
 
 

@@ -5,9 +5,13 @@ Oracle: the files against the functions that measure, and the tables against the
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.small_runs import write_glue
@@ -93,8 +97,26 @@ def test_without_matplotlib(inspect: Run, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(inspecting.importlib.util, "find_spec", lambda name: None)
     code, out, _ = inspect("houlsby", "--out", "o")
     assert code == 0 and "series: ‖·‖ of s UD" in out
-    assert "for a figure of it: pip install 'spafit[plot]'" in out
+    assert "for a figure of it: pip install '.[plot]'" in out
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["norms.json"]
+
+
+def test_what_is_no_number_is_shown_and_null_in_json(
+    inspect: Run, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = inspecting.merging_errors
+
+    def with_nan(*arguments: Any) -> Any:
+        odd = {"largest": math.nan, "apart": (0.0, math.inf)}
+        return [dataclasses.replace(each, **odd) for each in real(*arguments)]
+
+    monkeypatch.setattr(inspecting, "merging_errors", with_nan)
+    code, out, _ = inspect("spafit", "--merging", "--out", "o")
+    text = (tmp_path / "o" / "merging.json").read_text()
+    assert code == 0 and re.search(r"largest difference of a logit +nan +nan +nan\n", out)
+    assert "NaN" not in text and "Infinity" not in text
+    assert [each["largest"] for each in json.loads(text)["merging"]] == [None] * 3
+    assert json.loads(text)["merging"][0]["apart"] == [0.0, None]
 
 
 def test_merging(inspect: Run, runs: Path, tmp_path: Path) -> None:

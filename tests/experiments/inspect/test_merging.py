@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -107,6 +108,15 @@ def test_a_planted_delta_is_lost_where_it_is_below_half_a_unit() -> None:
         found["bf16"].warning
     )
     assert not found["float32"].warning
+
+
+def test_what_is_no_number_is_not_zero() -> None:
+    """A logit that overflows in fp16, merged and unmerged, makes a difference of NaN."""
+    model = adapted()
+    with torch.no_grad():
+        model.classifier.weight.mul_(1e9)
+    found = by_dtype(merging_errors(model, ENCODINGS, ["fp16", "float32"]))
+    assert math.isnan(found["fp16"].largest) and math.isfinite(found["float32"].largest)
 
 
 def test_direct_training_leaves_nothing_to_merge() -> None:
