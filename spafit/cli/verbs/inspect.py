@@ -46,7 +46,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"tasks of GLUE that are probed (default {' '.join(_PROBED)})",
     )
     parser.add_argument(
-        "--data", type=as_path, help="GLUE's root; default: as in training, or the download cache"
+        "--data",
+        type=as_path,
+        help="GLUE's root; with --merging, for a run on a file of your own, another such file; "
+        "default: as in training, or the download cache",
     )
     parser.add_argument(
         "--max-bad-rows",
