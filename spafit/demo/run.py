@@ -99,7 +99,7 @@ def run_demo(
         "differences\nmean nothing."
     )
     if importlib.util.find_spec("matplotlib") is None:
-        print("For a figure of it: pip install 'spafit[plot]'")
+        print("For a figure of it: pip install '.[plot]'")
     else:
         draw(results, folder / "demo.png")
         print(f"Figure: {folder / 'demo.png'}")

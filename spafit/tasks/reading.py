@@ -224,7 +224,7 @@ def parquet_records(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
         import pyarrow.parquet
     except ImportError:
         raise DataError(
-            f"reading {path} needs pyarrow: pip install 'spafit[parquet]', or use TSV or JSONL"
+            f"reading {path} needs pyarrow: pip install '.[parquet]', or use TSV or JSONL"
         ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

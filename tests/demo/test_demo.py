@@ -183,7 +183,7 @@ class TestFigure:
             importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name)
         )
         printed = again()
-        assert "pip install 'spafit[plot]'" in printed
+        assert "pip install '.[plot]'" in printed
         assert "Figure:" not in printed
 
 

@@ -478,7 +478,7 @@ class TestCompareHf:
         self, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "transformers", None)
-        Ran(capsys, "compare-hf", tiny).assert_one_line_error("pip install 'spafit[test]'")
+        Ran(capsys, "compare-hf", tiny).assert_one_line_error("pip install '.[test]'")
 
     @pytest.mark.parametrize(
         ("difference", "largest", "ok"),

@@ -67,7 +67,7 @@ def export(trained: Trained, folder: str | Path) -> list[str]:
     missing = [each for each in ("onnx", "onnxscript") if importlib.util.find_spec(each) is None]
     if missing:
         raise WeightsError(
-            f"an export to ONNX needs {' and '.join(missing)}: pip install 'spafit[onnx]'"
+            f"an export to ONNX needs {' and '.join(missing)}: pip install '.[onnx]'"
         )
     folder = Path(folder)
     write_beside(trained, folder)

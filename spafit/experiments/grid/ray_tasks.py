@@ -68,7 +68,7 @@ class RayTasks:
         try:
             import ray
         except ImportError:
-            raise ConfigError("--ray needs Ray: pip install 'spafit[ray]'") from None
+            raise ConfigError("--ray needs Ray: pip install '.[ray]'") from None
         try:
             _reach(address)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)

@@ -465,7 +465,7 @@ def _write(
         temporary.write_text(text, encoding="utf-8", newline="")
     names = [SEARCH, "search.csv"]
     if importlib.util.find_spec("matplotlib") is None:
-        print("for a figure of it: pip install 'spafit[plot]'")
+        print("for a figure of it: pip install '.[plot]'")
     else:
         draw(points, summary, out / "search.png")
         names.append("search.png")

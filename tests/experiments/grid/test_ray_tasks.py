@@ -175,7 +175,7 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("has_ray", "options", "said"),
         [
-            (False, ["--ray=auto"], "--ray needs Ray: pip install 'spafit[ray]'"),
+            (False, ["--ray=auto"], "--ray needs Ray: pip install '.[ray]'"),
             (True, ["--ray=none:1"], "no Ray cluster can be used at none:1: no cluster"),
             (True, ["--ray=nowhere:1"], "can be used at nowhere:1: Connection refused"),
             (True, ["--ray=auto", "--workers=2"], "not allowed with argument"),

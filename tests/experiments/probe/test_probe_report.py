@@ -122,7 +122,7 @@ def test_of_glue_and_of_own_data(run: Run, tmp_path: Path, monkeypatch: pytest.M
     write_glue(tmp_path / "glue")
     code, out, _ = run("--task", "rte", "--data", "glue", "--seeds", "0", "--rows", "10")
     assert code == 0 and "accuracy on 10 rows of dev of a linear probe" in " ".join(out.split())
-    assert "for a figure of it: pip install 'spafit[plot]'" in out
+    assert "for a figure of it: pip install '.[plot]'" in out
     assert not (tmp_path / "probes" / "rte" / "probe.png").exists()
 
     text = "".join(f"the cat sees {k} dogs,{k % 7 * 800 + 1.5}\n" for k in range(40))
