@@ -33,6 +33,11 @@ _SUDDEN_END = (
 )
 
 
+def name_of_model(model: str) -> str:
+    """Return the name of a model as the record of a run has it: of a folder the whole path."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
 def read_record(folder: str | Path) -> dict[str, Any]:
     """Read the ``run.json`` of a run folder.
 

@@ -15,7 +15,7 @@ from spafit.experiments.grid.cells import Cell, Cells
 from spafit.files.durable import Lock
 from spafit.files.replacing import replacing
 from spafit.runs.identity import LENGTH, require_same_run
-from spafit.runs.record import CHECKPOINTS, RUN, read_run
+from spafit.runs.record import CHECKPOINTS, RUN, name_of_model, read_run
 
 DIVERGED = f"{DivergedError.__name__}: "
 """How the error of a run begins whose loss, gradient or logits were no longer finite."""
@@ -86,11 +86,6 @@ def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, A
     if cell.purpose == "choice" and str(old.get("error")).startswith(DIVERGED):
         return old
     return old if old.get("status") == "finished" and isinstance(old.get("result"), dict) else None
-
-
-def name_of_model(model: str) -> str:
-    """Return the name of a model as the record of a run has it."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def as_begun(cells: Cells, out: Path) -> Cells:

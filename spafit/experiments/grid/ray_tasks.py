@@ -22,9 +22,9 @@ import torch
 
 from spafit.errors import ConfigError, one_line
 from spafit.experiments.grid.cells import Cell
-from spafit.experiments.grid.places import name_of_model, require_begun
+from spafit.experiments.grid.places import require_begun
 from spafit.experiments.grid.worker import Worker
-from spafit.runs.record import is_in_use
+from spafit.runs.record import is_in_use, name_of_model
 
 
 class RayTasks:

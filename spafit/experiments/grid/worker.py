@@ -23,8 +23,8 @@ import torch
 
 from spafit.errors import InUseError, SpafitError, StoppedError, one_line
 from spafit.experiments.grid.cells import Cell
-from spafit.experiments.grid.places import name_of_model
 from spafit.plans import Plan
+from spafit.runs.record import name_of_model
 from spafit.runs.stopping import NAMES
 from spafit.strata import adapt
 from spafit.tasks import glue

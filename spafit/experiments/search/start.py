@@ -21,7 +21,6 @@ from typing import Any
 from spafit.bert import BertForSequenceClassification
 from spafit.config import read_json
 from spafit.errors import ConfigError, DataError, listed
-from spafit.experiments.grid.places import name_of_model
 from spafit.experiments.probe.layers import some_rows
 from spafit.experiments.search import report
 from spafit.experiments.search.candidates import (
@@ -44,6 +43,7 @@ from spafit.experiments.search.runs import Base, Trainer
 from spafit.files.replacing import refuse_place, replacing
 from spafit.methods import ALPHA, R
 from spafit.methods import plan as make_plan
+from spafit.runs.record import name_of_model
 from spafit.runs.train_config import TrainConfig
 from spafit.strata import adapt, fingerprint
 from spafit.tasks import own, scoring
