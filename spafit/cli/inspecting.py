@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.cli.evaluating import datasets
 from spafit.cli.trained import Run, Trained
 from spafit.errors import ConfigError, DataError
+from spafit.experiments.figure import can_draw
 from spafit.experiments.inspect.figure import draw
 from spafit.experiments.inspect.forgetting import adapter_off, probe_scores
 from spafit.experiments.inspect.masked import load_masked_head, mask, masked_loss
@@ -163,8 +163,7 @@ def _norms(inspected: _Inspected) -> list[str]:
     names = _write(folder, "norms", {**inspected.about, "norms": every})
     if folder is None or not any(each.layer is not None and each.relative for each in found):
         return names
-    if importlib.util.find_spec("matplotlib") is None:
-        print("for a figure of it: pip install '.[plot]'")
+    if not can_draw():
         return names
     layers = inspected.base.config.num_hidden_layers
     draw(found, layers, inspected.title, folder / "norms.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.demo.figure import draw
 from spafit.demo.sentiment import datasets
 from spafit.errors import DataError, one_line
+from spafit.experiments.figure import can_draw
 from spafit.files.replacing import refuse_place
 from spafit.strata import adapt
 from spafit.tasks import own
@@ -98,9 +98,7 @@ def run_demo(
         f"\nOne run each (seed {seed}, {EPOCHS} epochs, scored after the last): small "
         "differences\nmean nothing."
     )
-    if importlib.util.find_spec("matplotlib") is None:
-        print("For a figure of it: pip install '.[plot]'")
-    else:
+    if can_draw():
         draw(results, folder / "demo.png")
         print(f"Figure: {folder / 'demo.png'}")
     if ask or (sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from spafit.errors import ConfigError
 from spafit.files.replacing import replacing
+
+
+def can_draw() -> bool:
+    """Return whether there is matplotlib; where there is none, say how to get it."""
+    found = importlib.util.find_spec("matplotlib") is not None
+    if not found:
+        print("for a figure of it: pip install '.[plot]'")
+    return found
 
 
 def blank(width: float, height: float) -> Any:

@@ -174,6 +174,16 @@ class Metric:
     smaller_is_better: bool = False
     is_binary: bool = False
 
+    @property
+    def sign(self) -> int:
+        """1, or -1 where the smaller value is the better one."""
+        return -1 if self.smaller_is_better else 1
+
+    @property
+    def constant(self) -> str:
+        """What the best constant answer is called."""
+        return "always the mean" if self.of == "scores" else "the commonest class"
+
     def fits(self, classes: int) -> bool:
         """Return whether it can score a task of so many labels; 0 are scores."""
         if self.of == "scores" or classes == 0:

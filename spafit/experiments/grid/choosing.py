@@ -35,7 +35,7 @@ def mean_scores(
             if record is None:
                 break
             name, score = score_of(record)
-            scores.append(-score if METRICS[name].smaller_is_better else score)
+            scores.append(METRICS[name].sign * score)
         means[rate] = statistics.mean(scores) if len(scores) == len(cells) else None
     return means
 

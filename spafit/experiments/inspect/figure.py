@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from spafit.errors import ConfigError
+from spafit.experiments.figure import blank
 from spafit.experiments.inspect.norms import Addition
 from spafit.experiments.inspect.report import COLUMNS, kinds_of, percent, places_of
 from spafit.files.replacing import replacing
@@ -35,21 +36,15 @@ def draw(found: Sequence[Addition], num_layers: int, title: str, path: Path) -> 
     ConfigError
         If it cannot be written.
     """
-    # The object interface, which needs no display and leaves pyplot's global state alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     inside = [each for each in found if each.layer is not None and each.relative]
     panels = {kind: places_of(inside, kind) for kind in kinds_of(inside)}
     widths = [max(len(places), 2) for places in panels.values()]
     # A panel is at least as wide as its title, and a cell as wide as its number.
-    figure = Figure(
-        figsize=(2.2 + 0.72 * sum(widths), 1.9 + 0.36 * num_layers), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = blank(2.2 + 0.72 * sum(widths), 1.9 + 0.36 * num_layers)
     figure.suptitle(f"{title:.90}", fontsize=12, parse_math=False)
     values = [100 * (each.relative or 0.0) for each in inside]
     low, high = min(values), max(values)

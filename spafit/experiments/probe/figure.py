@@ -7,6 +7,7 @@ from typing import Any
 
 from spafit.experiments.figure import blank, save
 from spafit.experiments.probe.layers import Probed, deviation
+from spafit.experiments.probe.states import SHOWN
 from spafit.tasks.metrics import METRICS, Floats
 
 # Told apart by colour (Okabe and Ito), by line and by mark.
@@ -14,7 +15,6 @@ _STYLES: dict[str, dict[str, Any]] = {
     "cls": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "mean": {"color": "#D55E00", "linestyle": "--", "marker": "s", "markerfacecolor": "white"},
 }
-_LABELS = {"cls": "[CLS]", "mean": "mean of tokens"}
 
 
 def draw(found: dict[str, Probed], summary: dict[str, Any], path: Path) -> None:
@@ -41,7 +41,7 @@ def draw(found: dict[str, Probed], summary: dict[str, Any], path: Path) -> None:
     for name, one in found.items():
         metric = one.metric
         draw_curve(axes, name, one.scores[metric].mean(axis=1), deviation(one.scores[metric]))
-    constant = "always the mean" if METRICS[metric].of == "scores" else "commonest class"
+    constant = METRICS[metric].constant
     chance, majority = summary["chance"][metric], summary["majority"][metric]
     lines = [("chance", chance, ":"), (constant, majority, "-.")]
     if abs(chance - majority) < 0.005:  # one line would hide the other
@@ -65,5 +65,5 @@ def draw(found: dict[str, Probed], summary: dict[str, Any], path: Path) -> None:
 def draw_curve(axes: Any, states: str, mean: Floats, spread: Floats) -> None:
     """Draw the scores (L + 1,) of one kind of state by layer, with a band of their spread."""
     style, layers = _STYLES[states], range(len(mean))
-    axes.plot(layers, mean, label=_LABELS[states], markersize=6, **style)
+    axes.plot(layers, mean, label=SHOWN[states], markersize=6, **style)
     axes.fill_between(layers, mean - spread, mean + spread, color=style["color"], alpha=0.2, lw=0)

@@ -68,7 +68,7 @@ class Probed:
     def best_layer(self) -> int:
         """The layer whose probe has the best mean of the first metric; the first of equal ones."""
         means = self.scores[self.metric].mean(axis=1)
-        return int(np.argmax(_sign(self.metric) * means))
+        return int(np.argmax(METRICS[self.metric].sign * means))
 
     @property
     def error(self) -> float:
@@ -82,7 +82,7 @@ class Probed:
         than twice its uncertainty: its standard deviation over seeds, and that over the draws of
         dev's rows, taken together as sqrt(a² + b²). None if there is no such layer.
         """
-        gains = _sign(self.metric) * (self.cumulative - self.cumulative[0])  # (L + 1, seeds)
+        gains = METRICS[self.metric].sign * (self.cumulative - self.cumulative[0])  # (L + 1, seeds)
         uncertainty = np.hypot(deviation(gains), deviation(self.drawn - self.drawn[0]))
         found = np.flatnonzero(gains.mean(axis=1)[1:] > 2 * uncertainty[1:])
         return int(found[0]) + 1 if len(found) else None
@@ -304,7 +304,3 @@ def _targets(
     scores = np.asarray(labels, dtype=np.float64)
     center, spread = float(scores.mean()), float(scores.std())
     return torch.tensor((scores - center) / spread, dtype=torch.float32), (center, spread)
-
-
-def _sign(metric: str) -> int:
-    return -1 if METRICS[metric].smaller_is_better else 1

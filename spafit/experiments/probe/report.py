@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import textwrap
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from spafit.errors import ConfigError
+from spafit.experiments.figure import can_draw
 from spafit.experiments.probe.figure import draw
 from spafit.experiments.probe.layers import (
     Probed,
@@ -24,7 +24,7 @@ from spafit.experiments.probe.layers import (
     probe,
     some_rows,
 )
-from spafit.experiments.probe.states import FILE, STATES, kept_states
+from spafit.experiments.probe.states import FILE, SHOWN, STATES, kept_states
 from spafit.files.replacing import refuse_place, replacing
 from spafit.machine.precision import resolve_device
 from spafit.machine.terminal import fitted
@@ -34,9 +34,6 @@ from spafit.tasks.task import Dataset
 from spafit.text.tokenization import load_tokenizer
 from spafit.version import __version__
 from spafit.weights.pretrained import load_pretrained
-
-#: How the states are called.
-SHOWN = {"cls": "[CLS]", "mean": "mean of tokens"}
 
 
 def run_probe(
@@ -109,9 +106,7 @@ def run_probe(
         with replacing(out / name, ConfigError) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     names = [*files, FILE]
-    if importlib.util.find_spec("matplotlib") is None:
-        print("for a figure of it: pip install '.[plot]'")
-    else:
+    if can_draw():
         draw(found, summary, out / "probe.png")
         names.append("probe.png")
     print(f"written: {', '.join(names)} in {out}")
@@ -157,7 +152,7 @@ def screen(found: dict[str, Probed], summary: dict[str, Any]) -> str:
     error = max(one.error for one in found.values())
     lines += [
         f"{'chance':<24}{summary['chance'][metric]:.3f}",
-        f"{_constant(metric):<24}{summary['majority'][metric]:.3f}",
+        f"{METRICS[metric].constant:<24}{summary['majority'][metric]:.3f}",
         "",
         "* the best layer. Layer 0 is the embeddings.",
         *textwrap.wrap(
@@ -170,7 +165,7 @@ def screen(found: dict[str, Probed], summary: dict[str, Any]) -> str:
 
 def what_it_says(found: dict[str, Probed]) -> str:
     """Return what the probes say of N1, in a sentence or two."""
-    sign = -1 if METRICS[found[STATES[0]].metric].smaller_is_better else 1
+    sign = METRICS[found[STATES[0]].metric].sign
     kind = max(
         STATES,
         key=lambda name: (
@@ -252,7 +247,3 @@ def _list(values: Any) -> list[float]:
 
 def _spread(values: Any) -> str:
     return f"{values.mean():.3f} ± {float(deviation(values)):.3f}"
-
-
-def _constant(metric: str) -> str:
-    return "always the mean" if METRICS[metric].of == "scores" else "the commonest class"

@@ -19,7 +19,10 @@ from spafit.text.tokenization import Encodings, Tokenizer
 from spafit.training.inference import encode
 from spafit.weights.safefile import SafeFile, save_tensors
 
-STATES = ("cls", "mean")
+SHOWN = {"cls": "[CLS]", "mean": "mean of tokens"}
+"""How the states are called."""
+
+STATES = tuple(SHOWN)
 """The kinds of states: that of [CLS], and the mean over all tokens of a text, [CLS] and [SEP]
 included."""
 

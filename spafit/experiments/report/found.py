@@ -332,11 +332,6 @@ def display_of(task: str) -> str:
     return one_line(task, 60) if known is None else known.display.removesuffix("-m")
 
 
-def is_error(metric: str) -> bool:
-    """Return whether a smaller value of a metric is the better one."""
-    return METRICS[metric].smaller_is_better
-
-
 _ORDER = tuple(each for each in TABLE_2 if not each.startswith("SPAFIT-"))
 _OTHERS = ("Houlsby", "Pfeiffer", "Parallel", "(IA)³", "Linear probing")
 

@@ -26,7 +26,6 @@ from spafit.experiments.report.found import (
     display_of,
     find_runs,
     group,
-    is_error,
     read_answers,
     tasks_of,
 )
@@ -53,7 +52,7 @@ class Task:
     @property
     def sign(self) -> int:
         """-1 for an error, else 1."""
-        return -1 if is_error(self.metric) else 1
+        return METRICS[self.metric].sign
 
 
 @dataclass(frozen=True)

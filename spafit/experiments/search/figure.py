@@ -84,12 +84,12 @@ def draw(points: Sequence[Point], summary: Mapping[str, Any], path: Path) -> Non
             fontsize="small",
         )
     # In words, because its line would press the plans together where it is far below them.
-    constant = "always the mean" if METRICS[metric].of == "scores" else "the commonest class of dev"
+    constant = METRICS[metric].constant
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.tick_params(axis="x", labelrotation=20)
     axes.margins(x=0.12)
     axes.set_xlabel("numbers that train")
-    axes.set_ylabel(f"{metric} ({constant}: {number(majority)})")
+    axes.set_ylabel(f"{metric} ({constant} of dev: {number(majority)})")
     of_what = f"{one_line(summary['display'])}, {one_line(Path(summary['model']).name)}"
     axes.set_title(f"{of_what:.60}: SPAFIT plans", fontsize="medium", parse_math=False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

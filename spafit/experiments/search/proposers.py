@@ -117,7 +117,7 @@ class Selection:
         if metrics is None:
             return None
         name, value = next(iter(metrics.items()))
-        return -value if METRICS[name].smaller_is_better else value
+        return METRICS[name].sign * value
 
     def draw(self, candidates: Sequence[Candidate], count: int, what: int) -> list[Candidate]:
         """Return some plans drawn without replacement, the smallest first; each ``what`` anew."""

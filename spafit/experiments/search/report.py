@@ -175,10 +175,8 @@ def frontier(points: Sequence[Point], sign: int) -> list[Point]:
     return sorted(found, key=lambda each: (each.candidate.trainable, each.candidate.name))
 
 
-def summary(
-    rows: Sequence[Row], points: Sequence[Point], smaller_is_better: bool
-) -> dict[str, Any]:
-    """Return what search.json says of what was found."""
+def summary(rows: Sequence[Row], points: Sequence[Point], sign: int) -> dict[str, Any]:
+    """Return what search.json says of what was found; the sign is as in :func:`verdict`."""
     comparisons = compare(rows)
     return {
         "proposals": [
@@ -201,7 +199,7 @@ def summary(
             }
             for each in comparisons
         ],
-        "says": verdict(comparisons, -1 if smaller_is_better else 1),
+        "says": verdict(comparisons, sign),
         "points": [
             {
                 "on": each.on,
@@ -239,8 +237,7 @@ def screen(rows: Sequence[Row], summary: Mapping[str, Any], points: Sequence[Poi
             )
         )
     lines.append("─" * 80)
-    constant = "always the mean" if METRICS[metric].of == "scores" else "the commonest class"
-    lines += [f"{constant:<64}{number(summary['majority'][metric])}", ""]
+    lines += [f"{METRICS[metric].constant:<64}{number(summary['majority'][metric])}", ""]
     for each in summary["comparisons"]:
         lines += textwrap.wrap(
             f"{each['proposer']} - {each['against']}: {each['says']}", 80, subsequent_indent="  "

@@ -8,7 +8,6 @@ reported seeds and scored on dev, once, after the last step.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from spafit.bert import BertForSequenceClassification
 from spafit.config import read_json
 from spafit.errors import ConfigError, DataError, listed
+from spafit.experiments.figure import can_draw
 from spafit.experiments.probe.layers import some_rows
 from spafit.experiments.search import report
 from spafit.experiments.search.candidates import (
@@ -197,7 +197,7 @@ def run_search(
                 "dev": len(dev),
             },
             "majority": scoring.majority(train.task, dev.labels),
-            **report.summary(rows, points, METRICS[train.task.metrics[0]].smaller_is_better),
+            **report.summary(rows, points, METRICS[train.task.metrics[0]].sign),
         }
         _write(options.out, rows, points, summary, search.trainer)
     return rows
@@ -432,7 +432,7 @@ def _points(
     trainer: Trainer, selection: Selection, rows: Sequence[report.Row], seeds: Sequence[int]
 ) -> list[report.Point]:
     """Return the plans trained with every reported seed, and the full runs that chose."""
-    sign = -1 if METRICS[selection.train.task.metrics[0]].smaller_is_better else 1
+    sign = METRICS[selection.train.task.metrics[0]].sign
     fixed: dict[Candidate, tuple[float, ...]] = {}
     for row in rows:
         sound = tuple(each for each in row.scores.values() if each is not None)
@@ -464,9 +464,7 @@ def _write(
         text = report.table(list(trainer.runs.values()), list(summary["majority"]))
         temporary.write_text(text, encoding="utf-8", newline="")
     names = [SEARCH, "search.csv"]
-    if importlib.util.find_spec("matplotlib") is None:
-        print("for a figure of it: pip install '.[plot]'")
-    else:
+    if can_draw():
         draw(points, summary, out / "search.png")
         names.append("search.png")
     print(f"written: {', '.join(names)} in {out}")

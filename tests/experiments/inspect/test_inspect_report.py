@@ -6,6 +6,7 @@ Oracle: the files against the functions that measure, and the tables against the
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import re
@@ -94,7 +95,7 @@ def test_nothing_is_written_where_no_folder_is_named(inspect: Run, tmp_path: Pat
 
 
 def test_without_matplotlib(inspect: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspecting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, out, _ = inspect("houlsby", "--out", "o")
     assert code == 0 and "series: ‖·‖ of s UD" in out
     assert "for a figure of it: pip install '.[plot]'" in out

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_the_states_are_used_again(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_of_glue_and_of_own_data(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_report.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     write_glue(tmp_path / "glue")
     code, out, _ = run("--task", "rte", "--data", "glue", "--seeds", "0", "--rows", "10")
     assert code == 0 and "accuracy on 10 rows of dev of a linear probe" in " ".join(out.split())

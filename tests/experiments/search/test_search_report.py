@@ -144,7 +144,7 @@ def summed(some: list[Row], points: Sequence[Point]) -> dict[str, Any]:
         "seeds": list(some[0].scores),
         "rows": {"train": 90, "selection": 72, "held_out": 18, "dev": 33},
         "majority": {"accuracy": 0.5},
-        **summary(some, points, False),
+        **summary(some, points, 1),
     }
 
 
