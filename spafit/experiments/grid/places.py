@@ -91,7 +91,8 @@ def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, A
 def as_begun(cells: Cells, out: Path) -> Cells:
     """Return the cells in the folders that ``grid.json`` has for them.
 
-    A setting that is varied later gives new cells other folders, but none to those that are there.
+    A setting that is varied later gives new cells other folders, but none to those that are there;
+    one that changes no result gives all others, because there nothing tells them apart.
 
     Raises
     ------
