@@ -120,7 +120,7 @@ class TrainerModel(nn.Module):
             return LossAndLogits(logits=logits)
         B, C = logits.shape
         _check_labels(labels, B, C)
-        total = loss_function(logits, labels.to(logits.dtype) if C == 1 else labels.long())
+        total = loss_function(logits, labels.double() if C == 1 else labels.long())
         loss = total / (B if num_items_in_batch is None else num_items_in_batch)
         return LossAndLogits(loss=loss, logits=logits)
 

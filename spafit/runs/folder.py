@@ -83,6 +83,7 @@ class RunFolder:
         if overwrite:
             self.resuming = "the same command without overwrite (--overwrite) resumes the run"
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS, keep)
+        self._overwrites = overwrite
         self.checkpoint: Checkpoint | None = None
         self.notes: list[str] = []
         self._written = ""
@@ -94,11 +95,10 @@ class RunFolder:
             self._lock.acquire()
             try:
                 self._sweep()
-                if overwrite:
-                    self.checkpoints.clear()
-                elif (self.path / RUN).exists() or self.checkpoints.steps():
+                is_there = (self.path / RUN).exists() or bool(self.checkpoints.steps())
+                if is_there and not overwrite:
                     self._find_checkpoint(record, total_steps)
-                else:
+                elif not overwrite:
                     self._refuse_foreign_files()
             except BaseException:
                 self._close()
@@ -113,6 +113,8 @@ class RunFolder:
             If the folder cannot be written to.
         """
         with self._saying_why():
+            if self._overwrites:
+                self.checkpoints.clear()
             if self.checkpoint is not None:
                 old = self.checkpoint.values["record"]
                 entry = {"step": self.checkpoint.step, "changed": changes(old, self.record)}

@@ -83,6 +83,15 @@ class TestOutput:
         expected = F.mse_loss(model(**batch)[:, 0], labels.float())
         assert torch.allclose(out.loss, expected, atol=1e-6)
 
+    def test_scores_are_not_rounded_to_half_precision(self, small: SmallRun, batch) -> None:
+        wrapped = for_trainer(small.model(num_labels=1).eval(), [])
+        labels = torch.tensor([3.8031, 0.0013, 4.9987])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = wrapped(**batch, labels=labels)
+        assert out.logits.dtype == torch.bfloat16
+        expected = F.mse_loss(out.logits[:, 0].float(), labels)
+        assert torch.allclose(out.loss, expected, rtol=1e-6)
+
     @pytest.mark.parametrize(
         ("labels", "says"),
         [

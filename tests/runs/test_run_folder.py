@@ -18,7 +18,7 @@ import pytest
 import torch
 from support.small_runs import files_below
 
-from spafit.errors import CheckpointError, StoppedError
+from spafit.errors import CheckpointError, PlanError, StoppedError
 from spafit.machine import versions as machine_module
 from spafit.machine.versions import machine, peak_memory_mib, versions
 from spafit.runs import folder as run_folder
@@ -153,6 +153,12 @@ class TestRunFolder:
             assert (tmp_path / "log.jsonl").read_text() == ""
             assert status(tmp_path) == "running"
         assert (tmp_path / "notes.txt").read_text() == "mine"
+
+    def test_nothing_is_lost_if_the_new_run_is_refused(self, tmp_path: Path) -> None:
+        before = files_below(interrupt(tmp_path, 4, 9))
+        run = RunFolder(tmp_path, RECORD, overwrite=True)
+        run.__exit__(PlanError, PlanError("no"), None)  # as fit does before it begins
+        assert files_below(tmp_path) == before
 
     def test_a_free_place(self, tmp_path: Path) -> None:
         refuse_other_run(tmp_path, "rte", 3)
