@@ -7,6 +7,7 @@ prints it in one line and exits with code 2.
 from __future__ import annotations
 
 import signal
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -70,12 +71,31 @@ class StoppedError(SpafitError):
         self.signal = signal
 
 
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""What has the text after it run the other way, so that it shows as another one."""
+
+
+def has_controls(text: str) -> bool:
+    """Return whether a text has controls, ends of lines, halves of surrogates, turns of direction.
+
+    Letters and spaces that ``str.isprintable`` refuses are none, such as the zero-width non-joiner
+    of Persian words.
+    """
+    return not text.isprintable() and any(
+        c in _TURNS or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text
+    )
+
+
 def one_line(text: str, limit: int = 200) -> str:
     """Return text that may come from a file as one printable line, cut if it is long."""
-    shown = text[:limit]
-    if not shown.isprintable():
-        shown = repr(shown)[1:-1][:limit]
-    return shown if len(text) <= limit else f"{shown} ..."
+    cut = text[:limit]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return shown if max(len(text), len(shown)) <= limit else f"{shown[:limit]} ..."
+
+
+def counted(number: int, name: str) -> str:
+    """Return a number with its noun: "1 row", "2 rows"."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def listed(texts: Iterable[str], between: str = "; ", limit: int = 6) -> str:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from spafit.cli.own_data import own_dataset, refuse_encoding, report_bad_rows, report_encoding
-from spafit.cli.predicting import form_of, identifying, identity, refuse_to_replace
+from spafit.cli.own_data import own_dataset, refuse_form, report_bad_rows, report_encoding
+from spafit.cli.predicting import (
+    form_of,
+    identifying,
+    identity,
+    refuse_to_replace,
+    table_writer,
+)
 from spafit.cli.trained import Trained
-from spafit.errors import ConfigError, DataError, one_line
+from spafit.errors import ConfigError, DataError, counted, one_line
 from spafit.files.replacing import replacing
 from spafit.machine import terminal
 from spafit.tasks import glue, own, scoring
 from spafit.tasks.metrics import Floats, Ints, of_each_class
 from spafit.tasks.own_files import TableForm, distinct
 from spafit.tasks.table import GlueTask
-from spafit.tasks.task import Dataset, Label
+from spafit.tasks.task import Dataset, Label, Task
 
 _SHOWN_MISTAKES = 10
 _SHOWN_CONFUSIONS = 10
@@ -64,14 +69,11 @@ def datasets(
         How a file is written, and how many malformed rows may be left out of it.
     """
     task = trained.task
-    if not isinstance(task, GlueTask) or (data is not None and data.is_file()):
-        if data is not None:
-            found = own.dataset(
-                data, task=task, form=form, labelled=True, max_bad_rows=max_bad_rows
-            )
-            return [dataclasses.replace(found, split=data.name)]
+    if data is not None and (data.is_file() or not isinstance(task, GlueTask)):
+        return [_of_file(task, data, form, max_bad_rows)]
+    if not isinstance(task, GlueTask):
         return [own_dataset(task, trained.record, split, form, max_bad_rows)]
-    refuse_encoding(task, form)
+    refuse_form(task, form)
     folder = Path(trained.recorded("data", "--data")) if data is None else data
     names = [task.name] if task.name != "mnli" else ["mnli", "mnli-mm"]
     read = []
@@ -86,6 +88,18 @@ def datasets(
         metric = trained.record["settings"].get("metric")
         read.append(dataclasses.replace(found, task=found.task.with_metric(metric)))
     return read
+
+
+def _of_file(task: Task, path: Path, form: TableForm, max_bad_rows: int) -> Dataset:
+    """Read labelled rows of a task from a file, which may be one of GLUE's own."""
+    forms = ("dev", "train") if isinstance(task, GlueTask) else ()
+    split = next((each for each in forms if glue.has_form(task, each, path)), None)
+    if split is None:
+        found = own.dataset(path, task=task, form=form, labelled=True, max_bad_rows=max_bad_rows)
+    else:
+        refuse_form(task, form)
+        found = glue.read_file(task, path, split, max_bad_rows=max_bad_rows)
+    return dataclasses.replace(found, split=path.name)
 
 
 def evaluation_screen(
@@ -110,10 +124,11 @@ def evaluation_screen(
     bounds = scoring.intervals(task, labels, true, probabilities)
     majority = scoring.majority(task, true)
     constant = "mean" if task.is_regression else "commonest class"
+    of = one_line(f"{task.display} {dataset.split} ({counted(len(dataset), 'example')})", 600)
     lines = []
     for name, score in scores.items():
         low, high = bounds[name]
-        shown = f"{task.display} {dataset.split} ({len(dataset)} examples): {name} {score:.4f}"
+        shown = f"{of}: {name} {score:.4f}"
         guess = f"(always the {constant}: {majority[name]:.4f})"
         fits = len(f"{shown}   {guess}") <= width
         lines += [f"{shown}   {guess}"] if fits else [shown, f"    {guess}"]
@@ -124,7 +139,7 @@ def evaluation_screen(
     wrong = scoring.mistakes(task, labels, true, probabilities)
     if wrong:
         farthest = "farthest" if task.is_regression else "most confident"
-        lines += ["", f"the {farthest} of {len(wrong)} mistakes:"]
+        lines += ["", f"the {farthest} of {counted(len(wrong), 'mistake')}:"]
     for each in wrong[:_SHOWN_MISTAKES]:
         example = dataset[each.row]
         columns = identifying(example)
@@ -190,8 +205,7 @@ def write_mistakes(
         replacing(path, ConfigError) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
-        delimiter = "," if form_of(path) == ".csv" else "\t"
-        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        writer = table_writer(file, form_of(path))
         ours = ["label", "prediction", weight, *dataset.task.fields]
         writer.writerow([*distinct(columns, ours), *ours])
         for each in wrong:
@@ -199,7 +213,7 @@ def write_mistakes(
             texts = [example.text_a, example.text_b][: len(dataset.task.fields)]
             said = [each.true, each.predicted, f"{each.weight:.6g}"]
             writer.writerow([*identity(example, columns), *said, *texts])
-    print(f"written: {path} ({len(wrong)} mistakes)")
+    print(f"written: {path} ({counted(len(wrong), 'mistake')})")
 
 
 def _label(label: Label) -> str:
@@ -207,4 +221,6 @@ def _label(label: Label) -> str:
 
 
 def _cut(line: str, width: int) -> str:
+    """Return a line, which may have texts of a file, fit for a terminal and its width."""
+    line = one_line(line, width)
     return line if len(line) <= width else f"{line[: width - 3]}..."

@@ -9,17 +9,9 @@ import argparse
 import math
 import os
 import re
-import unicodedata
 from pathlib import Path
 
-from spafit.errors import ConfigError
-
-
-def one_line(text: str) -> str:
-    """Return a text, which may contain a hostile name, as one printable line of limited length."""
-    if len(text) > 1200:
-        text = f"{text[:800]} ... {text[-300:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+from spafit.errors import ConfigError, has_controls
 
 
 def as_whole(text: str) -> int:
@@ -152,9 +144,8 @@ def as_new_path(text: str) -> Path:
     """
     path = as_path(text)
     for each in (path, *path.parents):
-        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in each.name) and not (
-            os.path.lexists(each)
-        ):
+        name = os.fsencode(each.name).decode(errors="replace")  # it need not be a text
+        if has_controls(name) and not os.path.lexists(each):
             raise argparse.ArgumentTypeError(
                 f"{text!r:.60} has a control character or a line end in the name of a new file or "
                 "folder"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spafit.errors import ConfigError, DataError, one_line
+from spafit.errors import ConfigError, DataError, counted, one_line
 from spafit.tasks import glue, own
 from spafit.tasks.own_files import TableForm
 from spafit.tasks.reading import kind_of
@@ -31,8 +31,8 @@ class DataOptions:
         Whether labels are scores.
     form : TableForm
         How text files are written.
-    dev_share, split_seed : float, int
-        How train and dev are split where there is no file for dev.
+    dev_share, split_seed : float, int or None
+        How train and dev are split where there is no file for dev; None: a fifth, and seed 0.
     max_bad_rows : int
         How many malformed rows may be left out of each file.
     """
@@ -45,8 +45,8 @@ class DataOptions:
     label: str | None = None
     regression: bool = False
     form: TableForm = dataclasses.field(default_factory=TableForm)
-    dev_share: float = 0.2
-    split_seed: int = 0
+    dev_share: float | None = None
+    split_seed: int | None = None
     max_bad_rows: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +54,17 @@ class DataOptions:
             raise ConfigError(
                 f"--max-bad-rows must be a whole number of at least 0: {self.max_bad_rows}"
             )
+        for option, value in self._of_split.items():
+            if self.dev is not None and value is not None:
+                raise ConfigError(f"{option} is for rows that are split off; --dev names a file")
+
+    @property
+    def _of_split(self) -> dict[str, object]:
+        return {"--dev-share": self.dev_share, "--split-seed": self.split_seed}
+
+    @property
+    def _share_and_seed(self) -> tuple[float, int]:
+        return 0.2 if self.dev_share is None else self.dev_share, self.split_seed or 0
 
     @property
     def is_own(self) -> bool:
@@ -64,7 +75,7 @@ class DataOptions:
     def task_name(self) -> str:
         """Name of the task, before anything is read."""
         if self.is_own:
-            return self.task or self.data.stem
+            return own.task_name(self.task or self.data.stem)
         return glue.get_task(self._glue_task()).name
 
     def _glue_task(self) -> str:
@@ -75,7 +86,7 @@ class DataOptions:
             )
         given: dict[str, object] = {"--dev": self.dev, "--text": self.text, "--text2": self.text2}
         given |= {"--label": self.label, "--regression": self.regression or None}
-        given["--encoding"] = None if self.form.encoding == "utf-8" else self.form.encoding
+        given |= {**self._of_split, **_of_form(self.form)}
         for option, value in given.items():
             if value is not None:
                 raise ConfigError(f"{option} is for a file of your own, and --data is a folder")
@@ -102,7 +113,7 @@ class DataOptions:
             max_bad_rows=self.max_bad_rows,
         )
         if self.dev is None:
-            train, dev = own.split(train, self.dev_share, self.split_seed)
+            train, dev = own.split(train, *self._share_and_seed)
         else:
             dev = own.dataset(
                 self.dev,
@@ -120,10 +131,11 @@ class DataOptions:
         """Return what the record of a run says of the data."""
         if not self.is_own:
             return {"data": str(self.data.resolve())}
-        split = {"dev_share": self.dev_share, "split_seed": self.split_seed}
+        split = dict(zip(("dev_share", "split_seed"), self._share_and_seed, strict=True))
         return {
             "data": str(self.data.resolve()),
             **(split if self.dev is None else {"dev": str(self.dev.resolve())}),
+            "delimiter": self.form.delimiter,
             "quoted": self.form.quoted,
             "encoding": self.form.encoding,
         }
@@ -181,12 +193,23 @@ def own_dataset(
     return dataclasses.replace(found, split=split)
 
 
-def refuse_encoding(task: Task, form: TableForm) -> None:
-    """Refuse an encoding that was asked for of a file in GLUE's own form."""
-    if form.encoding != "utf-8":
-        raise ConfigError(
-            f"--encoding is for a file of your own; those of {task.display} are in UTF-8"
-        )
+def _of_form(form: TableForm) -> dict[str, object]:
+    """Return the options that say how a table is written, None where they say what is usual."""
+    return {
+        "--delimiter": form.delimiter,
+        "--unquoted": None if form.quoted else True,
+        "--encoding": None if form.encoding == "utf-8" else form.encoding,
+    }
+
+
+def refuse_form(task: Task, form: TableForm) -> None:
+    """Refuse what was said of how a table is written, of a file in GLUE's own form."""
+    for option, value in _of_form(form).items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} is for a file of your own; those of {task.display} are in UTF-8, with a "
+                "TAB between fields and none of them quoted"
+            )
 
 
 def report_encoding(source: str, encoding: str) -> None:
@@ -198,5 +221,5 @@ def report_encoding(source: str, encoding: str) -> None:
 def report_bad_rows(dataset: Dataset) -> None:
     """Say how many rows of a file were left out."""
     if dataset.bad_rows:
-        text = f"{dataset.source}: {dataset.bad_rows} malformed rows left out"
+        text = f"{dataset.source}: {counted(dataset.bad_rows, 'malformed row')} left out"
         print(one_line(text, 1000), file=sys.stderr)

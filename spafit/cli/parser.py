@@ -21,7 +21,6 @@ from types import MappingProxyType
 from typing import NoReturn, Protocol, TextIO
 
 from spafit.cli import bus_errors
-from spafit.cli.option_types import one_line
 from spafit.cli.verbs import (
     demo,
     doctor,
@@ -36,7 +35,7 @@ from spafit.cli.verbs import (
     train,
 )
 from spafit.cli.verbs import eval as evaluate
-from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError
+from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError, one_line
 from spafit.machine.launched import launched
 from spafit.machine.terminal import lasting
 from spafit.version import __version__
@@ -142,7 +141,14 @@ def _print_note(
     line: str | None = None,
 ) -> None:
     """Print a warning as one line, without the place in the source that it comes from."""
-    print(f"spafit: note: {one_line(str(message))}", file=sys.stderr)
+    print(f"spafit: note: {_message(str(message))}", file=sys.stderr)
+
+
+def _message(text: str) -> str:
+    """Return a message as one line; of a long one the end is kept too, which has the remedy."""
+    if len(text) > 1200:
+        text = f"{text[:800]} ... {text[-300:]}"
+    return one_line(text, limit=10 * len(text))
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -156,7 +162,7 @@ def _run(parsed: argparse.Namespace) -> int:
             return code
     except StoppedError as stopped:
         if not stopped.is_told_elsewhere:
-            print(f"spafit: {one_line(str(stopped))}", file=sys.stderr)
+            print(f"spafit: {_message(str(stopped))}", file=sys.stderr)
         return 128 + stopped.signal
     except (SpafitError, OSError) as error:
         if isinstance(error, BrokenPipeError) and prints_only:  # `spafit plan ... | head`
@@ -164,7 +170,7 @@ def _run(parsed: argparse.Namespace) -> int:
         if parsed.debug:
             traceback.print_exc()
         if not getattr(error, "is_told_elsewhere", False):
-            print(f"spafit: {one_line(str(error))}", file=sys.stderr)
+            print(f"spafit: {_message(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("spafit: interrupted", file=sys.stderr)
@@ -205,7 +211,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         see = "" if message.endswith("?") else f"; see {self.prog} --help"
-        self.exit(2, f"{self.prog}: {one_line(message)}{see}\n")
+        self.exit(2, f"{self.prog}: {_message(message)}{see}\n")
 
 
 def _refuse_unknown(parser: _Parser, given: Sequence[str]) -> None:

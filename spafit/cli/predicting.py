@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO, TextIO
 
-from spafit.cli.own_data import refuse_encoding, report_bad_rows, report_encoding
+from spafit.cli.own_data import refuse_form, report_encoding
 from spafit.cli.trained import Predicted, Trained
-from spafit.errors import ConfigError, DataError, one_line
+from spafit.errors import ConfigError, DataError, counted, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.runs.progress import RowsDone
 from spafit.tasks import glue
@@ -73,9 +74,10 @@ def predict_rows(
             count += len(part)
             done.show(count)
     if rows.bad_rows:
-        print(f"{name_of(source)}: {rows.bad_rows} malformed rows left out", file=sys.stderr)
+        bad = counted(rows.bad_rows, "malformed row")
+        print(one_line(f"{name_of(source)}: {bad} left out", 1000), file=sys.stderr)
     if output is not None:
-        print(f"written: {output} ({count} predictions)")
+        print(f"written: {output} ({counted(count, 'prediction')})")
 
 
 def predict_texts(
@@ -86,7 +88,7 @@ def predict_texts(
         needs = "pairs: give --text2" if trained.task.pair else "one text: leave out --text2"
         raise ConfigError(f"{trained.task.display} needs {needs}")
     if texts2 and len(texts2) != len(texts):
-        raise ConfigError(f"--text has {len(texts)} texts, and --text2 {len(texts2)}")
+        raise ConfigError(f"--text has {counted(len(texts), 'text')}, and --text2 {len(texts2)}")
     seconds: Sequence[str | None] = texts2 or [None] * len(texts)
     examples = tuple(
         Example(row, text, second, None)
@@ -125,10 +127,9 @@ def write_submission_files(trained: Trained, folder: Path, submission: Path) -> 
             print(f"{name} left out: {one_line(str(error), 600)}", file=sys.stderr)
             continue
         refuse_to_replace(submission / glue.get_task(name).submission, Path(dataset.source))
-        report_bad_rows(dataset)
         labels, _ = trained.predict(dataset)
         path = write_submission(submission, name, labels, dataset=dataset)
-        print(f"written: {path} ({len(dataset)} predictions)")
+        print(f"written: {path} ({counted(len(dataset), 'prediction')})")
 
 
 def refuse_to_replace(output: Path, source: Path | None) -> None:
@@ -145,7 +146,7 @@ def _rows(task: Task, source: Path | BinaryIO, form: TableForm, max_bad_rows: in
     if isinstance(task, GlueTask):
         is_table = isinstance(source, Path) and source.suffix.lower() == ".csv"
         if not is_table:
-            refuse_encoding(task, form)
+            refuse_form(task, form)
         if not isinstance(source, Path):
             start = source.peek(1)[:1]  # type: ignore[attr-defined]
             ending = ".jsonl" if start == b"{" else ".tsv"
@@ -175,6 +176,15 @@ def form_of(output: Path, *others: str) -> str:
     if ending not in ("", *known):
         raise ConfigError(f"{output} cannot be written as {ending}; end it in {', '.join(known)}")
     return ending
+
+
+def table_writer(file: TextIO, ending: str) -> Any:
+    r"""Return a csv writer whose rows end in \n; a comma is between the fields of ``.csv``.
+
+    A field with a \r is quoted, which the csv module sees to only if \r ends its lines.
+    """
+    lines = SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n"))
+    return csv.writer(lines, delimiter="," if ending == ".csv" else "\t", lineterminator="\r\n")
 
 
 @contextmanager
@@ -217,8 +227,7 @@ def _table(
                 file.flush()
 
         else:
-            delimiter = "," if form == ".csv" else "\t"
-            writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+            writer = table_writer(file, form)
             writer.writerow(header)
 
             def write(*given: Any) -> None:

@@ -18,9 +18,8 @@ from spafit.cli.option_types import (
     as_seed,
     as_size,
     as_whole,
-    one_line,
 )
-from spafit.errors import ConfigError
+from spafit.errors import ConfigError, one_line
 from spafit.machine import PRECISIONS
 from spafit.runs.train_config import CACHE_DTYPES, CACHES, FROZEN_WEIGHTS, STEPS, TrainConfig
 
@@ -149,21 +148,18 @@ def _add_own_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dev-share",
         type=as_number,
-        default=0.2,
-        help="share of the rows that is split off, of each label alike (default %(default)s)",
+        help="share of the rows that is split off, of each label alike (default 0.2)",
     )
-    group.add_argument(
-        "--split-seed", type=as_seed, default=0, help="seed of the split (default %(default)s)"
-    )
-    _add_table_options(group, "utf-8")
+    group.add_argument("--split-seed", type=as_seed, help="seed of the split (default 0)")
+    _add_table_options(group, "found from its first line", "utf-8")
 
 
-def _add_table_options(group: argparse._ActionsContainer, default: str) -> None:
+def _add_table_options(group: argparse._ActionsContainer, delimiter: str, encoding: str) -> None:
     group.add_argument(
         "--delimiter",
         type=as_delimiter,
         metavar="CHARACTER",
-        help='of a CSV or TSV file, or "tab"; default: found from its first line',
+        help=f'of a CSV or TSV file, or "tab"; default: {delimiter}',
     )
     group.add_argument(
         "--unquoted", action="store_true", help="a quote in a CSV or TSV file is just a character"
@@ -172,7 +168,7 @@ def _add_table_options(group: argparse._ActionsContainer, default: str) -> None:
         "--encoding",
         type=as_encoding,
         metavar="NAME",
-        help=f"of a text file without a byte-order mark, such as cp1252; default: {default}",
+        help=f"of a text file without a byte-order mark, such as cp1252; default: {encoding}",
     )
 
 
@@ -198,7 +194,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         help="precision of matrix products; default: as in training",
     )
-    _add_table_options(parser, "as in training")
+    _add_table_options(parser, "as in training", "as in training")
     parser.add_argument(
         "--model",
         type=as_name,

@@ -116,8 +116,11 @@ class Trained:
     def table_form(self, delimiter: str | None, unquoted: bool, encoding: str | None) -> TableForm:
         """Return how a file is written: as asked for, else as the training data was."""
         about = self.record["about"]
+        delimiter = delimiter or about.get("delimiter")
         quoted = False if unquoted else about.get("quoted", True)
         encoding = encoding or about.get("encoding", "utf-8")
+        if not isinstance(delimiter, str) or len(delimiter) != 1:
+            delimiter = None
         return TableForm(delimiter, quoted if isinstance(quoted, bool) else True, encoding)
 
     def bad_rows_allowed(self, asked: int | None) -> int:

@@ -20,6 +20,7 @@ from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification
 from spafit.errors import ConfigError, DataError, PlanError, WeightsError, listed, one_line
 from spafit.runs.record import ADAPTER
+from spafit.tasks.task import is_name
 from spafit.training.optimisation import loss_function, trained_parameters
 from spafit.weights.adapter_files import adaptation_to_save, save_adapter
 
@@ -197,7 +198,7 @@ def for_trainer(
 def _name_labels(model: BertForSequenceClassification, labels: Sequence[str]) -> None:
     adaptation, C = _adaptation(model), model.num_labels
     names = (labels,) if isinstance(labels, str) else tuple(labels)
-    are_text = all(isinstance(name, str) and name.isprintable() for name in names)
+    are_text = all(map(is_name, names))
     if not are_text or len(set(names)) != len(names) or len(names) != (C if C > 1 else 0):
         needs = f"{C} different names, one for each logit" if C > 1 else "none, for it has a score"
         raise ConfigError(f"the labels of this model must be {needs}; found {labels!r:.200}")

@@ -49,7 +49,7 @@ _TRAINING_ALONE = frozenset(
 )
 """What no score or prediction depends on."""
 
-_NO_MATTER = re.compile(r".*\.source|plan(\.strata\.[0-9]+)?\.name", re.DOTALL)
+_NO_MATTER = re.compile(r"data\.[^.]+\.source|plan(\.strata\.[0-9]+)?\.name", re.DOTALL)
 """Where the same data lie, and what the same plan and its strata are called."""
 
 _NAMELESS = "custom"

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spafit.errors import DataError
-from spafit.tasks.own_files import distinct
+from spafit.tasks.own_files import NUMBER, distinct
 from spafit.tasks.reading import (
     Fields,
     MalformedRowError,
@@ -200,6 +199,21 @@ def read_rows(
     return Rows(name, rows, parse, max_bad_rows, may_lack_rows=split != "test")
 
 
+def has_form(task: str | Task, split: str, path: Path) -> bool:
+    """Return whether a file is in the form of GLUE's own TSV file of a split, by its first line.
+
+    Where that has no header, the first line has as many fields, and no column is named in it.
+    """
+    task = get_task(task)
+    form = task.split(split)
+    if path.suffix.lower() != ".tsv":
+        return False
+    fields = next(lines(path), (1, ""))[1].split("\t")
+    if form.has_header:
+        return fields == list(form.columns)
+    return len(fields) == len(form.columns) and not set(task.fields) & set(fields)
+
+
 def _tsv_form(
     task: GlueTask, split: str | None, source: Source, by_name: bool
 ) -> tuple[Split | list[str], Iterator[tuple[int, str]]]:
@@ -281,7 +295,7 @@ def _from_named_columns(task: GlueTask, header: list[str], line: str) -> Fields:
 
 def _label_from_text(task: GlueTask, text: str) -> Label:
     if task.is_regression:
-        if not _SCORE.fullmatch(text):  # float() would take " 1", "1_0" and the digits of Arabic
+        if not NUMBER.fullmatch(text):  # float() would take " 1", "1_0" and the digits of Arabic
             low, high = SCORE_RANGE
             raise DataError(
                 f"the score {shown(text)} is not a number; {task.display} has {low:g} to {high:g}"
@@ -292,9 +306,6 @@ def _label_from_text(task: GlueTask, text: str) -> Label:
             f"unknown label {shown(text)}; {task.display} has {', '.join(map(repr, task.spelling))}"
         )
     return task.labels[task.spelling.index(text)]
-
-
-_SCORE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def _checked_score(task: GlueTask, score: float) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from spafit.errors import DataError
+from spafit.errors import DataError, counted
 from spafit.tasks.own_files import NUMBER, TableForm, from_record, read_rows, score_of
 from spafit.tasks.reading import Rows, sha256_of_data
 from spafit.tasks.task import Dataset, Example, Label, Task, UnlabelledTask
@@ -91,6 +91,8 @@ def dataset(
     if encoding is not None:
         form = dataclasses.replace(form, encoding=encoding)
     if isinstance(data, (str, Path)):
+        if labels is not None:
+            raise DataError(f"{data} is a file, which has its labels in a column; give no others")
         path = Path(data).expanduser()
         sha256 = sha256_of_data(path)
         shape = task or _shape(text, text2, label, name or path.stem)
@@ -108,16 +110,20 @@ def dataset(
     else:
         shape, records = _from_memory(data, labels, task, text, text2, label, name or "own")
         parse = partial(from_record, shape, labelled, task is None)
-        rows = Rows("the data", records, parse, max_bad_rows)
+        rows = Rows("the data", records, parse, max_bad_rows, unit="row")
         source, sha256 = "memory", ""
     examples = tuple(rows)
     if not examples:
         left_out = f", {rows.bad_rows:,} left out as malformed" if rows.bad_rows else ""
         raise DataError(f"{source} holds no rows{left_out}; is it the right file, and complete?")
     if task is None:
-        found = [example.label for example in examples if example.label is not None]
-        shape, examples = _with_task(shape, examples, found, regression, source)
+        shape, examples = _with_task(shape, examples, regression, source)
     return Dataset(shape, "input", examples, source, rows.bad_rows, sha256, rows.encoding)
+
+
+def task_name(name: str) -> str:
+    """Return the name that a task gets by the one that is given, or by that of its file."""
+    return "".join(c if c.isprintable() else "_" for c in name).strip() or "own"
 
 
 def split(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -215,7 +221,8 @@ def describe(train: Dataset, dev: Dataset) -> str:
     shared = {_same_text(example) for example in train} & {_same_text(example) for example in dev}
     rows = sum(_same_text(example) in shared for example in dev)
     if rows:
-        lines.append(f"note: {rows} rows of dev have a text of train, so dev's score is too high")
+        shown = counted(rows, "row")
+        lines.append(f"note: {shown} of dev with a text of train, so dev's score is too high")
     return "\n".join(lines)
 
 
@@ -223,10 +230,11 @@ def _doubts(data: Dataset) -> list[str]:
     """Return notes about rows of a data set that may be mistakes."""
     notes = []
     if data.bad_rows:
-        notes.append(f"{data.bad_rows} malformed rows, or rows without a label, left out")
+        bad = counted(data.bad_rows, "row")
+        notes.append(f"{bad}, malformed or without a label, left out")
     empty = [example.index for example in data if not _same_text(example)[0]]
     if empty:
-        notes.append(f"{len(empty)} empty texts ({_rows(empty)})")
+        notes.append(f"{counted(len(empty), 'empty text')} ({_rows(empty)})")
     of_text: dict[object, set[Label | None]] = {}
     again, torn = [], []
     for example in data:
@@ -238,7 +246,8 @@ def _doubts(data: Dataset) -> list[str]:
                 torn.append(example.index)
         known.add(example.label)
     if again:
-        notes.append(f"{len(again)} rows have the text of an earlier one ({_rows(again)})")
+        rows = counted(len(again), "row")
+        notes.append(f"{rows} with the text of an earlier one ({_rows(again)})")
     if torn:
         notes.append(f"{len(torn)} of them with another label ({_rows(torn)})")
     missing = set(data.task.labels) - set(data.labels)
@@ -250,8 +259,9 @@ def _doubts(data: Dataset) -> list[str]:
 
 def _rows(numbers: Sequence[int]) -> str:
     """Name some rows, counted from 0 without the header, as predictions count them."""
-    more = ", ..." if len(numbers) > _MOST_NAMED else ""
-    return f"row {', '.join(map(str, numbers[:_MOST_NAMED]))}{more}, counted from 0"
+    named = [str(number) for number in numbers[:_MOST_NAMED]]
+    named += ["..."] * (len(numbers) > _MOST_NAMED)
+    return f"row{'s' * (len(numbers) > 1)} {', '.join(named)}, counted from 0"
 
 
 def _same_text(example: Example) -> tuple[str, str]:
@@ -274,20 +284,20 @@ def _shape(text: str | None, text2: str | None, label: str, name: str) -> Unlabe
     fields = (text or "text",) if text2 is None else (text or "text", text2)
     if label in fields:
         raise DataError(f"the column {label!r:.80} cannot be both the text and the label")
-    name = "".join(c if c.isprintable() else "_" for c in name).strip() or "own"
-    return UnlabelledTask(name, fields, (), METRICS_OF_SCORES, label_field=label)
+    return UnlabelledTask(task_name(name), fields, (), METRICS_OF_SCORES, label_field=label)
 
 
 def _with_task(
     shape: Task,
     examples: tuple[Example, ...],
-    found: list[Label],
     regression: bool,
     source: str,
 ) -> tuple[Task, tuple[Example, ...]]:
     """Complete a task by the labels that occur, and check them."""
+    labelled = [each for each in examples if each.label is not None]
     if regression:
-        scores = np.array([score_of(each, source) for each in found], dtype=np.float64)
+        found = [score_of(each.label, f"{source}, {_rows([each.index])}") for each in labelled]
+        scores = np.array(found, dtype=np.float64)
         spread = float(scores.std()) if len(scores) else 0.0
         scale = (float(scores.mean()), spread) if spread else (0.0, 1.0)
         task = Task(**{**vars(shape), "scale": scale})
@@ -297,13 +307,14 @@ def _with_task(
             for each in examples
         )
         return task, examples
-    counts = Counter(found)
+    counts = Counter(each.label for each in labelled)
     names = sorted(map(str, counts), key=_in_order(counts))
-    if len(names) == 1 or (len(names) > 20 and len(names) > len(found) / 2):
+    if len(names) == 1 or (len(names) > 20 and len(names) > len(labelled) / 2):
         numbers = all(NUMBER.fullmatch(name) for name in names)
         offer = "; for scores use regression (--regression)" if numbers and len(names) > 1 else ""
         raise DataError(
-            f"{source} has {len(names)} different labels in {len(found)} rows in the column "
+            f"{source} has {counted(len(names), 'different label')} in "
+            f"{counted(len(labelled), 'row')} in the column "
             f"{shape.label_field!r:.80}; a task needs two or more, each in several rows: name "
             f"another column (--label){offer}"
         )
@@ -345,10 +356,12 @@ def _from_memory(
         shape = task or _shape(text, text2, label, name)
         if names is not None:  # the numbers of a ClassLabel of the datasets library
             rows = [{**row, label: _named(names, row.get(label))} for row in rows]
-        return shape, enumerate(rows, start=1)
+        return shape, enumerate(rows)
     every = [None] * len(rows) if labels is None else list(labels)
     if len(every) != len(rows):
-        raise DataError(f"there are {len(rows)} texts and {len(every)} labels")
+        raise DataError(
+            f"there are {counted(len(rows), 'text')} and {counted(len(every), 'label')}"
+        )
     is_pair = bool(rows) and isinstance(rows[0], (tuple, list))
     shape = task or _shape(text or "text", text2 or ("text2" if is_pair else None), label, name)
     if is_pair != shape.pair:
@@ -360,7 +373,7 @@ def _from_memory(
             raise DataError(f"row {len(made)} has {len(texts)} texts, expected two")
         row = dict(zip(shape.fields, texts, strict=True))
         made.append(row if labels is None else {**row, shape.label_field: each})
-    return shape, enumerate(made, start=1)
+    return shape, enumerate(made)
 
 
 def _named(names: Sequence[str], value: Any) -> object:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spafit.errors import ConfigError, DataError
+from spafit.errors import ConfigError, DataError, counted
 from spafit.tasks.reading import (
     Fields,
     MalformedRowError,
@@ -151,11 +151,13 @@ def read_rows(
     numbered = itertools.chain([first], numbered)
     rows: Iterator[tuple[int, Any]]
     if ending == ".jsonl" or (ending is None and first[1].startswith("{")):
-        rows = ((number, line.rstrip("\r\n")) for number, line in numbered)
+        # An empty line is no row, as in a table.
+        rows = ((number, line.rstrip("\r\n")) for number, line in numbered if line.strip())
         from_row = partial(_from_line_of_json, parse)
     else:
-        rows = _table(task, name_of(source), numbered, form, labelled)
-        from_row = partial(_from_table_row, parse)
+        delimiter = _delimiter(task, name_of(source), first[1], form, is_tsv=ending == ".tsv")
+        rows = _table(task, name_of(source), numbered, delimiter, form, labelled)
+        from_row = partial(_from_table_row, parse, delimiter)
     return Rows(name_of(source), rows, from_row, max_bad_rows, encoding=encoding)
 
 
@@ -212,11 +214,12 @@ def _from_line_of_json(parse: Any, line: str) -> Fields:
     return result
 
 
-def _from_table_row(parse: Any, row: tuple[list[str], list[str]]) -> Fields:
+def _from_table_row(parse: Any, delimiter: str, row: tuple[list[str], list[str]]) -> Fields:
     header, fields = row
     if len(fields) != len(header):
         raise MalformedRowError(
-            f"expected {len(header)} fields ({', '.join(header):.200}), found {len(fields)}: "
+            f"expected {counted(len(header), 'field')} ({', '.join(header):.200}), found "
+            f"{len(fields)}, with {delimiter!r} between them (--delimiter): "
             f"{fields[0][:80] if fields else ''!r:.140}"
         )
     result: Fields = parse(dict(zip(header, fields, strict=True)))
@@ -281,14 +284,13 @@ def _table(
     task: Task,
     name: str,
     numbered: Iterator[tuple[int, str]],
+    delimiter: str,
     form: TableForm,
     labelled: bool,
 ) -> Iterator[tuple[int, tuple[list[str], list[str]]]]:
     """Yield line number, header and fields of each row of a CSV or TSV table."""
-    first = next(numbered)
-    delimiter = _delimiter(task, name, first[1], form)
     before = csv.field_size_limit(_LONGEST_FIELD)
-    texts = (line for _, line in itertools.chain([first], numbered))
+    texts = (line for _, line in numbered)
     reader = csv.reader(texts, delimiter=delimiter, quoting=form.quoting, strict=True)
     try:
         header = next(reader)
@@ -320,9 +322,14 @@ def _table(
         csv.field_size_limit(before)
 
 
-def _delimiter(task: Task, name: str, header: str, form: TableForm) -> str:
-    """Return the delimiter by which a header has the columns that are needed."""
-    candidates = _DELIMITERS if form.delimiter is None else (form.delimiter,)
+def _delimiter(task: Task, name: str, header: str, form: TableForm, *, is_tsv: bool) -> str:
+    """Return the delimiter by which a header has the columns that are needed.
+
+    A header of one column has it by any; that of a TSV file is then read as such.
+    """
+    candidates = ("\t", *_DELIMITERS) if is_tsv else _DELIMITERS
+    if form.delimiter is not None:
+        candidates = (form.delimiter,)
     found = []
     for each in candidates:
         try:
@@ -337,7 +344,8 @@ def _delimiter(task: Task, name: str, header: str, form: TableForm) -> str:
     what = "has two columns" if missing in columns else "has no column"
     raise DataError(
         f"{name} {what} {missing!r:.80}; its columns are {', '.join(columns):.300}: rename that of "
-        "the text, or name it when training (spafit train --text, and --text2 for a pair's second)"
+        "the text, name it when training (spafit train --text, and --text2 for a pair's second), "
+        "or name what is between the columns (--delimiter)"
     )
 
 
@@ -353,7 +361,11 @@ def _label_name(value: object) -> str | None:
     elif isinstance(value, bool | np.bool_):
         text = str(bool(value))
     elif isinstance(value, int | float | np.integer | np.floating):
-        text = str(int(value)) if float(value).is_integer() else repr(float(value))
+        try:
+            number = float(value)
+        except OverflowError:
+            raise DataError("the label is a number that is too large") from None
+        text = str(int(value)) if number.is_integer() else repr(number)
     else:
         raise DataError(f"the label is {shown(value)}, expected a text or a number")
     if not text:

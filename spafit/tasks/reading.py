@@ -48,6 +48,8 @@ class Rows:
         Whether rows may be left out at all; a submission needs a prediction for each.
     encoding : str
         That of the file, if it is a text.
+    unit : str
+        What is numbered.
 
     Attributes
     ----------
@@ -71,30 +73,32 @@ class Rows:
         *,
         may_lack_rows: bool = True,
         encoding: str = "utf-8",
+        unit: str = "line",
     ) -> None:
         if type(max_bad_rows) is not int or max_bad_rows < 0:
             raise ConfigError(
                 f"max_bad_rows must be a whole number of at least 0: {max_bad_rows!r:.80}"
             )
         self.source, self.max_bad_rows, self.bad_rows = source, max_bad_rows, 0
-        self.encoding, self._rows, self._parse = encoding, rows, parse
+        self.encoding, self._rows, self._parse, self._unit = encoding, rows, parse, unit
         self._mend = "correct the file"
         if may_lack_rows:
             self._mend += ", or allow more (--max-bad-rows)"
 
     def __iter__(self) -> Iterator[Example]:
         for index, (line, row) in enumerate(self._rows):
+            where = f"{self.source}, {self._unit} {line}"
             try:
                 text_a, text_b, label, carried = self._parse(row)
             except MalformedRowError as error:
                 self.bad_rows += 1
                 if self.bad_rows > self.max_bad_rows:
                     raise DataError(
-                        f"{self.source}, line {line}: {error}. Bad row number {self.bad_rows}, "
+                        f"{where}: {error}. Bad row number {self.bad_rows}, "
                         f"{self.max_bad_rows} allowed: {self._mend}"
                     ) from None
             except DataError as error:
-                raise DataError(f"{self.source}, line {line}: {error}") from None
+                raise DataError(f"{where}: {error}") from None
             else:
                 yield Example(index, text_a, text_b, label, carried)
 
@@ -265,7 +269,8 @@ def as_text(value: object) -> str:
     """Return a value of a record as it is written in a table of predictions."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    is_json = isinstance(value, bool | int | float | list | dict)
+    return json.dumps(value, default=str) if is_json else str(value)  # a date, a decimal number
 
 
 def shown(value: object) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-from spafit.errors import DataError
+from spafit.errors import DataError, has_controls
 from spafit.tasks.metrics import METRICS
 
 Label = str | float
@@ -169,7 +169,7 @@ def _tuple(value: Any) -> Any:
 
 def is_name(value: object) -> bool:
     """Return whether a value is a text that can stand in a table of predictions."""
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+    return isinstance(value, str) and bool(value.strip()) and not has_controls(value)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 
 from spafit.adaptation import Adaptation
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import PlanError, WeightsError, listed, one_line
+from spafit.errors import PlanError, WeightsError, has_controls, listed, one_line
 from spafit.plans import Plan
 from spafit.strata import adapt, base_fingerprint, check_name, require_none_to_choose
 from spafit.version import __version__
@@ -359,7 +359,7 @@ def _header(file: SafeFile) -> AdapterHeader:
 
 def _is_name(value: object) -> bool:
     """Return whether a value is a string that can be a label in a table of predictions."""
-    return isinstance(value, str) and value.isprintable()
+    return isinstance(value, str) and not has_controls(value)
 
 
 def _are_labels(labels: object, num_labels: int) -> bool:

@@ -14,7 +14,8 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ import spafit
 import spafit.training.fit
 import spafit.training.step
 from spafit import glue
-from spafit.cli import main, trained, training
+from spafit.cli import evaluating, main, trained, training
+from spafit.errors import ConfigError
+from spafit.tasks.own_files import TableForm
 from spafit.weights.safefile import SafeFile, save_tensors
 from weights_tools.tiny import make_tiny
 
@@ -414,7 +417,7 @@ class TestTrain:
         assert "line 27: expected 4 fields" in refuse(capsys, *arguments)
         code, _, err = call(capsys, *arguments, "--max-bad-rows", "1")
         assert code == 0
-        assert err.endswith("train.tsv: 1 malformed rows left out\n")
+        assert err.endswith("train.tsv: 1 malformed row left out\n")
 
     def test_weights_that_are_not_to_be_mapped(
         self, capsys: Capture, small: SmallRun, root: Path, run: Path, monkeypatch: Any
@@ -715,6 +718,50 @@ class TestEval:
         assert err.startswith("mnli-mm left out: no file for the dev split")
 
 
+class TestFilesOfGlue:
+    """Each task's own file is scored as the split that it is. Oracle: GLUE's reader."""
+
+    ROWS: ClassVar = {
+        "cola": ["x\t1\t\tthe cat", 'x\t0\t*\tcat "the'],
+        "sst-2": ["sentence\tlabel", "the cat\t1", 'a 5" dog\t0'],
+        "mrpc": ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\tthe cat\ta cat"],
+        "qqp": ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "5\t1\t2\tcat\tdog\t0"],
+        "sts-b": [
+            "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+            "0\tg\tf\ty\t1\ts\ts\ta cat\tthe cat\t3.800",
+        ],
+    }
+
+    @pytest.mark.parametrize("name", ROWS)
+    def test_is_read_as_itself(self, tmp_path: Path, name: str) -> None:
+        task, path = glue.get_task(name), tmp_path / "mine.tsv"
+        path.write_text("\n".join(self.ROWS[name]) + "\n")
+        run: Any = SimpleNamespace(task=task)
+        [found] = evaluating.datasets(run, path, "dev", TableForm(), 0)
+        assert found.examples == glue.read_file(name, path, "dev").examples
+        assert (found.task, found.split) == (task, "mine.tsv")
+        with pytest.raises(ConfigError, match=f"--unquoted is for .* {task.display} are"):
+            evaluating.datasets(run, path, "dev", TableForm(quoted=False), 0)
+
+    def test_a_table_is_read_as_one(self, tmp_path: Path) -> None:
+        """By the names of its columns and labels; CoLA's own has no header to be told by."""
+        path = tmp_path / "mine.tsv"
+        path.write_text("id\tsentence\tlabel\tx\n7\tthe cat\tacceptable\ty\n")
+        run: Any = SimpleNamespace(task=glue.get_task("cola"))
+        [found] = evaluating.datasets(run, path, "dev", TableForm(), 0)
+        assert (found.texts_a, found.labels) == (["the cat"], ["acceptable"])
+
+    def test_of_train(self, tmp_path: Path) -> None:
+        """MNLI's has other columns than that of dev."""
+        task, path = glue.get_task("mnli"), tmp_path / "train.tsv"
+        assert task.train is not None
+        columns = task.train.columns
+        fields = ["neutral" if name == "gold_label" else name for name in columns]
+        path.write_text("\t".join(columns) + "\n" + "\t".join(fields) + "\n")
+        [found] = evaluating.datasets(SimpleNamespace(task=task), path, "dev", TableForm(), 0)  # type: ignore[arg-type]
+        assert found.labels == ["neutral"]
+
+
 class TestBadRows:
     """Oracle: the same file without the bad row; the others keep their numbers."""
 
@@ -734,7 +781,7 @@ class TestBadRows:
         self, capsys: Capture, root: Path, tmp_path: Path, spoilt: Path
     ) -> None:
         run = tmp_path / "run"
-        told = f"{spoilt}: 1 malformed rows left out\n"
+        told = f"{spoilt}: 1 malformed row left out\n"
         score = f"accuracy {record_of(run)['result']['metrics']['accuracy']:.4f}"
         code, out, err = call(capsys, "eval", run)
         assert (code, err) == (0, told)

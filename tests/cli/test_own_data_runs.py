@@ -201,6 +201,30 @@ class TestEval:
             assert list(found[0].values()) == ["5", "c", "a", "0.75", "text 5"]
             assert [each["row"] for each in found] == ["5", "2", "1"]
 
+    def test_texts_move_no_cursor(self) -> None:
+        """A terminal shows what stands in the data, and obeys none of it."""
+        task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
+        carried = {"id\x1b[1m": "\x1b]0;title\x07"}
+        wrong = Example(0, "one\x1b[2Jtwo\u202e", None, "a", carried)
+        data = Dataset(task, "x\x1b[1m.tsv", (wrong, Example(1, "x", None, "b")), "x")
+        screen = evaluation_screen(data, ["b", "b"], np.array([[0.25, 0.75], [0, 1]]), 90)
+        assert screen.replace("\n", "").isprintable()
+        assert screen.endswith(
+            "the most confident of 1 mistake:\n"
+            r"  0.750  b, is a (id\x1b[1m \x1b]0;title\x07): one\x1b[2Jtwo\u202e"
+        )
+
+    def test_a_return_in_a_text_is_read_back(self, capsys: Capture, tmp_path: Path) -> None:
+        """The csv module writes it without the quotes that it needs to read it."""
+        task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
+        data = Dataset(task, "dev", (Example(0, "one\rtwo", None, "a"),), "x")
+        for name in ("e.csv", "e.tsv"):
+            write_mistakes(tmp_path / name, data, ["b"], np.array([[0.25, 0.75]]))
+            content = (tmp_path / name).read_bytes().decode()
+            assert content.count("\n") == content.count("\r") + 1 == 2
+            again = spafit.dataset(tmp_path / name, task=task)
+            assert (again.texts_a, again.labels) == (["one\rtwo"], ["a"])
+
 
 class TestPredict:
     def rows(self, path: Path) -> Path:
@@ -420,6 +444,28 @@ class TestPredict:
         assert run.table_form(";", unquoted, None) == TableForm(";", quoted)
 
 
+def test_the_delimiter_is_as_in_training(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
+    """One that is not found from the first line, in a file whose stem is no name of a task."""
+    data = tmp_path / "my mail .csv"
+    rows = [f"{each.text_a}^{'ab'[each.index % 2]}\n" for each in make_dataset("rte", 20)]
+    data.write_text("text^label\n" + "".join(rows))
+    words = ["train", "--method", "bitfit", "--epochs", "1", "--max-length", "16", "--quiet"]
+    places = ["--model", small.folder, "--data", data, "--out", tmp_path / "run"]
+    assert call(capsys, *words, *places, "--device", "cpu", "--delimiter", "^")[0] == 0
+    assert call(capsys, *words, *places, "--device", "cpu", "--delimiter", "^")[0] == 0  # there
+    for arguments in (["eval", tmp_path / "run"], ["predict", tmp_path / "run", "--input", data]):
+        code, _, err = call(capsys, *arguments)
+        assert (code, err) == (0, "")
+        code, _, err = call(capsys, *arguments, "--delimiter", ";")
+        assert (code, "between the columns (--delimiter)" in err) == (2, True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["about"]["delimiter"] == "^"
+    for damage in (";;", 7, None):
+        run = Trained.__new__(Trained)
+        run.record = {"about": {"delimiter": damage}}
+        assert run.table_form(None, False, None) == TableForm()
+
+
 def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
     for name, n in (("train", 24), ("dev", 9)):
         rows = [
@@ -452,7 +498,7 @@ def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_p
     assert float(table(out)[0]["prediction"]) == pytest.approx(statistics.mean(alone))
     for more, says in (
         ((), "needs pairs: give --text2"),
-        (("--text2", "two", "three"), "--text has 1 texts, and --text2 2"),
+        (("--text2", "two", "three"), "--text has 1 text, and --text2 2"),
         (("--text2", "two", "--probabilities"), "has scores, which have no --probabilities"),
     ):
         code, _, err = call(capsys, "predict", tmp_path / "run", "--text", "one", *more)

@@ -153,6 +153,14 @@ class TestRequireSameRun:
     ) -> None:
         require_same_run(FOLDER, as_written(record()), changed(where, value))
 
+    def test_a_label_may_be_called_like_a_source(self) -> None:
+        of = record()
+        of["settings"]["class_weights"] = {"a.source": 1.0, "b": 2.0}
+        changed_weight = copy.deepcopy(of)
+        changed_weight["settings"]["class_weights"]["a.source"] = 3.0
+        with pytest.raises(CheckpointError, match=r"a\.source is 1\.0, asked for is 3\.0"):
+            require_same_run(FOLDER, as_written(of), changed_weight)
+
     def test_every_setting_is_in_one_of_the_tables(self) -> None:
         fields = {field.name for field in dataclasses.fields(TrainConfig)}
         places = [where for where, *_ in (*REFUSED, *ALLOWED)]

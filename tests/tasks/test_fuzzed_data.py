@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,7 +171,7 @@ class TestTheTester:
             ("_label_from_text", _stripped),
             ("_from_line", _lenient),
             ("no_duplicates", dict),
-            ("_SCORE", glue.re.compile(r"[\d.]+")),
+            ("NUMBER", re.compile(r"[\d.]+")),
             ("shown", repr),
             ("_tsv_form", _unchecked_form),
             ("_checked_score", lambda _, score: float(score)),

@@ -10,6 +10,8 @@ import dataclasses
 import io
 import json
 from collections import Counter
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,14 @@ class TestFiles:
             assert [(e.carried["id"], e.text_a, e.label) for e in data] == ROWS
             assert data[0].carried == {"id": "1", "at": ""}
 
+    def test_values_of_parquet_that_json_lacks(self, tmp_path: Path) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        row = {"text": "x", "day": date(2024, 5, 1), "price": Decimal("9.90"), "n": 7, "of": [1, 2]}
+        parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "t.parquet")
+        carried = spafit.dataset(tmp_path / "t.parquet")[0].carried
+        assert carried == {"day": "2024-05-01", "price": "9.90", "n": "7", "of": "[1, 2]"}
+
     def test_columns_of_one_name_are_told_apart(self) -> None:
         task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
         content = b"id,text,id,,id (2),,id\n1,x,2,3,4,5,6\n"
@@ -88,7 +98,7 @@ class TestFiles:
             ('text,label\n"x"y,a\n', "line 2: not a table of fields"),
             ("words,label\nx,a\n", "no column 'text'; its columns are words, label: rename"),
             ("text,text,label\nx,y,a\n", "has two columns 'text'"),
-            ("text,label\nx,a\ny,a\n", "1 different labels in 2 rows"),
+            ("text,label\nx,a\ny,a\n", "1 different label in 2 rows"),
             ("text,label\n", "holds no rows"),
             ("", "is empty"),
             ("text,label\nx,a\x07b\ny,c\n", "characters that cannot be printed"),
@@ -98,6 +108,28 @@ class TestFiles:
         (tmp_path / "t.csv").write_text(content, newline="")
         with pytest.raises(DataError, match=match):
             spafit.dataset(tmp_path / "t.csv", labelled=True)
+
+    def test_one_column(self, tmp_path: Path) -> None:
+        """Commas are no delimiters in a TSV file; those of a CSV file may be, and are spoken of."""
+        for name in ("t.tsv", "t.csv"):
+            (tmp_path / name).write_text("text\nHello, world\n")
+        assert spafit.dataset(tmp_path / "t.tsv").texts_a == ["Hello, world"]
+        match = r"line 2: expected 1 field \(text\), found 2, with ',' between them \(--delimiter\)"
+        with pytest.raises(DataError, match=match):
+            spafit.dataset(tmp_path / "t.csv")
+        tabbed = TableForm(delimiter="\t")
+        assert spafit.dataset(tmp_path / "t.csv", form=tabbed).texts_a == ["Hello, world"]
+        with pytest.raises(DataError, match=r"no column 'words'; .* between the columns \(--delim"):
+            spafit.dataset(tmp_path / "t.tsv", text="words")
+
+    def test_empty_lines_are_no_rows(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("text,label\nx,a\n\ny,b\n\n")
+        (tmp_path / "t.jsonl").write_text(
+            '{"text": "x", "label": "a"}\n\n{"text": "y", "label": "b"}\n\n'
+        )
+        for name in ("t.csv", "t.jsonl"):
+            data = spafit.dataset(tmp_path / name)
+            assert [(each.index, each.text_a) for each in data] == [(0, "x"), (1, "y")]
 
     def test_quotes_that_are_characters(self, tmp_path: Path) -> None:
         (tmp_path / "t.tsv").write_text('text\tlabel\na 5" disk\tx\n"y\tz\n')
@@ -183,17 +215,18 @@ class TestMemory:
         assert spread == pytest.approx(169.902, abs=1e-3)
         assert data.task.metrics == ("pearson", "spearman", "mean_absolute_error")
         assert spafit.dataset(["x", "y"], [3, 3], regression=True).task.scale == (0.0, 1.0)
-        with pytest.raises(DataError, match="the score 'high' is not a finite number"):
-            spafit.dataset(["x"], ["high"], regression=True)
+        match = "memory, row 1, counted from 0: the score 'high' is not a finite number"
+        with pytest.raises(DataError, match=match):
+            spafit.dataset(["x", "y"], [1, "high"], regression=True)
         with pytest.raises(DataError, match=r"for scores use regression \(--regression\)"):
             spafit.dataset([str(k) for k in range(50)], [k / 7 for k in range(50)])
 
     def test_refusals(self) -> None:
-        with pytest.raises(DataError, match="there are 2 texts and 1 labels"):
+        with pytest.raises(DataError, match=r"there are 2 texts and 1 label$"):
             spafit.dataset(["x", "y"], ["a"])
-        with pytest.raises(DataError, match="the data, line 2: text is 3, expected a text"):
+        with pytest.raises(DataError, match="the data, row 1: text is 3, expected a text"):
             spafit.dataset(["x", 3], ["a", "b"])
-        with pytest.raises(DataError, match="the data, line 2: text is 3, expected a text"):
+        with pytest.raises(DataError, match="the data, row 1: text is 3, expected a text"):
             spafit.dataset([{"text": "x", "label": "a"}, {"text": 3, "label": "b"}])
         with pytest.raises(DataError, match="labels in a column; give no others"):
             spafit.dataset([{"text": "x", "label": "a"}], ["a"])
@@ -201,6 +234,10 @@ class TestMemory:
             spafit.dataset([{"text": "x", "label": "a"}], text="label")
         with pytest.raises(DataError, match="row 1 has 3 texts, expected two"):
             spafit.dataset([("x", "y"), ("x", "y", "z")], ["a", "b"])
+        with pytest.raises(DataError, match="row 0: the label is a number that is too large"):
+            spafit.dataset(["x", "y"], [10**400, 1])
+        with pytest.raises(DataError, match=r"x\.csv is a file, which has its labels in a column"):
+            spafit.dataset("x.csv", ["a", "b"])
 
 
 class TestTask:
@@ -208,6 +245,11 @@ class TestTask:
         task = spafit.Task("t", ["a", "b"], ["x", "y", "z"], "macro_f1")  # type: ignore[arg-type]
         assert (task.fields, task.metrics, task.display) == (("a", "b"), ("macro_f1",), "t")
         assert spafit.Task.from_json_dict(json.loads(json.dumps(task.to_json_dict()))) == task
+
+    @pytest.mark.parametrize("label", ["می\u200cخواهم", "très\u00a0bien", "良\u3000い"])
+    def test_letters_of_every_script(self, label: str) -> None:
+        data = spafit.dataset(["x", "y"], [label, "b"])
+        assert sorted(data.task.labels) == sorted([label, "b"])
 
     @pytest.mark.parametrize(
         ("changes", "match"),
@@ -219,7 +261,10 @@ class TestTask:
             ({"metrics": ()}, "needs a metric"),
             ({"labels": ("a",)}, "nothing to tell apart"),
             ({"labels": ("a", "a")}, "a name twice"),
-            ({"labels": ("a", "b\n")}, "can be printed"),
+            *(
+                ({"labels": ("a", f"b{c}b")}, "can be printed")
+                for c in "\n\x1b\u2028\u202e\u2066\ud800"
+            ),
             ({"fields": ()}, "one text field or two"),
             ({"name": ""}, "not names of a task"),
             ({"scale": (0.0, 0.0)}, "scale of t"),
@@ -278,13 +323,13 @@ def test_the_report_before_training() -> None:
     text = own.describe(data[:6], data[6:])
     for line in (
         "  0  a        4        0",
-        "1 empty texts (row 3, counted from 0)",
-        "2 rows have the text of an earlier one (row 1, 5, counted from 0)",
+        "1 empty text (row 3, counted from 0)",
+        "2 rows with the text of an earlier one (rows 1, 5, counted from 0)",
         "1 of them with another label (row 1, counted from 0)",
         "no row has the label a",
     ):
         assert line in text
-    assert "rows of dev have a text of train" in own.describe(data[:1], data[1:2])
+    assert "1 row of dev with a text of train" in own.describe(data[:1], data[1:2])
 
 
 @pytest.mark.parametrize(("labels", "noted"), [(11, True), (10, False)])
@@ -307,4 +352,4 @@ def test_rows_left_out_of_one_file_are_counted_once(tmp_path: Path) -> None:
     data = spafit.dataset(tmp_path / "x.csv", labelled=True, max_bad_rows=1)
     train, dev = own.split(data, 0.2, 0)
     assert (data.bad_rows, train.bad_rows, dev.bad_rows) == (1, 1, 0)
-    assert own.describe(train, dev).count("1 malformed rows") == 1
+    assert own.describe(train, dev).count("1 row, malformed or without a label, left out") == 1
