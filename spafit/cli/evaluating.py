@@ -44,7 +44,6 @@ def evaluate_run(
         report_encoding(dataset.source, dataset.encoding)
         report_bad_rows(dataset)
         if errors is not None:
-            form_of(errors)
             refuse_to_replace(errors, Path(dataset.source))
         labels, probabilities = trained.predict(dataset)
         print(evaluation_screen(dataset, labels, probabilities))

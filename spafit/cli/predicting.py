@@ -50,6 +50,7 @@ def predict_rows(
                 f"names ({', '.join(trained.task.fields)}; {', '.join(task.fields)}); predict with "
                 "one after the other"
             )
+    names = _columns(trained.tasks, probabilities)
     rows = _rows(trained.task, source, form, max_bad_rows)
     report_encoding(name_of(source), rows.encoding)
     examples = iter(rows)
@@ -65,8 +66,9 @@ def predict_rows(
         for some in iter(lambda: tuple(itertools.islice(every, _CHUNK)), ())
     )
     count = 0
+    trained.load()
     with (
-        _table(output, identifying(first), trained.tasks, probabilities) as write,
+        _table(output, identifying(first), names, probabilities) as write,
         RowsDone(quiet=output is None) as done,
     ):
         for part, predicted in trained.stream(parts):
@@ -95,7 +97,9 @@ def predict_texts(
         for row, (text, second) in enumerate(zip(texts, seconds, strict=True))
     )
     dataset = Dataset(trained.task, "input", examples, "--text")
-    with _table(None, ("row",), trained.tasks, probabilities) as write:
+    names = _columns(trained.tasks, probabilities)
+    trained.load()
+    with _table(None, ("row",), names, probabilities) as write:
         for _, predicted in trained.stream([dataset]):
             write(examples, predicted)
 
@@ -187,14 +191,8 @@ def table_writer(file: TextIO, ending: str) -> Any:
     return csv.writer(lines, delimiter="," if ending == ".csv" else "\t", lineterminator="\r\n")
 
 
-@contextmanager
-def _table(
-    output: Path | None, columns: tuple[str, ...], tasks: Mapping[str, Task], probabilities: bool
-) -> Iterator[Any]:
-    """Yield a function that writes rows of predictions, in the form of the output's extension.
-
-    The columns of a task with a name have that name, and begin with it.
-    """
+def _columns(tasks: Mapping[str, Task], probabilities: bool) -> list[str]:
+    """Return the columns of predictions; those of a task with a name begin with it."""
     names: list[str] = []
     for name, task in tasks.items():
         if probabilities and task.is_regression:
@@ -202,7 +200,14 @@ def _table(
         names.append(name or "prediction")
         if probabilities:
             names += [f"{name}_p_{label}".removeprefix("_") for label in task.labels]
-    ours = distinct(names)
+    return distinct(names)
+
+
+@contextmanager
+def _table(
+    output: Path | None, columns: tuple[str, ...], ours: list[str], probabilities: bool
+) -> Iterator[Any]:
+    """Yield a function that writes rows of predictions, in the form of the output's extension."""
     header = [*distinct(columns, ours), *ours]
     form = "" if output is None else form_of(output, ".jsonl")
 

@@ -23,7 +23,13 @@ from spafit.tasks.metrics import Floats
 from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Label, Task
 from spafit.text.tokenization import Tokenizer, load_tokenizer
-from spafit.training.inference import Predictions, Predictor, predict_all, probabilities_of
+from spafit.training.inference import (
+    WORTH_MERGING,
+    Predictions,
+    Predictor,
+    predict_all,
+    probabilities_of,
+)
 from spafit.weights.adapter_files import load_adapter, read_adapter_header
 from spafit.weights.pretrained import load_pretrained
 
@@ -45,19 +51,42 @@ class Run:
     """Fingerprint of the base that it was trained on."""
 
 
+def trained(
+    folders: Sequence[Path],
+    model: str | None,
+    mapped: bool | None,
+    average: bool,
+    precision: str | None,
+) -> Trained:
+    """Return the runs of folders: of several seeds in one the best, or the average of all.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Run folders, or folders of several seeds.
+    average : bool
+        Whether to average over all seeds of a folder.
+    model, mapped, precision
+        As for :class:`Trained`.
+    """
+    if len(folders) == 1 and not average:
+        return Trained(folders[0], model, mapped, precision)
+    return TrainedTogether(folders, model, mapped, average, precision)
+
+
 class Trained:
-    """One run, or several seeds' runs whose probabilities (or scores) are averaged.
+    """One run: its record is read at once, and its weights when they are first needed.
+
+    So everything that can be refused without weights is refused before they are read.
 
     Parameters
     ----------
     folder : Path
-        A run folder, or the folder of several seeds.
+        A run folder, or the folder of several seeds, of which the best is taken.
     model : str, optional
         Another place of the base model.
     mapped : bool, optional
         As for :func:`spafit.load_pretrained`.
-    average : bool
-        Whether to average over all seeds; otherwise the best of them is taken.
     precision : str, optional
         Of matrix products, in place of that of the training.
 
@@ -78,39 +107,44 @@ class Trained:
         folder: Path,
         model: str | None,
         mapped: bool | None,
-        average: bool = False,
         precision: str | None = None,
     ) -> None:
-        self.runs = [_load(each, model, mapped, precision) for each in members(folder, average)]
-        self.record = self.runs[0].record
+        [self._folder] = members(folder)
+        self._how = model, mapped, precision
+        self.record = read_record(self._folder)
         self.task = _task_of(self.record)
         self.tasks = {"": self.task}
 
     @cached_property
-    def predictors(self) -> list[Predictor]:
-        """What predicts, of each run; the copies that one makes of its weights, several do not."""
-        return [
-            Predictor(
-                run.model,
-                run.tokenizer,
-                max_length=run.record["settings"]["max_length"],
-                precision=run.record["settings"]["precision"],
-                merges=len(self.runs) == 1,
-            )
-            for run in self.runs
-        ]
+    def runs(self) -> list[Run]:
+        """What is loaded."""
+        return [_load(self._folder, self.record, *self._how)]
+
+    def load(self) -> None:
+        """Read the weights, if they were not, so that they are not refused later."""
+        _ = self.runs
+
+    def _predictor(self, rows: int) -> Predictor:
+        """Return what predicts so many rows, or more."""
+        [run] = self.runs
+        return Predictor(
+            run.model,
+            run.tokenizer,
+            max_length=run.record["settings"]["max_length"],
+            precision=run.record["settings"]["precision"],
+            merges=rows >= WORTH_MERGING,
+        )
 
     def predict(self, dataset: Dataset) -> Predicted:
         """Predict examples."""
-        return _mean([each.predict(dataset) for each in self.predictors], dataset.task)
+        return _mean([self._predictor(len(dataset)).predict(dataset)], dataset.task)
 
     def stream(self, parts: Iterable[Dataset]) -> Iterator[tuple[Dataset, list[Predicted]]]:
         """Yield the parts of a file, each with its predictions for each of ``tasks``."""
-        if len(self.predictors) > 1:
-            for part in parts:
-                yield part, [self.predict(part)]
-            return
-        for part, found in self.predictors[0].stream(parts):
+        parts = iter(parts)
+        first = list(itertools.islice(parts, 1))
+        predictor = self._predictor(sum(map(len, first)))
+        for part, found in predictor.stream(itertools.chain(first, parts)):
             yield part, [_mean([found], part.task)]
 
     def table_form(self, delimiter: str | None, unquoted: bool, encoding: str | None) -> TableForm:
@@ -161,7 +195,10 @@ class TrainedTogether(Trained):
     ----------
     folders : sequence of Path
         Folders as for :class:`Trained`.
-    model, mapped, average, precision
+    average : bool
+        Whether to average the probabilities (or scores) of all seeds of a folder; otherwise the
+        best of them is taken.
+    model, mapped, precision
         As for :class:`Trained`.
 
     Attributes
@@ -170,8 +207,6 @@ class TrainedTogether(Trained):
         Those of the first run.
     adapters : dict of str to list of str
         The adapters of each of ``tasks``.
-    alike : dict of (int, str) to list of str
-        The adapters with this maximum length and precision.
 
     Raises
     ------
@@ -189,31 +224,50 @@ class TrainedTogether(Trained):
         precision: str | None = None,
     ) -> None:
         of_each = [members(folder, average) for folder in folders]
-        every = list(itertools.chain(*of_each))
-        places = [folder.resolve() for folder in every]
-        self.runs = []
-        for number, folder in enumerate(every):
+        self._folders = list(itertools.chain(*of_each))
+        self._how = model, mapped, precision
+        places = [folder.resolve() for folder in self._folders]
+        self._records = []
+        for number, folder in enumerate(self._folders):
             if places[number] in places[:number]:
                 raise ConfigError(f"{folder} is named twice")
-            self.runs.append(_load(folder, model, mapped, precision, self.runs))
-        first, *others = runs = dict(zip(map(str, every), self.runs, strict=True))
-        tasks = {name: _task_of(run.record) for name, run in runs.items()}
-        for other in others:
-            if runs[other].tokenizer.fingerprint != runs[first].tokenizer.fingerprint:
-                raise _unlike(first, other, "the same tokenizer")
-            if tasks[other].pair != tasks[first].pair:
-                raise _unlike(first, other, "the same number of texts, one or a pair")
-        self.record, self.task = runs[first].record, tasks[first]
+            self._records.append(read_record(folder))
+        every = [_task_of(record) for record in self._records]
+        for folder, task in zip(self._folders, every, strict=True):
+            if task.pair != every[0].pair:
+                what = "the same number of texts, one or a pair"
+                raise _unlike(str(self._folders[0]), str(folder), what)
+        tasks = dict(zip(map(str, self._folders), every, strict=True))
+        self.record, self.task = self._records[0], every[0]
         self.adapters = {
             name: [str(each) for each in some]
             for name, some in zip(_names(folders), of_each, strict=True)
         }
         self.tasks = {name: tasks[some[0]] for name, some in self.adapters.items()}
-        self.alike: dict[tuple[int, str], list[str]] = {}
-        for name, run in runs.items():
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """What is loaded, all on one base."""
+        runs: list[Run] = []
+        for folder, record in zip(self._folders, self._records, strict=True):
+            runs.append(_load(folder, record, *self._how, runs))
+            if runs[-1].tokenizer.fingerprint != runs[0].tokenizer.fingerprint:
+                raise _unlike(str(self._folders[0]), str(folder), "the same tokenizer")
+        return runs
+
+    @cached_property
+    def alike(self) -> dict[tuple[int, str], list[str]]:
+        """The adapters with the same maximum length and precision."""
+        found: dict[tuple[int, str], list[str]] = {}
+        for folder, run in zip(self._folders, self.runs, strict=True):
             settings, device = run.record["settings"], run.model.classifier.weight.device
             its = resolve_precision(settings["precision"], device)
-            self.alike.setdefault((settings["max_length"], its), []).append(name)
+            found.setdefault((settings["max_length"], its), []).append(str(folder))
+        return found
+
+    def predict(self, dataset: Dataset) -> Predicted:
+        """Predict examples by the first of ``tasks``."""
+        return self._predict_each(dataset)[0]
 
     def stream(self, parts: Iterable[Dataset]) -> Iterator[tuple[Dataset, list[Predicted]]]:
         """Yield the parts of a file, each with its predictions for each of ``tasks``."""
@@ -242,7 +296,12 @@ class TrainedTogether(Trained):
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the names of folders, with as many of those above them as tell all apart."""
+    """Return the names of folders, with as many of those above them as tell all apart.
+
+    One alone needs none.
+    """
+    if len(folders) == 1:
+        return [""]
     parts = [folder.resolve().parts for folder in folders]
     depth = 1
     while len({each[-depth:] for each in parts}) < len(parts):
@@ -293,17 +352,17 @@ def members(folder: Path, average: bool = False) -> list[Path]:
 
 def _load(
     folder: Path,
+    record: dict[str, Any],
     model: str | None,
     mapped: bool | None,
     precision: str | None,
     together: Sequence[Run] | None = None,
 ) -> Run:
-    """Load a run's base model, its adapter and its tokenizer.
+    """Load the base model of a run, by its record, its adapter and its tokenizer.
 
     If it is to be used together with other runs, the adapter has the name of its folder, and the
     base is theirs if some are loaded.
     """
-    record = read_record(folder)
     if record.get("status", "finished") != "finished":
         status = status_of(record)
         text = f"{folder}: its run is {status}; this is its best adapter so far"

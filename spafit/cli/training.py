@@ -12,10 +12,13 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spafit.bert import BertForSequenceClassification
 from spafit.cli.own_data import DataOptions
 from spafit.cli.shared_options import PlanOptions
 from spafit.cli.trained import SUMMARY, members
+from spafit.config import BertConfig
 from spafit.errors import ConfigError, PlanError, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.plans import Plan
@@ -29,10 +32,10 @@ from spafit.training.fit import fit
 from spafit.training.prefix.shared import SharedPrefix
 from spafit.training.processes.group import processes
 from spafit.training.result import Result, plan_screen, result_screen, spread_screen
-from spafit.training.settings import TrainConfig
+from spafit.training.settings import TrainConfig, complete
 from spafit.trunk.combining import copy_adapter
-from spafit.weights.adapter_files import load_adapter
-from spafit.weights.hub import pinned_revision
+from spafit.weights.adapter_files import load_adapter, read_adapter_header
+from spafit.weights.hub import local_folder, pinned_revision
 from spafit.weights.pretrained import load_pretrained, load_report
 
 
@@ -97,8 +100,13 @@ def _train(
             refuse_place(Path(each.out), is_folder=True)
         if each.out is not None and not each.overwrite:
             # Check all of them now, before hours of training.
-            refuse_other_run(each.out, data.task_name, each.seed)
+            given = {key: it for key, it in vars(each).items() if it not in _LEFT_OPEN}
+            refuse_other_run(each.out, data.task_name, given)
+    start = None if base.start_from is None else members(base.start_from)[0] / ADAPTER
+    made, shadow = _planned(plan, base, start)
     train, dev = data.load()
+    dev.task.with_metric(config.metric)  # refuses one of another kind of task
+    complete(config, shadow, train, shares=together)  # refuses what does not go together
     tokenizer = load_tokenizer(
         base.model,
         revision=base.revision,
@@ -106,7 +114,6 @@ def _train(
         split_special_tokens=base.split_special_tokens or None,
     )
     shared = SharedPrefix() if together else None
-    start = None if base.start_from is None else members(base.start_from)[0] / ADAPTER
     results: list[Result] = []
     for seed, seeded in zip(seeds, configs, strict=True):
         initial = seed if init_seed is None else init_seed
@@ -117,11 +124,10 @@ def _train(
             seed=initial,
             mapped=base.mapped,
         )
-        made = plan.make(network.config.num_hidden_layers)
         if start is None:
             summary = adapt(network, made, seed=initial)
         else:
-            summary = _started(network, made, start, train.task, initial)
+            summary = _started(network, start, train.task, initial)
         if seed == seeds[0]:
             print(load_report(network))
             print(plan_screen(summary, config.epochs))
@@ -137,6 +143,8 @@ def _train(
             **({} if initial == seed else {"init_seed": initial}),
             **({} if start is None else {"started_from": _digest(start)}),
         }
+        if config.out is not None and is_first and seed == seeds[0]:
+            (Path(config.out) / SUMMARY).unlink(missing_ok=True)  # it is of the runs before
         results.append(fit(network, tokenizer, train, dev, seeded, about=about, shared=shared))
         print(result_screen(results[-1], summary, train.task.display))
         if shared is not None and seed == seeds[0]:
@@ -148,22 +156,37 @@ def _train(
             print(f"\nwritten: {path}")
 
 
-def _started(
-    network: BertForSequenceClassification, plan: Plan, path: Path, task: Task, seed: int
-) -> Summary:
-    """Adapt a model, beginning with an adapter file; with its head, if the labels are its.
+_LEFT_OPEN = (None, "auto", "balanced")
+"""The settings whose value depends on model, data or device."""
+
+
+def _planned(
+    options: PlanOptions, base: ModelOptions, start: Path | None
+) -> tuple[Plan, BertForSequenceClassification]:
+    """Return the plan, and a model without values that is adapted by it; no weights are read.
 
     Raises
     ------
     PlanError
-        If the file has another plan.
+        If there is no such plan for the model, or it is not that of the adapter to begin with.
     """
-    start = load_adapter(network, path, name="start")
-    if start.plan != plan:
+    files = ("config.json",)
+    config = BertConfig.from_json(local_folder(base.model, revision=base.revision, files=files))
+    with torch.device("meta"):
+        shadow = BertForSequenceClassification(config, num_labels=2)
+    plan = options.make(config.num_hidden_layers)
+    adapt(shadow, plan)
+    if start is not None and (begun := read_adapter_header(start).plan) != plan:
         raise PlanError(
-            f"{path.parent} trained {one_line(start.plan.name)}, and {one_line(plan.name)} is not "
-            "the same plan; give its --method and the options that it was trained with"
+            f"{start.parent} trained {one_line(begun.name)}, and {one_line(plan.name)} is not the "
+            "same plan; give its --method and the options that it was trained with"
         )
+    return plan, shadow
+
+
+def _started(network: BertForSequenceClassification, path: Path, task: Task, seed: int) -> Summary:
+    """Adapt a model, beginning with an adapter file; with its head, if the labels are its."""
+    start = load_adapter(network, path, name="start")
     is_same = start.labels is not None and set(start.labels) == set(task.labels)
     num_labels = None if is_same else task.num_labels
     summary = copy_adapter(network, "start", DEFAULT, num_labels=num_labels, seed=seed)

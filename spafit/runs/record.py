@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from spafit.errors import CheckpointError, one_line
 from spafit.files.durable import explain, lock
 from spafit.files.replacing import replacing
 from spafit.runs.checkpoint import Checkpoints
-from spafit.runs.identity import require_same_run
+from spafit.runs.identity import RENAMED, require_same_run
 
 RUN = "run.json"
 ADAPTER = "adapter.safetensors"
@@ -144,10 +145,20 @@ def _settled(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
-    """Raise a CheckpointError if a folder holds a run of another task or seed.
+def refuse_other_run(folder: str | Path, task: str, settings: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError if a folder holds a run of another task, seed or settings.
 
     This can be checked before anything is loaded; the run folder compares the rest.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The run folder.
+    task : str
+        The name of the task.
+    settings : mapping of str to object
+        The settings that are known already, the seed among them. What an older record lacks is not
+        compared.
     """
     path = Path(folder) / RUN
     if path.exists():
@@ -157,10 +168,15 @@ def refuse_other_run(folder: str | Path, task: str, seed: int) -> None:
             if Checkpoints(Path(folder) / CHECKPOINTS).steps():
                 return  # a checkpoint may be valid all the same
             raise
-        settings = old.get("settings")
-        found = settings.get("seed") if isinstance(settings, dict) else None
-        known = {"task": old.get("task"), "settings": {"seed": found}}
-        require_same_run(path.parent, known, {"task": task, "settings": {"seed": seed}})
+        found: dict[str, Any] = {"seed": None}
+        if isinstance(recorded := old.get("settings"), dict):
+            found |= {RENAMED.get(str(key), str(key)): each for key, each in recorded.items()}
+        both = found.keys() & settings.keys()
+        require_same_run(
+            path.parent,
+            {"task": old.get("task"), "settings": {key: found[key] for key in both}},
+            {"task": task, "settings": {key: settings[key] for key in both}},
+        )
 
 
 def _why_no_record(folder: Path) -> str:

@@ -327,7 +327,7 @@ def _delimiter(task: Task, name: str, header: str, form: TableForm, *, is_tsv: b
 
     A header of one column has it by any; that of a TSV file is then read as such.
     """
-    candidates = ("\t", *_DELIMITERS) if is_tsv else _DELIMITERS
+    candidates: tuple[str, ...] = ("\t", *_DELIMITERS) if is_tsv else _DELIMITERS
     if form.delimiter is not None:
         candidates = (form.delimiter,)
     found = []

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from spafit.bert import BertForSequenceClassification
+from spafit.config import BertConfig
 from spafit.errors import ConfigError, DataError, TrainingError
 from spafit.layout import PackedBatch
 from spafit.machine.memory import is_out_of_memory, keep_freed_memory, shortage
@@ -28,7 +29,7 @@ from spafit.trunk.flat import FlatModel, why_not_flat
 
 _T = TypeVar("_T")
 
-_WORTH_MERGING = 128
+WORTH_MERGING = 128
 """Examples for which merging saves more time than it takes, which is that of some 3,000 tokens."""
 
 
@@ -109,7 +110,7 @@ def predict(
         max_length=max_length,
         batch_size=batch_size,
         precision=precision,
-        merges=len(dataset) >= _WORTH_MERGING,
+        merges=len(dataset) >= WORTH_MERGING,
     )
     return predictor.predict(dataset)
 
@@ -269,16 +270,27 @@ def encode_texts(
         If ``max_length`` exceeds the model's positions, or the tokenizer has more entries than the
         model's embeddings.
     """
-    longest = model.config.max_position_embeddings
-    if max_length is not None and max_length > longest:
-        raise ConfigError(f"max_length = {max_length} exceeds the model's {longest} positions")
+    length = longest(model.config, max_length)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model's embeddings have "
             f"{model.config.vocab_size}; load the tokenizer of this model"
         )
-    length = longest if max_length is None else max_length
     return tokenizer.encode(texts_a, texts_b, max_length=length)
+
+
+def longest(config: BertConfig, max_length: int | None) -> int:
+    """Return the most tokens of an example; None is the model's maximum.
+
+    Raises
+    ------
+    ConfigError
+        If the model has not so many positions.
+    """
+    positions = config.max_position_embeddings
+    if max_length is not None and max_length > positions:
+        raise ConfigError(f"max_length = {max_length} exceeds the model's {positions} positions")
+    return positions if max_length is None else max_length
 
 
 def predict_logits(

@@ -15,6 +15,7 @@ from spafit.runs.train_config import TrainConfig
 from spafit.strata import pretrained_names
 from spafit.tasks.task import Dataset
 from spafit.training.captured_step import why_not_captured
+from spafit.training.inference import longest
 from spafit.weights.pretrained import HEAD
 
 __all__ = ["TrainConfig", "class_weights", "complete"]
@@ -101,7 +102,7 @@ def complete(
         class_weights=_resolve_weights(config, train),
         batch_size=config.batch_size or train.task.paper_batch_size,
         learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),
-        max_length=config.max_length or model.config.max_position_embeddings,
+        max_length=longest(model.config, config.max_length),
         device=str(device),
         precision=precision,
         dropout_in_group_1=dropout_in_group_1,

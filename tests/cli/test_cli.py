@@ -293,9 +293,12 @@ class TestRefusals:
         capsys: pytest.CaptureFixture[str],
         place: Path,
         small: SmallRun,
+        monkeypatch: pytest.MonkeyPatch,
         option: str,
         value: str,
     ) -> None:
+        """Before any weights are read."""
+        monkeypatch.setattr(training, "load_pretrained", None)
         arguments = {
             "--task": "rte",
             "--method": "SPAFIT-0-1-II",

@@ -171,6 +171,7 @@ class TestTrain:
         for module in (training, trained):
             monkeypatch.setattr(module, "load_pretrained", from_hub(spafit.load_pretrained))
             monkeypatch.setattr(module, "load_tokenizer", from_hub(spafit.load_tokenizer))
+        monkeypatch.setattr(training, "local_folder", from_hub(lambda *_, **__: small.folder))
         monkeypatch.setattr(training, "pinned_revision", lambda *_: "c" * 40)
         for number, revision in enumerate((["--revision", "v2"], [])):
             name = "owner/bert" if revision else "owner/bert@v1"
@@ -179,7 +180,7 @@ class TestTrain:
             assert call(capsys, *arguments, "--model", name, "--epochs", "1")[0] == 0
             assert call(capsys, "eval", out)[0] == 0
             assert set(asked) == {(name, "v2" if revision else None)}
-            assert len(asked) == 4
+            assert len(asked) == 5
             about = record_of(out)["about"]
             assert (about["model"], about["commit"]) == (name, "c" * 40)
             asked.clear()

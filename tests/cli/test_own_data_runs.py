@@ -13,7 +13,6 @@ import statistics
 import sys
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from support.small_runs import SmallRun, make_dataset, read_log, write_glue
 import spafit
 from spafit.cli import main, predicting, trained
 from spafit.cli.evaluating import evaluation_screen, write_mistakes
-from spafit.cli.trained import Run, Trained
+from spafit.cli.trained import Trained
 from spafit.tasks import own, scoring
 from spafit.tasks.own_files import TableForm
 from spafit.tasks.task import Dataset, Example
@@ -370,14 +369,21 @@ class TestPredict:
         usual = inference.predict_logits
 
         def noted(*given: Any, precision: str, **settings: Any) -> Any:
-            asked.append((precision, settings["flat"].dtype))
+            flat = settings["flat"]
+            asked.append((precision, None if flat is None else flat.dtype))
             return usual(*given, precision=precision, **settings)
 
         monkeypatch.setattr(inference, "predict_logits", noted)
+        monkeypatch.setattr(trained, "WORTH_MERGING", 2)  # it takes longer for the one text
         for more in ((), ("--precision", "bf16")):
             assert call(capsys, "predict", run, "--text", "my bill", *more)[0] == 0
             assert call(capsys, "eval", run, *more)[0] == 0
-        assert asked == [("float32", torch.float32)] * 2 + [("bf16", torch.bfloat16)] * 2
+        assert asked == [
+            ("float32", None),
+            ("float32", torch.float32),
+            ("bf16", None),
+            ("bf16", torch.bfloat16),
+        ]
         code, _, err = call(capsys, "predict", run, "--text", "my bill", "--precision", "fp16")
         assert (code, "fp16 needs a GPU" in err) == (2, True)
 
@@ -413,18 +419,14 @@ class TestPredict:
         code, _, err = call(capsys, "predict", one, *arguments, "--average")
         assert (code, "is for a folder of several seeds" in err) == (2, True)
 
-    def test_the_label_of_an_average(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_label_of_an_average(self) -> None:
         """By hand, of two heads that number their labels differently."""
-        found = iter(
+        found = [
             Predictions(np.log(np.array([sure], dtype=np.float32)), [names[0]], 0, names)
             for sure, names in (((0.6, 0.4), ("a", "b")), ((0.9, 0.1), ("b", "a")))
-        )
-        fake = SimpleNamespace(predict=lambda _: next(found))
-        monkeypatch.setattr(trained, "Predictor", lambda *_, **__: fake)
-        both, run = Trained.__new__(Trained), {"settings": {"max_length": 9, "precision": "auto"}}
-        both.runs = [Run(None, None, run)] * 2  # type: ignore[arg-type]
+        ]
         task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
-        labels, sure = both.predict(Dataset(task, "input", (Example(0, "x", None, None),), "x"))
+        labels, sure = trained._mean(found, task)
         assert labels == ["b"]
         assert sure is not None
         assert sure.tolist() == [pytest.approx([0.35, 0.65])]

@@ -119,8 +119,12 @@ class TestRunFolder:
             (lambda: RunFolder(tmp_path, mrpc, overwrite=False), "task is 'rte', .* 'mrpc'"),
             (lambda: RunFolder(tmp_path, other_seed, overwrite=False), "seed is 3, .* 4"),
             (lambda: RunFolder(tmp_path, {}, overwrite=False), "task is 'rte', .* None"),
-            (lambda: refuse_other_run(tmp_path, "mrpc", 3), "task is 'rte', .* 'mrpc'"),
-            (lambda: refuse_other_run(tmp_path, "rte", 4), "seed is 3, .* 4"),
+            (lambda: refuse_other_run(tmp_path, "mrpc", {"seed": 3}), "task is 'rte', .* 'mrpc'"),
+            (lambda: refuse_other_run(tmp_path, "rte", {"seed": 4}), "seed is 3, .* 4"),
+            (
+                lambda: refuse_other_run(tmp_path, "rte", {"seed": 3, "max_length": 9}),
+                "max_length is 53, .* 9",
+            ),
         ):
             match = rf"holds another run: .*{named}.* \(--overwrite\)"
             with pytest.raises(CheckpointError, match=match):
@@ -161,19 +165,20 @@ class TestRunFolder:
         assert files_below(tmp_path) == before
 
     def test_a_free_place(self, tmp_path: Path) -> None:
-        refuse_other_run(tmp_path, "rte", 3)
-        refuse_other_run(tmp_path / "nowhere", "rte", 3)
+        refuse_other_run(tmp_path, "rte", {"seed": 3})
+        refuse_other_run(tmp_path / "nowhere", "rte", {"seed": 3})
         assert list(tmp_path.iterdir()) == []
-        refuse_other_run(finish(tmp_path), "rte", 3)  # the very run, whatever else it is
+        # The very run, whatever else it is; its record has no warm-up.
+        refuse_other_run(finish(tmp_path), "rte", {"seed": 3, "warmup": 0.5})
 
     def test_a_damaged_record_beside_checkpoints(self, tmp_path: Path) -> None:
         """A checkpoint holds the record too, so that only loading tells."""
         interrupt(tmp_path, 4, 9)
         (tmp_path / "run.json").write_text("{")
-        refuse_other_run(tmp_path, "mrpc", 4)
+        refuse_other_run(tmp_path, "mrpc", {"seed": 4})
         shutil.rmtree(tmp_path / "checkpoints")
         with pytest.raises(CheckpointError, match=r"run\.json cannot be read"):
-            refuse_other_run(tmp_path, "rte", 3)
+            refuse_other_run(tmp_path, "rte", {"seed": 3})
 
     def test_removed_before_it_ends(self, tmp_path: Path) -> None:
         """Its record and its log are made anew."""

@@ -63,9 +63,7 @@ PLAN = {
 SEED = Option((*NO_WHOLE, "-1"), {"0": "a seed like any", str(2**63 - 1): "the largest"})
 BAD_ROWS = Option((*NO_WHOLE[:-2], "-1"), {"0": "none, the default"})
 TABLES = {
-    "--delimiter": Option(
-        ("", " ", "\0", "ab", "\n", '"', LONG), {"tab": "a word for it", ";": "a character"}
-    ),
+    "--delimiter": Option(("", " ", "\0", "ab", "\n", '"', LONG, "tab", ";")),  # GLUE's have TABs
     "--unquoted": FLAG,
     "--encoding": Option(
         ("", " ", "\0", "no-such", "hex", "rot13", "idna", "\u0663", LONG),
@@ -81,8 +79,8 @@ OWN_DATA = {  # not for a folder of GLUE's
     "--text2": Option((*NO_NAME, "sentence2")),
     "--label": Option((*NO_NAME, "label")),
     "--regression": FLAG,
-    "--dev-share": Option(NO_NUMBER),
-    "--split-seed": Option((*NO_WHOLE, "-1")),
+    "--dev-share": Option((*NO_NUMBER, "0.2")),
+    "--split-seed": Option((*NO_WHOLE, "-1", "0")),
     **TABLES,
 }
 
@@ -287,6 +285,15 @@ PAIRS = """
     predict run run --submission new
     predict run nowhere --input rows.tsv
     predict run --submission new --max-bad-rows 1
+    predict run --submission new --max-bad-rows 0
+    predict run --submission new --unquoted
+    predict run --submission new --probabilities
+    predict run --input rows.tsv --data glue
+    predict run --input rows.tsv --unquoted
+    predict run --input nowhere.tsv --model nowhere
+    predict run --text one --delimiter tab
+    eval run --unquoted
+    eval run --data rows.tsv --unquoted
     predict run --input bad.tsv --max-bad-rows 1
     predict run --input rows.tsv --output ./rows.tsv
     predict run --input rows.tsv --output link.tsv
@@ -317,6 +324,9 @@ PAIRS = """
     inspect run --texts rows.tsv
     inspect run --merging --seeds 1
     inspect run --forgetting --tasks rte --data glue --seeds 1 0 1
+    {train} --unquoted
+    train --method bitfit --data rows.tsv --dev rows.tsv --dev-share 0.2 --model {model}
+    train --method bitfit --data rows.tsv --dev rows.tsv --split-seed 0 --model {model}
     {train} --seeds 1 0 1
     {train} --seeds 1 -1
     {train} --seeds 1 2 --out file

@@ -78,7 +78,7 @@ class TestPredictor:
             return predict_logits(*given, flat=flat, **settings)
 
         monkeypatch.setattr(inference, "predict_logits", noted)
-        monkeypatch.setattr(inference, "_WORTH_MERGING", len(small.dev))
+        monkeypatch.setattr(inference, "WORTH_MERGING", len(small.dev))
         few = dataclasses.replace(small.dev, examples=small.dev.examples[:-1])
         for data in (small.dev, few):
             predict(model, small.tokenizer, data)

@@ -25,18 +25,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Score a run."""
     from spafit.cli.evaluating import evaluate_run
-    from spafit.cli.trained import Trained
+    from spafit.cli.predicting import form_of
+    from spafit.cli.trained import trained
     from spafit.files.replacing import refuse_place
 
     if parsed.errors is not None:
+        form_of(parsed.errors)
         refuse_place(parsed.errors)
-    trained = Trained(parsed.run, parsed.model, parsed.mapped, parsed.average, parsed.precision)
+    run = trained([parsed.run], parsed.model, parsed.mapped, parsed.average, parsed.precision)
     evaluate_run(
-        trained,
+        run,
         parsed.data,
         parsed.split,
-        form=trained.table_form(parsed.delimiter, parsed.unquoted, parsed.encoding),
-        max_bad_rows=trained.bad_rows_allowed(parsed.max_bad_rows),
+        form=run.table_form(parsed.delimiter, parsed.unquoted, parsed.encoding),
+        max_bad_rows=run.bad_rows_allowed(parsed.max_bad_rows),
         errors=parsed.errors,
     )
     return 0

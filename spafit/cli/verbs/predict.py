@@ -18,6 +18,16 @@ spafit predict runs/tickets --text "my invoice is wrong" --probabilities
 spafit predict runs/rte runs/mrpc --input FILE.tsv --output FILE.csv"""
 
 
+_OF_INPUT = {
+    "output": "--submission names its files itself",
+    "max-bad-rows": "a submission has every row",
+    "encoding": "GLUE's files are in UTF-8",
+    "delimiter": "GLUE's files have TABs",
+    "unquoted": "no field of GLUE's files is quoted",
+}
+"""The options that say how a file is read or where its predictions go, and why no other need."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add its options."""
     parser.add_argument(
@@ -61,47 +71,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Predict a file, texts, or GLUE's test split."""
-    if parsed.output is not None and parsed.input is None:
-        raise ConfigError("--output needs --input; --submission names its files itself")
-    if parsed.max_bad_rows is not None and parsed.input is None:
-        raise ConfigError("--max-bad-rows needs --input; a submission has every row")
-    if parsed.encoding is not None and parsed.input is None:
-        raise ConfigError("--encoding needs --input; GLUE's files are in UTF-8")
+    for option, why in _OF_INPUT.items():
+        value = getattr(parsed, option.replace("-", "_"))
+        if value is not None and value is not False and parsed.input is None:
+            raise ConfigError(f"--{option} needs --input; {why}")
+    if parsed.data is not None and parsed.submission is None:
+        raise ConfigError("--data needs --submission; name other rows with --input")
+    if parsed.probabilities and parsed.submission is not None:
+        raise ConfigError("--probabilities is not for --submission; GLUE takes labels alone")
     if parsed.text2 and not parsed.text:
         raise ConfigError("--text2 needs --text")
     if parsed.submission is not None and len(parsed.run) > 1:
         raise ConfigError("--submission is for one run; give one after the other")
+    if parsed.input == Path("-") and sys.stdin is None:
+        raise ConfigError("--input -: standard input is closed; name a file, or write rows to it")
     from spafit.cli import predicting
-    from spafit.cli.trained import Trained, TrainedTogether
+    from spafit.cli.trained import trained
     from spafit.files.replacing import refuse_place
 
     output = None if parsed.output == Path("-") else parsed.output
     is_stream = parsed.input == Path("-")
     if output is not None:
+        predicting.form_of(output, ".jsonl")
         refuse_place(output)
         predicting.refuse_to_replace(output, None if is_stream else parsed.input)
     if parsed.submission is not None:
         refuse_place(parsed.submission, is_folder=True)
-    options = parsed.model, parsed.mapped, parsed.average, parsed.precision
-    trained = (
-        Trained(parsed.run[0], *options)
-        if len(parsed.run) == 1
-        else TrainedTogether(parsed.run, *options)
-    )
+    runs = trained(parsed.run, parsed.model, parsed.mapped, parsed.average, parsed.precision)
     if parsed.text:
         predicting.predict_texts(
-            trained, parsed.text, parsed.text2, probabilities=parsed.probabilities
+            runs, parsed.text, parsed.text2, probabilities=parsed.probabilities
         )
     elif parsed.submission is not None:
-        data = parsed.data or Path(trained.recorded("data", "--data"))
-        predicting.write_submissions(trained, data, parsed.submission)
+        data = parsed.data or Path(runs.recorded("data", "--data"))
+        predicting.write_submissions(runs, data, parsed.submission)
     else:
         predicting.predict_rows(
-            trained,
+            runs,
             sys.stdin.buffer if is_stream else parsed.input,
             output,
             probabilities=parsed.probabilities,
-            form=trained.table_form(parsed.delimiter, parsed.unquoted, parsed.encoding),
-            max_bad_rows=trained.bad_rows_allowed(parsed.max_bad_rows),
+            form=runs.table_form(parsed.delimiter, parsed.unquoted, parsed.encoding),
+            max_bad_rows=runs.bad_rows_allowed(parsed.max_bad_rows),
         )
     return 0
