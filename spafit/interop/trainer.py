@@ -52,7 +52,7 @@ class ConfigView(SimpleNamespace):
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def get_text_config(self) -> ConfigView:
-        """Return itself: there is text alone."""
+        """Return itself: there is text alone. ``Trainer`` compares its special tokens."""
         return self
 
 

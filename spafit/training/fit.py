@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from spafit.bert import BertForSequenceClassification
-from spafit.errors import CheckpointError, ConfigError, DataError, PlanError
+from spafit.errors import CheckpointError, ConfigError, DataError, PlanError, listed
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
 from spafit.machine.memory import keep_freed_memory
@@ -214,8 +214,13 @@ def _check(model: BertForSequenceClassification, train: Dataset, dev: Dataset) -
         if len(dataset) == 0 or None in dataset.labels:
             raise DataError(f"{dataset.source} has no labels to learn from or score against")
     if dev.task.labels != train.task.labels:
+        here, there = set(train.task.labels), set(dev.task.labels)
+        alone = (("train", here - there), ("dev", there - here))
+        differing = [f"{name} alone has {listed(sorted(s), ', ')}" for name, s in alone if s]
         raise DataError(
-            f"train is {train.task.display} and dev {dev.task.display}: not the same labels"
+            f"train is {train.task.display} and dev {dev.task.display}: not the same labels, for "
+            f"{' and '.join(differing) or 'their order differs'}; read dev by the task of train: "
+            "spafit.dataset(dev, task=train.task)"
         )
     return label_names(model, train)
 

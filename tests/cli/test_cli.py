@@ -19,6 +19,7 @@ from support.small_runs import SmallRun, write_glue
 
 from spafit.cli import examining, main, training
 from spafit.cli import parser as cli
+from spafit.cli.own_data import DataOptions
 from spafit.kernels import forms
 from spafit.kernels.gpu import choices
 from spafit.methods import plan
@@ -310,6 +311,27 @@ class TestRefusals:
         }
         flat = [text for pair in arguments.items() for text in pair]
         self.refuse(capsys, place, ["train", *flat, "--quiet"])
+
+    @pytest.mark.parametrize(
+        ("more", "match"),
+        [
+            (["--method", "SPAFIT-0-99-II"], "SPAFIT-0-99-II"),
+            (["--model", "glue"], "config.json"),
+            (["--start-from", "nowhere"], "nowhere/adapter.safetensors"),
+        ],
+    )
+    def test_training_before_the_data_are_read(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        place: Path,
+        small: SmallRun,
+        monkeypatch: pytest.MonkeyPatch,
+        more: list[str],
+        match: str,
+    ) -> None:
+        monkeypatch.setattr(DataOptions, "load", None)
+        words = "train --task rte --method bitfit --data glue --device cpu --quiet --model".split()
+        assert match in self.refuse(capsys, place, [*words, str(small.folder), *more])
 
     def test_every_option_of_training_was_tried(self) -> None:
         verbs = cli.build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]

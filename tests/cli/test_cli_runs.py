@@ -217,7 +217,13 @@ class TestTrain:
         assert "init_seed is 4, asked for is 5" in refuse(capsys, *arguments, *seeds[:-1], "5")
 
     def test_started_from_a_run(
-        self, capsys: Capture, small: SmallRun, root: Path, run: Path, tmp_path: Path
+        self,
+        capsys: Capture,
+        small: SmallRun,
+        root: Path,
+        run: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Oracle: the values and the logits of the run that it begins with."""
         out = ["--out", str(tmp_path / "next"), "--quiet", "--learning-rate", "1e-30"]
@@ -231,7 +237,9 @@ class TestTrain:
         assert record_of(tmp_path / "next")["about"]["started_from"] == digest
         said = refuse(capsys, *train_arguments(small, root, *out))
         assert f"started_from is '{digest}', asked for is None" in said
-        said = refuse(capsys, *arguments, "--out", str(tmp_path / "x"), "--method", "bitfit")
+        with monkeypatch.context() as patched:  # before the weights are read
+            patched.setattr(training, "load_pretrained", None)
+            said = refuse(capsys, *arguments, "--out", str(tmp_path / "x"), "--method", "bitfit")
         assert "is not the same plan; give its --method" in said
         seeds = tmp_path / "seeds"
         seeds.mkdir()
@@ -319,6 +327,10 @@ class TestTrain:
             ('{"task": "rte", "settings": {"seed": 1}}', "seed is 1, asked for is 2"),
             ('{"task": "cola", "settings": {"seed": 2}}', "task is 'cola', asked for is 'rte'"),
             ('{"task": "rte", "settings": []}', "seed is None, asked for is 2"),
+            (
+                '{"task": "rte", "settings": {"seed": 2, "max_length": 9, "epochs": 7}}',
+                "max_length is 9, asked for is 16",
+            ),
         ):
             (there / "run.json").write_text(record)
             assert f"seed-2 holds another run: {named}. Give" in refuse(capsys, *arguments)
@@ -491,10 +503,8 @@ class TestLowercase:
     def test_the_mend_of_the_message(
         self, capsys: Capture, small: SmallRun, root: Path, folder: Path
     ) -> None:
-        assert main(self.arguments(small, root, folder)) == 2
-        error = capsys.readouterr().err
+        error = refuse(capsys, *self.arguments(small, root, folder))
         assert "(spafit train --lowercase or --no-lowercase)" in error
-        assert error.count("\n") == 1
 
     @pytest.mark.parametrize("choice", [True, False])
     def test_recorded_and_used_again(
@@ -689,7 +699,8 @@ class TestEval:
         shutil.copytree(run, tmp_path / "run")
         record = {**record_of(run), "about": {}}
         (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-        assert "has no model; give --model" in refuse(capsys, "eval", tmp_path / "run")
+        with_data = ["eval", str(tmp_path / "run"), "--data", root / "glue"]
+        assert "has no model; give --model" in refuse(capsys, *with_data)
         with_model = ["eval", str(tmp_path / "run"), "--model", str(small.folder)]
         assert "has no data; give --data" in refuse(capsys, *with_model)
         assert call(capsys, *with_model, "--data", root / "glue") == call(capsys, "eval", run)
@@ -928,6 +939,27 @@ class TestPredict:
         assert (code, out) == (2, "")  # before it is evaluated
         assert err.rstrip().endswith("; end it in .tsv, .csv, .txt")
         assert not (tmp_path / name).exists()
+
+    def test_what_needs_no_weights_is_refused_before_them(
+        self,
+        capsys: Capture,
+        root: Path,
+        run: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(trained, "load_pretrained", None)
+        monkeypatch.setattr(sys, "stdin", None)
+        dev = root / "glue" / "RTE" / "dev.tsv"
+        for arguments, says in (
+            (["predict", run, "--input", dev, "--output", tmp_path / "x.xlsx"], "end it in .tsv"),
+            (["predict", run, "--input", tmp_path / "no.tsv"], "cannot read"),
+            (["predict", run, "--input", "-"], "standard input is closed; name a file"),
+            (["predict", run, "--submission", tmp_path / "s", "--data", tmp_path], "no file for"),
+            (["eval", run, "--errors", tmp_path / "x.xlsx"], "end it in .tsv"),
+            (["eval", run, "--data", tmp_path / "no"], "no file for the dev split"),
+        ):
+            assert says in refuse(capsys, *arguments)
 
     def test_a_submission(self, capsys: Capture, root: Path, run: Path, tmp_path: Path) -> None:
         folder = tmp_path / "new" / "submissions"

@@ -83,6 +83,20 @@ class TestTrained:
             assert f"{reason}; give another folder (--out)" in error
         assert sorted((folder / "runs").rglob("*")) == before
 
+    def test_no_summary_while_the_seeds_are_trained_again(
+        self, capsys: Capture, folder: Path, small: SmallRun, tmp_path: Path
+    ) -> None:
+        """The best of the runs before is not that of these."""
+        runs = tmp_path / "runs"
+        shutil.copytree(folder / "runs", runs)
+        words = ["train", "--text", "message", "--label", "kind", "--method", "SPAFIT-0-1-II"]
+        words += ["--model", str(small.folder), "--data", str(folder / "tickets.csv"), "--quiet"]
+        words += ["--max-length", "16", "--device", "cpu", "--out", str(runs), "--overwrite"]
+        with stopped_after(2):
+            assert call(capsys, *words, "--seeds", "2", "1", "3")[0] == 128 + 15
+        code, _, err = call(capsys, "eval", runs)
+        assert (code, "and no summary of all seeds" in err) == (2, True)
+
     def test_summary_of_the_seeds(self, folder: Path) -> None:
         summary = json.loads((folder / "runs" / "summary.json").read_text())
         assert (summary["seeds"], summary["runs"]) == ([2, 1, 3], ["seed-2", "seed-1", "seed-3"])
@@ -468,7 +482,9 @@ def test_the_delimiter_is_as_in_training(capsys: Capture, small: SmallRun, tmp_p
         assert run.table_form(None, False, None) == TableForm()
 
 
-def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
+def test_scores_pairs_and_a_file_for_dev(
+    capsys: Capture, small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, n in (("train", 24), ("dev", 9)):
         rows = [
             {"a": each.text_a, "b": each.text_b, "score": 100 * float(each.label or 0)}
@@ -498,6 +514,7 @@ def test_scores_pairs_and_a_file_for_dev(capsys: Capture, small: SmallRun, tmp_p
     code, out, err = call(capsys, "predict", tmp_path / "run", *pair, "--average")
     assert code == 0, err
     assert float(table(out)[0]["prediction"]) == pytest.approx(statistics.mean(alone))
+    monkeypatch.setattr(trained, "load_pretrained", None)  # what is wrong is said before
     for more, says in (
         ((), "needs pairs: give --text2"),
         (("--text2", "two", "three"), "--text has 1 text, and --text2 2"),

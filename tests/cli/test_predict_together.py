@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -186,6 +187,29 @@ class TestWhatIsShared:
         assert call(capsys, "predict", *runs, "--input", folder / "mail.csv")[0] == 0
         assert len(loaded) == 1
         assert passes == [(53, ["kind", "stars"]), (9, ["tone"])]
+
+    def test_seeds_that_are_averaged_share_theirs(
+        self, capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Oracle: the scores of one run, which is averaged with itself."""
+        loaded, load = [], trained.load_pretrained
+
+        def loading(*arguments: Any, **settings: Any) -> Any:
+            loaded.append(arguments)
+            return load(*arguments, **settings)
+
+        monkeypatch.setattr(trained, "load_pretrained", loading)
+        twice = folder / "runs" / "twice"
+        twice.mkdir()
+        shutil.copytree(folder / "runs" / "tone", twice / "b")
+        summary = {"runs": ["../tone", "b"], "best": "b"}
+        (twice / "summary.json").write_text(json.dumps(summary))
+        code, out, _ = call(capsys, "eval", twice, "--average")
+        assert (code, len(loaded)) == (0, 1)
+        alone = call(capsys, "eval", twice / "b")[1]
+        assert out.partition("mistakes")[0] == alone.partition("mistakes")[0]
+        [row] = table(call(capsys, "predict", twice, "--average", "--text", "my bill")[1])
+        assert list(row) == ["row", "prediction"]
 
 
 class TestRefusals:

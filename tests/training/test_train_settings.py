@@ -212,10 +212,20 @@ class TestRefusals:
         model = load_pretrained(small.folder)
         refuses(PlanError, r"was not adapted; call spafit\.adapt", model)
 
-    @pytest.mark.parametrize("other", ["wnli", "cola", "sts-b"])  # wnli: RTE's names, turned round
-    def test_data_of_different_tasks(self, small: SmallRun, refuses: Any, other: str) -> None:
+    @pytest.mark.parametrize(
+        ("other", "why"),
+        [
+            ("wnli", "their order differs"),
+            ("cola", "train alone has entailment, not_entailment and dev alone has acceptable, un"),
+            ("sts-b", "train alone has entailment, not_entailment; read dev"),
+        ],
+    )
+    def test_data_of_different_tasks(
+        self, small: SmallRun, refuses: Any, other: str, why: str
+    ) -> None:
         data = (small.train, make_dataset(other, N, "dev"))
-        refuses(DataError, "train is RTE and dev .*: not the same labels", data=data)
+        match = rf"train is RTE and dev .*: not the same labels, for {why}.*task=train\.task\)"
+        refuses(DataError, match, data=data)
 
     def test_a_head_of_another_size(self, refuses: Any) -> None:
         mnli = make_dataset("mnli", N)
