@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from spafit.errors import DataError
+from spafit.errors import DataError, counted
 from spafit.files.replacing import replacing
 from spafit.tasks.glue import Dataset
 from spafit.tasks.table import SCORE_RANGE, TASKS, GlueTask, get_task
@@ -72,8 +72,8 @@ def _check_dataset(task: GlueTask, dataset: Dataset) -> None:
         )
     if dataset.bad_rows:
         raise DataError(
-            f"{dataset.source} was read without {dataset.bad_rows} bad rows, so its predictions "
-            "would have the wrong indices; correct the file and read all of it"
+            f"{dataset.source} was read without {counted(dataset.bad_rows, 'bad row')}, so its "
+            "predictions would have the wrong indices; correct the file and read all of it"
         )
 
 

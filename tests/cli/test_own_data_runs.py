@@ -218,13 +218,13 @@ class TestEval:
         """A terminal shows what stands in the data, and obeys none of it."""
         task = spafit.Task("t", ("text",), ("a", "b"), ("accuracy",))
         carried = {"id\x1b[1m": "\x1b]0;title\x07"}
-        wrong = Example(0, "one\x1b[2Jtwo\u202e", None, "a", carried)
+        wrong = Example(0, "one\x1b[2Jtwo\u202e a\\b", None, "a", carried)
         data = Dataset(task, "x\x1b[1m.tsv", (wrong, Example(1, "x", None, "b")), "x")
         screen = evaluation_screen(data, ["b", "b"], np.array([[0.25, 0.75], [0, 1]]), 90)
         assert screen.replace("\n", "").isprintable()
         assert screen.endswith(
             "the most confident of 1 mistake:\n"
-            r"  0.750  b, is a (id\x1b[1m \x1b]0;title\x07): one\x1b[2Jtwo\u202e"
+            r"  0.750  b, is a (id\x1b[1m \x1b]0;title\x07): one\x1b[2Jtwo\u202e a\b"
         )
 
     def test_a_return_in_a_text_is_read_back(self, capsys: Capture, tmp_path: Path) -> None:
@@ -461,9 +461,10 @@ class TestPredict:
 
 
 def test_the_delimiter_is_as_in_training(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
-    """One that is not found from the first line, in a file whose stem is no name of a task."""
+    """One that no first line shows; the file's name ends in a space, and a label is Persian-like."""
     data = tmp_path / "my mail .csv"
-    rows = [f"{each.text_a}^{'ab'[each.index % 2]}\n" for each in make_dataset("rte", 20)]
+    labels = ("a\u200cb", "c")
+    rows = [f"{each.text_a}^{labels[each.index % 2]}\n" for each in make_dataset("rte", 20)]
     data.write_text("text^label\n" + "".join(rows))
     words = ["train", "--method", "bitfit", "--epochs", "1", "--max-length", "16", "--quiet"]
     places = ["--model", small.folder, "--data", data, "--out", tmp_path / "run"]
@@ -476,6 +477,7 @@ def test_the_delimiter_is_as_in_training(capsys: Capture, small: SmallRun, tmp_p
         assert (code, "between the columns (--delimiter)" in err) == (2, True)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["about"]["delimiter"] == "^"
+    assert (record["task"], record["labels"]) == ("my mail", list(labels))
     for damage in (";;", 7, None):
         run = Trained.__new__(Trained)
         run.record = {"about": {"delimiter": damage}}

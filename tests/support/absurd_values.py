@@ -15,7 +15,7 @@ NO_CHOICE = ("", " ", "no-such", "1", "\0", "\n", LONG)
 NO_NAME = ("", " ", "\t", "\0", "a\0b", "a\nb", LONG)
 NO_PATH = ("", " ", "\n", "\0", "a\0b", LONG, "y/" * 3_000)
 NO_FILE_HERE = (*NO_PATH, "nowhere", "folder", "pipe", "circle", "dangling", "file/below")
-NO_NEW_NAME = ("new\r", "a\nb", "a\x1b[31mb", "a\u2028b", "new\t/x", "\ud800")
+NO_NEW_NAME = ("new\r", "a\nb", "a\x1b[31mb", "a\u2028b", "a\u202eb", "new\t/x", "\ud800")
 NO_FILE_TO_BE = (
     *(*NO_PATH, *NO_NEW_NAME),
     *("nowhere/new", ".", "/", "folder", "folder/", "file/below", "pipe", "to-pipe", "circle"),

@@ -64,7 +64,7 @@ class TestSubmission:
         body = (glue_root / "WNLI" / "test.tsv").read_text() + "146\tbad\n"
         (tmp_path / "t.tsv").write_text(body)
         bad = read_file("wnli", tmp_path / "t.tsv", "test", max_bad_rows=1)
-        with pytest.raises(DataError, match="read without 1 bad rows"):
+        with pytest.raises(DataError, match="read without 1 bad row,"):
             write_submission(tmp_path, "wnli", predictions, dataset=bad)
 
     def test_zip(self, tmp_path: Path) -> None:
