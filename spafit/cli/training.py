@@ -87,6 +87,7 @@ def _train(
 ) -> None:
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
+    task = data.task_name  # refuses options that do not go with the data
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
     if config.out is not None and is_first:
         _refuse_mixture(Path(config.out), several=len(seeds) > 1)
@@ -101,7 +102,7 @@ def _train(
         if each.out is not None and not each.overwrite:
             # Check all of them now, before hours of training.
             given = {key: it for key, it in vars(each).items() if it not in _LEFT_OPEN}
-            refuse_other_run(each.out, data.task_name, given)
+            refuse_other_run(each.out, task, given)
     start = None if base.start_from is None else members(base.start_from)[0] / ADAPTER
     made, shadow = _planned(plan, base, start)
     train, dev = data.load()

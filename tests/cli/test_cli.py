@@ -333,6 +333,23 @@ class TestRefusals:
         words = "train --task rte --method bitfit --data glue --device cpu --quiet --model".split()
         assert match in self.refuse(capsys, place, [*words, str(small.folder), *more])
 
+    @pytest.mark.parametrize(
+        ("command", "match"),
+        [
+            ("predict run --submission new --probabilities", "GLUE takes labels alone"),
+            ("predict run --text one --delimiter tab", "--delimiter needs --input"),
+            ("predict run --text one --data glue", "--data needs --submission"),
+            ("train --method bitfit --data file --dev file --dev-share 0.3", "--dev names a file"),
+            ("train --method bitfit --data file --dev file --split-seed 0", "--dev names a file"),
+            ("train --method bitfit --data glue --task rte --split-seed 0", "for a file of your o"),
+            ("train --method bitfit --data glue --task rte --unquoted", "for a file of your own"),
+        ],
+    )
+    def test_what_would_be_ignored(
+        self, capsys: pytest.CaptureFixture[str], place: Path, command: str, match: str
+    ) -> None:
+        assert match in self.refuse(capsys, place, command.split())
+
     def test_every_option_of_training_was_tried(self) -> None:
         verbs = cli.build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
         options = {

@@ -461,7 +461,7 @@ class TestPredict:
 
 
 def test_the_delimiter_is_as_in_training(capsys: Capture, small: SmallRun, tmp_path: Path) -> None:
-    """One that no first line shows; the file's name ends in a space, and a label is Persian-like."""
+    """One that no first line shows. The file's name ends in a space, a label has a non-joiner."""
     data = tmp_path / "my mail .csv"
     labels = ("a\u200cb", "c")
     rows = [f"{each.text_a}^{labels[each.index % 2]}\n" for each in make_dataset("rte", 20)]
