@@ -51,7 +51,7 @@ class Run:
     """Fingerprint of the base that it was trained on."""
 
 
-def trained(
+def trained_in(
     folders: Sequence[Path],
     model: str | None,
     mapped: bool | None,

@@ -30,7 +30,7 @@ from spafit.tasks.task import Task
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.fit import fit
 from spafit.training.prefix.shared import SharedPrefix
-from spafit.training.processes.group import processes
+from spafit.training.processes.group import Group, processes
 from spafit.training.result import Result, plan_screen, result_screen, spread_screen
 from spafit.training.settings import TrainConfig, complete
 from spafit.trunk.combining import copy_adapter
@@ -72,7 +72,7 @@ def run_train(
             opened.enter_context(redirect_stdout(io.StringIO()))
             opened.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-        _train(data, plan, base, seeds, config, init_seed, together, is_first)
+        _train(data, plan, base, seeds, config, init_seed, together, group)
 
 
 def _train(
@@ -83,8 +83,9 @@ def _train(
     config: TrainConfig,
     init_seed: int | None,
     together: bool,
-    is_first: bool,
+    group: Group | None,
 ) -> None:
+    is_first = group is None or group.is_first
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
     task = data.task_name  # refuses options that do not go with the data
@@ -107,7 +108,8 @@ def _train(
     made, shadow = _planned(plan, base, start)
     train, dev = data.load()
     dev.task.with_metric(config.metric)  # refuses one of another kind of task
-    complete(config, shadow, train, shares=together)  # refuses what does not go together
+    if group is None:  # refuses what does not go together; of many, fit gives each its device
+        complete(config, shadow, train, shares=together)
     tokenizer = load_tokenizer(
         base.model,
         revision=base.revision,

@@ -26,13 +26,13 @@ def run(parsed: argparse.Namespace) -> int:
     """Score a run."""
     from spafit.cli.evaluating import evaluate_run
     from spafit.cli.predicting import form_of
-    from spafit.cli.trained import trained
+    from spafit.cli.trained import trained_in
     from spafit.files.replacing import refuse_place
 
     if parsed.errors is not None:
         form_of(parsed.errors)
         refuse_place(parsed.errors)
-    run = trained([parsed.run], parsed.model, parsed.mapped, parsed.average, parsed.precision)
+    run = trained_in([parsed.run], parsed.model, parsed.mapped, parsed.average, parsed.precision)
     evaluate_run(
         run,
         parsed.data,

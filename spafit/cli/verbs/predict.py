@@ -86,7 +86,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.input == Path("-") and sys.stdin is None:
         raise ConfigError("--input -: standard input is closed; name a file, or write rows to it")
     from spafit.cli import predicting
-    from spafit.cli.trained import trained
+    from spafit.cli.trained import trained_in
     from spafit.files.replacing import refuse_place
 
     output = None if parsed.output == Path("-") else parsed.output
@@ -97,7 +97,7 @@ def run(parsed: argparse.Namespace) -> int:
         predicting.refuse_to_replace(output, None if is_stream else parsed.input)
     if parsed.submission is not None:
         refuse_place(parsed.submission, is_folder=True)
-    runs = trained(parsed.run, parsed.model, parsed.mapped, parsed.average, parsed.precision)
+    runs = trained_in(parsed.run, parsed.model, parsed.mapped, parsed.average, parsed.precision)
     if parsed.text:
         predicting.predict_texts(
             runs, parsed.text, parsed.text2, probabilities=parsed.probabilities
