@@ -208,7 +208,10 @@ def has_form(task: str | Task, split: str, path: Path) -> bool:
     form = task.split(split)
     if path.suffix.lower() != ".tsv":
         return False
-    fields = next(lines(path), (1, ""))[1].split("\t")
+    try:
+        fields = next(lines(path), (1, ""))[1].split("\t")
+    except DataError:  # it is in another encoding, or what reads it says why it cannot
+        return False
     if form.has_header:
         return fields == list(form.columns)
     return len(fields) == len(form.columns) and not set(task.fields) & set(fields)

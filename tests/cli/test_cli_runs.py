@@ -758,10 +758,12 @@ class TestFilesOfGlue:
     def test_a_table_is_read_as_one(self, tmp_path: Path) -> None:
         """By the names of its columns and labels; CoLA's own has no header to be told by."""
         path = tmp_path / "mine.tsv"
-        path.write_text("id\tsentence\tlabel\tx\n7\tthe cat\tacceptable\ty\n")
         run: Any = SimpleNamespace(task=glue.get_task("cola"))
-        [found] = evaluating.datasets(run, path, "dev", TableForm(), 0)
-        assert (found.texts_a, found.labels) == (["the cat"], ["acceptable"])
+        for encoding in ("utf-8", "utf-16"):
+            table = "id\tsentence\tlabel\tx\n7\tthe cat\tacceptable\ty\n"
+            path.write_text(table, encoding=encoding)
+            [found] = evaluating.datasets(run, path, "dev", TableForm(), 0)
+            assert (found.texts_a, found.labels) == (["the cat"], ["acceptable"])
 
     def test_of_train(self, tmp_path: Path) -> None:
         """MNLI's has other columns than that of dev."""

@@ -20,6 +20,13 @@ spafit probe --task rte --model minilm
 spafit probe --task order --model minilm"""
 
 
+_OF_A_FILE = (
+    *("dev", "text", "text2", "label", "regression", "dev-share", "split-seed"),
+    *("delimiter", "unquoted", "encoding"),
+)
+"""The options that a generated task does without."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add its options."""
     parser.add_argument(
@@ -61,8 +68,9 @@ def run(parsed: argparse.Namespace) -> int:
             "--data out, or name a file of your own"
         )
     if is_generated:
-        for option in ("dev", "text", "text2", "label", "regression"):
-            if getattr(parsed, option):
+        for option in _OF_A_FILE:
+            value = getattr(parsed, option.replace("-", "_"))
+            if value is not None and value is not False:
                 raise ConfigError(
                     f"--{option} is for a file of your own; the task {parsed.task} is generated"
                 )
