@@ -22,7 +22,7 @@ from spafit.config import BertConfig
 from spafit.errors import ConfigError, PlanError, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.plans import Plan
-from spafit.runs.record import ADAPTER, RUN, refuse_other_run
+from spafit.runs.record import ADAPTER, RUN, name_of_model, refuse_other_run
 from spafit.strata import DEFAULT, adapt, remove_adapter
 from spafit.summary import Summary
 from spafit.tasks.metrics import is_better
@@ -134,9 +134,8 @@ def _train(
         if seed == seeds[0]:
             print(load_report(network))
             print(plan_screen(summary, config.epochs))
-        is_folder = Path(base.model).is_dir()
         about = {
-            "model": str(Path(base.model).resolve()) if is_folder else base.model,
+            "model": name_of_model(base.model),
             "revision": base.revision,
             "commit": pinned_revision(base.model, base.revision),
             **data.about(),
