@@ -446,7 +446,7 @@ class TestHubForms:
     def test_parquet_without_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         write(tmp_path / "RTE" / "train.parquet", "x")
-        with pytest.raises(DataError, match=r"needs pyarrow: pip install 'spafit\[parquet\]'"):
+        with pytest.raises(DataError, match=r"needs pyarrow: pip install '\.\[parquet\]'"):
             load("rte", "train", tmp_path)
 
     def test_parquet_that_is_none(self, tmp_path: Path) -> None:
