@@ -1,7 +1,7 @@
-"""Memory: large pages for large tensors, keeping freed memory, and recognising out-of-memory.
+"""Memory: large pages, keeping freed memory, counting a run's peak, recognising out-of-memory.
 
-The first two concern the host's memory and change only speed. The first access to a page costs a
-page fault: 1.3 GB of weights take 325,000 small pages or 640 large ones. And a training step that
+Large pages and kept memory concern the host and change only speed. The first access to a page costs
+a page fault: 1.3 GB of weights take 325,000 small pages or 640 large ones. And a training step that
 returns the memory of its activations to the system requests it again in the next step.
 """
 
@@ -13,6 +13,7 @@ import functools
 import math
 import mmap
 import sys
+from pathlib import Path
 
 import torch
 
@@ -66,6 +67,17 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def forget_peak_memory() -> None:
+    """Begin anew to count the peak of this process's resident memory, without what was freed.
+
+    Only Linux can; elsewhere the peak is that of the whole process.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Return the peak memory so far, in MiB: of the GPU, or resident memory of this process."""
+    """Return the peak memory in MiB since it was last reset, of the GPU or resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

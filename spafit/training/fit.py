@@ -27,7 +27,7 @@ from spafit.bert import BertForSequenceClassification
 from spafit.errors import CheckpointError, ConfigError, DataError, PlanError, listed
 from spafit.kernels.gpu import choices
 from spafit.kernels.products import library_on
-from spafit.machine.memory import keep_freed_memory
+from spafit.machine.memory import forget_peak_memory, keep_freed_memory
 from spafit.machine.precision import autocast
 from spafit.machine.random_states import seeded
 from spafit.runs.folder import RunFolder
@@ -310,6 +310,7 @@ def _set_up(model: BertForSequenceClassification, config: TrainConfig) -> Iterat
         model.to(device)
         if device.type == "cpu":
             keep_freed_memory()
+            forget_peak_memory()
         elif device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         encoder, before = model.bert.encoder, model.bert.encoder.recomputed

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ import spafit.training.fit
 import spafit.training.loop
 import spafit.training.step
 from spafit.errors import CheckpointError, TrainingError
+from spafit.machine.memory import keep_freed_memory
+from spafit.machine.versions import peak_memory_mib
 from spafit.plans import Plan
 from spafit.training.inference import evaluate
 from spafit.training.optimisation import learning_rate_factor
@@ -312,6 +315,15 @@ class TestRunFolder:
         assert result.examples_per_s == pytest.approx(N / step_s)
         assert result.seconds > step_s
         assert result.peak_memory_mib > 50  # torch alone takes more
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a peak anew")
+    def test_its_peak_memory_is_its_own(self, small: SmallRun) -> None:
+        """What the process took before, as for an earlier run of a grid, does not count."""
+        keep_freed_memory()
+        large = torch.ones(300, 2**18)  # 300 MiB
+        before = peak_memory_mib(large.device)
+        del large
+        assert small.fit(epochs=1).peak_memory_mib < before - 200
 
     def test_another_run_is_refused_unless_told_otherwise(
         self, small: SmallRun, tmp_path: Path
