@@ -114,6 +114,7 @@ class Trained:
         self.record = read_record(self._folder)
         self.task = _task_of(self.record)
         self.tasks = {"": self.task}
+        self._predictors: dict[bool, Predictor] = {}  # by whether it merges
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -125,15 +126,18 @@ class Trained:
         _ = self.runs
 
     def _predictor(self, rows: int) -> Predictor:
-        """Return what predicts so many rows, or more."""
-        [run] = self.runs
-        return Predictor(
-            run.model,
-            run.tokenizer,
-            max_length=run.record["settings"]["max_length"],
-            precision=run.record["settings"]["precision"],
-            merges=rows >= WORTH_MERGING,
-        )
+        """Return what predicts so many rows, or more; it is made once."""
+        merges = rows >= WORTH_MERGING
+        if merges not in self._predictors:
+            [run] = self.runs
+            self._predictors[merges] = Predictor(
+                run.model,
+                run.tokenizer,
+                max_length=run.record["settings"]["max_length"],
+                precision=run.record["settings"]["precision"],
+                merges=merges,
+            )
+        return self._predictors[merges]
 
     def predict(self, dataset: Dataset) -> Predicted:
         """Predict examples."""

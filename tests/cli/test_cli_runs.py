@@ -31,6 +31,7 @@ from spafit import glue
 from spafit.cli import evaluating, main, trained, training
 from spafit.errors import ConfigError
 from spafit.tasks.own_files import TableForm
+from spafit.training.inference import Predictor
 from spafit.weights.safefile import SafeFile, save_tensors
 from weights_tools.tiny import make_tiny
 
@@ -941,6 +942,23 @@ class TestPredict:
         assert (code, out) == (2, "")  # before it is evaluated
         assert err.rstrip().endswith("; end it in .tsv, .csv, .txt")
         assert not (tmp_path / name).exists()
+
+    def test_what_predicts_is_made_once(
+        self, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As for both halves of MNLI: the weights are merged once."""
+        made = []
+
+        def counting(*given: Any, **settings: Any) -> Predictor:
+            made.append(settings["merges"])
+            return Predictor(*given, **settings)
+
+        monkeypatch.setattr(trained, "Predictor", counting)
+        monkeypatch.setattr(trained, "WORTH_MERGING", N_DEV)
+        its, dev = trained.Trained(run, None, None), glue.load("rte", "dev", root / "glue")
+        labels = [its.predict(each)[0] for each in (dev, dev[:1], dev, dev[:1])]
+        assert made == [True, False]
+        assert labels[0] == labels[2] and labels[1] == labels[0][:1]
 
     def test_what_needs_no_weights_is_refused_before_them(
         self,
