@@ -1,10 +1,9 @@
 """Scores in bf16 beside those in float32: the same runs in both, and whether they agree.
 
-    spafit grid minilm --out runs/minilm
     spafit grid benchmarks/plans/bf16.json --out runs/bf16
-    python -m benchmarks.bf16_scores runs/*/{rte,mrpc,cola,sts-b}/SPAFIT-1-3-II
+    python -m benchmarks.bf16_scores runs/bf16/*/SPAFIT-1-3-II/*
 
-Each folder holds the runs of one cell of a grid, by seed. The table is that of
+Each folder holds the runs of one cell of the grid, by seed. The table is that of
 :mod:`benchmarks.peft_scores`: both means, their difference with its 95 % confidence interval,
 Welch's t-test, and the difference that this test finds with a probability of 80 %.
 """
