@@ -19,8 +19,12 @@ _SIZE, _LINE, _WIDEST = 10.5, 13.0, 124.0
 
 _NARROW, _BROAD = set(" !'(),-./:;I[]fijlrt|"), set("%&+<=>@GMOQWmw~^_")
 
-_DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 2", "10 4", "1 3", "6 2 1 2 1 2")
 _MARKERS = ("circle", "square", "up", "diamond", "down", "cross", "plus", "star")
+_DASHES = (
+    *("", "6 3", "2 3", "8 3 2 3", "4 2", "10 4", "1 3", "6 2 1 2 1 2"),
+    *("18 9", "6 8", "2 7", "12 3 2 3 2 3", "4 5", "14 4 6 4", "1 6", "8 2 8 6"),
+)
+"""Of sixteen methods no two have the same: the markers of the second eight are hollow."""
 
 
 def _f(value: float) -> str:
@@ -58,7 +62,10 @@ def short(label: str) -> str:
 
 
 def marker(place: int, x: float, y: float, title: str = "") -> str:
-    """Return the marker of the method in this place of the table; after eight they are hollow."""
+    """Return the marker of the method in this place of the table; after eight they are hollow.
+
+    Every shape has an area, so that one can see whether it is.
+    """
     shape, kind = _MARKERS[place % 8], f"m c{place % 8}" + (" hollow" if place // 8 % 2 else "")
     r = 4.2
     paths = {
@@ -66,8 +73,9 @@ def marker(place: int, x: float, y: float, title: str = "") -> str:
         "up": f"M{_f(x)} {_f(y - 4.8)}l4.6 8.2h-9.2z",
         "down": f"M{_f(x)} {_f(y + 4.8)}l4.6 -8.2h-9.2z",
         "diamond": f"M{_f(x)} {_f(y - 5)}l5 5l-5 5l-5 -5z",
-        "cross": f"M{_f(x - 3.6)} {_f(y - 3.6)}l7.2 7.2m0 -7.2l-7.2 7.2",
-        "plus": f"M{_f(x - 4.8)} {_f(y)}h9.6m-4.8 -4.8v9.6",
+        "cross": f"M{_f(x)} {_f(y - 2.4)}l2.6 -2.6l2.4 2.4l-2.6 2.6l2.6 2.6l-2.4 2.4l-2.6 -2.6"
+        "l-2.6 2.6l-2.4 -2.4l2.6 -2.6l-2.6 -2.6l2.4 -2.4z",
+        "plus": f"M{_f(x - 1.7)} {_f(y - 5)}h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z",
         "star": "M"
         + "L".join(
             f"{_f(x + r * 1.25 * math.sin(k * math.pi / 5) * (1, 0.45)[k % 2])} "
@@ -79,8 +87,7 @@ def marker(place: int, x: float, y: float, title: str = "") -> str:
     inside = f"<title>{escape(title)}</title>" if title else ""
     if shape == "circle":
         return f'<circle cx="{_f(x)}" cy="{_f(y)}" r="{r}" class="{kind}">{inside}</circle>'
-    open_shape = " open" if shape in ("cross", "plus") else ""
-    return f'<path d="{paths[shape]}" class="{kind}{open_shape}">{inside}</path>'
+    return f'<path d="{paths[shape]}" class="{kind}">{inside}</path>'
 
 
 def _svg(height: float, title: str, body: Sequence[str]) -> str:
@@ -183,7 +190,7 @@ def curves(task: Task, found: Sequence[Curve], places: dict[str, int]) -> str:
     for curve in found:
         place = places[curve.label]
         line = " ".join(f"{_f(x(e))},{_f(axes.y(spread.mean))}" for e, spread in curve.points)
-        dash = _DASHES[place % 8]
+        dash = _DASHES[place % 16]
         body.append(f'<polyline points="{line}" stroke-dasharray="{dash}" class="l c{place % 8}"/>')
         every = max(1, math.ceil(len(curve.points) / 6))
         for epoch, spread in curve.points[::-1][::every]:

@@ -5,6 +5,7 @@ Oracle: an XML parser, the rules of what a page may load, and a real browser.
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from support.chromium import asked
 from support.written_runs import LARGE_CASED, write_run
 
 from spafit.errors import ConfigError
-from spafit.experiments.report import figures
+from spafit.experiments.report import figures, statistics
 from spafit.experiments.report.page import html
-from spafit.experiments.report.tables import make_report
+from spafit.experiments.report.tables import Curve, Task, make_report
 from spafit.experiments.report.write import write_report
 
 NASTY = "</script><img src=x onerror=alert(1)> & \"'"
@@ -85,14 +86,45 @@ def test_the_figures_are_xml(page: str) -> None:
                 assert 0 < float(attributes["y"]) <= height
 
 
-def test_no_two_methods_look_alike_without_colour() -> None:
-    """Sixteen methods: shape, and filled or hollow."""
-    shapes = {re.sub(r"c\d", "c", figures.marker(place, 0, 0)) for place in range(16)}
-    assert len(shapes) == 16
-
-
 class TestInABrowser:
     """Oracle: Chromium."""
+
+    def test_no_two_methods_look_alike_without_colour(self, tmp_path: Path) -> None:
+        """Sixteen of them: where there is ink in a marker, and along a line."""
+        labels = [f"method {place}" for place in range(16)]
+        score = statistics.spread([0.7])
+        drawn = figures.curves(
+            Task("rte", "RTE", "accuracy", 0.5),
+            [Curve(label, ((1, score), (2, score))) for label in labels],
+            {label: place for place, label in enumerate(labels)},
+        )
+        markers = "".join(f"<g>{figures.marker(place, 0, 0)}</g>" for place in range(16))
+        style = Path(figures.__file__).with_name("page.css").read_text(encoding="utf-8")
+        page = f"<html><head><style>{style}</style></head><body>{drawn}<svg>{markers}</svg></body>"
+        script = """
+        const paper = window.getComputedStyle(document.body).backgroundColor;
+        const ink = (shape, x, y) => {
+          const { fill } = window.getComputedStyle(shape), point = new window.DOMPoint(x, y);
+          const isFilled = fill !== "none" && fill !== paper && shape.isPointInFill(point);
+          return isFilled || shape.isPointInStroke(point) ? "#" : " ";
+        };
+        const steps = (low, high) => [...Array(2 * (high - low)).keys()].map((k) => low + k / 2);
+        const markers = [...document.querySelectorAll("g")].map((g) =>
+          steps(-7, 7).map((y) => steps(-7, 7).map((x) => ink(g.firstChild, x, y)).join("")));
+        const lines = [...document.querySelectorAll("polyline")].map((line) => {
+          const { x, y } = line.points[0];
+          return steps(1, 61).map((far) => ink(line, x + far, y)).join("");
+        });
+        return [markers, lines];"""
+        answer = asked(page, script, tmp_path)
+        assert answer["faults"] == []
+        markers, lines = (["".join(each) for each in kind] for kind in answer["answer"])
+        for kind, least in ((markers, 14), (lines, 20)):  # of 28 · 28 points, and of 120
+            differ = [
+                sum(a != b for a, b in zip(one, other, strict=True))
+                for one, other in itertools.combinations(kind, 2)
+            ]
+            assert len(differ) == 120 and min(differ) >= least
 
     def test_sorting(self, page: str, tmp_path: Path) -> None:
         """By a click on a head: numbers as numbers, the majority stays, a second click turns."""
