@@ -24,8 +24,6 @@ from spafit.tasks.submission import missing_submissions, write_submission, zip_s
 from spafit.tasks.table import GlueTask
 from spafit.tasks.task import Dataset, Example, Task
 
-_MNLI_FAMILY = ("mnli", "mnli-mm", "ax")  # one model predicts all three
-
 _CHUNK = 4096
 """Rows that are read, sorted by length, predicted and written at a time.
 
@@ -113,27 +111,42 @@ def write_submissions(trained: Trained, folder: Path, submission: Path) -> None:
         print(f"still missing for GLUE's server: {', '.join(missing)}")
 
 
-def write_submission_files(trained: Trained, folder: Path, submission: Path) -> None:
-    """Write the submission files of a task and of the tasks that use the same model."""
+def tasks_submitted(task: str) -> tuple[str, ...]:
+    """Return the tasks whose test sets a run of a task predicts."""
+    return ("mnli", "mnli-mm", "ax") if task == "mnli" else (task,)
+
+
+def write_submission_files(trained: Trained, folder: Path, submission: Path) -> list[str]:
+    """Write the submission files of a task and of the tasks that use the same model.
+
+    Returns
+    -------
+    list of str
+        Those of the other tasks that were left out, because their test set cannot be read.
+    """
     if not isinstance(trained.task, GlueTask):
         raise ConfigError(
             f"{trained.task.display} is a task of your own, and --submission is for GLUE's; give "
             "--input"
         )
     refuse_place(submission, is_folder=True)
-    names = _MNLI_FAMILY if trained.task.name == "mnli" else (trained.task.name,)
-    for name in names:
+    left_out = []
+    for name in tasks_submitted(trained.task.name):
+        there = submission / glue.get_task(name).submission
         try:
             dataset = glue.load(name, "test", folder)
         except DataError as error:
-            if name == names[0]:
+            if name == trained.task.name:
                 raise
-            print(f"{name} left out: {one_line(str(error), 600)}", file=sys.stderr)
+            older = f", and {there} is of an earlier call" if there.is_file() else ""
+            print(f"{name} left out{older}: {one_line(str(error), 600)}", file=sys.stderr)
+            left_out.append(name)
             continue
-        refuse_to_replace(submission / glue.get_task(name).submission, Path(dataset.source))
+        refuse_to_replace(there, Path(dataset.source))
         labels, _ = trained.predict(dataset)
         path = write_submission(submission, name, labels, dataset=dataset)
         print(f"written: {path} ({counted(len(dataset), 'prediction')})")
+    return left_out
 
 
 def refuse_to_replace(output: Path, source: Path | None) -> None:

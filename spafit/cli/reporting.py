@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from spafit.cli.predicting import write_submission_files
+from spafit.cli.predicting import tasks_submitted, write_submission_files
 from spafit.cli.trained import Trained
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, SpafitError, one_line
@@ -16,7 +16,7 @@ from spafit.experiments.report.write import write_report
 from spafit.files.replacing import refuse_place
 from spafit.machine.terminal import fitted
 from spafit.tasks import glue
-from spafit.tasks.submission import missing_submissions, zip_submission
+from spafit.tasks.submission import ZIP, missing_submissions, zip_submission
 from spafit.tasks.table import TASKS
 from spafit.weights.hub import local_folder
 
@@ -60,14 +60,20 @@ def _refuse_wrong_sources(best: dict[str, Run], data: Path | None, model: str | 
 def _submit(best: dict[str, Run], submission: Path, data: Path | None, model: str | None) -> int:
     """Write the file of each task, and the zip only if all are there: GLUE's server takes no less.
 
-    A file that is in the folder already is kept where no run writes it, so that what is lacking can
-    be put there.
+    A file that is in the folder already is taken where no run here writes it, so that what is
+    lacking can be put there; where one should and fails, there is no zip of its older answers.
     """
+    if (submission / ZIP).exists():
+        (submission / ZIP).unlink()
+        print(f"removed: {submission / ZIP}, of an earlier call")
+    failed: list[str] = []
+    without_run: list[str] = []
     for name, task in TASKS.items():
         if task.train is None:  # by the run of MNLI
             continue
         if name not in best:
             print(f"{task.display}: no finished run with an adapter", file=sys.stderr)
+            without_run += tasks_submitted(name)
             continue
         run = best[name]
         metric = task.metrics[0]
@@ -75,16 +81,27 @@ def _submit(best: dict[str, Run], submission: Path, data: Path | None, model: st
         try:
             trained = Trained(run.folder, model, None)
             folder = data or Path(trained.recorded("data", "--data"))
-            write_submission_files(trained, folder, submission)
+            failed += write_submission_files(trained, folder, submission)
         except SpafitError as error:
+            failed += tasks_submitted(name)
             print(f"{task.display} left out: {one_line(str(error), 600)}", file=sys.stderr)
     missing = missing_submissions(submission)
-    if missing:
+    older = [file for file in map(_file, failed) if file not in missing]
+    if missing or older:
+        why = [f"{submission} lacks {', '.join(missing)}"] * bool(missing)
+        why += [f"predictions failed that would replace {', '.join(older)}"] * bool(older)
         print(
             f"no zip is written, because GLUE's server takes all {len(TASKS)} files or none; "
-            f"{submission} lacks {', '.join(missing)}",
+            f"{'; '.join(why)}",
             file=sys.stderr,
         )
         return 1
+    if without_run:
+        files = ", ".join(map(_file, without_run))
+        print(f"of no run here, as they were in {submission}: {files}")
     print(f"written: {zip_submission(submission)}")
     return 0
+
+
+def _file(task: str) -> str:
+    return TASKS[task].submission

@@ -16,6 +16,7 @@ from spafit.tasks.table import SCORE_RANGE, TASKS, GlueTask, get_task
 from spafit.tasks.task import Label, Task
 
 HEADER = "index\tprediction"
+ZIP = "submission.zip"
 
 
 def write_submission(
@@ -118,7 +119,7 @@ def zip_submission(folder: str | Path) -> Path:
     present = [task for task in TASKS.values() if (folder / task.submission).is_file()]
     if not present:
         raise DataError(f"{folder} holds no submission file such as RTE.tsv; write them first")
-    path = folder / "submission.zip"
+    path = folder / ZIP
     with (
         replacing(path, DataError) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,

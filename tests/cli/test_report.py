@@ -11,10 +11,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support.small_runs import SmallRun, make_dataset
+from support.small_runs import WORDS, SmallRun, make_dataset
 
+import spafit
 from spafit.cli import main
+from spafit.cli.trained import Trained
 from spafit.tasks.table import TASKS
+from spafit.tasks.task import Dataset, Example
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +101,78 @@ def test_submission(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         if task.name != "wnli":
             (there / task.submission).write_text(f"index\tprediction\n{rows}")
     assert main(report) == 0
-    assert f"written: {there / 'submission.zip'}\n" in capsys.readouterr().out
+    others = "CoLA.tsv, SST-2.tsv, MRPC.tsv, STS-B.tsv, QQP.tsv, MNLI-m.tsv, MNLI-mm.tsv, AX.tsv, "
+    others += "QNLI.tsv, RTE.tsv"
+    assert capsys.readouterr().out.endswith(
+        f"of no run here, as they were in {there}: {others}\nwritten: {there / 'submission.zip'}\n"
+    )
     with zipfile.ZipFile(there / "submission.zip") as archive:
         assert sorted(archive.namelist()) == sorted(task.submission for task in TASKS.values())
         assert archive.read("WNLI.tsv") == (there / "WNLI.tsv").read_bytes()
+    (tmp_path / "glue" / "WNLI").mkdir(parents=True)
+    (tmp_path / "glue" / "WNLI" / "test.tsv").write_text("not what GLUE has\n")
+    assert main([*report, "--data", str(tmp_path / "glue")]) == 1
+    said = capsys.readouterr()
+    assert said.err.endswith("; predictions failed that would replace WNLI.tsv\n")
+    assert f"removed: {there / 'submission.zip'}, of an earlier call\n" in said.out
+    assert not (there / "submission.zip").exists()
+    assert (there / "WNLI.tsv").read_bytes() == (tmp_path / "alone" / "WNLI.tsv").read_bytes()
+
+
+@pytest.fixture
+def mnli(small: SmallRun, tmp_path: Path) -> Path:
+    """A run of MNLI, and the test sets of both its halves and of AX, of one word a text."""
+    root = tmp_path / "mnli"
+    data = make_dataset("mnli", 25, seed=1), make_dataset("mnli", 11, "dev", seed=2)
+    about = {"model": str(small.folder), "data": str(root / "glue")}
+    small.fit(small.model(num_labels=3), data=data, about=about, out=root / "runs" / "a")
+    for shift, name in enumerate(FAMILY):
+        task = TASKS[name]
+        (root / "glue" / task.folder).mkdir(parents=True, exist_ok=True)
+        rows = "".join(
+            json.dumps(dict(zip(("premise", "hypothesis"), words(k + shift), strict=True))) + "\n"
+            for k in range(task.test.rows)
+        )
+        (root / "glue" / task.folder / task.test.file).with_suffix(".jsonl").write_text(rows)
+    return root
+
+
+FAMILY = ("mnli", "mnli-mm", "ax")
+
+
+def words(k: int) -> tuple[str, str]:
+    return WORDS[k % 13], WORDS[k // 13 % 13]
+
+
+def test_one_run_predicts_both_halves_of_mnli_and_ax(
+    mnli: Path,
+    small: SmallRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Oracle: the Python interface, on each pair of words once. A half left out is a failure."""
+    model = spafit.load_pretrained(small.folder, num_labels=3)
+    spafit.load_adapter(model, mnli / "runs" / "a" / "adapter.safetensors")
+    examples = tuple(Example(k, *words(k), None) for k in range(13 * 13))
+    pairs = Dataset(TASKS["mnli"], "test", examples, "words")
+    expected = spafit.predict(model, small.tokenizer, pairs, max_length=16).labels
+    assert len(set(expected)) > 1
+    there = tmp_path / "there"
+    report = ["report", str(mnli / "runs"), "--out", str(tmp_path), "--submission", str(there)]
+    assert main(report) == 1
+    assert capsys.readouterr().err.endswith("QNLI.tsv, RTE.tsv, WNLI.tsv\n")
+    for shift, name in enumerate(FAMILY):
+        _, *lines = (there / TASKS[name].submission).read_text().splitlines()
+        assert lines == [
+            f"{k}\t{expected[(k + shift) % 169]}" for k in range(TASKS[name].test.rows)
+        ]
+    (mnli / "glue" / "MNLI" / "test_mismatched.jsonl").unlink()
+    monkeypatch.setattr(Trained, "predict", lambda _, rows: (["neutral"] * len(rows), None))
+    assert main(report) == 1
+    said = capsys.readouterr().err
+    assert f"mnli-mm left out, and {there / 'MNLI-mm.tsv'} is of an earlier call: no file" in said
+    assert said.endswith("; predictions failed that would replace MNLI-mm.tsv\n")
 
 
 def test_a_task_that_cannot_be_predicted_does_not_stop_the_others(
