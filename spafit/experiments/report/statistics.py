@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -245,6 +246,20 @@ def agreement(answers: Sequence[Sequence[str]]) -> float:
     """Return on which share of the examples two runs give the same answer, over all pairs."""
     pairs = list(itertools.combinations(answers, 2))
     same = [sum(map(str.__eq__, one, other)) / len(one) for one, other in pairs]
+    return math.fsum(same) / len(pairs)
+
+
+def agreement_by_chance(answers: Sequence[Sequence[str]]) -> float:
+    """Return the agreement to expect of runs that give each label as often, but by chance alone.
+
+    For runs i and j it is Σ p_i(c) p_j(c) over the labels c, where p_i(c) is the share of the
+    examples that i answers with c; and then the mean over all pairs.
+    """
+    shares = [{label: n / len(each) for label, n in Counter(each).items()} for each in answers]
+    pairs = list(itertools.combinations(shares, 2))
+    same = [
+        math.fsum(p * other.get(label, 0.0) for label, p in one.items()) for one, other in pairs
+    ]
     return math.fsum(same) / len(pairs)
 
 

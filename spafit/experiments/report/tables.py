@@ -100,13 +100,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the answers of two seeds agree: a share, or for scores a correlation."""
+    """How far the answers of two seeds agree: a share, or for scores a correlation.
+
+    ``by_chance`` is the share that chance alone would give; a correlation has none.
+    """
 
     label: str
     task: str
     runs: int
-    is_share: bool
     value: float | None
+    by_chance: float | None
 
 
 @dataclass(frozen=True)
@@ -366,22 +369,20 @@ def _agreements(groups: list[Group], tasks: list[Task], notes: list[str]) -> lis
                 notes.append(f"{where}: no agreement, because its runs have different dev examples")
                 continue
             answers = [[answer for _, _, answer in table] for table in tables]
-            is_share = METRICS[task.metric].of != "scores"
             try:
-                value = _agreement(answers, is_share=is_share)
+                if METRICS[task.metric].of == "scores":
+                    scores = [[float(each) for each in row] for row in answers]
+                    value, by_chance = statistics.correlation(scores), None
+                else:
+                    value = statistics.agreement(answers)
+                    by_chance = statistics.agreement_by_chance(answers)
             except ValueError:
                 notes.append(f"{where}: no agreement, because an answer is not a number")
                 continue
-            found.append(Agreement(row.label, task.display, len(runs), is_share, value))
+            found.append(Agreement(row.label, task.display, len(runs), value, by_chance))
     if faults:
         notes.append(f"no agreement of a method's seeds, because {listed(faults)}")
     return found
-
-
-def _agreement(answers: list[list[str]], *, is_share: bool) -> float | None:
-    if is_share:
-        return statistics.agreement(answers)
-    return statistics.correlation([[float(each) for each in row] for row in answers])
 
 
 def _shares(groups: list[Group], tasks: list[Task]) -> list[Shares]:

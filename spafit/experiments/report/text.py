@@ -28,8 +28,9 @@ RULES = {
     "spread would be seen (power 0.8, level 0.05, by the noncentral t distribution)",
     "chosen": "It is the SPAFIT with the best mean on these same scores, which favours it a "
     "little; p values are not corrected for the number of tests.",
-    "agreement": "share of dev examples on which two seeds of a method give the same answer "
-    "(r: Pearson's correlation of their scores), as the mean over all pairs of seeds",
+    "agreement": "share of dev examples on which two seeds of a method give the same answer, "
+    "beside what chance alone would give seeds that answer each label as often (r: Pearson's "
+    "correlation of their scores), as the mean over all pairs of seeds",
     "shares": "shares of the sum of squares by main effects, each beside what chance alone would "
     "give it on average; the rest is what they leave together: interactions, and chance",
     "choices": "runs that only choose a learning rate, and whether a method is reported with it",
@@ -95,12 +96,14 @@ def p_text(p: float | None) -> str:
 
 
 def agreement_text(each: Agreement | None) -> str:
-    """Return an agreement in percent, or the correlation of scores."""
+    """Return an agreement in percent, beside that of chance, or the correlation of scores."""
     if each is None:
         return ""
     if each.value is None:
         return "no correlation"
-    return f"{100 * each.value:.1f} %" if each.is_share else f"r = {each.value:.3f}"
+    if each.by_chance is None:
+        return f"r = {each.value:.3f}"
+    return f"{100 * each.value:.1f} %, by chance {100 * each.by_chance:.1f} %"
 
 
 def needed_text(each: Comparison) -> str:

@@ -165,10 +165,15 @@ def test_of_an_error_less_is_better(tmp_path: Path) -> None:
 
 def test_agreement(grid: Path) -> None:
     """By hand: of 8 answers, the first two of seeds 0 and 2 are "ab", of seed 1 "ba"."""
-    found = {(each.label, each.task): each for each in make_report(grid).agreements}
+    report = make_report(grid)
+    found = {(each.label, each.task): each for each in report.agreements}
     each = found["SPAFIT-1-3-II", "RTE"]
-    assert each.is_share and each.runs == 3
+    assert each.runs == 3
     assert each.value == pytest.approx((6 / 8 + 1 + 6 / 8) / 3)
+    assert each.by_chance == pytest.approx((7 / 8) ** 2 + (1 / 8) ** 2)  # one b in each
+    [[_, rules, rows]] = [each for each in other_tables(report) if each[0].startswith("Agreement")]
+    assert "beside what chance alone would give" in rules
+    assert rows[-1] == ["SPAFIT-1-3-II", *["83.3 %, by chance 78.1 %"] * 2]
 
 
 def test_agreement_of_scores_is_a_correlation(tmp_path: Path) -> None:
@@ -178,8 +183,9 @@ def test_agreement_of_scores_is_a_correlation(tmp_path: Path) -> None:
         write_run(tmp_path / str(seed), 0.9, task="sts-b", seed=seed, answers=answers)
     report = make_report(tmp_path)
     [found] = report.agreements
-    assert report.notes == () and not found.is_share
+    assert report.notes == () and found.by_chance is None
     assert found.value == pytest.approx(stats.pearsonr(one, two)[0])
+    assert f"r = {found.value:.3f}" in markdown(report)
 
 
 def test_no_agreement_is_made_up(tmp_path: Path) -> None:

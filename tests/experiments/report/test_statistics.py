@@ -92,6 +92,21 @@ def test_agreement() -> None:
     assert ours.agreement(answers) == pytest.approx((3 / 4 + 2 / 4 + 3 / 4) / 3)
 
 
+def test_agreement_by_chance() -> None:
+    """By hand: shares of a, b and c, and their products, pair by pair."""
+    answers = [["a", "b", "b", "a"], ["a", "b", "a", "a"], ["c", "c", "a", "c"]]
+    pairs = (2 / 4 * 3 / 4 + 2 / 4 * 1 / 4, 2 / 4 * 1 / 4, 3 / 4 * 1 / 4)
+    assert ours.agreement_by_chance(answers) == pytest.approx(sum(pairs) / 3)
+    assert ours.agreement_by_chance([["a"] * 5] * 2) == 1.0  # always the commonest class
+
+
+def test_agreement_by_chance_is_that_of_shuffled_answers() -> None:
+    """Oracle: the mean agreement of answers in an order that is drawn."""
+    draw, one, other = np.random.default_rng(3), ["a"] * 30 + ["b"] * 10, ["a"] * 25 + ["c"] * 15
+    found = [ours.agreement([one, draw.permutation(other).tolist()]) for _ in range(2000)]
+    assert ours.agreement_by_chance([one, other]) == pytest.approx(np.mean(found), abs=0.005)
+
+
 def test_correlation() -> None:
     answers = [[1.0, 2.0, 3.0, 5.0], [1.5, 2.0, 2.0, 4.0], [5.0, 1.0, 0.0, 2.0]]
     expected = [stats.pearsonr(answers[i], answers[j])[0] for i, j in ((0, 1), (0, 2), (1, 2))]
