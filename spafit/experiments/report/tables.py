@@ -215,6 +215,14 @@ def make_report(folder: Path) -> Report:
     if comparisons and all(each.test is None for each in comparisons):
         comparisons = []
         notes.append("no paired test: it needs two seeds that two methods have in common")
+    if comparisons and ours is not None:
+        others = [row.label for row in _ours(groups) if row.runs.keys() != ours.runs.keys()]
+        if others:
+            names = ", ".join(task.display for task in tasks if task.name in ours.runs)
+            notes.append(
+                f"{ours.label} is the best of the SPAFITs that were run on {names}; not run on all "
+                f"of these, and so no candidates: {listed(others, ', ')}"
+            )
     return Report(
         title=folder.resolve().name,
         runs=len(found.runs),
@@ -289,24 +297,27 @@ def _row(row: Group, groups: list[Group], tasks: list[Task]) -> Row:
     )
 
 
+def _ours(groups: list[Group]) -> list[Group]:
+    return [row for row in groups if row.method.startswith(OURS)]
+
+
 def _best_of_ours(groups: list[Group], tasks: list[Task]) -> Group | None:
-    """Return the SPAFIT with the best mean, among those that were run on the most tasks."""
-    ours = [row for row in groups if row.method.startswith(OURS)]
+    """Return the SPAFIT with the best mean, among those that were run on the most tasks.
+
+    These are the tasks of the first that was run on so many.
+    """
+    ours = _ours(groups)
     if not ours:
         return None
-    most = max(len(row.runs) for row in ours)
-    ours = [row for row in ours if len(row.runs) == most]
-    shared = [task for task in tasks if all(task.name in row.runs for row in ours)]
-    if not shared:  # none was run on all of them: those that were run where the first was
-        shared = [task for task in tasks if task.name in ours[0].runs]
-        ours = [row for row in ours if row.runs.keys() >= {task.name for task in shared}]
+    most = max(ours, key=lambda row: len(row.runs)).runs.keys()
+    shared = [task for task in tasks if task.name in most]
 
     def mean(row: Group) -> float:
         return plain.fmean(
             task.sign * plain.fmean(_scores(row.runs[task.name], task)) for task in shared
         )
 
-    return max(ours, key=mean)
+    return max((row for row in ours if row.runs.keys() == most), key=mean)
 
 
 def _comparisons(ours: Group | None, groups: list[Group], tasks: list[Task]) -> list[Comparison]:

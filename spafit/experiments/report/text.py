@@ -26,8 +26,9 @@ RULES = {
     "tests": "paired t-test over the seeds that both have; the difference is SPAFIT's minus the "
     "other's, with its 95 % interval; needed: seeds with which a difference of this size and "
     "spread would be seen (power 0.8, level 0.05, by the noncentral t distribution)",
-    "chosen": "It is the SPAFIT with the best mean on these same scores, which favours it a "
-    "little; p values are not corrected for the number of tests.",
+    "chosen": "It is, among the SPAFITs that were run on the most tasks, the one with the best "
+    "mean on these same scores, which favours it a little; p values are not corrected for the "
+    "number of tests.",
     "agreement": "share of dev examples on which two seeds of a method give the same answer, "
     "beside what chance alone would give seeds that answer each label as often (r: Pearson's "
     "correlation of their scores), as the mean over all pairs of seeds",

@@ -117,7 +117,10 @@ def test_the_mean_is_of_each_seed_over_tasks(tmp_path: Path) -> None:
 
 
 def test_methods_that_were_run_on_different_tasks(tmp_path: Path) -> None:
-    """Three SPAFITs on a task each, no task common to all: the first's task decides."""
+    """Three SPAFITs on a task each, no task common to all: the first's task decides.
+
+    Then one of them on two tasks is best, because no other one was run on as many; it is said.
+    """
     for method, task, score in (
         ("SPAFIT-0-2-I", "rte", 0.6),
         ("SPAFIT-0-2-II", "rte", 0.7),
@@ -129,6 +132,18 @@ def test_methods_that_were_run_on_different_tasks(tmp_path: Path) -> None:
             write_run(folder, score + seed / 100, task=task, method=method, seed=seed)
     report = make_report(tmp_path)
     assert report.ours == "SPAFIT-0-2-II"
+    assert report.notes[0] == (
+        "SPAFIT-0-2-II is the best of the SPAFITs that were run on RTE; not run on all of these, "
+        "and so no candidates: SPAFIT-1-3-II"
+    )
+    write_run(tmp_path / "more", 0.1, task="cola", method="SPAFIT-0-2-I")
+    report = make_report(tmp_path)
+    assert report.ours == "SPAFIT-0-2-I"
+    note = report.notes[0]
+    assert "run on CoLA, RTE; " in note and note.endswith(": SPAFIT-0-2-II, SPAFIT-1-3-II")
+    for each in (tmp_path / "rte" / "Full BitFit").iterdir():
+        shutil.rmtree(each)
+    assert "candidates" not in str(make_report(tmp_path).notes)  # nothing is compared
 
 
 def test_a_single_seed_has_no_test(tmp_path: Path) -> None:
