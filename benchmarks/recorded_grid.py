@@ -3,10 +3,11 @@
     spafit grid minilm --out runs/minilm
     python -m benchmarks.recorded_grid runs/minilm
 
-Writes benchmarks/results/minilm/, named after the folder: the report in its four forms, and
-``runs.tar.xz``, which has of each finished run its record, its answers on dev and the scores of its
-log, without weights. Unpacked, it gives ``spafit report`` the same report, and ``spafit grid`` goes
-on where it was.
+Writes benchmarks/results/minilm/, named after the folder: ``runs.tar.xz``, which has of each
+finished run its record, its answers on dev and the scores of its log, without weights; and the
+report of these records in its four forms. Unpacked, they give ``spafit report`` the same report,
+and ``spafit grid`` goes on where it was. ``--without-costs`` leaves out time and memory, where they
+are no benchmark because other work disturbed the runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 from benchmarks.arguments import RESULTS
 from spafit.errors import CheckpointError
 from spafit.experiments.grid.places import GRID
+from spafit.experiments.report.found import COSTS, find_runs
 from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.write import write_report
 from spafit.files.replacing import replacing
@@ -38,23 +41,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, help="the --out of spafit grid")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--without-costs", action="store_true", help="leave out time and memory of the runs"
+    )
     parsed = parser.parse_args(arguments)
     out = parsed.results / parsed.folder.resolve().name
     try:
-        write_report(make_report(parsed.folder), out)
+        found = find_runs(parsed.folder)
+        for name, why in found.left_out:
+            print(f"left out: {name}: {why}")
+        if not found.runs:
+            raise CheckpointError(f"{parsed.folder} has no finished run; let its grid go on")
+        files = dict(_files(parsed.folder, COSTS if parsed.without_costs else ()))
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder, out.name, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            write_report(make_report(Path(folder, out.name)), out)
     except CheckpointError as error:
         parser.exit(2, f"{error}\n")
     with (
         replacing(out / RUNS, CheckpointError) as temporary,
         tarfile.open(temporary, "w:xz") as file,
     ):
-        for name, content in _files(parsed.folder):
+        for name, content in files.items():
             entry = tarfile.TarInfo(f"{out.name}/{name}")
             entry.size = len(content)
             file.addfile(entry, io.BytesIO(content))
 
 
-def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _files(folder: Path, without: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield what is recorded of the finished runs, without some of their results."""
     if (folder / GRID).is_file():
         yield GRID, (folder / GRID).read_bytes()
     for path in sorted(folder.rglob(RUN)):
@@ -62,6 +80,8 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
         if record["status"] != "finished":
             continue
         run = path.parent
+        for name in without:
+            record["result"].pop(name, None)
         log = (run / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
         for name, text in (
             (RUN, json.dumps(without_folders(record), indent=1)),

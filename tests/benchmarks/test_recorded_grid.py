@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -44,9 +45,37 @@ def test_what_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert names == ["grid.json", "cola/run.json", "cola/dev.tsv", "cola/log.jsonl"]
         record = json.load(file.extractfile("small/cola/run.json"))  # type: ignore[arg-type]
     assert record["settings"]["out"] == "cola"
+    assert "left out: rte: running" in capsys.readouterr().out
     again = report_of(results / "small" / RUNS, tmp_path / "again")
-    for name in ("report.csv", "report.tex"):  # the others name what is not reported
-        assert (results / "small" / name).read_bytes() == again[name]
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "nothing"), "--results", str(results)])
-    assert "is not there" in capsys.readouterr().err
+    assert again == {name: (results / "small" / name).read_bytes() for name in again}
+    (tmp_path / "only" / "half").mkdir(parents=True)
+    (runs / "rte").rename(tmp_path / "only" / "half" / "run")
+    for name, message in (("nothing", "is not there"), ("only", "has no finished run")):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / name), "--results", str(results)])
+        assert message in capsys.readouterr().err
+
+
+def test_without_costs(tmp_path: Path) -> None:
+    """Of the same runs: all but time and memory, in the records and in their report."""
+    runs, results = tmp_path / "small", tmp_path / "results"
+    for seed in (0, 1):
+        answers = [("acceptable",) * 2]
+        write_run(runs / str(seed), 0.25, task="cola", seed=seed, answers=answers)
+    found = {}
+    for name, option in (("with", []), ("without", ["--without-costs"])):
+        main([str(runs), "--results", str(results / name), *option])
+        found[name] = report_of(results / name / "small" / RUNS, tmp_path / name)
+        assert found[name].keys() == {"report.md", "report.csv", "report.tex", "report.html"}
+        for file, content in found[name].items():
+            assert (results / name / "small" / file).read_bytes() == content
+    record, stripped = (
+        json.loads((tmp_path / name / "small" / "1" / "run.json").read_text()) for name in found
+    )
+    for cost in ("seconds", "examples_per_s", "peak_memory_mib"):
+        del record["result"][cost]
+    assert stripped == record
+    before, rest = found["with"]["report.md"].decode().split("\n## Time and memory\n")
+    assert rest and found["without"]["report.md"].decode() == before
+    assert b"Agreement" in found["without"]["report.html"]
+    assert not re.search(b"Time|Memory|MiB", found["without"]["report.html"])

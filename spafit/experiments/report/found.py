@@ -36,6 +36,9 @@ _REPEATING = (
 
 _DIGITS = 6
 
+COSTS = ("seconds", "examples_per_s", "peak_memory_mib")
+"""What a record says of time and memory; it may lack them."""
+
 
 @dataclass(frozen=True)
 class Seeds:
@@ -78,8 +81,8 @@ class Run:
         Epoch and first metric of every evaluation. Of several in an epoch, the last.
     trainable : int
         How many numbers train.
-    seconds, examples_per_s, peak_memory_mib : float
-        Time, speed and memory.
+    seconds, examples_per_s, peak_memory_mib : float or None
+        Time, speed and memory; None where the record has none.
     dev : str
         SHA-256 of the examples that it was scored on.
     """
@@ -96,9 +99,9 @@ class Run:
     majority: dict[str, float]
     history: tuple[tuple[int, float], ...]
     trainable: int
-    seconds: float
-    examples_per_s: float
-    peak_memory_mib: float
+    seconds: float | None
+    examples_per_s: float | None
+    peak_memory_mib: float | None
     dev: str
 
     @property
@@ -256,9 +259,7 @@ def _run(folder: Path, name: str, record: dict[str, Any]) -> Run:
         majority={_text(key): _number(value) for key, value in result["majority"].items()},
         history=tuple(history.items()),
         trainable=_whole(result["trainable"]),
-        seconds=_number(result["seconds"]),
-        examples_per_s=_number(result["examples_per_s"]),
-        peak_memory_mib=_number(result["peak_memory_mib"]),
+        **{name: _number(result[name]) if name in result else None for name in COSTS},
         dev=str(record["data"]["dev"]["sha256"]),
     )
 

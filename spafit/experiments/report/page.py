@@ -149,11 +149,13 @@ def _under(title: str, rules: str, drawn: list[str]) -> list[str]:
 
 
 def _figures_of_costs(report: Report) -> list[str]:
-    rows = [row for row in report.rows if row.seconds is not None]
-    times = [(row.label, row.seconds or 0.0) for row in rows]
-    memory = [(row.label, row.peak_memory_mib or 0.0) for row in rows]
-    drawn = [
-        _figure("Time", figures.bars("a whole run", "seconds", times)),
-        _figure("Memory", figures.bars("at the peak", "MiB", memory)),
-    ]
+    kinds = (
+        ("Time", "a whole run", "seconds", [(row.label, row.seconds) for row in report.rows]),
+        ("Memory", "at the peak", "MiB", [(row.label, row.peak_memory_mib) for row in report.rows]),
+    )
+    drawn = []
+    for caption, title, unit, costs in kinds:
+        known = [(label, cost) for label, cost in costs if cost is not None]
+        if known:
+            drawn.append(_figure(caption, figures.bars(title, unit, known)))
     return [f'<div class="figures">{"".join(drawn)}</div>']

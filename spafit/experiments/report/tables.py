@@ -75,7 +75,7 @@ class Row:
 
     ``mean`` is None where a task is missing, or there is only one. Time, speed and memory are
     medians over the runs on the tasks that every method has been run on: a run whose machine slept
-    moves no median.
+    moves no median. They are None where no such run has them.
     """
 
     label: str
@@ -282,9 +282,10 @@ def _row(row: Group, groups: list[Group], tasks: list[Task]) -> Row:
     of_all = 1 < len(tasks) == len(cells) and all(task.sign > 0 for task in tasks)
     common = [task.name for task in tasks if all(other.runs.get(task.name) for other in groups)]
 
-    def cost(of: Callable[[Run], float]) -> float | None:
+    def cost(of: Callable[[Run], float | None]) -> float | None:
         found = [of(run) for name in common for run in row.runs[name]]
-        return plain.median(found) if found else None
+        known = [each for each in found if each is not None]
+        return plain.median(known) if known else None
 
     return Row(
         row.label,

@@ -200,9 +200,9 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
         tables.append(("Where the spread comes from", RULES["shares"], rows))
     rows = [["method", "seconds a run", "examples/s in training", "peak memory (MiB)"]]
     for row in report.rows:
-        if row.seconds is not None:
-            costs = (row.seconds, row.examples_per_s, row.peak_memory_mib)
-            rows.append([row.label, *(amount(cost or 0.0) for cost in costs)])
+        costs = (row.seconds, row.examples_per_s, row.peak_memory_mib)
+        if any(cost is not None for cost in costs):
+            rows.append([row.label, *("" if cost is None else amount(cost) for cost in costs)])
     if len(rows) > 1:
         rules = (
             "medians over the runs on the tasks that every method has, on the machines that ran "

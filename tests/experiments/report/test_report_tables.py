@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 from support.written_runs import LARGE_CASED, write_run
 
+from spafit.experiments.report.page import html
 from spafit.experiments.report.published import TABLE_2, TASKS, paper_score
 from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.text import markdown, other_tables
@@ -77,6 +78,23 @@ def test_a_run_whose_machine_slept_does_not_count(tmp_path: Path) -> None:
     [row] = [each for each in report.rows if each.label == "SPAFIT-1-3-II"]
     assert (row.seconds, row.examples_per_s, row.peak_memory_mib) == (54, 28, 6)
     assert "medians over the runs" in markdown(report)
+
+
+def test_costs_that_a_record_lacks(tmp_path: Path) -> None:
+    """Of the others the median; what no run has is empty."""
+    for seed, costs in enumerate(({"seconds": 50}, {"seconds": 60, "examples_per_s": 3}, {})):
+        path = write_run(tmp_path / f"a{seed}", 0.7, seed=seed) / "run.json"
+        record = json.loads(path.read_text())
+        for name in ("seconds", "examples_per_s", "peak_memory_mib"):
+            del record["result"][name]
+        path.write_text(json.dumps({**record, "result": {**record["result"], **costs}}))
+    report = make_report(tmp_path)
+    [row] = report.rows
+    assert (row.seconds, row.examples_per_s, row.peak_memory_mib) == (55, 3, None)
+    [[_, _, rows]] = [each for each in other_tables(report) if each[0] == "Time and memory"]
+    assert rows[1:] == [["SPAFIT-1-3-II", "55", "3.0", ""]]
+    page = html(report)
+    assert "Time</figcaption>" in page and "Memory</figcaption>" not in page
 
 
 def test_comparisons(grid: Path) -> None:
