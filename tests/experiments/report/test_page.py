@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -21,6 +22,7 @@ from spafit.experiments.report.page import html
 from spafit.experiments.report.tables import Curve, Task, make_report
 from spafit.experiments.report.write import write_report
 
+STYLE = Path(figures.__file__).with_name("page.css").read_text(encoding="utf-8")
 NASTY = "</script><img src=x onerror=alert(1)> & \"'"
 
 
@@ -99,8 +101,7 @@ class TestInABrowser:
             {label: place for place, label in enumerate(labels)},
         )
         markers = "".join(f"<g>{figures.marker(place, 0, 0)}</g>" for place in range(16))
-        style = Path(figures.__file__).with_name("page.css").read_text(encoding="utf-8")
-        page = f"<html><head><style>{style}</style></head><body>{drawn}<svg>{markers}</svg></body>"
+        page = f"<html><head><style>{STYLE}</style></head><body>{drawn}<svg>{markers}</svg></body>"
         script = """
         const paper = window.getComputedStyle(document.body).backgroundColor;
         const ink = (shape, x, y) => {
@@ -181,6 +182,57 @@ class TestInABrowser:
         assert found["inner"] >= found["wide"] > width - 30
         assert found["overlaps"] == [] and found["cut"] == []
         assert found["size"] == 16
+
+
+class TestColours:
+    """Oracle: the contrast of WCAG 2: of text 4.5 at least, of lines and marks 3.
+
+    Not of the lines of grids and tables, which only guide the eye, nor of a band, whose edges are
+    numbers of a table.
+    """
+
+    @pytest.mark.parametrize("scheme", range(3), ids=["light", "dark", "print"])
+    def test_stand_out(self, scheme: int) -> None:
+        block = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)[scheme]
+        colours = dict(re.findall(r"--(\w+): (#\w+)", block))
+        texts, marks = set(), set()
+        for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", STYLE):
+            [opacity] = re.findall(r"(?<!-)opacity: ([.\d]+)", body) or ["1"]
+            for kind, name in re.findall(r"(?<![-\w])([a-z]+): [^;]*var\(--(\w+)\)", body):
+                is_text = kind == "color" or re.search(r"\.(label|tick|axis|note)\b", selectors)
+                if name not in ("paper", "shade", "line") and ".band" not in selectors:
+                    (texts if is_text else marks).add((name, float(opacity)))
+        assert texts == {("ink", 1.0), ("soft", 1.0)}
+        assert {name for name, _ in marks} == {"soft", "link", *(f"c{k}" for k in range(8))}
+        for ground, (name, opacity) in itertools.product(("paper", "shade"), texts):
+            assert contrast(colours[name], colours[ground], opacity) >= 4.5
+        for name, opacity in marks:
+            assert contrast(colours[name], colours["paper"], opacity) >= 3, (name, opacity)
+
+    def test_the_formula(self) -> None:
+        """Of black on white, by definition; of the grey that just fails on white."""
+        assert contrast("#000", "#ffffff", 1) == pytest.approx(21)
+        assert contrast("#777777", "#fff", 1) == pytest.approx(4.478, abs=1e-3)
+        assert contrast("#000", "#fff", 0.5) == pytest.approx(
+            contrast("#808080", "#fff", 1), abs=0.1
+        )
+
+
+def contrast(colour: str, ground: str, opacity: float) -> float:
+    """Return (L1 + 0.05) / (L2 + 0.05) of the lighter and the darker relative luminance."""
+    under, over = (
+        bytes.fromhex(re.sub(r"^(\w)(\w)(\w)$", r"\1\1\2\2\3\3", text[1:]))
+        for text in (ground, colour)
+    )
+    seen = [opacity * one + (1 - opacity) * other for one, other in zip(over, under, strict=True)]
+    dark, light = sorted(map(luminance, (under, seen)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(rgb: Sequence[float]) -> float:
+    parts = [each / 255 for each in rgb]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 class TestPlaces:
