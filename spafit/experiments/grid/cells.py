@@ -104,6 +104,15 @@ class Cell:
         entries += [self.init_seed, settings, self.choice is not None]
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def prefix(self) -> tuple[object, ...] | None:
+        """What decides which hidden states its run keeps on the disk; None if it keeps none."""
+        if self.settings["cache_prefix"] != "disk":
+            return None
+        names = ("max_length", "precision", "frozen_weights", "cache_dtype", "device")
+        place = (self.model, self.revision, self.task, self.frozen)
+        return *place, *(self.settings[name] for name in names)
+
     def config(self, learning_rate: float | None, out: Path | None) -> TrainConfig:
         """Return the settings of its run; the learning rate is given if it was chosen."""
         given = dict(self.training)

@@ -97,6 +97,7 @@ class Running:
         self._elsewhere: set[int] = set()
         self._killed: dict[int, int] = {}
         self._watched: dict[int, Watched] = {}
+        self._kept: set[tuple[object, ...] | None] = {None}  # states that a run here has saved
 
     def look(self) -> None:
         """Find out what is finished already.
@@ -215,15 +216,28 @@ class Running:
         return number not in self._left
 
     def _hand_out(self, pool: Pool) -> None:
-        """Give the pool what it has room for."""
+        """Give the pool what it has room for.
+
+        A run saves the hidden states that it keeps when it ends; one that begins before computes
+        them again. So those cells come first that need no states of what is running. The others do
+        not wait for it: they compute the states sooner than the whole run is over.
+        """
         busy = set(pool.taken)
-        for number in list(self._left):
-            if not pool.has_room():
-                return
-            if number not in busy and self._can_run(number):
+        computed = {self.cells[each].prefix for each in busy | self._elsewhere} - self._kept
+        for again in (False, True):
+            for number in list(self._left):
+                if not pool.has_room():
+                    return
                 cell = self.cells[number]
-                self._watched[number] = Watched(self.out / cell.folder)
-                pool.train(number, cell, None if cell.choice is None else self.rates[cell.choice])
+                if number in busy or (cell.prefix in computed and not again):
+                    continue
+                if self._can_run(number):
+                    busy.add(number)
+                    self._watched[number] = Watched(self.out / cell.folder)
+                    rate = None if cell.choice is None else self.rates[cell.choice]
+                    pool.train(number, cell, rate)
+                if number in busy or number in self._elsewhere:
+                    computed |= {cell.prefix} - self._kept
 
     def _answered(self, number: int, answer: dict[str, Any], at_once: int) -> None:
         if "killed" in answer:
@@ -264,6 +278,7 @@ class Running:
             )
             return
         self._done(number, record)
+        self._kept.add(cell.prefix)
         name, score = score_of(record)
         words = [f"{len(self.records)} of {len(self.numbers)} done", *self._time_left(at_once)]
         self.display.line(f"{cell.title}: {name} {score:.4f} ({', '.join(words)})")

@@ -352,32 +352,95 @@ class TestThreads:
         assert threads(workers=2) == 32
 
 
+class Pool:
+    """A pool of so many workers that trains nothing; ``asked`` counts the looks at what it has."""
+
+    def __init__(self, at_once: int, *taken: int) -> None:
+        self.at_once, self._taken = at_once, list(taken)
+        self.trained: list[int] = []
+        self.asked = 0
+
+    @property
+    def taken(self) -> list[int]:
+        self.asked += 1
+        return list(self._taken)
+
+    def has_room(self) -> bool:
+        return len(self._taken) < self.at_once
+
+    def train(self, number: int, cell: Cell, learning_rate: float | None) -> None:
+        self._taken.append(number)
+        self.trained.append(number)
+
+    def end(self, number: int) -> None:
+        self._taken.remove(number)
+
+
 class TestHandingOut:
-    """Oracle: how often the pool is asked."""
+    """Oracle: what the pool is given, in which order, and how often it is asked."""
 
     def test_in_one_walk(self, root: Path, tmp_path: Path) -> None:
         block = {"method": "bitfit", "learning_rate": 1e-3, "seed": list(range(9))}
         file = write_grid(tmp_path / "g.json", root / "tiny", block)
         cells = cells_of(file, root / "glue")
-
-        class Pool:
-            trained: list[int] = []  # noqa: RUF012
-            asked = 0
-
-            @property
-            def taken(self) -> list[int]:
-                self.asked += 1
-                return [2]
-
-            def has_room(self) -> bool:
-                return len(self.trained) < 6
-
-            def train(self, number: int, cell: Cell, learning_rate: float | None) -> None:
-                self.trained.append(number)
-
-        pool: Any = Pool()
+        pool: Any = Pool(7, 2)
         running.Running(cells, range(9), tmp_path, {"rte": N}, Display())._hand_out(pool)
         assert pool.trained == [0, 1, 3, 4, 5, 6] and pool.asked == 1
+
+    def test_first_what_needs_no_states_that_are_being_computed(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Three cells that share them, three that share others, and two with none (LoRA-II)."""
+        kept = {"learning_rate": 1e-3, "dropout_in_group_1": False}
+        blocks = [
+            {"method": "SPAFIT-0-1-II", "seed": [0, 1, 2], **kept},
+            {"method": "SPAFIT-0-1-II", "seed": [0, 1, 2], "max_length": 8, **kept},
+            {"method": "lora-ii", "seed": [0, 1], **kept},
+        ]
+        cells = cells_of(write_grid(tmp_path / "g.json", root / "tiny", *blocks), root / "glue")
+        prefixes = [cell.prefix for cell in cells.cells]
+        none, shared, other = [0, 1], [2, 3, 4], [5, 6, 7]
+        assert [prefixes.count(prefixes[each]) for each in (0, 2, 5)] == [2, 3, 3]
+        assert prefixes[0] is None
+        ours = running.Running(cells, range(8), tmp_path, {"rte": N}, Display(io.StringIO()))
+        pool: Any = Pool(2, *none)
+        ours._hand_out(pool)
+        assert pool.trained == []
+        for each in none:
+            pool.end(each)
+            ours._done(each, None)
+        ours._hand_out(pool)
+        assert pool.trained == [shared[0], other[0]]  # two workers, two files
+        pool.at_once = 3
+        ours._hand_out(pool)
+        assert pool.trained[2:] == [shared[1]]  # nothing else is left, and it does not wait
+        record = {"result": {"metrics": {"accuracy": 0.5}}}
+        monkeypatch.setattr(running, "read_run", lambda path: record)
+        pool.end(other[0])
+        ours._ended(other[0], "", 1)
+        pool.at_once = 4
+        ours._hand_out(pool)
+        assert pool.trained[3:] == other[1:]  # their states are kept now
+
+    @pytest.mark.parametrize("held", [0, 1])
+    def test_what_another_command_computes_counts(
+        self, root: Path, tmp_path: Path, held: int
+    ) -> None:
+        """Whether it is seen now, or was before."""
+        kept = {"method": "SPAFIT-0-1-II", "learning_rate": 1e-3, "dropout_in_group_1": False}
+        file = write_grid(
+            tmp_path / "g.json", root / "tiny", {**kept, "max_length": [16, 8]}, seed=[0, 1]
+        )
+        cells = cells_of(file, root / "glue")
+        (tmp_path / cells.cells[held].folder).mkdir(parents=True)
+        other = Lock(tmp_path / cells.cells[held].folder / "run.lock")
+        other.acquire()
+        ours = running.Running(cells, range(4), tmp_path, {"rte": N}, Display())
+        assert not held or not ours._can_run(held)
+        pool: Any = Pool(1)
+        ours._hand_out(pool)
+        other.release()
+        assert [cells.cells[each].settings["max_length"] for each in pool.trained] == [8]
 
 
 class TestRefusals:
