@@ -18,10 +18,12 @@ from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, SpafitError, one_line
 from spafit.experiments.grid.file import PLAN_SETTINGS, TRAIN_SETTINGS, Block, Grid
+from spafit.experiments.grid.speeds import Kind, kind_of
 from spafit.methods import ALPHA, R
 from spafit.methods import plan as make_plan
 from spafit.plans import Plan
 from spafit.runs.identity import IDLE
+from spafit.runs.record import name_of_model
 from spafit.runs.train_config import TrainConfig
 from spafit.strata import adapt
 from spafit.tasks.table import get_task
@@ -112,6 +114,12 @@ class Cell:
         names = ("max_length", "precision", "frozen_weights", "cache_dtype", "device")
         place = (self.model, self.revision, self.task, self.frozen)
         return *place, *(self.settings[name] for name in names)
+
+    @property
+    def kind(self) -> Kind:
+        """What its time depends on."""
+        plan = json.loads(self.plan)
+        return kind_of(self.task, name_of_model(self.model), plan, self.settings)
 
     def config(self, learning_rate: float | None, out: Path | None) -> TrainConfig:
         """Return the settings of its run; the learning rate is given if it was chosen."""

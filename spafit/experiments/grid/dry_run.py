@@ -1,6 +1,6 @@
 """What a grid would do: its cells, what trains in them, their steps, and the time they take.
 
-The time of a method is that of its finished runs on this machine, if there are any; else a few of
+The time of a cell is that of finished runs like it on this machine, if there are any; else a few of
 its steps are measured, with the lengths of the task, and the rows of the whole task counted.
 """
 
@@ -21,7 +21,7 @@ from spafit.errors import one_line
 from spafit.experiments.grid.cells import Cell, Cells
 from spafit.experiments.grid.display import clock
 from spafit.experiments.grid.places import steps_of
-from spafit.experiments.grid.speeds import Speeds
+from spafit.experiments.grid.speeds import SLOWING, Speeds
 from spafit.plans import Plan
 from spafit.strata import adapt
 from spafit.tasks.table import get_task
@@ -35,11 +35,6 @@ _MEASURED_S = 3.0  # of training steps of each method, about
 _SAMPLE = 256  # rows whose lengths are counted
 _ROW = "    {:<9}{:>6}{:>6}{:>20}{:>12}{:>12}"
 _SEEDS = ("order_seed", "dropout_seed", "init_seed")
-# What a token's time depends on, besides the plan.
-_SLOWING = (
-    *("max_length", "batch_size", "accumulation", "precision", "frozen_weights", "recompute"),
-    *("step", "device"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +115,7 @@ class Measured:
         return self._tokens[key]
 
     def _speed_of(self, cell: Cell) -> _Speed:
-        settings = [str(cell.settings[name]) for name in _SLOWING]
+        settings = [str(cell.settings[name]) for name in SLOWING]
         key = (cell.model, cell.revision, cell.plan, *settings)
         if key not in self._speeds:
             print(f"measuring {one_line(cell.method)} ...", file=sys.stderr, flush=True)
@@ -222,7 +217,7 @@ def dry_run(
     unknown: dict[str, None] = {}
     total_steps, total_s, lacking = 0, 0.0, 0
     lines = [_ROW.format("", "runs", "done", "numbers that train", "steps", "time")]
-    for (_, method, words_said), tasks in groups.items():
+    for (*_, words_said), tasks in groups.items():
         sizes = {cells.cells[each[0]].trainable for each in tasks.values()}
         most = "at most " if len(sizes) > 1 else ""
         lines.append(f"{one_line(words_said)}: {most}{max(sizes):,} numbers train")
@@ -233,7 +228,7 @@ def dry_run(
             seconds: float | None = 0.0
             if left:
                 examples = float(rows[task] * cell.settings["epochs"])
-                each_s = speeds.seconds(task, method, examples, near=False)
+                each_s = speeds.seconds(cell.kind, examples, near=False)
                 if each_s is None:
                     each_s = measured.seconds(cell, rows[task])
                 seconds = None if each_s is None else each_s * len(left)

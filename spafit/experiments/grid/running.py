@@ -73,6 +73,8 @@ class Running:
         The rows to train on of each task.
     display : Display
         Where it is shown.
+    threads : int, optional
+        The threads of each run; None has as many as this process.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Running:
         out: Path,
         rows: Mapping[str, int],
         display: Display,
+        threads: int | None = None,
     ) -> None:
         self.cells, self.numbers, self.out = cells.cells, numbers, out
         self.name, self.choices, self.display = cells.name, cells.choices, display
@@ -89,10 +92,11 @@ class Running:
         self.examples = {
             n: float(rows[self.cells[n].task] * self.cells[n].settings["epochs"]) for n in numbers
         }
+        self.kinds = {n: self.cells[n].kind for n in numbers}
         self.records: dict[int, dict[str, Any] | None] = {}  # None: it diverged while choosing
         self.failed: dict[int, str] = {}
         self.rates: dict[int, float] = {}
-        self.speeds = Speeds()
+        self.speeds = Speeds(threads)
         self._left = dict.fromkeys(numbers)  # in order; what runs is among them
         self._elsewhere: set[int] = set()
         self._killed: dict[int, int] = {}
@@ -303,15 +307,18 @@ class Running:
 
     def _time_left(self, at_once: int) -> list[str]:
         """Return the time left in words, from the speeds of what is finished, if any is."""
-        seconds = 0.0
+        seconds: list[float] = []
         for number in self._left:
-            cell = self.cells[number]
-            whole = self.speeds.seconds(cell.task, cell.method, self.examples[number])
-            if whole is None:
-                return []
-            watched = self._watched.get(number)
-            seconds += whole * (1 - (watched.step / self.steps[number] if watched else 0))
-        return [f"{clock(seconds / at_once)} left"]
+            whole = self.speeds.seconds(self.kinds[number], self.examples[number])
+            if whole is not None:
+                watched = self._watched.get(number)
+                done = watched.step / self.steps[number] if watched else 0
+                seconds.append(whole * (1 - done))
+        if self._left and not seconds:
+            return []
+        least = "at least " * (len(seconds) < len(self._left))  # of others there is no run yet
+        # One run is not divided among several workers.
+        return [f"{least}{clock(max([sum(seconds) / at_once, *seconds]))} left"]
 
     def _draw(self, pool: Pool) -> None:
         running = pool.running

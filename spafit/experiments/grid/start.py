@@ -91,11 +91,12 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     part, parts = options.part
     if parts > 1:
         print(f"part {part} of {parts}: {len(numbers)} of {len(cells.cells)} runs")
-    running = Running(cells, numbers, out, rows, Display())
+    threads = _threads(options)
+    running = Running(cells, numbers, out, rows, Display(), threads)
     running.look()
     if dry:
-        if options.threads is not None or options.workers > 1:
-            torch.set_num_threads(_threads(options) or torch.get_num_threads())
+        if threads is not None:
+            torch.set_num_threads(threads)
         measured = Measured(_folder_at_hand, shadows.config, data)
         done = set(running.records)
         print(dry_run(cells, numbers, done, rows, running.speeds, measured, options.workers))
@@ -120,7 +121,7 @@ def _pool(options: GridOptions, name: str, out: Path, display: Display) -> Pool:
         return Workers(name, out, options.data, options.workers, _threads(options))
     from spafit.experiments.grid.ray_tasks import RayTasks
 
-    return RayTasks(options.ray, name, out, options.data, options.threads or 1, display.line)
+    return RayTasks(options.ray, name, out, options.data, _threads(options) or 1, display.line)
 
 
 def _with_model(grid: Grid, model: str | None) -> Grid:
@@ -197,7 +198,12 @@ def _sizes_at_hand(model: str, revision: str | None) -> BertConfig:
 
 
 def _threads(options: GridOptions) -> int | None:
-    """Return the threads of a worker: as asked for, else the CPUs divided among the workers."""
+    """Return the threads of a worker: as asked for, else the CPUs divided among the workers.
+
+    A task of a Ray cluster has one; None leaves it to PyTorch and the environment.
+    """
+    if options.ray is not None:
+        return options.threads or 1
     if options.threads is not None or options.workers == 1 or "OMP_NUM_THREADS" in os.environ:
         return options.threads
     affinity = getattr(os, "sched_getaffinity", None)  # the CPUs that this process may use

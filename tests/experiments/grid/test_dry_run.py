@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from spafit.experiments.grid import start as grids
 from spafit.experiments.grid import workers
 from spafit.experiments.grid.cells import Cell
 from spafit.experiments.grid.dry_run import Measured
-from spafit.experiments.grid.speeds import Speeds
+from spafit.experiments.grid.speeds import SLOWING, Kind, Speeds, kind_of
 from spafit.machine.versions import machine
 from spafit.tasks import glue
 from spafit.tasks.task import Dataset
@@ -105,34 +105,64 @@ def test_times_are_those_of_finished_runs(
     text = capsys.readouterr().out
     assert re.search(r"rte +3 +1 +665 +15 +0:33:20\n", text), text
     assert "3 runs, 1 of them done, 15 steps; 0:33:20 to go\n" in text
+    # A run with other threads is another one's time.
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    with pytest.raises(AssertionError, match="measured"):
+        main([*arguments, "--dry-run", "--threads", str(torch.get_num_threads() + 1)])
 
 
-def test_speeds_of_other_machines_and_of_near_runs() -> None:
+class TestSpeeds:
     """Oracle: by hand."""
 
-    def record(task: str, method: str, seconds: float, **where: Any) -> dict[str, Any]:
+    settings: ClassVar[dict[str, Any]] = {"epochs": 2, "batch_size": 8, "cache_prefix": "off"}
+
+    def kind(self, task: str, plan: str, model: str = "m", **settings: Any) -> Kind:
+        return kind_of(task, model, {"strata": plan}, {**self.settings, **settings})
+
+    def record(self, task: str, plan: str, seconds: float, **changes: Any) -> dict[str, Any]:
         return {
             "task": task,
-            "method": method,
-            "machine": {**machine(), **where},
-            "settings": {"epochs": 2},
+            "about": {"model": "m"},
+            "plan": {"name": f"{plan} of {task}", "strata": plan},
+            "machine": {**machine(), **changes},
+            "settings": self.settings,
             "data": {"train": {"rows": 50}},
             "result": {"seconds": seconds},
         }
 
-    speeds = Speeds()
-    assert speeds.seconds("rte", "a", 10) is None
-    speeds.add(record("rte", "a", 500.0, processor="another"))
-    speeds.add({"machine": machine()})
-    assert speeds.seconds("rte", "a", 10) is None
-    speeds.add(record("rte", "a", 100.0, torch_threads=99))
-    speeds.add(record("rte", "a", 300.0))
-    speeds.add(record("cola", "b", 1000.0))
-    assert speeds.seconds("rte", "a", 10) == 20
-    assert speeds.seconds("rte", "b", 10) == 20
-    assert speeds.seconds("wnli", "b", 10) == 100
-    assert speeds.seconds("wnli", "c", 30) == 30 * 1400 / 300
-    assert speeds.seconds("rte", "b", 10, near=False) is None
+    def test_of_near_runs(self) -> None:
+        speeds, kind = Speeds(), self.kind
+        speeds.add({"machine": machine()})
+        assert speeds.seconds(kind("rte", "a"), 10) is None
+        speeds.add(self.record("rte", "a", 100.0))
+        speeds.add(self.record("rte", "a", 300.0))
+        speeds.add(self.record("cola", "b", 1000.0))
+        assert speeds.seconds(kind("rte", "a"), 10) == 20
+        assert speeds.seconds(kind("rte", "b"), 10) == 20
+        assert speeds.seconds(kind("wnli", "b"), 10) == 100
+        assert speeds.seconds(kind("wnli", "c"), 30) == 30 * 1400 / 300
+        assert speeds.seconds(kind("rte", "b"), 10, near=False) is None
+
+    @pytest.mark.parametrize(
+        "other",
+        [*SLOWING, "cache_prefix", "eval_every", "model"],
+        ids=lambda name: f"another-{name}",
+    )
+    def test_not_of_runs_that_are_slower_or_faster(self, other: str) -> None:
+        speeds = Speeds()
+        speeds.add(self.record("rte", "a", 100.0))
+        assert speeds.seconds(self.kind("rte", "a", seed=5), 10) == 10
+        assert speeds.seconds(self.kind("rte", "a", **{other: "another"}), 10) is None
+
+    def test_not_of_other_machines_or_threads(self) -> None:
+        for change in ({"processor": "another"}, {"torch_threads": 99}):
+            speeds = Speeds()
+            speeds.add(self.record("rte", "a", 500.0, **change))
+            assert speeds.seconds(self.kind("rte", "a"), 10) is None
+        speeds = Speeds(threads=99)
+        speeds.add(self.record("rte", "a", 500.0, torch_threads=99))
+        speeds.add(self.record("rte", "a", 100.0))
+        assert speeds.seconds(self.kind("rte", "a"), 10) == 50
 
 
 class TestMeasuring:

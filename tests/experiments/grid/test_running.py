@@ -22,6 +22,7 @@ from spafit.experiments.grid import worker as worker_module
 from spafit.experiments.grid.cells import Cell
 from spafit.experiments.grid.display import Display, Watched, clock
 from spafit.files.durable import Lock
+from spafit.machine.versions import machine
 from weights_tools.tiny import make_tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -348,6 +349,7 @@ class TestThreads:
 
         assert [threads(workers=workers) for workers in (1, 2, 3, 9)] == [None, 3, 2, 1]
         assert threads(workers=2, threads=5) == 5
+        assert [threads(ray="auto", threads=each) for each in (None, 5)] == [1, 5]
         monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
         assert threads(workers=2) == 32
 
@@ -441,6 +443,50 @@ class TestHandingOut:
         ours._hand_out(pool)
         other.release()
         assert [cells.cells[each].settings["max_length"] for each in pool.trained] == [8]
+
+
+class TestTimeLeft:
+    """Oracle: by hand, from records whose seconds are set."""
+
+    @pytest.fixture
+    def ours(self, root: Path, tmp_path: Path) -> running.Running:
+        """Four runs of 2 epochs of N examples, one of them with another length."""
+        block = {"method": "bitfit", "learning_rate": 1e-3, "epochs": 2}
+        blocks = [{**block, "seed": [0, 1, 2]}, {**block, "max_length": 8}]
+        cells = cells_of(write_grid(tmp_path / "g.json", root / "tiny", *blocks), root / "glue")
+        return running.Running(cells, range(4), tmp_path, {"rte": N}, Display(io.StringIO()))
+
+    def done(self, ours: running.Running, number: int, seconds: float) -> None:
+        cell = ours.cells[number]
+        ours._done(
+            number,
+            {
+                "task": cell.task,
+                "about": {"model": cell.model},
+                "plan": json.loads(cell.plan),
+                "machine": machine(),
+                "settings": cell.settings,
+                "data": {"train": {"rows": N}},
+                "result": {"seconds": seconds},
+            },
+        )
+
+    def test_of_what_runs_and_waits(self, ours: running.Running) -> None:
+        assert ours._time_left(2) == []
+        self.done(ours, 0, 3000.0)
+        assert ours._time_left(1) == ["at least 1:40:00 left"]  # the fourth run is another kind
+        self.done(ours, 3, 1000.0)
+        assert ours._time_left(1) == ["1:40:00 left"]
+        assert ours._time_left(2) == ["0:50:00 left"]
+        assert ours._time_left(8) == ["0:50:00 left"]  # a run has one worker
+        ours._watched[1] = Watched(ours.out / ours.cells[1].folder)
+        ours._watched[1].step = 4  # of 10
+        assert ours._time_left(1) == ["1:20:00 left"]
+        assert ours._time_left(2) == ["0:50:00 left"]
+        self.done(ours, 1, 6000.0)  # the mean is 4500 s now
+        assert ours._time_left(1) == ["1:15:00 left"]
+        ours._fail(2, "for a reason")
+        assert ours._time_left(1) == ["0:00:00 left"]
 
 
 class TestRefusals:
