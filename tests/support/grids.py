@@ -155,8 +155,11 @@ class InProcess:
     before: Callable[[Cell], dict[str, Any] | None] = staticmethod(lambda cell: None)
     trained: list[str] = []  # noqa: RUF012 - of all workers
 
-    def __init__(self, start: dict[str, Any], events: queue.Queue[Any], threads: int | None):
+    def __init__(
+        self, start: dict[str, Any], events: queue.Queue[Any], threads: int | None, gpu: str | None
+    ) -> None:
         self.cell: int | None = None
+        self.gpu = gpu
         self.is_ready, self.pid = True, 4711
         self._events = events
         self._worker = Worker(start["grid"], Path(start["out"]), Path(start["data"]))

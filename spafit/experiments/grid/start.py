@@ -10,7 +10,7 @@ import torch
 
 from spafit.config import BertConfig
 from spafit.errors import ConfigError, WeightsError, one_line
-from spafit.experiments.grid.cells import Shadows, expand
+from spafit.experiments.grid.cells import Cells, Shadows, expand
 from spafit.experiments.grid.display import Display
 from spafit.experiments.grid.dry_run import Measured, dry_run
 from spafit.experiments.grid.file import Block, Grid, read_grid
@@ -105,7 +105,7 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     for model, revision in running.bases:  # refuses what no worker could load
         load_tokenizer(model, revision=revision)
         load_pretrained(model, revision=revision)
-    pool = _pool(options, cells.name, out, running.display)
+    pool = _pool(options, cells, out, running.display)
     begin(cells, out)
     running.run(pool)
     print(f"{len(running.records)} of {len(numbers)} runs are done: {out}")
@@ -115,13 +115,25 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     return 1 if running.failed else 0
 
 
-def _pool(options: GridOptions, name: str, out: Path, display: Display) -> Pool:
+def _pool(options: GridOptions, cells: Cells, out: Path, display: Display) -> Pool:
     """Return what trains: worker processes of this machine, or a Ray cluster."""
+    name, data, threads = cells.name, options.data, _threads(options)
     if options.ray is None:
-        return Workers(name, out, options.data, options.workers, _threads(options))
+        gpus = _gpus(cells) if options.workers > 1 else []
+        return Workers(name, out, data, options.workers, threads, gpus)
     from spafit.experiments.grid.ray_tasks import RayTasks
 
-    return RayTasks(options.ray, name, out, options.data, _threads(options) or 1, display.line)
+    return RayTasks(options.ray, name, out, data, threads or 1, display.line)
+
+
+def _gpus(cells: Cells) -> list[str]:
+    """Return the GPUs to deal out to workers, as CUDA names them; none if the grid says which."""
+    if any(cell.settings["device"].startswith("cuda:") for cell in cells.cells):
+        return []
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if visible is None else visible.split(",")
+    return list(names)[:count]
 
 
 def _with_model(grid: Grid, model: str | None) -> Grid:

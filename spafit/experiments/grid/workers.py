@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,22 @@ _MOST_STARTS = 3  # of workers in a row that end before they are ready
 class _Worker:
     """A worker process; what it answers goes into a queue, and None at its end."""
 
-    def __init__(self, start: dict[str, Any], events: queue.Queue[Any], threads: int | None):
+    def __init__(
+        self,
+        start: dict[str, Any],
+        events: queue.Queue[Any],
+        threads: int | None,
+        gpu: str | None,
+    ) -> None:
         self.cell: int | None = None
+        self.gpu = gpu
         self.is_ready = False
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         environment = dict(os.environ)
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         self._process = subprocess.Popen(
             # With our path, so that it imports what we did, wherever it is started.
             [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {_MAIN}"],
@@ -93,11 +103,21 @@ class Workers:
         How many processes at most; one is started when there is a cell for it.
     threads : int or None
         The threads of each of them; None leaves it to PyTorch and the environment.
+    gpus : sequence of str
+        The GPUs that are dealt out to them, one each; none leaves all to all of them.
     """
 
-    def __init__(self, grid: str, out: Path, data: Path, most: int, threads: int | None) -> None:
+    def __init__(
+        self,
+        grid: str,
+        out: Path,
+        data: Path,
+        most: int,
+        threads: int | None,
+        gpus: Sequence[str] = (),
+    ) -> None:
         self._start = {"grid": grid, "out": str(out), "data": str(data), "threads": threads}
-        self.at_once, self._threads = most, threads
+        self.at_once, self._threads, self._gpus = most, threads, gpus
         self._workers: list[_Worker] = []
         self._events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
         self._deaths = 0
@@ -117,7 +137,9 @@ class Workers:
         """Give a cell to an idle worker, or to a new one."""
         worker = next((each for each in self._workers if each.cell is None), None)
         if worker is None:
-            worker = _Worker(self._start, self._events, self._threads)
+            taken = [each.gpu for each in self._workers]
+            gpu = min(self._gpus, key=taken.count, default=None)
+            worker = _Worker(self._start, self._events, self._threads, gpu)
             self._workers.append(worker)
         worker.cell = number
         worker.order({"cell": dataclasses.asdict(cell), "learning_rate": learning_rate})

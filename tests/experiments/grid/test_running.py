@@ -7,8 +7,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -352,6 +355,66 @@ class TestThreads:
         assert [threads(ray="auto", threads=each) for each in (None, 5)] == [1, 5]
         monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
         assert threads(workers=2) == 32
+
+
+class TestGpus:
+    """Oracle: the environment that each worker is started with, where GPUs are said to be there."""
+
+    @pytest.mark.parametrize(
+        ("workers_asked", "devices", "visible", "expected"),
+        [
+            (3, ["auto"], None, ["0", "1", "0"]),
+            (3, ["auto"], "5,GPU-a", ["5", "GPU-a", "5"]),
+            (2, ["auto", "cuda:1"], None, [None, None]),  # the grid says which
+            (1, ["auto"], None, [None]),
+        ],
+    )
+    def test_each_worker_has_one(
+        self,
+        root: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        workers_asked: int,
+        devices: list[str],
+        visible: str | None,
+        expected: list[str | None],
+    ) -> None:
+        seen: list[str | None] = []
+
+        class Process:
+            pid = 4711
+
+            def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
+                seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+                self.stdin, self.stdout = io.StringIO(), io.StringIO()
+
+            def wait(self) -> int:
+                return 1
+
+        block = {"method": "bitfit", "learning_rate": 1e-3}
+        file = write_grid(tmp_path / "g.json", root / "tiny", block, seed=list(range(3)))
+        cells = cells_of(file, root / "glue")
+        every = [
+            replace(each, settings={**each.settings, "device": device})
+            for each, device in zip(cells.cells, [*devices, "cuda", "cuda"], strict=False)
+        ]
+        cells = replace(cells, cells=tuple(every))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+        monkeypatch.setattr(
+            workers, "subprocess", SimpleNamespace(Popen=Process, PIPE=subprocess.PIPE)
+        )
+        options = start.GridOptions("g.json", tmp_path, root / "glue", workers=workers_asked)
+        pool: Any = start._pool(options, cells, tmp_path, Display())
+        for number in range(workers_asked):
+            pool.train(number, cells.cells[number], None)
+        assert seen == expected
+        ended = next(each for each in pool._workers if each.cell == workers_asked // 2)
+        pool._workers.remove(ended)  # it has died: the next one has its GPU
+        pool.train(9, cells.cells[0], None)
+        assert seen[-1] == expected[workers_asked // 2]
 
 
 class Pool:
