@@ -322,16 +322,17 @@ class Running:
 
     def _draw(self, pool: Pool) -> None:
         running = pool.running
-        counts = [f"{len(self.records)} of {len(self.numbers)} done"]
-        counts += [f"{len(self.failed)} failed"] * bool(self.failed)
-        counts += [f"{len(running)} running"]
-        counts += [f"{len(self._elsewhere)} elsewhere"] * bool(self._elsewhere)
-        counts += [f"{len(self._left) - len(running) - len(self._elsewhere)} waiting"]
-        lines = [f"{one_line(self.name)}: {', '.join([*counts, *self._time_left(pool.at_once)])}"]
+        lines = []
         for number in running:
             watched = self._watched[number]
             watched.look()
             best = f", best {watched.best[0]} {watched.best[1]:.4f}" if watched.best else ""
             where = f"step {watched.step} of {self.steps[number]}{best}"
             lines.append(f"  {where}: {self.cells[number].title}")  # of which the end may be cut
-        self.display.draw(lines)
+        counts = [f"{len(self.records)} of {len(self.numbers)} done"]
+        counts += [f"{len(self.failed)} failed"] * bool(self.failed)
+        counts += [f"{len(running)} running"]
+        counts += [f"{len(self._elsewhere)} elsewhere"] * bool(self._elsewhere)
+        counts += [f"{len(self._left) - len(running) - len(self._elsewhere)} waiting"]
+        head = f"{one_line(self.name)}: {', '.join([*counts, *self._time_left(pool.at_once)])}"
+        self.display.draw([head, *lines])

@@ -430,6 +430,8 @@ class Pool:
         self.asked += 1
         return list(self._taken)
 
+    running = property(lambda self: list(self._taken))
+
     def has_room(self) -> bool:
         return len(self._taken) < self.at_once
 
@@ -550,6 +552,43 @@ class TestTimeLeft:
         assert ours._time_left(1) == ["1:15:00 left"]
         ours._fail(2, "for a reason")
         assert ours._time_left(1) == ["0:00:00 left"]
+
+    def test_the_display(self, ours: running.Running) -> None:
+        """What runs, with the steps and the best score of its log; counts, and time left."""
+        drawn: list[list[str]] = []
+        ours.display.draw = lambda lines: drawn.append(list(lines))  # type: ignore[method-assign]
+        pool: Any = Pool(2)
+        ours._draw(pool)
+        assert drawn[-1] == ["small: 0 of 4 done, 0 running, 4 waiting"]
+        ours._hand_out(pool)
+        ours._draw(pool)
+        titles = [f"rte, Full BitFit, max_length 16, seed {seed}" for seed in range(3)]
+        assert drawn[-1] == [
+            "small: 0 of 4 done, 2 running, 2 waiting",
+            *(f"  step 0 of 10: {title}" for title in titles[:2]),
+        ]
+        pool.end(0)
+        self.done(ours, 0, 3000.0)
+        self.done(ours, 3, 1000.0)
+        folder = ours.out / ours.cells[1].folder
+        folder.mkdir(parents=True)
+        rows = [{"step": 3, "loss": 1}, {"step": 4, "evaluation": {"accuracy": 0.5, "f1": 0.9}}]
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        ours._draw(pool)
+        assert drawn[-1] == [
+            "small: 2 of 4 done, 1 running, 1 waiting, 0:50:00 left",
+            f"  step 4 of 10, best accuracy 0.5000: {titles[1]}",
+        ]
+        pool.at_once = 1
+        ours._elsewhere.add(2)
+        ours._draw(pool)
+        assert drawn[-1][0] == (
+            "small: 2 of 4 done, 1 running, 1 elsewhere, 0 waiting, 1:20:00 left"
+        )
+        ours._elsewhere.clear()
+        ours._fail(2, "for a reason")
+        ours._draw(pool)
+        assert drawn[-1][0] == ("small: 2 of 4 done, 1 failed, 1 running, 0 waiting, 0:30:00 left")
 
 
 class TestRefusals:
