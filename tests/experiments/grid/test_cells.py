@@ -370,6 +370,10 @@ class TestPackaged:
         for choice in cells.choices:
             assert sorted(choice.cells) == [2e-5, 6e-5, 2e-3, 6e-3]
             assert {len(tried) for tried in choice.cells.values()} == {9}
+        steps = dict.fromkeys(range(len(cells.cells)), 10)
+        parts = [part_of(cells, part, 11, steps) for part in range(1, 12)]
+        assert sorted(map(len, parts)) == [0] + 10 * [9 * (4 + 3)]  # a method is not divided
+        assert all(len({cells.cells[each].method for each in part}) <= 1 for part in parts)
 
     def test_minilm(self) -> None:
         sizes = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12}

@@ -287,3 +287,10 @@ def test_the_grid_of_the_guide(tmp_path: Path) -> None:
     cells = expand(read_grid(tmp_path / "g.json"), Shadows(lambda *_: config), tasks)
     report = [cell for cell in cells.cells if cell.purpose == "report"]
     assert len(report) == 2 * 3 * (3 + 1 + 2) and len(cells.cells) - len(report) == 2 * (9 + 2)
+
+
+def test_the_parts_of_the_guide() -> None:
+    """The array of jobs is as long as there are parts, whichever jobs are submitted."""
+    text = (REPOSITORY / "docs/guide/grids.md").read_text(encoding="utf-8")
+    [jobs] = re.findall(r"--array=1-(\d+) ", text)
+    assert re.findall(r'--cells "\$SLURM_ARRAY_TASK_ID/(.*)"', text) == [jobs]
