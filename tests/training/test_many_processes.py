@@ -477,7 +477,10 @@ class TestOutside:
             assert not differences(everything(forked / seed), everything(out / seed))
 
     def test_a_loop_of_one_s_own_with_ddp(self, zygote: Zygote, root: Path, tmp_path: Path) -> None:
-        """Oracle: the loop in one process; and of a model that is wrapped for a trainer."""
+        """Oracle: the loop in one process; and of a model that is wrapped for a trainer.
+
+        It sends the gradient of each trained number once a step, and of no others.
+        """
         found = []
         for count, wrapped in ((1, False), (2, False), (2, True)):
             out = tmp_path / f"{count}-{wrapped}.safetensors"
@@ -485,6 +488,9 @@ class TestOutside:
             trainers = train(zygote, [], count, own_loop=own)
             assert ended(trainers) == [0] * count, trainers[0].said()
             found.append(load_file(out))
+            trained = sum(tensor.numel() for tensor in found[-1].values())
+            sent = json.loads(out.with_suffix(".json").read_text())
+            assert sent == [trained if count > 1 else 0] * 3
         for other in found[1:]:
             assert found[0].keys() == other.keys()
             for name, tensor in found[0].items():
