@@ -490,7 +490,7 @@ OTHERS = (
     "a 95 % bootstrap interval,",
     "its 95 % interval, p,",
     "(power 0.8, level 0.05,",
-    "it kills what takes more than 30 seconds to its checkpoint",
+    "then it kills what takes more than 30 seconds to its checkpoint.",
     "every 10 minutes or",
     "an epoch, 10 minutes |",
     "a weight decay of 0.01,",
