@@ -52,7 +52,7 @@ def reached(parent: Trainer, what: Callable[[], bool]) -> None:
 class TestKills:
     """Oracle: the runs of the grid with which nothing happened, bit for bit, and /proc."""
 
-    def test_a_worker_and_the_parent_and_then_two_commands(
+    def test_a_worker_and_the_parent_and_all_at_once_and_then_two_commands(
         self,
         zygote: Zygote,
         grid: list[str],
@@ -81,6 +81,14 @@ class TestKills:
             while any(map(is_alive, workers)) and time.monotonic() < end:
                 time.sleep(0.01)
             assert not any(map(is_alive, workers)), "orphans"
+            parent = zygote.train([*command, "--workers", "2"], forked_workers=True)
+            last = steps_below(out) + draw.randrange(20)
+            reached(parent, lambda out=out, n=last: steps_below(out) > n)  # type: ignore[misc]
+            os.kill(parent.pid, signal.SIGSTOP)  # it starts no other worker meanwhile
+            workers = children(parent.pid)
+            for pid in (*workers, parent.pid):
+                os.kill(pid, signal.SIGKILL)  # as where the power fails
+            assert parent.wait() == -signal.SIGKILL and workers
             both = [zygote.train(command, forked_workers=True) for _ in range(2)]
             assert [each.wait(120) for each in both] == [0, 0], [each.said() for each in both]
             assert runs_below(out) == undisturbed
