@@ -407,3 +407,22 @@ class TestFirstTokens:
         for ours, whole, expected in zip(*results, strict=True):
             assert (ours - expected).abs().max() <= 1e-12
             assert (whole - expected).abs().max() <= 1e-12
+
+    def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_form(self) -> None:
+        lengths = [4, 7, 1, 6]
+        layout = Packed(lengths)
+        QKV = (1.5 * draw(layout.rows, 3 * D)).bfloat16().requires_grad_()
+        wide = QKV.detach().double().requires_grad_()
+        pull = draw(len(lengths), D, seed=1)
+        results = []
+        for x, is_plain in ((QKV, False), (QKV, True), (wide, True)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=not is_plain):
+                if is_plain:
+                    H1 = layout.first(one_by_one(x, lengths))
+                else:
+                    Q, KV = x.split([D, 2 * D], dim=1)
+                    H1 = layout.attend_first(layout.first(Q), KV, A)
+                    assert H1.dtype == torch.bfloat16
+            results.append([H1, *torch.autograd.grad((H1 * pull.to(H1.dtype)).sum(), x)])
+        for mine, plain, true in zip(*results, strict=True):
+            assert (mine - true).norm() <= 2 * (plain - true).norm()

@@ -1,11 +1,43 @@
-"""What many tests hold of tensors: that they are near, and how many bytes are kept for backward."""
+"""What many tests hold of tensors: that they are near, and how many bytes are kept for backward.
+
+Besides, the ways in which a form runs in low precision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import pytest
 import torch
+from torch import nn
+
+from spafit.kernels import products
+from spafit.kernels.stacking import lay_together
+
+LOW_PRECISION = [
+    *((how, dtype) for how in ("autocast", "pure") for dtype in (torch.bfloat16, torch.float16)),
+    pytest.param(
+        "laid out",  # under autocast, with the frozen matrices as oneDNN wants them
+        torch.bfloat16,
+        marks=pytest.mark.skipif(
+            not products.bf16_products(), reason="this processor has no products in bf16"
+        ),
+    ),
+]
+
+
+@contextmanager
+def laid_out_if(how: str, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Lay frozen matrices out if that is ``how``; forward and backward must then read them so."""
+    if how != "laid out":
+        yield
+        return
+    lay_together(weights)
+    with products.laid_out(weights):
+        yield
+        [forms] = products._laid_out
+        assert len(forms.made) == 2  # all W as one, and its transpose
 
 
 def assert_near(
