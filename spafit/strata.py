@@ -325,10 +325,11 @@ def layers_of_group(model: BertForSequenceClassification, group: int) -> range:
 
 @contextmanager
 def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -> Iterator[None]:
-    """Store the frozen matrices of an adapted model's encoder in half precision, inside the block.
+    """Store the frozen matrices of an adapted model in half precision, inside the block.
 
-    Biases, LayerNorms, embeddings and all that the plan trains keep their type. At the end the
-    pre-trained matrices are restored, bit for bit, on the device that the model is then on.
+    They are those of the encoder and the pooler. Biases, LayerNorms, embeddings and all that the
+    plan trains keep their type. At the end the pre-trained matrices are restored, bit for bit, on
+    the device that the model is then on.
 
     Parameters
     ----------
@@ -360,7 +361,7 @@ def frozen_stored_in(model: BertForSequenceClassification, dtype: torch.dtype) -
 def frozen_in_half(
     model: BertForSequenceClassification, dtype: torch.dtype, device: torch.device
 ) -> AbstractContextManager[None]:
-    """Have products read the frozen matrices of an encoder in half precision, inside the block.
+    """Have products read the frozen matrices of a model in half precision, inside the block.
 
     On a CPU with products in bf16 the matrices stay as they are, and a copy of each is made as
     oneDNN wants it (:func:`spafit.kernels.products.laid_out`); elsewhere they are stored in the
@@ -381,14 +382,12 @@ def frozen_in_half(
 
 
 def _frozen_maps(model: BertForSequenceClassification) -> list[Linear]:
-    """Return the maps of the encoder whose matrix the plan does not train."""
+    """Return the maps of encoder and pooler whose matrix the plan does not train."""
     trainable = _adaptation(model).trainable
     return [
         module
         for name, module in model.bert.named_modules()
-        if name.startswith("encoder.")
-        and isinstance(module, Linear)
-        and f"bert.{name}.weight" not in trainable
+        if isinstance(module, Linear) and f"bert.{name}.weight" not in trainable
     ]
 
 

@@ -118,13 +118,13 @@ class TestFrozenWeights:
             assert torch.equal(now, values), name
 
     def test_none_is_converted_in_a_step(self, small: SmallRun) -> None:
-        """Without the block all of the encoder's are."""
+        """Without the block all are."""
         model = small.model("spafit-direct").train()
         ids, mask = torch.randint(5, 20, (3, 7)), torch.ones(3, 7, dtype=torch.long)
         frozen = {
             each.data_ptr()
             for name, each in model.named_parameters()
-            if each.dim() == 2 and ".encoder." in name and not each.requires_grad
+            if each.dim() == 2 and ".embeddings." not in name and not each.requires_grad
         }
 
         def converted() -> set[int]:
