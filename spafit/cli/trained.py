@@ -387,9 +387,7 @@ def _load(
             name, num_labels=header.num_labels, revision=revision, mapped=mapped
         )
     load_adapter(network, folder / ADAPTER, name=None if together is None else str(folder))
-    _place(network, record["settings"])
-    if precision is not None:
-        record["settings"]["precision"] = resolve_precision(precision, network.device)
+    _place(network, record["settings"], precision)
     tokenizer = load_tokenizer(
         name,
         revision=revision,
@@ -407,14 +405,19 @@ def _load(
     return Run(network, tokenizer, record, header.base_fingerprint)
 
 
-def _place(network: BertForSequenceClassification, settings: dict[str, Any]) -> None:
-    """Move a model to the run's device; if that is not available, report it and choose another."""
+def _place(
+    network: BertForSequenceClassification, settings: dict[str, Any], precision: str | None
+) -> None:
+    """Move a model to the run's device, and set the precision: that asked for, or the run's.
+
+    If what the run had is not available, report it and choose another.
+    """
     try:
         device = resolve_device(settings["device"])
-        resolve_precision(settings["precision"], device)
+        settings["precision"] = resolve_precision(precision or settings["precision"], device)
     except ConfigError as error:
         device = resolve_device("auto")
-        settings["precision"] = resolve_precision("auto", device)
+        settings["precision"] = resolve_precision(precision or "auto", device)
         text = f"using {settings['precision']} on {device}: {error}"
         print(one_line(text, 600), file=sys.stderr)
     network.to(device)

@@ -66,7 +66,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
         raise ConfigError(f"{name} has no bf16 units; use precision fp16, or auto")
     if precision == "bf16" and device.type == "cpu" and not bf16_products():
-        warnings.warn(NO_BF16, stacklevel=2)
+        warnings.warn(NO_BF16, stacklevel=1)  # one place for all callers, so that it is shown once
     if precision == "tf32" and (device.type != "cuda" or not has_bf16):
         raise ConfigError(
             f"tf32 needs a GPU of compute capability 8.0, the device is {device}; use precision "

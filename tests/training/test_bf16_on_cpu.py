@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.small_runs import SmallRun, make_dataset
+from support.command_line import Capture, call
+from support.small_runs import SmallRun, make_dataset, write_glue
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spafit
@@ -73,6 +75,30 @@ class TestTheProcessor:
         assert "bf16 products on the CPU: none\n" in text
         assert NO_BF16 in text
         assert well
+
+    def test_each_command_warns_once(
+        self, small: SmallRun, processor: Callable[..., None], capsys: Capture, tmp_path: Path
+    ) -> None:
+        """Where bf16 is asked for, or was in training; not where float32 is."""
+        processor(avx512_f=True)
+        data, run, other = write_glue(tmp_path), tmp_path / "run", tmp_path / "other"
+        train = f"train --task rte --data {data} --model {small.folder} --method SPAFIT-0-1-II"
+        train += f" --epochs 1 --device cpu --quiet --precision bf16 --out {run}"
+        texts = "--text a --text2 b"
+        for words, count in (
+            (train, 1),
+            (f"eval {run} --precision bf16", 1),
+            (f"eval {run} --precision float32", 0),
+            (f"predict {run} --input {data}/RTE/dev.tsv", 1),
+            (f"predict {run} {other} {texts} --precision bf16", 1),
+            (f"predict {run} {other} {texts} --precision float32", 0),
+        ):
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                code, _, err = call(capsys, *words.split())
+            assert (code, err.count(NO_BF16)) == (0, count), (words, err)
+            if words is train:
+                shutil.copytree(run, other)
 
     @pytest.mark.parametrize("units", ["avx512_bf16", "amx_tile"])
     def test_with_them_frozen_weights_are_half(
