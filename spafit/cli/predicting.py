@@ -67,12 +67,12 @@ def predict_rows(
     trained.load()
     with (
         _table(output, identifying(first), names, probabilities) as write,
-        RowsDone(quiet=output is None) as done,
+        # On a terminal it would stand between the answers.
+        RowsDone(quiet=output is None and sys.stdout.isatty()) as done,
     ):
-        for part, predicted in trained.stream(parts):
+        for part, predicted in trained.stream(parts, done.add):
             write(part.examples, predicted)
             count += len(part)
-            done.show(count)
     if rows.bad_rows:
         bad = counted(rows.bad_rows, "malformed row")
         print(one_line(f"{name_of(source)}: {bad} left out", 1000), file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,12 +143,17 @@ class Trained:
         """Predict examples."""
         return _mean([self._predictor(len(dataset)).predict(dataset)], dataset.task)
 
-    def stream(self, parts: Iterable[Dataset]) -> Iterator[tuple[Dataset, list[Predicted]]]:
-        """Yield the parts of a file, each with its predictions for each of ``tasks``."""
+    def stream(
+        self, parts: Iterable[Dataset], done: Callable[[float], None] = lambda rows: None
+    ) -> Iterator[tuple[Dataset, list[Predicted]]]:
+        """Yield the parts of a file, each with its predictions for each of ``tasks``.
+
+        ``done`` is called after every batch with how many rows it had.
+        """
         parts = iter(parts)
         first = list(itertools.islice(parts, 1))
         predictor = self._predictor(sum(map(len, first)))
-        for part, found in predictor.stream(itertools.chain(first, parts)):
+        for part, found in predictor.stream(itertools.chain(first, parts), done):
             yield part, [_mean([found], part.task)]
 
     def table_form(self, delimiter: str | None, unquoted: bool, encoding: str | None) -> TableForm:
@@ -273,12 +278,20 @@ class TrainedTogether(Trained):
         """Predict examples by the first of ``tasks``."""
         return self._predict_each(dataset)[0]
 
-    def stream(self, parts: Iterable[Dataset]) -> Iterator[tuple[Dataset, list[Predicted]]]:
-        """Yield the parts of a file, each with its predictions for each of ``tasks``."""
-        for part in parts:
-            yield part, self._predict_each(part)
+    def stream(
+        self, parts: Iterable[Dataset], done: Callable[[float], None] = lambda rows: None
+    ) -> Iterator[tuple[Dataset, list[Predicted]]]:
+        """Yield the parts of a file, each with its predictions for each of ``tasks``.
 
-    def _predict_each(self, dataset: Dataset) -> list[Predicted]:
+        ``done`` is called after every batch with how many rows it had, or the share of them where
+        runs that have not the same length and precision take turns.
+        """
+        for part in parts:
+            yield part, self._predict_each(part, done)
+
+    def _predict_each(
+        self, dataset: Dataset, done: Callable[[float], None] = lambda rows: None
+    ) -> list[Predicted]:
         seconds = dataset.texts_b
         texts: Sequence[Any] = dataset.texts_a
         if seconds is not None:
@@ -292,6 +305,7 @@ class TrainedTogether(Trained):
                 names,
                 max_length=max_length,
                 precision=precision,
+                done=lambda count: done(count / len(self.alike)),
             )
         return [
             _mean([found[each] for each in some], self.tasks[name])

@@ -115,7 +115,7 @@ class RowsDone:
         shown = sys.stderr if stream is None else stream
         self._quiet = quiet or shown is None
         self._stream = lasting(shown)
-        self._width = 0
+        self._width, self._rows = 0, 0.0
         self._start = self._last = time.perf_counter()
 
     def __enter__(self) -> RowsDone:
@@ -125,10 +125,11 @@ class RowsDone:
         if self._width:
             print(file=self._stream, flush=True)
 
-    def show(self, rows: int) -> None:
-        """Show that so many rows are done; where there is no terminal, at most every 10 s."""
+    def add(self, rows: float) -> None:
+        """Show that so many more are done; where there is no terminal, at most every 10 s."""
+        self._rows += rows
         now = time.perf_counter()
-        text = f"{rows:,} rows, {rows / (now - self._start):,.0f} rows/s"
+        text = f"{self._rows:,.0f} rows, {self._rows / (now - self._start):,.0f} rows/s"
         if self._quiet:
             return
         if self._stream.isatty():

@@ -155,19 +155,25 @@ class Predictor:
         """Predict the examples of a data set; errors as of :func:`predict`."""
         return self._predicted(self._encoded(dataset))[1]
 
-    def stream(self, datasets: Iterable[Dataset]) -> Iterator[tuple[Dataset, Predictions]]:
+    def stream(
+        self, datasets: Iterable[Dataset], done: Callable[[int], None] = lambda count: None
+    ) -> Iterator[tuple[Dataset, Predictions]]:
         """Yield data sets, such as the parts of a long file, each with its predictions.
 
-        A thread tokenizes the next one while one is predicted; no more are held at a time.
+        A thread tokenizes the next one while one is predicted; no more are held at a time. ``done``
+        is called after every batch with how many examples it had.
         """
-        yield from map(self._predicted, made_ahead(datasets, self._encoded, ahead=1))
+        for encoded in made_ahead(datasets, self._encoded, ahead=1):
+            yield self._predicted(encoded, done)
 
     def _encoded(self, dataset: Dataset) -> tuple[Dataset, tuple[str, ...], Encodings]:
         names = label_names(self.model, dataset)
         return dataset, names, encode(self.model, self.tokenizer, dataset, self.max_length)
 
     def _predicted(
-        self, encoded: tuple[Dataset, tuple[str, ...], Encodings]
+        self,
+        encoded: tuple[Dataset, tuple[str, ...], Encodings],
+        done: Callable[[int], None] = lambda count: None,
     ) -> tuple[Dataset, Predictions]:
         dataset, names, encodings = encoded
         logits = predict_logits(
@@ -176,6 +182,7 @@ class Predictor:
             batch_size=self.batch_size,
             precision=self.precision,
             flat=self.flat,
+            done=done,
         )
         _require_finite(logits, f"examples of {dataset.source}")
         labels = decode(logits, names, scale_of(self.model, dataset.task))
@@ -303,6 +310,7 @@ def predict_logits(
     prefix: KeptPrefix | None = None,
     flat: FlatModel | None = None,
     abandoned: Callable[[], bool] = lambda: False,
+    done: Callable[[int], None] = lambda count: None,
 ) -> NDArray[np.float32]:
     """Return the logits (n, C) of encoded examples in their order, or of some ``rows`` in theirs.
 
@@ -311,7 +319,7 @@ def predict_logits(
     (:func:`spafit.set_impl`) gets padded batches, all others packed ones.
 
     If there is not enough memory for a batch, it and those after it are halved. ``abandoned`` is
-    called before every batch.
+    called before every batch, and ``done`` after it with how many examples it had.
 
     Raises
     ------
@@ -341,6 +349,7 @@ def predict_logits(
         batch_size=batch_size,
         precision=precision if flat is None else "float32",  # no autocast
         abandoned=abandoned,
+        done=done,
     )
     every = np.empty((len(encodings), model.num_labels), dtype=np.float32)
     if found:
@@ -362,11 +371,11 @@ def _in_batches(
     batch_size: int,
     precision: str,
     abandoned: Callable[[], bool] = lambda: False,
+    done: Callable[[int], None] = lambda count: None,
 ) -> list[_T]:
     """Compute something of examples in evaluation mode, so many at a time, in a given order.
 
-    If there is not enough memory for a batch, it and those after it are halved. ``abandoned`` is
-    called before every batch.
+    Memory, ``abandoned`` and ``done`` are as for :func:`predict_logits`.
 
     Raises
     ------
@@ -407,6 +416,7 @@ def _in_batches(
                     batch_size = len(some) // 2
                 else:
                     start += len(some)
+                    done(len(some))
     finally:
         model.train(was_training)
     return found
@@ -430,6 +440,7 @@ def predict_all(
     max_length: int | None = None,
     batch_size: int = 64,
     precision: str = "auto",
+    done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Predictions]:
     """Predict texts by several adapters of one model; what they share is computed once.
 
@@ -449,6 +460,8 @@ def predict_all(
         predict it. None is all adapters of the model, for all texts.
     max_length, batch_size, precision
         As for :func:`predict`.
+    done : callable
+        Called after every batch with how many texts it had.
 
     Returns
     -------
@@ -494,7 +507,9 @@ def predict_all(
         found = forward_tasks(model, _packed(encodings, some, device), places)
         return {name: logits.float() for name, logits in found.items()}
 
-    parts = _in_batches(model, order, logits_of, batch_size=batch_size, precision=precision)
+    parts = _in_batches(
+        model, order, logits_of, batch_size=batch_size, precision=precision, done=done
+    )
     predictions = {}
     for name, its in its_rows.items():
         computed = torch.cat([part[name] for part in parts if name in part]).cpu().numpy()

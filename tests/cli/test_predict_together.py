@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import shutil
 import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from support.command_line import Capture, call, table
 from support.small_runs import SmallRun, make_dataset, write_glue
 
 from spafit.cli import main, predicting, trained
+from spafit.runs import progress
 from spafit.training.inference import Predictions
 from weights_tools.tiny import make_tiny
 
@@ -83,6 +86,29 @@ class TestSameAsOneAfterTheOther:
             score = float(alone[1][row]["prediction"])
             assert float(found["stars"]) == pytest.approx(score, abs=1e-4)
         assert len({row["stars"] for row in together}) > 10
+
+    def test_progress_moves_by_batches(
+        self, capsys: Capture, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By a clock on which each batch takes 20 s; two runs of other lengths share the rows."""
+        data, out = tmp_path / "many.csv", tmp_path / "out.csv"
+        data.write_text("text\n" + "it crashes\n" * 70)
+        kind, tone = (folder / "runs" / name for name in ("kind", "tone"))
+        shown = ["64 rows", "70 rows"]
+
+        def lines(*given: str | Path) -> list[str]:
+            ticks = itertools.count(step=20.0)
+            clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+            monkeypatch.setattr(progress, "time", clock)
+            code, _, err = call(capsys, "predict", *given, "--input", data)
+            assert code == 0
+            return [line.partition(",")[0] for line in err.splitlines()]
+
+        assert lines(kind, tone, "--output", out) == ["32 rows", "35 rows", "67 rows", "70 rows"]
+        assert lines(kind) == shown  # the answers go to a pipe
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert lines(kind, "--output", out) == shown
+        assert lines(kind) == []
 
     def test_probabilities(self, capsys: Capture, folder: Path) -> None:
         runs = [folder / "runs" / name for name in ("tone", "kind")]
