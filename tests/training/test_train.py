@@ -24,6 +24,7 @@ from support.small_runs import (
     trained,
 )
 from torch import nn
+from torch.profiler import profile
 
 from spafit import glue
 from spafit.bert import BertForSequenceClassification
@@ -346,6 +347,20 @@ class TestWeightDecay:
         used = module.bias + (0.0 if module.bias_delta is None else module.bias_delta.delta)
         goal = pretrained if name == "bias_delta.delta" else torch.zeros_like(pretrained)
         assert (used - goal).abs().max() < 1e-6
+
+
+class TestOptimizer:
+    """Oracle: the operations of PyTorch that run."""
+
+    def test_one_call_updates_a_group_on_a_cpu_too(self, small: SmallRun) -> None:
+        model = small.model()
+        optimizer = make_optimizer(model, learning_rate=0.5, weight_decay=0.25)
+        for each in model.parameters():
+            each.grad = torch.zeros_like(each) if each.requires_grad else None
+        with profile() as found:
+            optimizer.step()
+        calls = [each.name for each in found.events() if each.name == "aten::_fused_adamw_"]
+        assert len(calls) == len(optimizer.param_groups) > 0
 
 
 class TestPretrainedTensors:
