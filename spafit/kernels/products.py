@@ -1,9 +1,9 @@
 """The matrix product x Wᵀ + b on a CPU, by the faster of PyTorch's two libraries, MKL and oneDNN.
 
 PyTorch's own ``F.linear`` calls MKL. On processors that are not Intel's, MKL leaves half of the
-width of AVX-512 unused, while oneDNN, which PyTorch carries too, uses all of it: measured on two
-cores of a Zen 5, 200 against 450 GFLOP/s in float32. The choice depends on the processor alone,
-never on a timing, so that a run repeats bit for bit.
+width of AVX-512 unused, while oneDNN, which PyTorch carries too, uses all of it: both rates are in
+the rows of ``benchmarks/results/train_step.csv``. The choice depends on the processor alone, never
+on a timing, so that a run repeats bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spafit.errors import ConfigError
 LIBRARY_VARIABLE = "SPAFIT_PRODUCTS"
 """The environment variable that overrides the choice: ``mkl`` or ``onednn``."""
 
-# oneDNN prepares each new shape once, for about half a millisecond: small products don't repay it.
+# oneDNN prepares each new shape once, which small products don't repay.
 _LEAST_FLOP = 4e6
 
 
@@ -100,7 +100,7 @@ def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         summed: torch.Tensor = torch.mm(a.t(), b, out_dtype=torch.float32)
         return summed
     if a.dtype == b.dtype == torch.bfloat16 and a.device.type == "cpu" and bf16_products():
-        # Summed in float32 and rounded once, at a fifth of the cost of two copies in float32.
+        # Summed in float32 and rounded once, which costs less than two copies in float32.
         return torch.mm(a.t(), b).float()
     dtype = torch.float32 if is_half else a.dtype
     # oneDNN accepts a transposed matrix without a copy, but is very slow on a slice of columns.
@@ -111,9 +111,7 @@ class LaidOut:
     """y = x Wᵀ + b for many x: W rounded once, and laid out once as oneDNN multiplies fastest.
 
     Its plain form is :func:`product`, after which GELU may follow. oneDNN reads a matrix in blocks;
-    one that lies row by row is brought into them by each product, which with few rows takes longer
-    than to multiply. Measured on two cores of a Zen 5, 1024 to 4096: 8 rows 1.6 times as fast,
-    1,280 rows 1.04 times.
+    one that lies row by row is brought into them by each product, which tells with few rows most.
 
     Parameters
     ----------
@@ -214,8 +212,8 @@ def laid_out(weights: Iterable[torch.Tensor]) -> Iterator[None]:
 
     Inside the block, :func:`product` of a bfloat16 x makes such a form of a matrix at its first
     use, and one of its transpose where dY W is asked for. The matrices themselves stay as they are,
-    and must not be written to. Products take a fifth less time than with W by rows, and no weight
-    is cast in a step.
+    and must not be written to. Products take less time than with W by rows, and no weight is cast
+    in a step.
 
     Parameters
     ----------

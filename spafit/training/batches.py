@@ -2,7 +2,8 @@
 
 Examples are tokenized once, before the first step. Batches are made from lists on the host, so all
 lengths are known there without synchronizing with the device. For a GPU a thread prepares the next
-batches in pinned memory while the current one is computed.
+batches in pinned memory while the current one is computed. A CPU would do both itself, and makes a
+batch when it is due.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from spafit.trunk.flat import FlatModel, why_not_flat
 _T = TypeVar("_T")
 
 WORTH_MERGING = 128
-"""Examples for which merging saves more time than it takes, which is that of some 3,000 tokens."""
+"""Examples from which on merging is taken to save more time than it takes."""
 
 
 class AbandonedError(Exception):
