@@ -111,7 +111,8 @@ class LaidOut:
     """y = x Wᵀ + b for many x: W rounded once, and laid out once as oneDNN multiplies fastest.
 
     Its plain form is :func:`product`, after which GELU may follow. oneDNN reads a matrix in blocks;
-    one that lies row by row is brought into them by each product, which tells with few rows most.
+    one that lies row by row is brought into them by each product, which weighs most where there
+    are few rows.
 
     Parameters
     ----------
