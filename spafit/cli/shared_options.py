@@ -75,7 +75,8 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "recompute": (as_whole, "groups to recompute in backward: less memory, more time"),
     "frozen_weights": (
         FROZEN_WEIGHTS,
-        "how frozen matrices are stored; auto: half in bf16 or fp16, if the device has it",
+        "how frozen matrices are stored (on a CPU half is a copy beside them); auto: half in bf16 "
+        "or fp16, if the device has it",
     ),
     "step": (
         STEPS,

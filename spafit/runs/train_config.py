@@ -129,11 +129,13 @@ class TrainConfig:
         Groups (1, 2, 3 in a SPAFIT plan) whose layers keep only their input in training and are
         computed again in backward: less memory, more time.
     frozen_weights : {"auto", "float32", "half"}
-        The type in which the frozen matrices of the encoder are stored during the run: "half" is
-        that of ``precision``, which must be bf16 or fp16. The products are the same, because
-        autocast rounds to it anyway; it saves two bytes per weight and the rounding at every use.
-        ``"auto"`` is half in bf16 or fp16 on a GPU, and in bf16 on a CPU that has such products,
-        else float32. After the run the pre-trained values are there again, bit for bit.
+        The type in which the frozen matrices of encoder and pooler are read during the run: "half"
+        is that of ``precision``, which must be bf16 or fp16. The products are the same, because
+        autocast rounds to it anyway; it saves the rounding at every use. On a GPU they are stored
+        so, which saves two bytes per weight; on a CPU copies stand beside them, which takes two
+        bytes per weight, and two more where backward reads it. ``"auto"`` is half in bf16 or fp16
+        on a GPU, and in bf16 on a CPU that has such products, else float32. After the run the
+        pre-trained values are there again, bit for bit.
     step : {"auto", "eager", "captured", "compiled"}
         How a step is launched. ``"captured"``: as CUDA graphs
         (:mod:`spafit.training.captured_step`), without gaps between the launches. ``"compiled"``:
