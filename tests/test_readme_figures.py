@@ -8,6 +8,7 @@ the commits by which the rows were made.
 from __future__ import annotations
 
 import csv
+import json
 import re
 import statistics
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from support import REPOSITORY
 from support.pages import EVERY_PAGE, GUIDE, PAGES
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
+LENGTHS = REPOSITORY / "benchmarks" / "recorded_lengths.json"
 
 Row = dict[str, str]
 
@@ -217,12 +219,18 @@ def speed_in_bf16() -> tuple[list[str], list[Row]]:
             lines.append(f"and {against(ours16, peft32)} times if spafit's is in bf16")
     peft16, peft32, ours, recomputed = rows("train_step_bf16_memory")[-4:]
     mib = [f"{float(each['above_weights_mib']):,.0f}" for each in (ours, peft32)]
+    step32, step_peft = rows("train_step")[-2], rows("train_step")[-3]
+    peaks = [f"{float(each['peak_memory_mib']):,.0f}" for each in (ours, peft32, step32)]
     share = float(ours["above_weights_mib"]) / float(peft32["above_weights_mib"])
     share_of_less = float(recomputed["above_weights_mib"]) / float(peft32["above_weights_mib"])
     copies = float(ours["after_setup_mib"]) - float(peft32["after_setup_mib"])
     lines += [
         f"{share:.2f} times what PEFT takes in float32 ({mib[0]} of {mib[1]} MiB)",
-        f"they stand beside the float32 matrices and take {copies:,.0f} MiB",
+        f"they stand beside the float32 matrices and take {copies:,.0f} MiB, so that the peak of "
+        f"the whole process is {peaks[0]} MiB, against PEFT's {peaks[1]} in float32, and more than "
+        f"spafit's own {peaks[2]} in float32",
+        f"Why {share:.2f}, and not half of float32's {number(step32, 'peak_memory_ratio', '.2f')}?",
+        f"with which PEFT took {float(step_peft['above_weights_mib']):,.0f} MiB",
         f"With `--recompute 2 3` it takes {share_of_less:.2f} times "
         f"({float(recomputed['above_weights_mib']):,.0f} MiB), at "
         f"{against(recomputed, ours, '.2f')} times the speed",
@@ -234,13 +242,21 @@ def speed_in_bf16() -> tuple[list[str], list[Row]]:
         f"times as fast, so that spafit's is {against(ours, compiled)} times as fast as that",
     ]
     used += [ours]
+    times: list[float] = []
+    dev: list[str] = []
     for task, name in (("cola", "CoLA"), ("mrpc", "MRPC"), ("rte", "RTE")):
         _, ours32, peft16, ours16 = rows(f"train_run_{task}")[-4:]
+        times += [float(each["median_time_ms"]) / 1000 for each in (ours32, ours16)]
+        dev.append(f"{int(ours32['dev_rows']):,}")
         lines.append(
             f"| {name}, {int(ours32['train_rows']):,} rows | {ratio(ours32)} | {ratio(ours16)} | "
             f"{ratio(peft16)} |"
         )
         used.append(ours32)
+    lines.append(
+        f"spafit's take {min(times):.0f} to {max(times):.0f} s, so that starting, loading and the "
+        f"two evaluations of dev ({dev[0]}, {dev[1]} and {dev[2]} rows) count"
+    )
     return lines, used
 
 
@@ -262,11 +278,14 @@ TASK_NAMES = {"rte": "RTE", "sst-2": "SST-2"}
 def inference_engines() -> tuple[list[str], list[Row]]:
     """Return what docs/guide/speed.md has of inference beside other engines."""
     lines, used = [], []
+    leads = []
     for shape, model in SHAPES.items():
         for task, texts in TASK_NAMES.items():
             its = _by_contender(shape, task, "16")
             ours32, ours16 = its["spafit, float32"], its["spafit, bf16"]
+            leads.append(float(against(ours16, its["OpenVINO, bf16"], ".2f").split()[0]))
             cells = [
+                *padding(ours32),
                 _against_best(ours32, its, "float32"),
                 _against_best(ours16, its, "bf16"),
                 against(ours16, its["onnxruntime, int8"], ".2f"),
@@ -274,6 +293,14 @@ def inference_engines() -> tuple[list[str], list[Row]]:
             ]
             lines.append(f"| {model}, {texts} | {' | '.join(cells)} |")
             used.append(ours32)
+    most = [
+        padding(row("inference_engines", model="minilm", task=task, batch_size="16"))[1]
+        for task in TASK_NAMES
+    ]
+    lines.append(
+        f"would leave BERT-large, too, {most[0]} and {most[1]} tokens a real one, and less of its "
+        f"lead of {leads[0]:.2f} and {leads[1]:.2f}."
+    )
     columns = (
         *("onnxruntime, float32", "OpenVINO, float32", "spafit, float32", "OpenVINO, bf16"),
         *("spafit, bf16", "onnxruntime, int8", "OpenVINO, int8"),
@@ -284,6 +311,7 @@ def inference_engines() -> tuple[list[str], list[Row]]:
             cells = [number(its[name], "p50_ms", ".3g") for name in columns]
             lines.append(f"| {model}, {texts} | {' | '.join(cells)} |")
             used.append(its["spafit, float32"])
+    lines += _one_at_a_time()
     for name in ("spafit, bf16", "OpenVINO, bf16", "onnxruntime, int8", "OpenVINO, int8"):
         off = [
             float(_by_contender(shape, task, "16")[name]["largest_difference"])
@@ -292,6 +320,44 @@ def inference_engines() -> tuple[list[str], list[Row]]:
         ]
         lines.append(f"{name.replace(', ', ' in ')} {min(off):.3f} to {max(off):.3f}")
     return lines, used
+
+
+def padding(its: Row, batch_size: int = 16) -> list[str]:
+    """Return how many rows were predicted, and the tokens of sorted, padded batches a real one."""
+    [count] = map(int, re.findall(r"\d+", its["split"]))
+    lengths = sorted(json.loads(LENGTHS.read_text())[its["task"]]["dev"]["lengths"][:count])
+    assert len(lengths) == count
+    real = float(its["tokens_per_s"]) / float(its["examples_per_s"])
+    assert sum(lengths) / count == pytest.approx(real, rel=1e-3)  # the record is of these rows
+    batches = [lengths[start : start + batch_size] for start in range(0, count, batch_size)]
+    padded = sum(max(each) * len(each) for each in batches)
+    return [str(count), f"{padded / sum(lengths):.2f}"]
+
+
+def _one_at_a_time() -> list[str]:
+    """Return how spafit's latency compares with OpenVINO's."""
+    every = [_by_contender(shape, task, "1") for shape in SHAPES for task in TASK_NAMES]
+
+    def shares(one: str, other: str, column: str) -> str:
+        its = [float(each[one][column]) / float(each[other][column]) for each in every]
+        return f"{min(its):.2f} to {max(its):.2f}"
+
+    ours32, ours16 = "spafit, float32", "spafit, bf16"
+    theirs32, theirs16 = "OpenVINO, float32", "OpenVINO, bf16"
+    worst = [
+        f"{number(its[ours32], 'p99_ms')} against {number(its[theirs32], 'p99_ms')} ms"
+        for its in (_by_contender("base", "sst-2", "1"), _by_contender("minilm", "rte", "1"))
+    ]
+    counts = [int(padding(each[ours32], 1)[0]) for each in every]
+    return [
+        f"of {min(counts)} to {max(counts)} texts:",
+        f"its median is {shares(theirs16, ours16, 'p50_ms')} of spafit's, and its 99th percentile "
+        f"{shares(theirs16, ours16, 'p99_ms')}.",
+        f"In float32 spafit's median is {shares(ours32, theirs32, 'p50_ms')} of OpenVINO's, but "
+        f"its 99th percentile, which is that of the longest texts, "
+        f"{shares(ours32, theirs32, 'p99_ms')}: on BERT-base with SST-2 {worst[0]}, on MiniLM with "
+        f"RTE {worst[1]}.",
+    ]
 
 
 def _by_contender(shape: str, task: str, batch_size: str) -> dict[str, Row]:
