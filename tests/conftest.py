@@ -114,6 +114,12 @@ def uninterrupted(zygote: "Zygote", root: Path) -> "Uninterrupted":
     return Uninterrupted(everything(out), time.monotonic() - start)
 
 
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands not see what else runs, because their warning of it is a line more."""
+    monkeypatch.setattr("spafit.machine.busy._BEGAN", (0.0, None))
+
+
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collect how many examples group 1 was computed of, apart from the rest, call by call."""

@@ -24,6 +24,7 @@ def test_all_s_time_but_this_process_s(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "_BEGAN", (100.0, 7.0))
     monkeypatch.setattr(busy, "_COUNTS", Path("/nowhere/stat"))
     assert busy.other_load() is None
     assert busy.busy_note(64) == ""

@@ -37,7 +37,6 @@ def run(
     """Return a function that probes the tiny model, and returns exit code and output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(linear_probe, "STRENGTHS", (1.0, 0.1))  # to save time
-    monkeypatch.setattr("spafit.cli.verbs.probe.note_if_busy", lambda: None)
 
     def probe(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
