@@ -108,14 +108,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 np.array([float(row[column]) for row in its]) for column in ("score", "deviation")
             )
             draw_curve(axes, states, scores, spreads)
-        commonest = float(of_task[0]["commonest_class"])
-        axes.axhline(commonest, color="black", linestyle=":", lw=1, label="commonest class")
+        for column, style in (("chance", ":"), ("commonest_class", "-.")):
+            level, label = float(of_task[0][column]), column.replace("_", " ")
+            axes.axhline(level, color="black", linestyle=style, lw=1, label=label)
         axes.set_title(f"{task} ({of_task[0]['metric']})", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(tasks) :]:
         axes.set_visible(False)
     figure.supxlabel("layer (0: embeddings)", fontsize=11)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

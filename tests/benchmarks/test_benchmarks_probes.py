@@ -14,6 +14,7 @@ pytest.importorskip("peft")
 from support.grids import write_tasks
 
 from benchmarks import probes, report
+from benchmarks.arguments import RESULTS
 from spafit.experiments.probe import linear_probe
 from weights_tools.tiny import make_tiny
 
@@ -48,3 +49,29 @@ def test_a_row_for_each_state_and_layer(tmp_path: Path, monkeypatch: pytest.Monk
         assert float(row["deviation"]) == pytest.approx(spread, rel=1e-3)
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
     assert "| order |" in (tmp_path / "x.md").read_text(encoding="utf-8")
+
+
+def test_each_panel_has_curves_bands_and_the_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the recorded rows, by what the axes hold."""
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    rows = report.read_rows(RESULTS / "probes.csv")
+    probes.draw(rows, tmp_path / "x.png")
+    [figure] = figures
+    by_task: dict[str, list[report.Row]] = {}
+    for row in rows:
+        by_task.setdefault(str(row["task"]), []).append(row)
+    assert len(figure.axes) == len(by_task) == 8
+    for axes, (task, its) in zip(figure.axes, by_task.items(), strict=True):
+        assert axes.get_title() == f"{task} ({its[0]['metric']})"
+        cls, mean, chance, commonest = axes.lines
+        for line, states in ((cls, "cls"), (mean, "mean")):
+            scores = [float(row["score"]) for row in its if row["states"] == states]
+            assert list(line.get_ydata()) == scores
+        for line, column in ((chance, "chance"), (commonest, "commonest_class")):
+            assert set(line.get_ydata()) == {float(its[0][column])}
+            assert line.get_label() == column.replace("_", " ")

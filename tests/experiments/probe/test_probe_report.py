@@ -11,6 +11,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 from support.small_runs import SmallRun, write_glue
 
 from spafit.cli import main
-from spafit.experiments.probe import linear_probe, linguistic
+from spafit.experiments.probe import figure, linear_probe, linguistic
 from spafit.experiments.probe import report as probe_report
 from spafit.experiments.probe.layers import Probed
 from spafit.experiments.probe.report import screen
@@ -54,6 +55,30 @@ def run(
 def small_task(monkeypatch: pytest.MonkeyPatch) -> None:
     real = linguistic.datasets
     monkeypatch.setattr(linguistic, "datasets", lambda name: real(name, 0, 40, 20))
+
+
+@pytest.mark.parametrize(
+    ("majority", "masks"),
+    [
+        (0.8, {"chance": 0.5, "the commonest class": 0.8}),
+        (0.503, {"chance, the commonest class": 0.503}),  # one line would hide the other
+    ],
+)
+def test_the_figure_has_scores_and_masks(
+    majority: float, masks: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    saved: list[Any] = []
+    monkeypatch.setattr(figure, "save", lambda drawn, path: saved.append(drawn))
+    of_seeds = np.array([[0.5, 0.6], [0.7, 0.9], [0.8, 0.6]])  # by layer
+    probed = Probed({"accuracy": of_seeds}, of_seeds, of_seeds, of_seeds, of_seeds)
+    summary = {"chance": {"accuracy": 0.5}, "majority": {"accuracy": majority}}
+    summary |= {"seeds": [0, 1], "display": "RTE", "model": "tiny"}
+    figure.draw({"mean": probed}, summary, tmp_path / "probe.png")
+    [axes] = saved[0].axes
+    scores, *lines = axes.lines
+    assert list(scores.get_ydata()) == pytest.approx([0.55, 0.8, 0.7])
+    assert {line.get_label(): line.get_ydata()[0] for line in lines} == masks
 
 
 def test_of_a_generated_task(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
