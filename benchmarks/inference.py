@@ -1,7 +1,6 @@
 """Inference on the rows of dev: spafit against transformers, and against other engines.
 
     python -m benchmarks.inference --task rte
-    pip install --target PACKAGES openvino nncf ctranslate2
     python -m benchmarks.inference --task rte --rows 48 --repeats 5 --engines PACKAGES
     python -m benchmarks.inference --task sst-2 --rows 50 --batch-size 1 --engines PACKAGES
 
@@ -16,8 +15,8 @@ With it, all on merged weights and on rows sorted by length, each with the large
 logit from the baseline's:
 
 - transformers in float32 (the baseline) and under bf16 autocast, and both by torch.compile
-- those of :mod:`benchmarks.engines`, in a process of their own; onnxruntime may be installed in
-  PACKAGES or beside spafit
+- those of :mod:`benchmarks.engines`, in a process of their own; what it needs is installed into the
+  folder PACKAGES, if there is no such folder yet
 - spafit in float32 and bf16
 
 A round is all rows once, batch after batch; p50_ms and p99_ms are of a batch, with batches of 1 the
@@ -29,6 +28,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -64,6 +65,7 @@ TORCH = (
 )
 OURS = ("spafit, float32", "spafit, bf16")
 
+_REQUIREMENTS = Path(__file__).parent / "requirements-engines.txt"
 _REST_S = 0.05
 
 #: Row numbers -> their logits (n, C), and the milliseconds of each batch.
@@ -78,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_model_arguments(parser, out="inference")
     parser.add_argument("--rows", type=int, default=277, help="the first ones of dev (277)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (3)")
-    parser.add_argument("--engines", type=Path, metavar="PACKAGES", help="where they are installed")
+    parser.add_argument(
+        "--engines", type=Path, metavar="PACKAGES", help="their folder, which is made if need be"
+    )
     parser.add_argument(
         "--contenders", nargs="+", metavar="NAME", help="with --engines: all but the baseline"
     )
@@ -86,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = device_of(parsed)
     if device.type != "cpu" and parsed.engines:
         parser.error("--engines is for a CPU")
+    if parsed.engines:
+        install(parsed.engines)
     keep_freed_memory()  # both sides then have what spafit.predict alone would ask for
 
     data = load_rows(parsed.task, "dev", parsed.data, parsed.vocab)
@@ -120,6 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
     title = f"Inference: {parsed.model_shape}, {method_of(parsed)}, {parsed.task.upper()} dev"
     write_results(parsed.out, found, f"{title}, batches of {parsed.batch_size}")
+
+
+def install(packages: Path) -> None:
+    """Install the engines into a folder of their own, unless it is there."""
+    if not packages.exists():
+        print(f"installing the engines into {packages} ...", flush=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages)]
+        subprocess.run([*pip, "-r", str(_REQUIREMENTS)], check=True)
 
 
 class Run:

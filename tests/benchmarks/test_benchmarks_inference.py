@@ -181,3 +181,20 @@ class TestEngines:
             engines.openvino("int8")(tmp_path, 2, rows)
         made = ("model.onnx", 32, {"model_type": "t", "subset_size": 32})
         assert asked[1:] == [made, *[("openvino-int8.xml", "CPU", hint)] * 2]
+
+
+def test_the_engines_are_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def pip(command: list[str], *, check: bool) -> None:
+        assert check
+        calls.append(command)
+        Path(command[command.index("--target") + 1]).mkdir()
+
+    monkeypatch.setattr(inference.subprocess, "run", pip)
+    for _ in range(2):
+        inference.install(tmp_path / "packages")
+    [command] = calls
+    pinned = Path(command[-1]).read_text(encoding="utf-8").splitlines()
+    names = {line.split("==")[0] for line in pinned if not line.startswith("#")}
+    assert names == {"openvino", "nncf", "ctranslate2"}
