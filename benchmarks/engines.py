@@ -2,15 +2,16 @@
 
     PYTHONPATH=PACKAGES:. python -m benchmarks.engines FOLDER THREADS
 
-FOLDER has model.onnx, and ``setup.json`` with the rows and the size of a batch. Each engine gets
-the rows sorted by length, in batches padded to their longest, and answers with their logits and its
-own time. What is made of the graph once (int8) stays in FOLDER.
+FOLDER has model.onnx, and ``setup.json`` with the rows, the size of a batch, and perhaps other rows
+as a sample to calibrate by. Each engine gets the rows sorted by length, in batches padded to their
+longest, and answers with their logits and its own time. What is made of the graph once (int8) stays
+in FOLDER.
 
 - onnxruntime: all of its graph optimisations. int8: its dynamic quantization, a scale for each
   column of a matrix.
 - OpenVINO: float32 and bf16 by its hint of the precision. int8: nncf's post-training quantization
-  for transformers, calibrated on 32 rows; what is not int8 is in the precision that OpenVINO
-  chooses.
+  for transformers, calibrated on 32 rows of the sample; what is not int8 is in the precision that
+  OpenVINO chooses.
 - CTranslate2: its encoder, and the head by numpy.
 """
 
@@ -37,6 +38,9 @@ from weights_tools.formats.onnx import ONNX
 #: From ids, mask and segments, each int64 (B, T), to logits (B, C).
 Engine = Callable[[dict[str, Any]], Any]
 
+#: What OpenVINO's int8 is made of the graph.
+OPENVINO_INT8 = ("openvino-int8.xml", "openvino-int8.bin")
+
 _CALIBRATED_ON = 32
 
 
@@ -45,12 +49,15 @@ def main(arguments: Sequence[str], questions: TextIO, answers: TextIO) -> None:
     folder, threads = Path(arguments[0]), int(arguments[1])
     torch.set_num_threads(threads)
     setup = json.loads((folder / "setup.json").read_text(encoding="utf-8"))
-    encodings = Encodings(setup["rows"][0], setup["rows"][1], pad_id=0)
+    encodings, sample = (
+        Encodings(ids, types, pad_id=0)
+        for ids, types in (setup["rows"], setup.get("sample", setup["rows"]))
+    )
     predict: dict[str, Predict] = {}
     left_out = {}
     for name in setup["engines"]:
         try:
-            engine = ENGINES[name](folder, threads, encodings)
+            engine = ENGINES[name](folder, threads, sample)
         except Exception as error:  # an engine that is not there, or does not take this model
             left_out[name] = f"{type(error).__name__}: {error}"
             continue
@@ -102,14 +109,14 @@ def onnxruntime(path: str) -> Callable[..., Engine]:
 def openvino(precision: str) -> Callable[..., Engine]:
     """Return what makes an engine of a precision."""
 
-    def make(folder: Path, threads: int, encodings: Encodings) -> Engine:
+    def make(folder: Path, threads: int, sample: Encodings) -> Engine:
         ov = importlib.import_module("openvino")
         settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         path = folder / ONNX
         if precision == "int8":
-            path = folder / "openvino-int8.xml"
+            path = folder / OPENVINO_INT8[0]
             if not path.exists():
-                ov.save_model(_calibrated(ov.Core().read_model(folder / ONNX), encodings), path)
+                ov.save_model(_calibrated(ov.Core().read_model(folder / ONNX), sample), path)
         else:
             settings["INFERENCE_PRECISION_HINT"] = precision
         compiled = ov.Core().compile_model(ov.Core().read_model(path), "CPU", settings)
@@ -119,15 +126,13 @@ def openvino(precision: str) -> Callable[..., Engine]:
     return make
 
 
-def _calibrated(model: Any, encodings: Encodings) -> Any:
+def _calibrated(model: Any, sample: Encodings) -> Any:
     """Return the model in int8, its scales found on some rows."""
     nncf = importlib.import_module("nncf")
-    step = max(1, len(encodings) // _CALIBRATED_ON)
-    rows = range(0, len(encodings), step)[:_CALIBRATED_ON]
-    samples = nncf.Dataset([_arrays(encodings.batch([row])) for row in rows])
-    return nncf.quantize(
-        model, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows)
-    )
+    step = max(1, len(sample) // _CALIBRATED_ON)
+    rows = range(0, len(sample), step)[:_CALIBRATED_ON]
+    data = nncf.Dataset([_arrays(sample.batch([row])) for row in rows])
+    return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
 
 
 def ctranslate2(precision: str) -> Callable[..., Engine]:

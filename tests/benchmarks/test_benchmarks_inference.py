@@ -198,3 +198,18 @@ def test_the_engines_are_installed_once(tmp_path: Path, monkeypatch: pytest.Monk
     pinned = Path(command[-1]).read_text(encoding="utf-8").splitlines()
     names = {line.split("==")[0] for line in pinned if not line.startswith("#")}
     assert names == {"openvino", "nncf", "ctranslate2"}
+
+
+def test_a_sample_of_train_calibrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: logits that count each row's tokens, plus the number of rows in the sample."""
+    from benchmarks import onnx_int8
+
+    def engine(folder: Path, threads: int, sample: Encodings) -> engines.Engine:
+        return lambda batch: batch["attention_mask"].sum(1, keepdims=True) + float(len(sample))
+
+    monkeypatch.setitem(engines.ENGINES, onnx_int8.OPENVINO, engine)
+    rows = {"dev": Encodings([[1], [1, 1, 1], [1, 1]], [[0], [0, 0, 0], [0, 0]], 0)}
+    rows["train"] = Encodings([[1]] * 40, [[0]] * 40, 0)
+    monkeypatch.setattr(onnx_int8, "_encoded", lambda trained, dataset: rows[dataset])
+    found = onnx_int8.by_openvino(tmp_path, None, "dev", "train", tmp_path)  # type: ignore[arg-type]
+    assert found.tolist() == [[41.0], [43.0], [42.0]]

@@ -218,8 +218,13 @@ class TestInt8:
         shutil.copyfile(exported[0] / "model.onnx", tmp_path / "model.onnx")
         onnx_int8.quantize(tmp_path)
         dev = make_dataset("mnli", 40, "dev", seed=3)
-        ours, half, plain, small = rows = onnx_int8.compare(trained, dev, tmp_path)
-        forms = ["spafit", "spafit, bf16", "ONNX", "ONNX, int8"]
+        for name in onnx_int8.FILES[onnx_int8.OPENVINO]:
+            (tmp_path / name).write_bytes(bytes(2**19))
+        off = spafit.predict(trained.runs[0].model, trained.runs[0].tokenizer, dev).logits + 0.25
+        ours, half, plain, small, other = rows = onnx_int8.compare(
+            trained, dev, tmp_path, {onnx_int8.OPENVINO: off}
+        )
+        forms = ["spafit", "spafit, bf16", "ONNX", "ONNX, int8", "OpenVINO, int8"]
         assert [each["form"] for each in rows] == forms
         assert (plain["score"], plain["lost"], plain["same_answers"]) == (ours["score"], 0.0, 1.0)
         assert plain["largest_difference"] < 1e-5 < half["largest_difference"] < 0.1
@@ -229,6 +234,8 @@ class TestInt8:
         assert ours["score"] == found["accuracy"] == small["score"] + small["lost"]
         assert small["same_answers"] > 0.8
         assert small["size_mib"] < plain["size_mib"] < 1.0
+        assert (other["size_mib"], other["same_answers"]) == (1.0, 1.0)
+        assert other["largest_difference"] == pytest.approx(0.25, abs=1e-4)
 
 
 class TestRefusals:
