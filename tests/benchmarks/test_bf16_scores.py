@@ -9,7 +9,10 @@ import pytest
 from support.written_runs import write_run
 
 from benchmarks import bf16_scores
+from benchmarks.arguments import RESULTS
+from benchmarks.glue_minilm import read_rows
 from benchmarks.peft_scores import agreements
+from spafit.experiments.report.statistics import LEVEL
 
 SCORES = {"float32": (0.60, 0.64, 0.62), "bf16": (0.61, 0.62, 0.66)}
 #: What peft_scores reads of a run's settings and record beside what a report does.
@@ -52,3 +55,21 @@ def test_runs_that_are_not_finished_are_named(
         bf16_scores.main([str(tmp_path / "cell"), "--out", str(tmp_path / "rows.csv")])
     assert "seed-0 is not finished" in capsys.readouterr().err
     assert not (tmp_path / "rows.csv").exists()
+
+
+def test_the_recorded_scores_agree() -> None:
+    """Fixed before the runs: Welch's test of each task's first metric, by Holm's correction."""
+    rows = read_rows(RESULTS / "bf16_scores.csv")
+    assert {row["method"] for row in rows} == {"SPAFIT-1-3-II"}
+    first = {"rte": "accuracy", "mrpc": "f1", "cola": "matthews", "sts-b": "pearson"}
+    for side in bf16_scores.PRECISIONS:
+        for task, metric in first.items():
+            its = [r for r in rows if (r["side"], r["task"], r["metric"]) == (side, task, metric)]
+            assert sorted(row["seed"] for row in its) == list("01234")
+            assert len({(row["learning_rate"], row["epochs"]) for row in its}) == 1
+    found = agreements(rows, bf16_scores.PRECISIONS)
+    p = sorted(found[task, "SPAFIT-1-3-II", metric].p for task, metric in first.items())
+    assert p[0] * len(p) > LEVEL  # Holm's first step, and so no difference is seen
+    assert bf16_scores.table(rows, bf16_scores.PRECISIONS) == (
+        RESULTS / "bf16_scores.md"
+    ).read_text(encoding="utf-8")
