@@ -219,22 +219,23 @@ def speed_in_bf16() -> tuple[list[str], list[Row]]:
         used += [peft16, ours16]
         if task == "rte":
             lines.append(f"and {against(ours16, peft32)} times if spafit's is in bf16")
-    peft16, peft32, ours, recomputed = rows("train_step_bf16_memory")[-4:]
-    mib = [f"{float(each['above_weights_mib']):,.0f}" for each in (ours, peft32)]
-    step32, step_peft = rows("train_step")[-2], rows("train_step")[-3]
-    peaks = [f"{float(each['peak_memory_mib']):,.0f}" for each in (ours, peft32, step32)]
-    share = float(ours["above_weights_mib"]) / float(peft32["above_weights_mib"])
-    share_of_less = float(recomputed["above_weights_mib"]) / float(peft32["above_weights_mib"])
+    _, peft32, ours, ours32, recomputed = rows("train_step_bf16_memory")[-5:]
+    four = (ours, peft32, ours32, recomputed)
+    above, whole = (
+        [float(each[column]) for each in four]
+        for column in ("above_weights_mib", "peak_memory_mib")
+    )
+    mib, peak = ([f"{each:,.0f}" for each in its] for its in (above, whole))
+    share = [f"{each / above[1]:.2f}" for each in above]
     copies = float(ours["after_setup_mib"]) - float(peft32["after_setup_mib"])
     lines += [
-        f"{share:.2f} times what PEFT takes in float32 ({mib[0]} of {mib[1]} MiB)",
+        f"{share[0]} times what PEFT takes in float32 ({mib[0]} of {mib[1]} MiB), and spafit's "
+        f"step in float32 {share[2]} times ({mib[2]} MiB)",
         f"they stand beside the float32 matrices and take {copies:,.0f} MiB, so that the peak of "
-        f"the whole process is {peaks[0]} MiB, against PEFT's {peaks[1]} in float32, and more than "
-        f"spafit's own {peaks[2]} in float32",
-        f"Why {share:.2f}, and not half of float32's {number(step32, 'peak_memory_ratio', '.2f')}?",
-        f"with which PEFT took {float(step_peft['above_weights_mib']):,.0f} MiB",
-        f"With `--recompute 2 3` it takes {share_of_less:.2f} times "
-        f"({float(recomputed['above_weights_mib']):,.0f} MiB), at "
+        f"the whole process is {peak[0]} MiB, against PEFT's {peak[1]} in float32, and more than "
+        f"spafit's own {peak[2]} in float32",
+        f"Why {share[0]}, and not half of {share[2]}?",
+        f"With `--recompute 2 3` it takes {share[3]} times ({mib[3]} MiB), at "
         f"{against(recomputed, ours, '.2f')} times the speed",
     ]
     used += [ours]
@@ -264,7 +265,7 @@ def speed_in_bf16() -> tuple[list[str], list[Row]]:
 
 def memory() -> tuple[list[str], list[Row]]:
     """Return what docs/guide/memory.md has of the copies in bf16."""
-    _, peft32, ours, _ = rows("train_step_bf16_memory")[-4:]
+    _, peft32, ours, *_ = rows("train_step_bf16_memory")[-5:]
     before, after = (float(each["after_setup_mib"]) for each in (peft32, ours))
     line = (
         f"a process has {after:,.0f} MiB after set-up, {after - before:,.0f} MiB more than PEFT's "
