@@ -114,10 +114,12 @@ def uninterrupted(zygote: "Zygote", root: Path) -> "Uninterrupted":
     return Uninterrupted(everything(out), time.monotonic() - start)
 
 
-@pytest.fixture(autouse=True)
-def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def quiet_machine() -> Iterator[None]:
     """Have commands not see what else runs, because their warning of it is a line more."""
-    monkeypatch.setattr("spafit.machine.busy._BEGAN", (0.0, None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spafit.machine.busy._BEGAN", (0.0, None))
+        yield
 
 
 @pytest.fixture

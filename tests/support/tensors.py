@@ -36,7 +36,7 @@ def laid_out_if(how: str, weights: Sequence[nn.Parameter]) -> Iterator[None]:
     lay_together(weights)
     with products.laid_out(weights):
         yield
-        [forms] = products._laid_out
+        forms = products._laid_out[-1]
         assert len(forms.made) == 2  # all W as one, and its transpose
 
 
