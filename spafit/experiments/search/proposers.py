@@ -141,6 +141,11 @@ def by_halving(
     return _same(HALVING, best, seeds, spent, f"{spent:,} steps")
 
 
+def halving_steps(selection: Selection, plans: int) -> int:
+    """Return the training steps of successive halving that begins with so many plans."""
+    return sum(rung.plans * selection.steps(rung.share) for rung in rungs(plans))
+
+
 def at_random(
     selection: Selection, candidates: Sequence[Candidate], steps: int, seeds: Sequence[int]
 ) -> Proposal:

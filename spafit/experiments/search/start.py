@@ -37,6 +37,7 @@ from spafit.experiments.search.proposers import (
     at_random,
     by_halving,
     by_selectors,
+    halving_steps,
     one_draw,
 )
 from spafit.experiments.search.runs import Base, Trainer
@@ -177,7 +178,8 @@ def run_search(
     print(
         f"{len(search.candidates)} plans are within {search.budget}.\n"
         f"They are chosen on train alone: trained on {len(fitted):,} of its rows, scored on "
-        f"{len(held_out):,} others, seed {options.selection_seed}."
+        f"{len(held_out):,} others, seed {options.selection_seed}.\n"
+        f"{_steps_in_words(search, selection, len(whole), options)}"
     )
     with search.trainer.stop:
         proposals = _proposals(search, selection, options)
@@ -348,6 +350,20 @@ def _in_words(options: SearchOptions, papers: Candidate) -> str:
     return (
         f"a budget of {papers.trainable:,} numbers that train (those of {papers.name}, the paper's "
         "SPAFIT-4-9-II scaled)"
+    )
+
+
+def _steps_in_words(
+    search: _Search, selection: Selection, rows: int, options: SearchOptions
+) -> str:
+    """Return how much is to be trained: the steps of the choice, and of what is reported."""
+    chosen_by = halving_steps(selection, min(options.plans, len(search.candidates)))
+    base = search.trainer.base
+    reported = base.steps(selection.train.task, rows, base.config.epochs)
+    return (
+        f"Successive halving takes {chosen_by:,} training steps, random choice about as many; then "
+        f"each plan that was chosen is trained for {reported:,} steps with each of "
+        f"{len(options.seeds)} seeds."
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.grids import InProcess, cells_of, write_grid
+from support.pages import page
 
 from spafit.cli import main
 from spafit.errors import ConfigError
@@ -147,6 +148,13 @@ class TestTheCommand:
             assert json.loads(path.read_text())["status"] == "finished"
         assert main([*arguments, *local]) == 0
         assert len(ray.orders) == 2
+
+    def test_a_lost_task_is_begun_again_as_often_as_the_guide_says(self) -> None:
+        """Oracle: Ray's own default, which the order above leaves as it is."""
+        constants = pytest.importorskip("ray._private.ray_constants", reason="Ray is not installed")
+        said = "as often as Ray does by default (three times)"
+        assert said in page("docs/guide/grids.md")
+        assert constants.DEFAULT_TASK_MAX_RETRIES == 3
 
     def test_locks_are_asked_once_a_turn(
         self, ray: Ray, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -298,6 +298,8 @@ def test_nothing_beats_random(
     run_search(options(small, tmp_path, seeds=(0, 1, 2, 3)), TRAIN, DEV, {})
     out = " ".join(capsys.readouterr().out.split())
     assert "Nothing beats random here: of what was tested none is better, by a paired" in out
+    # What is to come is said first: 34 steps as above, and 60 rows in batches of 6.
+    assert "halving takes 34 training steps" in out and "for 10 steps with each of 4 seeds" in out
 
 
 def test_a_plan_that_is_better_is_found(
