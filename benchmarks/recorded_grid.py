@@ -82,11 +82,19 @@ def _files(folder: Path, without: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         run = path.parent
         for name in without:
             record["result"].pop(name, None)
-        log = (run / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+        try:
+            answers, log = ((run / name).read_text(encoding="utf-8") for name in (ANSWERS, LOG))
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{error.filename} is not there; remove the run, and let its grid train it again"
+            ) from None
+        scores = [
+            line for line in log.splitlines(keepends=True) if "evaluation" in json.loads(line)
+        ]
         for name, text in (
             (RUN, json.dumps(without_folders(record), indent=1)),
-            (ANSWERS, (run / ANSWERS).read_text(encoding="utf-8")),
-            (LOG, "".join(line for line in log if "evaluation" in json.loads(line))),
+            (ANSWERS, answers),
+            (LOG, "".join(scores)),
         ):
             yield (run.relative_to(folder) / name).as_posix(), text.encode()
 

@@ -22,7 +22,7 @@ from spafit.config import BertConfig
 from spafit.errors import ConfigError, PlanError, one_line
 from spafit.files.replacing import refuse_place, replacing
 from spafit.plans import Plan
-from spafit.runs.record import ADAPTER, RUN, name_of_model, refuse_other_run
+from spafit.runs.record import ADAPTER, RUN, about_model, refuse_other_run
 from spafit.strata import DEFAULT, adapt, remove_adapter
 from spafit.summary import Summary
 from spafit.tasks.metrics import is_better
@@ -35,7 +35,7 @@ from spafit.training.result import Result, plan_screen, result_screen, spread_sc
 from spafit.training.settings import TrainConfig, complete
 from spafit.trunk.combining import copy_adapter
 from spafit.weights.adapter_files import load_adapter, read_adapter_header
-from spafit.weights.hub import local_folder, pinned_revision
+from spafit.weights.hub import local_folder
 from spafit.weights.pretrained import load_pretrained, load_report
 
 
@@ -86,24 +86,7 @@ def _train(
     group: Group | None,
 ) -> None:
     is_first = group is None or group.is_first
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
-    task = data.task_name  # refuses options that do not go with the data
-    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
-    if config.out is not None and is_first:
-        _refuse_mixture(Path(config.out), several=len(seeds) > 1)
-    if config.out is not None and len(seeds) > 1:
-        configs = [
-            dataclasses.replace(each, out=Path(config.out) / f"seed-{each.seed}")
-            for each in configs
-        ]
-    for each in configs if is_first else ():
-        if each.out is not None:
-            refuse_place(Path(each.out), is_folder=True)
-        if each.out is not None and not each.overwrite:
-            # Check all of them now, before hours of training.
-            given = {key: it for key, it in vars(each).items() if it not in _LEFT_OPEN}
-            refuse_other_run(each.out, task, given)
+    configs = _configs(data.task_name, seeds, config, is_first)
     start = None if base.start_from is None else members(base.start_from)[0] / ADAPTER
     made, shadow = _planned(plan, base, start)
     train, dev = data.load()
@@ -120,27 +103,18 @@ def _train(
     results: list[Result] = []
     for seed, seeded in zip(seeds, configs, strict=True):
         initial = seed if init_seed is None else init_seed
-        network = load_pretrained(
-            base.model,
-            num_labels=train.task.num_labels,
-            revision=base.revision,
-            seed=initial,
-            mapped=base.mapped,
-        )
-        if start is None:
-            summary = adapt(network, made, seed=initial)
-        else:
-            summary = _started(network, start, train.task, initial)
+        network, summary = _adapted(base, made, start, train.task, initial)
         if seed == seeds[0]:
             print(load_report(network))
             print(plan_screen(summary, config.epochs))
         about = {
-            "model": name_of_model(base.model),
-            "revision": base.revision,
-            "commit": pinned_revision(base.model, base.revision),
+            **about_model(
+                base.model,
+                revision=base.revision,
+                split_special_tokens=tokenizer.split_special_tokens,
+                lowercase=base.lowercase,
+            ),
             **data.about(),
-            "split_special_tokens": tokenizer.split_special_tokens,
-            "lowercase": base.lowercase,
             "max_bad_rows": data.max_bad_rows,
             **({} if initial == seed else {"init_seed": initial}),
             **({} if start is None else {"started_from": _digest(start)}),
@@ -160,6 +134,29 @@ def _train(
 
 _LEFT_OPEN = (None, "auto", "balanced")
 """The settings whose value depends on model, data or device."""
+
+
+def _configs(task: str, seeds: list[int], config: TrainConfig, is_first: bool) -> list[TrainConfig]:
+    """Return the settings of each seed's run; the first process refuses folders that are taken."""
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds has a duplicate: {' '.join(map(str, seeds))}")
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    if config.out is None:
+        return configs
+    out = Path(config.out)
+    folders = [out] if len(seeds) == 1 else [out / f"seed-{seed}" for seed in seeds]
+    configs = [
+        dataclasses.replace(each, out=folder) for each, folder in zip(configs, folders, strict=True)
+    ]
+    if is_first:
+        _refuse_mixture(out, several=len(seeds) > 1)
+        for each, folder in zip(configs, folders, strict=True):
+            refuse_place(folder, is_folder=True)
+            if not each.overwrite:
+                # Check all of them now, before hours of training.
+                given = {key: it for key, it in vars(each).items() if it not in _LEFT_OPEN}
+                refuse_other_run(folder, task, given)
+    return configs
 
 
 def _planned(
@@ -184,6 +181,22 @@ def _planned(
             "same plan; give its --method and the options that it was trained with"
         )
     return plan, shadow
+
+
+def _adapted(
+    base: ModelOptions, plan: Plan, start: Path | None, task: Task, seed: int
+) -> tuple[BertForSequenceClassification, Summary]:
+    """Load the model and adapt it by a plan, beginning with an adapter file if one is given."""
+    network = load_pretrained(
+        base.model,
+        num_labels=task.num_labels,
+        revision=base.revision,
+        seed=seed,
+        mapped=base.mapped,
+    )
+    if start is None:
+        return network, adapt(network, plan, seed=seed)
+    return network, _started(network, start, task, seed)
 
 
 def _started(network: BertForSequenceClassification, path: Path, task: Task, seed: int) -> Summary:

@@ -19,6 +19,7 @@ from spafit.files.durable import explain, lock
 from spafit.files.replacing import replacing
 from spafit.runs.checkpoint import Checkpoints
 from spafit.runs.identity import RENAMED, require_same_run
+from spafit.weights.hub import pinned_revision
 
 RUN = "run.json"
 ADAPTER = "adapter.safetensors"
@@ -37,6 +38,23 @@ _SUDDEN_END = (
 def name_of_model(model: str) -> str:
     """Return the name of a model as the record of a run has it: of a folder the whole path."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def about_model(
+    model: str,
+    *,
+    revision: str | None,
+    split_special_tokens: bool,
+    lowercase: bool | None = None,
+) -> dict[str, Any]:
+    """Return what a run's record says of its model, and of how texts become its tokens."""
+    return {
+        "model": name_of_model(model),
+        "revision": revision,
+        "commit": pinned_revision(model, revision),
+        "split_special_tokens": split_special_tokens,
+        "lowercase": lowercase,
+    }
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

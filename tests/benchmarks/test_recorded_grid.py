@@ -48,6 +48,10 @@ def test_what_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "left out: rte: running" in capsys.readouterr().out
     again = report_of(results / "small" / RUNS, tmp_path / "again")
     assert again == {name: (results / "small" / name).read_bytes() for name in again}
+    (runs / "cola" / "log.jsonl").unlink()
+    with pytest.raises(SystemExit):
+        main([str(runs), "--results", str(results)])
+    assert "cola/log.jsonl is not there; remove the run" in capsys.readouterr().err
     (tmp_path / "only" / "half").mkdir(parents=True)
     (runs / "rte").rename(tmp_path / "only" / "half" / "run")
     for name, message in (("nothing", "is not there"), ("only", "has no finished run")):

@@ -24,14 +24,13 @@ import torch
 from spafit.errors import InUseError, SpafitError, StoppedError, one_line
 from spafit.experiments.grid.cells import Cell
 from spafit.plans import Plan
-from spafit.runs.record import name_of_model
+from spafit.runs.record import about_model
 from spafit.runs.stopping import NAMES
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.tasks.task import Dataset
 from spafit.text.tokenization import Tokenizer, load_tokenizer
 from spafit.training.fit import fit
-from spafit.weights.hub import pinned_revision
 from spafit.weights.pretrained import load_pretrained
 
 TRACEBACK = "traceback.txt"
@@ -101,12 +100,12 @@ class Worker:
         adapt(network, Plan.from_json(cell.plan), seed=cell.init_seed)
         config = cell.config(learning_rate, self.out / cell.folder)
         about = {
-            "model": name_of_model(cell.model),
-            "revision": cell.revision,
-            "commit": pinned_revision(cell.model, cell.revision),
+            **about_model(
+                cell.model,
+                revision=cell.revision,
+                split_special_tokens=tokenizer.split_special_tokens,
+            ),
             "data": str(self.data.resolve()),
-            "split_special_tokens": tokenizer.split_special_tokens,
-            "lowercase": None,
             "max_bad_rows": 0,
             **({} if cell.init_seed == cell.seed else {"init_seed": cell.init_seed}),
             "cell": {"grid": self.grid, "purpose": cell.purpose, "settings": cell.varied},

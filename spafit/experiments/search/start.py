@@ -44,7 +44,7 @@ from spafit.experiments.search.runs import Base, Trainer
 from spafit.files.replacing import refuse_place, replacing
 from spafit.methods import ALPHA, R
 from spafit.methods import plan as make_plan
-from spafit.runs.record import name_of_model
+from spafit.runs.record import about_model
 from spafit.runs.train_config import TrainConfig
 from spafit.strata import adapt, fingerprint
 from spafit.tasks import own, scoring
@@ -54,7 +54,6 @@ from spafit.text.tokenization import load_tokenizer
 from spafit.training.inference import encode
 from spafit.training.settings import complete
 from spafit.version import __version__
-from spafit.weights.hub import pinned_revision
 from spafit.weights.pretrained import load_pretrained
 
 HELD_OUT = 0.2
@@ -330,12 +329,12 @@ def _settings(
 def _trainer(options: SearchOptions, base: Base, about: dict[str, Any]) -> Trainer:
     """Return what trains the runs, with what their records say of model and data."""
     about = {
-        "model": name_of_model(options.model),
-        "revision": options.revision,
-        "commit": pinned_revision(options.model, options.revision),
+        **about_model(
+            options.model,
+            revision=options.revision,
+            split_special_tokens=base.tokenizer.split_special_tokens,
+        ),
         **about,
-        "split_special_tokens": base.tokenizer.split_special_tokens,
-        "lowercase": None,
     }
     say = (lambda text: None) if options.config.quiet else partial(print, flush=True)
     return Trainer(base, options.out, about, say)
