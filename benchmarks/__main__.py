@@ -25,8 +25,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.quiet import warnings
-from benchmarks.report import read_rows
+from benchmarks.harness.quiet import warnings
+from benchmarks.harness.report import read_rows
 
 EVERY_S = 60.0
 

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.arguments import add_data_arguments, device_of, settings_of
-from benchmarks.contenders import SHAPES
-from benchmarks.harness import Contender, Rows, compare
-from benchmarks.lengths import load_rows
-from benchmarks.packed_pairs import Pair
-from benchmarks.report import place, results, write_results
+from benchmarks.contenders.models import SHAPES
+from benchmarks.contenders.packed_pairs import Pair
+from benchmarks.harness.arguments import add_data_arguments, device_of, settings_of
+from benchmarks.harness.lengths import load_rows
+from benchmarks.harness.report import place, results, write_results
+from benchmarks.harness.timing import Contender, Rows, compare
 from spafit.kernels import packed_attention
 from spafit.kernels.packed_attention import make_bundles
 

@@ -14,8 +14,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.arguments import RESULTS
 from benchmarks.glue_minilm import write_rows
+from benchmarks.harness.arguments import RESULTS
 from benchmarks.peft_scores import COLUMNS, finished_runs, rows_of, table
 from spafit.errors import CheckpointError
 

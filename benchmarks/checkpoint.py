@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.arguments import add_run_arguments, method_of, set_threads
-from benchmarks.contenders import SHAPES
-from benchmarks.harness import Rows, WrongResultError, rotated, timings
-from benchmarks.report import place, write_results
+from benchmarks.contenders.models import SHAPES
+from benchmarks.harness.arguments import add_run_arguments, method_of, set_threads
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.timing import Rows, WrongResultError, rotated, timings
 from spafit.bert import BertForSequenceClassification
 from spafit.methods import plan
 from spafit.runs.checkpoint import Checkpoints

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.arguments import RESULTS
-from benchmarks.report import place, write_results
+from benchmarks.harness.arguments import RESULTS
+from benchmarks.harness.report import place, write_results
 from spafit.demo.run import BATCH_SIZE, EPOCHS, LEARNING_RATES, fine_tune
 from spafit.demo.sentiment import datasets
 from spafit.text.tokenization import load_tokenizer

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.arguments import add_data_arguments, device_of, settings_of
-from benchmarks.baseline import peft_twin, plain_name
-from benchmarks.contenders import SHAPES, adapted_model
-from benchmarks.harness import Contender, Rows, compare
-from benchmarks.lengths import load_rows
-from benchmarks.packed_pairs import Pair
-from benchmarks.report import place, results, write_results
+from benchmarks.contenders.baseline import peft_twin, plain_name
+from benchmarks.contenders.models import SHAPES, adapted_model
+from benchmarks.contenders.packed_pairs import Pair
+from benchmarks.harness.arguments import add_data_arguments, device_of, settings_of
+from benchmarks.harness.lengths import load_rows
+from benchmarks.harness.report import place, results, write_results
+from benchmarks.harness.timing import Contender, Rows, compare
 
 LAYERS = ("frozen", "biases", "LoRA and biases")
 METHOD = "SPAFIT-0-1-II"

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import RESULTS
-from benchmarks.lengths import DATA
-from benchmarks.report import Row, place, write_results
+from benchmarks.harness.arguments import RESULTS
+from benchmarks.harness.lengths import DATA
+from benchmarks.harness.report import Row, place, write_results
 from spafit.cli.inspecting import read_texts
 from spafit.cli.trained import Run, Trained
 from spafit.experiments.inspect.forgetting import adapter_off, probe_scores

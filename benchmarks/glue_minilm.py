@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import glue_paths
-from benchmarks.arguments import RESULTS
-from benchmarks.report import commit
+from benchmarks.harness.arguments import RESULTS
+from benchmarks.harness.report import commit
 from spafit.bert import set_impl
 from spafit.machine.versions import machine, versions
 from spafit.strata import adapt

@@ -15,8 +15,8 @@ With it, all on merged weights and on rows sorted by length, each with the large
 logit from the baseline's:
 
 - transformers in float32 (the baseline) and under bf16 autocast, and both by torch.compile
-- those of :mod:`benchmarks.engines`, in a process of their own; what it needs is installed into the
-  folder PACKAGES, if there is no such folder yet
+- those of :mod:`benchmarks.contenders.engines`, in a process of their own; what it needs is
+  installed into the folder PACKAGES, if there is no such folder yet
 - spafit in float32 and bf16
 
 A round is all rows once, batch after batch; p50_ms and p99_ms are of a batch, with batches of 1 the
@@ -42,13 +42,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.arguments import add_model_arguments, device_of, method_of, settings_of
-from benchmarks.baseline import Logits, padded_logits, peft_twin
-from benchmarks.child_process import ChildProcess
-from benchmarks.contenders import DTYPES, SHAPES, TOLERANCES, adapted_model, in_order, packed_logits
-from benchmarks.harness import Contender, Rows, compare
-from benchmarks.lengths import load_rows
-from benchmarks.report import Row, place, results, write_results
+from benchmarks.contenders.baseline import Logits, padded_logits, peft_twin
+from benchmarks.contenders.models import (
+    DTYPES,
+    SHAPES,
+    TOLERANCES,
+    adapted_model,
+    in_order,
+    packed_logits,
+)
+from benchmarks.harness.arguments import add_model_arguments, device_of, method_of, settings_of
+from benchmarks.harness.child_process import ChildProcess
+from benchmarks.harness.lengths import load_rows
+from benchmarks.harness.report import Row, place, results, write_results
+from benchmarks.harness.timing import Contender, Rows, compare
 from spafit.bert import BertForSequenceClassification
 from spafit.machine.memory import keep_freed_memory
 from spafit.text.tokenization import Encodings
@@ -189,7 +196,7 @@ def _with_engines(
     engines = [name for name in ENGINES if name in chosen]
     _write(model, twin, encodings, folder, engines, parsed)
     arguments = [str(folder.resolve()), str(torch.get_num_threads())]
-    with closing(ChildProcess("benchmarks.engines", arguments, parsed.engines)) as child:
+    with closing(ChildProcess("benchmarks.contenders.engines", arguments, parsed.engines)) as child:
         for name, why in child.ready["left_out"].items():
             print(f"{name} left out: {why:.300}", flush=True)
         compiled = torch.compile(twin, dynamic=True)
@@ -219,7 +226,7 @@ def _write(
     engines: Sequence[str],
     parsed: argparse.Namespace,
 ) -> None:
-    """Write what :mod:`benchmarks.engines` reads; the graph and the weights only once."""
+    """Write what :mod:`~benchmarks.contenders.engines` reads; graph and weights only once."""
     from weights_tools.formats.onnx import ONNX, write_graphs
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.arguments import add_run_arguments, set_threads
-from benchmarks.contenders import SHAPES
-from benchmarks.first_logits import SPAFIT, TOKENS, TRANSFORMERS
-from benchmarks.harness import Rows, WrongResultError, relative_difference, rotated, timings
-from benchmarks.report import place, write_results
+from benchmarks.contenders.first_logits import SPAFIT, TOKENS, TRANSFORMERS
+from benchmarks.contenders.models import SHAPES
+from benchmarks.harness.arguments import add_run_arguments, set_threads
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.timing import Rows, WrongResultError, relative_difference, rotated, timings
 from spafit.bert import BertForSequenceClassification
 
 _TOLERANCE = 1e-4
@@ -80,8 +80,8 @@ def write_weights(folder: Path, shape: str, seed: int) -> None:
 
 
 def load_apart(name: str, folder: str) -> dict[str, Any]:
-    """Load in a new process; return what :mod:`benchmarks.first_logits` prints."""
-    command = [sys.executable, "-m", "benchmarks.first_logits", name, folder]
+    """Load in a new process; return what :mod:`benchmarks.contenders.first_logits` prints."""
+    command = [sys.executable, "-m", "benchmarks.contenders.first_logits", name, folder]
     threads = str(torch.get_num_threads())
     ran = subprocess.run([*command, threads], capture_output=True, text=True)
     if ran.returncode:

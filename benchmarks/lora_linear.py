@@ -29,11 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.arguments import add_data_arguments, device_of, output_of, settings_of
-from benchmarks.contenders import DTYPES, SHAPES
-from benchmarks.harness import Contender, Rows, Timing, check_results, take_turns
-from benchmarks.lengths import load_rows
-from benchmarks.lora_forms import (
+from benchmarks.contenders.lora_forms import (
     Maps,
     as_part,
     frozen_as_one,
@@ -41,7 +37,11 @@ from benchmarks.lora_forms import (
     peft_maps,
     unsloth_maps,
 )
-from benchmarks.report import place, results, write_results
+from benchmarks.contenders.models import DTYPES, SHAPES
+from benchmarks.harness.arguments import add_data_arguments, device_of, output_of, settings_of
+from benchmarks.harness.lengths import load_rows
+from benchmarks.harness.report import place, results, write_results
+from benchmarks.harness.timing import Contender, Rows, Timing, check_results, take_turns
 from spafit.kernels import Part, stacked_linear
 from spafit.kernels.forms import why_no_triton
 from spafit.kernels.stacking import lay_together

@@ -40,17 +40,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.arguments import (
-    add_model_arguments,
-    device_of,
-    method_of,
-    output_of,
-    settings_of,
-)
-from benchmarks.contenders import SHAPES, TOLERANCES
-from benchmarks.harness import Rows, Timing, check_results, compare
-from benchmarks.lengths import TaskRows, load_rows
-from benchmarks.many_contenders import (
+from benchmarks.contenders.models import SHAPES, TOLERANCES
+from benchmarks.contenders.one_base import (
     IN_TURN,
     MIXED,
     ONE_BY_ONE,
@@ -66,8 +57,17 @@ from benchmarks.many_contenders import (
     shared,
     zero_biases,
 )
-from benchmarks.peak_memory import measure_peak_memory
-from benchmarks.report import Row, place, results, write_results
+from benchmarks.harness.arguments import (
+    add_model_arguments,
+    device_of,
+    method_of,
+    output_of,
+    settings_of,
+)
+from benchmarks.harness.lengths import TaskRows, load_rows
+from benchmarks.harness.peak_memory import measure_peak_memory
+from benchmarks.harness.report import Row, place, results, write_results
+from benchmarks.harness.timing import Rows, Timing, check_results, compare
 from spafit.adapters import SeriesAdapter
 from spafit.bert import BertForSequenceClassification
 from spafit.machine.memory import keep_freed_memory
@@ -330,7 +330,7 @@ def switch_columns(switch: Callable[[str], object], names: Sequence[str]) -> Row
 
 
 def load_adapters(folder: str, shape: str, seed: int, count: int) -> Callable[[], object]:
-    """Build a base and load that many adapters of a folder; for :mod:`benchmarks.peak_memory`."""
+    """Build a base and load so many adapters; for :mod:`benchmarks.harness.peak_memory`."""
     torch.manual_seed(seed)
     model = BertForSequenceClassification(SHAPES[shape], num_labels=2).eval()
     paths = sorted(Path(folder).glob("*.safetensors"))

@@ -4,9 +4,9 @@
 
 Rows are the run itself, in float32 and in bf16, its ONNX graph, that graph with the matrices in
 int8 (onnxruntime's dynamic quantization, a scale for each column), and, with ``--engines``,
-OpenVINO's int8 of it, calibrated on rows of train (:mod:`benchmarks.engines`): the score on dev,
-what the commonest class would score, on which share of the rows the answer is the run's, the
-largest difference of a logit, and the size of the file.
+OpenVINO's int8 of it, calibrated on rows of train (:mod:`benchmarks.contenders.engines`): the score
+on dev, what the commonest class would score, on which share of the rows the answer is the run's,
+the largest difference of a logit, and the size of the file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.arguments import RESULTS, set_threads
-from benchmarks.child_process import ChildProcess
-from benchmarks.engines import OPENVINO_INT8
+from benchmarks.contenders.engines import OPENVINO_INT8
+from benchmarks.harness.arguments import RESULTS, set_threads
+from benchmarks.harness.child_process import ChildProcess
+from benchmarks.harness.lengths import DATA
+from benchmarks.harness.report import place, write_results
 from benchmarks.inference import install
-from benchmarks.lengths import DATA
-from benchmarks.report import place, write_results
 from spafit import glue
 from spafit.cli.trained import Trained
 from spafit.tasks import own, scoring
@@ -149,7 +149,7 @@ def by_openvino(
     setup = {"rows": rows, "sample": sample, "batch_size": BATCH, "engines": [OPENVINO]}
     (folder / "setup.json").write_text(json.dumps(setup), encoding="utf-8")
     arguments = [str(folder), str(torch.get_num_threads())]
-    with closing(ChildProcess("benchmarks.engines", arguments, packages)) as child:
+    with closing(ChildProcess("benchmarks.contenders.engines", arguments, packages)) as child:
         for why in child.ready["left_out"].values():
             raise SystemExit(f"{OPENVINO}: {why:.300}")
         every = list(range(len(dev)))

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.arguments import RESULTS
-from benchmarks.report import place, write_results
+from benchmarks.harness.arguments import RESULTS
+from benchmarks.harness.report import place, write_results
 from spafit import cli
 from spafit.files.durable import measure
 

@@ -30,11 +30,11 @@ import scipy.stats
 import torch
 import transformers
 
-from benchmarks.arguments import RESULTS, set_threads
-from benchmarks.baseline import peft_twin
+from benchmarks.contenders.baseline import peft_twin
+from benchmarks.contenders.trainer_run import arguments_of_trainer
 from benchmarks.glue_minilm import read_rows, write_rows
-from benchmarks.report import place
-from benchmarks.trainer_run import arguments_of_trainer
+from benchmarks.harness.arguments import RESULTS, set_threads
+from benchmarks.harness.report import place
 from spafit.errors import CheckpointError
 from spafit.experiments.report.statistics import LEVEL, POWER, t_power
 from spafit.plans import Plan

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks.arguments import add_model_arguments, device_of, method_of, settings_of
-from benchmarks.contenders import SHAPES, adapted_model, prefix_states, random_weights_key
-from benchmarks.harness import Contender, Rows, compare
-from benchmarks.lengths import load_rows
-from benchmarks.report import place, results, write_results
+from benchmarks.contenders.models import SHAPES, adapted_model, prefix_states, random_weights_key
+from benchmarks.harness.arguments import add_model_arguments, device_of, method_of, settings_of
+from benchmarks.harness.lengths import load_rows
+from benchmarks.harness.report import place, results, write_results
+from benchmarks.harness.timing import Contender, Rows, compare
 from spafit.training.prefix.cache import PrefixCache
 
 HALF_TOLERANCE = 1e-3  # float16 has 11 bits

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.arguments import RESULTS, set_threads
-from benchmarks.lengths import DATA
-from benchmarks.report import Row, place, write_results
+from benchmarks.harness.arguments import RESULTS, set_threads
+from benchmarks.harness.lengths import DATA
+from benchmarks.harness.report import Row, place, write_results
 from spafit.experiments.probe import linguistic
 from spafit.experiments.probe.figure import draw_curve
 from spafit.experiments.probe.report import run_probe

@@ -8,11 +8,11 @@ operations and bytes, and the floor, the larger of
 
     operations / rate of large matrix products      bytes / rate of a large copy
 
-at the rates measured here (:mod:`benchmarks.roofline` has the formulas), for the real tokens of
-one batch. "gaps" is the part of the step's time that no kernel covers. The step is timed without
-the profiler, the median of ``--repeats``; the kernels are those of the same batch launched eagerly,
-where the operation of each is known; for a captured step "kernels, replayed" is the time for which
-the GPU was busy in a replay. Kinds without a floor of their own (dropout, other) show 0.
+at the rates measured here (:mod:`benchmarks.harness.roofline` has the formulas), for the real
+tokens of one batch. "gaps" is the part of the step's time that no kernel covers. The step is timed
+without the profiler, the median of ``--repeats``; the kernels are those of the same batch launched
+eagerly, where the operation of each is known; for a captured step "kernels, replayed" is the time
+for which the GPU was busy in a replay. Kinds without a floor of their own (dropout, other) show 0.
 
 On a CPU there are no kernels: the times are the operations' own, which is useful only for tests.
 """
@@ -25,15 +25,21 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from benchmarks.arguments import add_model_arguments, device_of, method_of, output_of, settings_of
-from benchmarks.arithmetic import CARD_SIZES, COPY_BYTES, best_matmul_gflops, copy_gb_per_s
-from benchmarks.contenders import DTYPES, LEARNING_RATE, MAX_GRAD_NORM, SHAPES, WEIGHT_DECAY
-from benchmarks.harness import Rows, take_turns
-from benchmarks.kernel_kinds import KINDS, Busy, Sizes, profile_busy, profile_kinds
-from benchmarks.lengths import MAX_LENGTH, TaskRows, load_rows
-from benchmarks.report import place, write_results
-from benchmarks.roofline import Floor, Trained, step_floors
-from benchmarks.step_contenders import FORMS, ProductTraining, make_trainings
+from benchmarks.contenders.models import DTYPES, LEARNING_RATE, MAX_GRAD_NORM, SHAPES, WEIGHT_DECAY
+from benchmarks.contenders.steps import FORMS, ProductTraining, make_trainings
+from benchmarks.harness.arguments import (
+    add_model_arguments,
+    device_of,
+    method_of,
+    output_of,
+    settings_of,
+)
+from benchmarks.harness.arithmetic import CARD_SIZES, COPY_BYTES, best_matmul_gflops, copy_gb_per_s
+from benchmarks.harness.kernel_kinds import KINDS, Busy, Sizes, profile_busy, profile_kinds
+from benchmarks.harness.lengths import MAX_LENGTH, TaskRows, load_rows
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.roofline import Floor, Trained, step_floors
+from benchmarks.harness.timing import Rows, take_turns
 from spafit.config import BertConfig
 from spafit.layout import PackedBatch
 from spafit.training.optimisation import make_optimizer

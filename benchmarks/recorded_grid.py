@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import RESULTS
+from benchmarks.harness.arguments import RESULTS
 from spafit.errors import CheckpointError
 from spafit.experiments.grid.places import GRID
 from spafit.experiments.report.found import COSTS, find_runs

@@ -40,11 +40,11 @@ import torch
 from torch import nn
 
 import spafit
-from benchmarks.arguments import add_run_arguments, set_threads
-from benchmarks.baseline import lora_config, peft_twin
-from benchmarks.harness import WrongResultError, rotated
-from benchmarks.lengths import DATA, TASKS
-from benchmarks.report import place, write_results
+from benchmarks.contenders.baseline import lora_config, peft_twin
+from benchmarks.harness.arguments import add_run_arguments, set_threads
+from benchmarks.harness.lengths import DATA, TASKS
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.timing import WrongResultError, rotated
 from spafit.adapters import LoRALinear
 from spafit.training.inference import Predictions
 

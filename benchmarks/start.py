@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.arguments import add_run_arguments, set_threads
-from benchmarks.harness import Contender, Rows, Spread, WrongResultError, take_turns
-from benchmarks.report import place, write_results
+from benchmarks.harness.arguments import add_run_arguments, set_threads
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.timing import Contender, Rows, Spread, WrongResultError, take_turns
 
 #: Arguments of Python -> exit code, and a part of what is printed.
 PROCESSES: dict[tuple[str, ...], tuple[int, str]] = {

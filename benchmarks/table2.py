@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.arguments import add_run_arguments, device_of, output_of
-from benchmarks.contenders import SHAPES, TOLERANCES
-from benchmarks.harness import Rows, take_turns
-from benchmarks.lengths import (
+from benchmarks.contenders.models import SHAPES, TOLERANCES
+from benchmarks.contenders.steps import FORMS, ProductTraining, make_trainings, product_model
+from benchmarks.harness.arguments import add_run_arguments, device_of, output_of
+from benchmarks.harness.lengths import (
     DATA,
     MAX_LENGTH,
     TASKS,
@@ -41,8 +41,8 @@ from benchmarks.lengths import (
     load_rows,
     random_labels,
 )
-from benchmarks.report import place, write_results
-from benchmarks.step_contenders import FORMS, ProductTraining, make_trainings, product_model
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.timing import Rows, take_turns
 from spafit import METHODS
 from spafit.tasks.table import get_task
 

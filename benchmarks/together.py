@@ -30,10 +30,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.arguments import add_run_arguments, set_threads
-from benchmarks.harness import Contender, Rows, Spread, check_results, rotated, timings
-from benchmarks.lengths import DATA
-from benchmarks.report import place, write_results
+from benchmarks.harness.arguments import add_run_arguments, set_threads
+from benchmarks.harness.lengths import DATA
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.timing import Contender, Rows, Spread, check_results, rotated, timings
 from spafit.bert import BertForSequenceClassification
 from spafit.strata import adapt
 from spafit.tasks import glue

@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.arguments import add_run_arguments, set_threads
-from benchmarks.baseline import lora_config, padded_logits, peft_twin
-from benchmarks.contenders import TOLERANCES, Training, packed_logits
-from benchmarks.harness import Rows, check_results, rotated, timings
-from benchmarks.lengths import DATA
-from benchmarks.report import place, write_results
+from benchmarks.contenders.baseline import lora_config, padded_logits, peft_twin
+from benchmarks.contenders.models import TOLERANCES, Training, packed_logits
+from benchmarks.harness.arguments import add_run_arguments, set_threads
+from benchmarks.harness.lengths import DATA
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.timing import Rows, check_results, rotated, timings
 from spafit.adapters import LoRALinear
 from spafit.bert import BertForSequenceClassification
 from spafit.runs.record import RUN, read_run
@@ -168,10 +168,10 @@ def processes_of(
         *("--out", str(root / "run")),
     ]
     return {
-        PEFT: ["-m", "benchmarks.trainer_run", str(root / "float32.json")],
+        PEFT: ["-m", "benchmarks.contenders.trainer_run", str(root / "float32.json")],
         SPAFIT: train_by,
         SPAFIT_KEPT: [*train_by, "--cache-prefix", "memory", "--no-dropout-in-group-1"],
-        PEFT_BF16: ["-m", "benchmarks.trainer_run", str(root / "bf16.json")],
+        PEFT_BF16: ["-m", "benchmarks.contenders.trainer_run", str(root / "bf16.json")],
         SPAFIT_BF16: [*train_by, "--precision", "bf16"],
     }
 
@@ -214,7 +214,7 @@ def write_data(root: Path, folder: Path, train: Dataset) -> None:
 def settings_of_trainer(
     model: BertForSequenceClassification, config: TrainConfig
 ) -> dict[str, Any]:
-    """Return what :mod:`benchmarks.trainer_run` needs to train what an adapted model trains."""
+    """Return what :mod:`~benchmarks.contenders.trainer_run` needs to train the same."""
     assert model.adaptation is not None
     lora = {name: each for name, each in model.named_modules() if isinstance(each, LoRALinear)}
     found = lora_config(lora)

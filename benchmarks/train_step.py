@@ -58,22 +58,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import operations
-from benchmarks.arguments import add_model_arguments, device_of, method_of, output_of, settings_of
-from benchmarks.arithmetic import (
+from benchmarks.contenders.baseline import padded_logits, plain_name
+from benchmarks.contenders.models import DTYPES, SHAPES, TOLERANCES, Training
+from benchmarks.contenders.steps import BASELINE, FORMS, Form, ProductTraining, make_trainings
+from benchmarks.harness import operations
+from benchmarks.harness.arguments import (
+    add_model_arguments,
+    device_of,
+    method_of,
+    output_of,
+    settings_of,
+)
+from benchmarks.harness.arithmetic import (
     MatmulRate,
     best_matmul_gflops,
     matmul_rate_gflops,
     product_shapes,
     step_flop,
 )
-from benchmarks.baseline import padded_logits, plain_name
-from benchmarks.contenders import DTYPES, SHAPES, TOLERANCES, Training
-from benchmarks.harness import Rows, Timing, compare
-from benchmarks.lengths import MAX_LENGTH, TaskRows, load_rows
-from benchmarks.peak_memory import measure_peak_memory
-from benchmarks.report import place, write_results
-from benchmarks.step_contenders import BASELINE, FORMS, Form, ProductTraining, make_trainings
+from benchmarks.harness.lengths import MAX_LENGTH, TaskRows, load_rows
+from benchmarks.harness.peak_memory import measure_peak_memory
+from benchmarks.harness.report import place, write_results
+from benchmarks.harness.timing import Rows, Timing, compare
 from spafit.machine.memory import keep_freed_memory
 
 #: On a CPU, where the precision is asked for.

@@ -21,11 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from benchmarks import arithmetic, harness, lengths, operations, report, train_step
-from benchmarks.baseline import padded_batch, padded_logits, peft_twin, plain_name
-from benchmarks.contenders import SHAPES, Training, packed_logits
-from benchmarks.harness import Rows
-from benchmarks.step_contenders import FORMS
+from benchmarks import train_step
+from benchmarks.contenders.baseline import padded_batch, padded_logits, peft_twin, plain_name
+from benchmarks.contenders.models import SHAPES, Training, packed_logits
+from benchmarks.contenders.steps import FORMS
+from benchmarks.harness import arithmetic, lengths, operations, report, timing
+from benchmarks.harness.timing import Rows
 from spafit.adapters import LoRA
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.methods import plan
@@ -132,7 +133,7 @@ class TestTwin:
             theirs = Training("theirs", twin, logits, optimizer, labels)
             ours = Training("ours", model, packed_logits(model, encodings), optimizer, labels)
             twin.zero_grad()
-            harness.check_results(theirs.contender(), [ours.contender()], rows, 1e-10)
+            timing.check_results(theirs.contender(), [ours.contender()], rows, 1e-10)
 
     def test_the_same_numbers_train(self, method: str) -> None:
         model = adapted(method)
@@ -285,7 +286,7 @@ class TestReport:
     """Oracle: what was written, read back."""
 
     def rows(self) -> list[dict[str, str | int | float]]:
-        base, fast = harness.timings({"base": [9.0, 8.0], "fast": [3.0, 4.0]}, [Rows((1,), 7)] * 2)
+        base, fast = timing.timings({"base": [9.0, 8.0], "fast": [3.0, 4.0]}, [Rows((1,), 7)] * 2)
         where = report.place(torch.device("cpu"), "float32")
         return [{"task": "rte", "seed": 3, **each.columns(), **where} for each in (base, fast)]
 

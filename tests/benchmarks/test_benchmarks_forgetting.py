@@ -12,7 +12,8 @@ pytest.importorskip("peft")
 
 from support.small_runs import write_glue
 
-from benchmarks import forgetting, report
+from benchmarks import forgetting
+from benchmarks.harness import report
 from spafit.cli import main
 from spafit.experiments.probe import linear_probe
 from weights_tools.tiny import make_tiny

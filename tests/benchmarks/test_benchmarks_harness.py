@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import harness, peak_memory
-from benchmarks.harness import Contender, Rows, Spread, WrongResultError
+from benchmarks.harness import peak_memory, timing
+from benchmarks.harness.timing import Contender, Rows, Spread, WrongResultError
 
 
 class TestRatios:
@@ -29,7 +29,7 @@ class TestRatios:
     def test_the_ratio_is_of_each_round_and_then_the_median(self) -> None:
         rounds = [Rows((1, 2), 20), Rows((3,), 5), Rows((4, 5, 6), 35)]
         times_ms = {"base": [100.0, 40.0, 900.0], "fast": [50.0, 10.0, 300.0]}
-        base, fast = harness.timings(times_ms, rounds)
+        base, fast = timing.timings(times_ms, rounds)
         # 2, 4 and 3 times as fast. The ratio of the medians would be 2.
         assert fast.ratio == Spread(3.0, 2.5, 3.5, 2.0, 4.0)
         assert base.ratio == Spread(1.0, 1.0, 1.0, 1.0, 1.0)
@@ -38,7 +38,7 @@ class TestRatios:
         assert fast.tokens_per_s == pytest.approx(60 / 0.36)
 
     def test_the_order_rotates(self) -> None:
-        assert ["".join(harness.rotated("abc", number)) for number in range(4)] == [
+        assert ["".join(timing.rotated("abc", number)) for number in range(4)] == [
             "abc", "bca", "cab", "abc",
         ]  # fmt: skip
 
@@ -64,7 +64,7 @@ class TestCompare:
 
     def test_contenders_take_turns(self) -> None:
         log = Log()
-        found = harness.compare(
+        found = timing.compare(
             log.contender("a", 1.0), [log.contender("b", 1.0)], self.batches, warmup=1, repeats=2
         )
         assert log.ran == ["a0", "b0", *("a0", "b0"), *("b1", "a1"), *("a0", "b0"), *("b1", "a1")]
@@ -76,7 +76,7 @@ class TestCompare:
     def test_what_is_wrong_is_refused_before_anything_is_timed(self, wrong: float) -> None:
         log = Log()
         with pytest.raises(WrongResultError, match=r"^b: y differs from a's .* nothing was timed"):
-            harness.compare(log.contender("a", 1.0), [log.contender("b", wrong)], self.batches)
+            timing.compare(log.contender("a", 1.0), [log.contender("b", wrong)], self.batches)
         assert log.ran == []
 
     def test_the_tolerance_is_a_share_of_the_largest_magnitude(self) -> None:
@@ -85,25 +85,23 @@ class TestCompare:
         for tolerance, fits in ((0.051, True), (0.049, False)):
             candidate = log.contender("b", 1.1, tolerance)
             if fits:
-                harness.check_results(log.contender("a", 1.0), [candidate], self.batches[0], 0.0)
+                timing.check_results(log.contender("a", 1.0), [candidate], self.batches[0], 0.0)
             else:
                 with pytest.raises(WrongResultError):
-                    harness.check_results(
-                        log.contender("a", 1.0), [candidate], self.batches[0], 1.0
-                    )
+                    timing.check_results(log.contender("a", 1.0), [candidate], self.batches[0], 1.0)
 
     def test_several_calls_make_a_round_of_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         log = Log()
         clock = types.SimpleNamespace(perf_counter=itertools.count(0, 6).__next__)
-        monkeypatch.setattr(harness, "time", clock)  # a round takes six seconds
-        [found] = harness.take_turns([log.contender("a", 1.0)], self.batches, warmup=0, calls=3)
+        monkeypatch.setattr(timing, "time", clock)  # a round takes six seconds
+        [found] = timing.take_turns([log.contender("a", 1.0)], self.batches, warmup=0, calls=3)
         assert log.ran == ["a0"] * 3 + ["a1"] * 3
         assert found.times_ms == (2000.0, 2000.0)
 
     def test_work_in_another_process_is_timed_by_its_own_clock(self) -> None:
         answers = iter([9.0, 2.0, 4.0, 1.0, 3.0])  # the first is the warm-up's
         contender = Contender("a", lambda _: next(answers), lambda _: {}, has_own_clock=True)
-        [found] = harness.take_turns([contender], self.batches, calls=2)
+        [found] = timing.take_turns([contender], self.batches, calls=2)
         assert found.times_ms == (3.0, 2.0)
 
     def test_what_prepares_itself_settles_on_every_batch(self) -> None:
@@ -115,12 +113,12 @@ class TestCompare:
             lambda _: {},
             prepared=lambda: min(len(ran), 6),
         )
-        assert harness.settle(contender, self.batches) == 4
+        assert timing.settle(contender, self.batches) == 4
         assert ran == [0, 1] * 4
         never = Contender("b", lambda _: ran.append(0), lambda _: {}, prepared=lambda: len(ran))
         with pytest.raises(RuntimeError, match="b still prepares itself"):
-            harness.settle(never, self.batches)
-        assert harness.settle(Contender("c", print, lambda _: {}), self.batches) == 2
+            timing.settle(never, self.batches)
+        assert timing.settle(Contender("c", print, lambda _: {}), self.batches) == 2
 
     @pytest.mark.parametrize(
         ("value", "fits"), [(1.19, True), (1.21, False), (float("nan"), False)]
@@ -134,23 +132,23 @@ class TestCompare:
         # The baseline is off by 0.1, the candidate may be by 0.2.
         sides = log.contender("a", 1.1), [log.contender("b", value)]
         if fits:
-            assert len(harness.compare(*sides, self.batches, truth=truth, tolerance=0.0)) == 2
+            assert len(timing.compare(*sides, self.batches, truth=truth, tolerance=0.0)) == 2
         else:
             with pytest.raises(WrongResultError, match="b: y are off by"):
-                harness.compare(*sides, self.batches, truth=truth, tolerance=9.0)
+                timing.compare(*sides, self.batches, truth=truth, tolerance=9.0)
         exact = log.contender("a", 1.0)  # 0.01 · √5 is allowed in any case
-        harness.check_by_truth(truth, exact, [log.contender("b", 1.022)], self.batches[0])
+        timing.check_by_truth(truth, exact, [log.contender("b", 1.022)], self.batches[0])
         with pytest.raises(WrongResultError):
-            harness.check_by_truth(truth, exact, [log.contender("b", 1.023)], self.batches[0])
+            timing.check_by_truth(truth, exact, [log.contender("b", 1.023)], self.batches[0])
 
     def test_other_results_and_other_shapes_are_refused(self) -> None:
         one = Contender("one", print, lambda _: {"y": torch.ones(2)})
         other = Contender("other", print, lambda _: {"z": torch.ones(2)})
         longer = Contender("longer", print, lambda _: {"y": torch.ones(3)})
         with pytest.raises(WrongResultError, match="other gives z; one gives y"):
-            harness.check_results(one, [other], self.batches[0], 1.0)
+            timing.check_results(one, [other], self.batches[0], 1.0)
         with pytest.raises(WrongResultError, match=r"y has shape \(3,\), one's has \(2,\)"):
-            harness.check_results(one, [longer], self.batches[0], 1.0)
+            timing.check_results(one, [longer], self.batches[0], 1.0)
 
 
 FILLING = """

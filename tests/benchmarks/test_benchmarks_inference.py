@@ -20,9 +20,11 @@ from support.tiny_bert import CONFIG
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from benchmarks import child_process, engines, inference, report
-from benchmarks.contenders import SHAPES
-from benchmarks.harness import Rows, WrongResultError
+from benchmarks import inference
+from benchmarks.contenders import engines
+from benchmarks.contenders.models import SHAPES
+from benchmarks.harness import child_process, report
+from benchmarks.harness.timing import Rows, WrongResultError
 from spafit.text.tokenization import Encodings
 
 SMALL = dataclasses.replace(CONFIG, vocab_size=28_996, max_position_embeddings=512)

@@ -21,11 +21,13 @@ from support.tiny_bert import CONFIG
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from benchmarks import child_process, many_contenders, many_tasks, report
-from benchmarks.contenders import SHAPES
-from benchmarks.harness import Rows, WrongResultError
-from benchmarks.lengths import load_rows
-from benchmarks.peak_memory import PeakMemory
+from benchmarks import many_tasks
+from benchmarks.contenders import one_base
+from benchmarks.contenders.models import SHAPES
+from benchmarks.harness import child_process, report
+from benchmarks.harness.lengths import load_rows
+from benchmarks.harness.peak_memory import PeakMemory
+from benchmarks.harness.timing import Rows, WrongResultError
 from spafit.strata import use
 
 SMALL = dataclasses.replace(CONFIG, vocab_size=28_996, max_position_embeddings=512)
@@ -60,8 +62,8 @@ def test_the_contests_and_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     many_tasks.main([*COMMAND, "--out", str(out)])
 
     rows = report.read_rows(out.with_suffix(".csv"))
-    ours = [many_contenders.ONE_BY_ONE, many_contenders.IN_TURN, many_contenders.MIXED]
-    theirs = {"every": many_contenders.PEFT_SWITCHED, "own": many_contenders.PEFT_MIXED}
+    ours = [one_base.ONE_BY_ONE, one_base.IN_TURN, one_base.MIXED]
+    theirs = {"every": one_base.PEFT_SWITCHED, "own": one_base.PEFT_MIXED}
     assert [row["contender"] for row in rows] == [
         f"{contest}: {name}" for contest, peft in theirs.items() for name in [*ours, peft]
     ]
@@ -94,7 +96,7 @@ def test_wrong_results_are_not_timed(
 ) -> None:
     """Each contender has one task's adapter for another's."""
     if what == "PEFT":
-        names = many_contenders.peft_names
+        names = one_base.peft_names
 
         def turned(model: Any) -> list[str]:
             first, *others = names(model)
@@ -102,7 +104,7 @@ def test_wrong_results_are_not_timed(
 
         monkeypatch.setattr(many_tasks, "peft_names", turned)
     else:
-        forward = many_contenders.forward_tasks
+        forward = one_base.forward_tasks
 
         def wrong(model: Any, batch: Any, sequences: Any, *, mixed: bool) -> Any:
             found = forward(model, batch, sequences, mixed=mixed)
@@ -110,7 +112,7 @@ def test_wrong_results_are_not_timed(
                 found["task1"] = found["task0"]
             return found
 
-        monkeypatch.setattr(many_contenders, "forward_tasks", wrong)
+        monkeypatch.setattr(one_base, "forward_tasks", wrong)
     with pytest.raises(WrongResultError, match=what):
         many_tasks.main([*COMMAND, "--contests", "every", "--out", str(tmp_path / "x")])
     assert not list(tmp_path.iterdir())
@@ -124,14 +126,14 @@ def test_deltas_of_biases_are_compared_before_they_are_zero(
         use(model, name)
         trained = [p for p in model.parameters() if p.requires_grad and "classifier" not in name]
         assert all(each.any() for each in trained)
-    forward = many_contenders.forward_tasks
+    forward = one_base.forward_tasks
 
     def without(model: Any, batch: Any, sequences: Any, *, mixed: bool) -> Any:
         if mixed:
             many_tasks.zero_biases(model)
         return forward(model, batch, sequences, mixed=mixed)
 
-    monkeypatch.setattr(many_contenders, "forward_tasks", without)
+    monkeypatch.setattr(one_base, "forward_tasks", without)
     with pytest.raises(WrongResultError, match="mixed"):
         many_tasks.main([*COMMAND, "--contests", "every", "--out", str(tmp_path / "x")])
 

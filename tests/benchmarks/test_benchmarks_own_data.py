@@ -13,7 +13,8 @@ pytest.importorskip("peft")
 
 import hashlib
 
-from benchmarks import own_data, report
+from benchmarks import own_data
+from benchmarks.harness import report
 from spafit import cli
 from weights_tools.tiny import make_tiny
 

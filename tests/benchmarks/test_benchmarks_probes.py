@@ -13,8 +13,9 @@ pytest.importorskip("peft")
 
 from support.grids import write_tasks
 
-from benchmarks import probes, report
-from benchmarks.arguments import RESULTS
+from benchmarks import probes
+from benchmarks.harness import report
+from benchmarks.harness.arguments import RESULTS
 from spafit.experiments.probe import linear_probe
 from weights_tools.tiny import make_tiny
 

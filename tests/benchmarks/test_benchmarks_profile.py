@@ -1,7 +1,8 @@
 """Profiles of a step: the floor of each kind of work, and the kind of each kernel.
 
-Oracles: operations and bytes counted by hand in a small case, the floor of benchmarks.arithmetic,
-and names as the profiler gives them: real ones from a CPU and invented ones for a GPU.
+Oracles: operations and bytes counted by hand in a small case, the floor of
+benchmarks.harness.arithmetic, and names as the profiler gives them: real ones from a CPU and
+invented ones for a GPU.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from torch.autograd import DeviceType
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from benchmarks import kernel_kinds, profile_step, report, roofline
-from benchmarks.arithmetic import step_flop
-from benchmarks.contenders import SHAPES
-from benchmarks.kernel_kinds import Busy, Sizes, kind_of
-from benchmarks.roofline import Trained, step_floors
+from benchmarks import profile_step
+from benchmarks.contenders.models import SHAPES
+from benchmarks.harness import kernel_kinds, report, roofline
+from benchmarks.harness.arithmetic import step_flop
+from benchmarks.harness.kernel_kinds import Busy, Sizes, kind_of
+from benchmarks.harness.roofline import Trained, step_floors
 from spafit.methods import plan
 from spafit.strata import adapt
 

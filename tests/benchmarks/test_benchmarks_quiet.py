@@ -19,7 +19,7 @@ pytest.importorskip("peft")
 from support import REPOSITORY
 
 from benchmarks import __main__ as short_set
-from benchmarks import quiet, report
+from benchmarks.harness import quiet, report
 
 Row = dict[str, str | int | float]
 
@@ -110,7 +110,7 @@ class TestShortSet:
     ) -> None:
         script = f"""
 import sys, time
-from benchmarks.report import write_results
+from benchmarks.harness.report import write_results
 print("waiting", flush=True)
 time.sleep(0.3)
 write_results(__import__("pathlib").Path(sys.argv[-1]), [{row("1 1 5 9 9")!r}], "a title")

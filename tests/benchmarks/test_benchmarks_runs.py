@@ -17,7 +17,8 @@ pytest.importorskip("peft")
 
 from support.tiny_bert import tiny_bert
 
-from benchmarks import train_run, trainer_run
+from benchmarks import train_run
+from benchmarks.contenders import trainer_run
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.training.settings import TrainConfig

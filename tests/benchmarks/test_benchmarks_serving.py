@@ -11,7 +11,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("litserve")
 
-from benchmarks import harness, report, serving
+from benchmarks import serving
+from benchmarks.harness import report, timing
 from weights_tools.tiny import make_tiny
 
 
@@ -37,7 +38,7 @@ def test_pefts_answers_are_spafits(base: Path, tmp_path: Path) -> None:
     assert [list(row) for row in found[0][0]] == [names[::-1]] * 2
     first = [each["probabilities"]["yes"] for each in found[0][0][0].values()]
     assert len({round(sure, 4) for sure in first}) == 3
-    with pytest.raises(harness.WrongResultError, match="spafit has another answer for task-2"):
+    with pytest.raises(timing.WrongResultError, match="spafit has another answer for task-2"):
         serving.check({serving.PEFT: found[0][0], serving.SPAFIT: found[0][0][::-1]})
 
 

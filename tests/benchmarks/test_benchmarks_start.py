@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from benchmarks import report, start
-from benchmarks.harness import WrongResultError
+from benchmarks import start
+from benchmarks.harness import report
+from benchmarks.harness.timing import WrongResultError
 
 SLEEP = ("-c", "import time; time.sleep(0.3)")
 

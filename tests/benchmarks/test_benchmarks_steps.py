@@ -24,13 +24,14 @@ pytest.importorskip("peft")
 import spafit.training.captured_step
 import spafit.training.make_step
 from benchmarks import __main__ as short_set
-from benchmarks import glue_minilm, glue_paths, lora_linear, report, table2, train_step
-from benchmarks.arguments import RESULTS, output_of
-from benchmarks.contenders import SHAPES
-from benchmarks.harness import Rows, check_by_truth, check_results, settle
-from benchmarks.lengths import TaskRows, load_rows
-from benchmarks.lora_forms import as_part, peft_maps, unsloth_maps
-from benchmarks.step_contenders import FORMS, make_trainings, product_model
+from benchmarks import glue_minilm, glue_paths, lora_linear, table2, train_step
+from benchmarks.contenders.lora_forms import as_part, peft_maps, unsloth_maps
+from benchmarks.contenders.models import SHAPES
+from benchmarks.contenders.steps import FORMS, make_trainings, product_model
+from benchmarks.harness import report
+from benchmarks.harness.arguments import RESULTS, output_of
+from benchmarks.harness.lengths import TaskRows, load_rows
+from benchmarks.harness.timing import Rows, check_by_truth, check_results, settle
 from spafit.kernels import products, stacked_linear
 from spafit.kernels.products import bf16_products
 
@@ -245,8 +246,8 @@ class TestTrainStep:
 
     def test_shares(self) -> None:
         # 2 rounds of 3 ms took 6 ms: 12 GFLOP in them are 2,000 GFLOP/s.
-        from benchmarks.arithmetic import MatmulRate
-        from benchmarks.harness import timings
+        from benchmarks.harness.arithmetic import MatmulRate
+        from benchmarks.harness.timing import timings
 
         [timing] = timings({"a": [3.0, 3.0]}, [Rows((1,), 7)] * 2)
         rates = [MatmulRate(4000.0, None), MatmulRate(5000.0, None)]
@@ -305,7 +306,7 @@ class TestLoraLinear:
         assert {row["tokens"] for row in rows} == {"37"}
 
     def test_graphs_are_compared_with_graphs(self) -> None:
-        from benchmarks.harness import timings
+        from benchmarks.harness.timing import timings
 
         times = {
             lora_linear.FROZEN: [4.0], lora_linear.FROZEN_AS_ONE: [2.0], "a": [6.0],

@@ -13,8 +13,9 @@ pytest.importorskip("peft")
 
 from support.small_runs import N_DEV, N, write_glue
 
-from benchmarks import report, together
-from benchmarks.harness import WrongResultError
+from benchmarks import together
+from benchmarks.harness import report
+from benchmarks.harness.timing import WrongResultError
 from spafit.training.fit import fit
 
 

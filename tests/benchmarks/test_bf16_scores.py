@@ -9,8 +9,8 @@ import pytest
 from support.written_runs import write_run
 
 from benchmarks import bf16_scores
-from benchmarks.arguments import RESULTS
 from benchmarks.glue_minilm import read_rows
+from benchmarks.harness.arguments import RESULTS
 from benchmarks.peft_scores import agreements
 from spafit.experiments.report.statistics import LEVEL
 

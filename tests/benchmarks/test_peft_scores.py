@@ -15,8 +15,8 @@ from support.grids import write_tasks
 from support.written_runs import write_run
 
 from benchmarks import peft_scores
-from benchmarks.baseline import peft_twin, plain_name
-from benchmarks.report import commit
+from benchmarks.contenders.baseline import peft_twin, plain_name
+from benchmarks.harness.report import commit
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.text.tokenization import load_tokenizer

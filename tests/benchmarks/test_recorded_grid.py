@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.written_runs import write_run
 
-from benchmarks.arguments import RESULTS
+from benchmarks.harness.arguments import RESULTS
 from benchmarks.recorded_grid import RUNS, main
 from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.write import write_report

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class InThread:
-    """Takes the place of ``Popen`` in :mod:`benchmarks.child_process`."""
+    """Takes the place of ``Popen`` in :mod:`benchmarks.harness.child_process`."""
 
     def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
         assert command[:2] == [sys.executable, "-m"]

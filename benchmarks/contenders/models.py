@@ -2,7 +2,7 @@
 
 The step is that of the baseline: forward, mean cross entropy, backward, gradient norm clipped at 1,
 AdamW, gradients set to None, and in fp16 the loss scaled. spafit's own is in
-:mod:`benchmarks.step_contenders`; what a step does is the same.
+:mod:`benchmarks.contenders.steps`; what a step does is the same.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.baseline import Logits, plain_name
-from benchmarks.harness import Contender, Rows
+from benchmarks.contenders.baseline import Logits, plain_name
+from benchmarks.harness.timing import Contender, Rows
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.machine.precision import autocast

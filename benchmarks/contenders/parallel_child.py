@@ -4,7 +4,7 @@
 weights beforehand, and asks for one batch at a time: a line of JSON each way. The time of a batch
 is this process's own: padding, one forward for all adapters, and their heads.
 
-    PYTHONPATH=FOLDER:. python -m benchmarks.parallel_child WEIGHTS THREADS
+    PYTHONPATH=FOLDER:. python -m benchmarks.contenders.parallel_child WEIGHTS THREADS
 """
 
 from __future__ import annotations

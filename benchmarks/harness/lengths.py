@@ -7,7 +7,7 @@ the order of the file (up to 277, all of RTE's), in BERT's cased vocabulary. For
 tasks (:data:`TRAIN_ALONE`) it has rows of train only, from a file ``train_subset.tsv`` with a part
 of them if there is no whole one. It is made by
 
-    python -m benchmarks.lengths --record
+    python -m benchmarks.harness.lengths --record
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.harness import Rows
+from benchmarks.harness.timing import Rows
 from spafit.tasks import glue
 from spafit.text.tokenization import Encodings, load_tokenizer
 

@@ -15,7 +15,7 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.roofline import (
+from benchmarks.harness.roofline import (
     ADD_NORM,
     ATTENTION,
     BASE,

@@ -31,7 +31,7 @@ class ChildProcess:
 
     def __init__(self, module: str, arguments: Sequence[str], packages: Path) -> None:
         self._module = module
-        paths = (packages.resolve(), Path(__file__).parents[1])
+        paths = (packages.resolve(), Path(__file__).parents[2])
         # As keep_freed_memory does here.
         memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
         self._process = Popen(

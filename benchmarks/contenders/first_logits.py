@@ -1,6 +1,6 @@
 """Load a folder of weights and run one row, in a process with only the imports that this needs.
 
-    python -m benchmarks.first_logits spafit FOLDER 2
+    python -m benchmarks.contenders.first_logits spafit FOLDER 2
 
 prints the time without imports, and the logits, as a line of JSON; 2 is the number of threads.
 :mod:`benchmarks.load` runs it.

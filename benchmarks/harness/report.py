@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import Timing
-from benchmarks.quiet import other_load, warnings
+from benchmarks.harness.quiet import other_load, warnings
+from benchmarks.harness.timing import Timing
 from spafit.kernels.products import library_on
 from spafit.machine.versions import machine, versions
 
@@ -189,8 +189,8 @@ def write_results(
 ) -> None:
     """Append rows to OUT.csv, write OUT.md from all its rows, and draw OUT.png of the new ones.
 
-    The new rows are printed, with what speaks against them (:mod:`benchmarks.quiet`), and where
-    they are.
+    The new rows are printed, with what speaks against them (:mod:`benchmarks.harness.quiet`), and
+    where they are.
 
     Parameters
     ----------

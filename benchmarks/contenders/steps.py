@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.baseline import padded_logits, peft_twin
-from benchmarks.contenders import (
+from benchmarks.contenders.baseline import padded_logits, peft_twin
+from benchmarks.contenders.models import (
     CHECK_SCALES,
     DTYPES,
     LEARNING_RATE,
@@ -30,8 +30,8 @@ from benchmarks.contenders import (
     in_order,
     kept_states,
 )
-from benchmarks.harness import Contender, Rows
-from benchmarks.lengths import TaskRows, random_labels
+from benchmarks.harness.lengths import TaskRows, random_labels
+from benchmarks.harness.timing import Contender, Rows
 from spafit.bert import BertForSequenceClassification, set_impl
 from spafit.config import BertConfig
 from spafit.layout import PackedBatch
@@ -61,7 +61,7 @@ class Form(NamedTuple):
     kept : bool
         Whether the hidden states after group 1 are read; dropout is then off in group 1.
     pad_to, multiple : int
-        Of the baseline's padding (:func:`~benchmarks.baseline.padded_batch`).
+        Of the baseline's padding (:func:`~benchmarks.contenders.baseline.padded_batch`).
     compiled : bool
         Whether the baseline is compiled; a multiple above 1 makes its shapes static.
     precision : str

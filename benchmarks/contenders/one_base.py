@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.baseline import padded_batch, peft_twin
-from benchmarks.child_process import ChildProcess
-from benchmarks.harness import Contender, Rows
+from benchmarks.contenders.baseline import padded_batch, peft_twin
+from benchmarks.harness.child_process import ChildProcess
+from benchmarks.harness.timing import Contender, Rows
 from spafit.bert import BertForSequenceClassification
 from spafit.config import BertConfig
 from spafit.layout import PackedBatch
@@ -225,7 +225,7 @@ class ParallelProcess(ChildProcess):
     ) -> None:
         _write(model, encodings, folder)
         arguments = [str(folder), str(torch.get_num_threads())]
-        super().__init__("benchmarks.parallel_child", arguments, library)
+        super().__init__("benchmarks.contenders.parallel_child", arguments, library)
         self.versions = ", ".join(" ".join(each) for each in self.ready.items())
 
     def contender(self) -> Contender:
@@ -244,7 +244,7 @@ class ParallelProcess(ChildProcess):
 
 
 def _write(model: BertForSequenceClassification, encodings: Encodings, folder: Path) -> None:
-    """Write what :func:`benchmarks.parallel_child.parallel` reads."""
+    """Write what :func:`benchmarks.contenders.parallel_child.parallel` reads."""
     use(model, None)
     state = {name: each.detach() for name, each in model.named_parameters()}
     base = [name for name in pretrained_names(model) if not name.startswith("classifier.")]

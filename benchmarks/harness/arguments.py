@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contenders import METHODS, SHAPES, TOLERANCES
-from benchmarks.lengths import DATA, TASKS, VOCABULARY
+from benchmarks.contenders.models import METHODS, SHAPES, TOLERANCES
+from benchmarks.harness.lengths import DATA, TASKS, VOCABULARY
 from spafit.machine.precision import resolve_device
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:

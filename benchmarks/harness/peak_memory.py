@@ -2,7 +2,7 @@
 
 Memory that one contender allocated stays with its process, so they cannot take turns:
 
-    python -m benchmarks.peak_memory benchmarks.train_step:peak_of_steps '{"seed": 0, ...}'
+    python -m benchmarks.harness.peak_memory benchmarks.train_step:peak_of_steps '{"seed": 0, ...}'
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def measure_peak_memory(function: str, arguments: Mapping[str, Any]) -> PeakMemo
     RuntimeError
         If the process fails; the message ends with what it said.
     """
-    command = [sys.executable, "-m", "benchmarks.peak_memory", function]
+    command = [sys.executable, "-m", "benchmarks.harness.peak_memory", function]
     ran = subprocess.run([*command, json.dumps(arguments)], capture_output=True, text=True)
     if ran.returncode:
         raise RuntimeError(f"{function} failed in its own process:\n{ran.stderr[-2000:]}")

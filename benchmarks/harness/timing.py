@@ -9,7 +9,7 @@ baseline itself is inexact, both are compared with its float32 results (:func:`c
 On a GPU the harness synchronizes before and after each turn, and warms up every shape until there
 is nothing new to capture or compile (:func:`settle`).
 
-Memory is measured in separate processes (:mod:`benchmarks.peak_memory`).
+Memory is measured in separate processes (:mod:`benchmarks.harness.peak_memory`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The engines that other people run BERT by, in a process of its own; :mod:`benchmarks.inference`.
 
-    PYTHONPATH=PACKAGES:. python -m benchmarks.engines FOLDER THREADS
+    PYTHONPATH=PACKAGES:. python -m benchmarks.contenders.engines FOLDER THREADS
 
 FOLDER has model.onnx, and ``setup.json`` with the rows, the size of a batch, and perhaps other rows
 as a sample to calibrate by. Each engine gets the rows sorted by length, in batches padded to their

@@ -27,11 +27,11 @@ optimizer             (few)                                  28 bytes a trained 
 copies                none                                   10 bytes a trained number
 ====================  =====================================  =====================================
 
-The base products and attention together are the floor of :mod:`benchmarks.arithmetic`, exactly;
-where whole matrices train, the base products have their gradients as well, a third product. A
-trained number is read for the norm of the gradient, read and written for clipping; read with its
-gradient and two moments, and written with these, by AdamW; and its gradient is set to 0 and its
-value rounded for the products (10 bytes, the last only where e is below 4).
+The base products and attention together are the floor of :mod:`benchmarks.harness.arithmetic`,
+exactly; where whole matrices train, the base products have their gradients as well, a third
+product. A trained number is read for the norm of the gradient, read and written for clipping; read
+with its gradient and two moments, and written with these, by AdamW; and its gradient is set to 0
+and its value rounded for the products (10 bytes, the last only where e is below 4).
 """
 
 from __future__ import annotations

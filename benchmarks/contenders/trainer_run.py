@@ -1,6 +1,6 @@
 """Train by transformers' Trainer and PEFT alone: the other side of :mod:`benchmarks.train_run`.
 
-    python -m benchmarks.trainer_run SETTINGS.json
+    python -m benchmarks.contenders.trainer_run SETTINGS.json
 
 The task's files are read by :mod:`spafit.tasks`, which needs no torch; the best scores are printed
 as JSON. The adapter is saved at the end alone, which is less than a run of spafit saves.

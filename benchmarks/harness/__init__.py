@@ -1,0 +1,1 @@
+"""What contenders are compared by: timing, batches, arguments, reports, and how to read them."""
