@@ -40,11 +40,45 @@ def complete(
             'precision="bf16" or "fp16"'
         )
     device = resolve_device(config.device)
-    trains_head_alone = all(n.startswith("classifier.") for n in model.adaptation.trainable)
+    precision = resolve_precision(config.precision, device)
     dropout_in_group_1 = config.dropout_in_group_1
     if dropout_in_group_1 is None:
-        dropout_in_group_1 = not trains_head_alone
-    cache_prefix = config.cache_prefix
+        dropout_in_group_1 = not _trains_head_alone(model)
+    plan = model.adaptation.plan
+    beyond = [group for group in config.recompute if group > len(plan.strata)]
+    if beyond:
+        raise PlanError(f"recompute names group {beyond[0]}, {plan.name} has {len(plan.strata)}")
+    pretrained = set(pretrained_names(model)) - set(HEAD)
+    is_full = any(
+        name in pretrained and name.endswith(".weight") for name in model.adaptation.trainable
+    )
+    return dataclasses.replace(
+        config,
+        order_seed=config.seed if config.order_seed is None else config.order_seed,
+        dropout_seed=config.seed if config.dropout_seed is None else config.dropout_seed,
+        class_weights=_resolve_weights(config, train),
+        batch_size=config.batch_size or train.task.paper_batch_size,
+        learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),
+        max_length=longest(model.config, config.max_length),
+        device=str(device),
+        precision=precision,
+        dropout_in_group_1=dropout_in_group_1,
+        cache_prefix=_resolve_cache(config.cache_prefix, model, dropout_in_group_1, shares),
+        frozen_weights=_resolve_frozen_weights(config.frozen_weights, precision, device),
+        step=_resolve_step(config, device, is_reference=not model.bert.packed),
+    )
+
+
+def _trains_head_alone(model: BertForSequenceClassification) -> bool:
+    assert model.adaptation is not None
+    return all(name.startswith("classifier.") for name in model.adaptation.trainable)
+
+
+def _resolve_cache(
+    kept: str, model: BertForSequenceClassification, dropout_in_group_1: bool, shares: bool
+) -> str:
+    """Return where the output of group 1 is kept: "memory", "disk", or "off" for nowhere."""
+    assert model.adaptation is not None
     plan = model.adaptation.plan
     is_timed = any(stratum.is_timed for stratum in plan.strata)  # the depth may grow
     is_constant = model.bert.frozen_depth > 0 or is_timed
@@ -60,56 +94,38 @@ def complete(
                 "changes it at every step; turn that off with dropout_in_group_1=False "
                 "(--no-dropout-in-group-1), or train them without --together"
             )
-        if cache_prefix == "off":
+        if kept == "off":
             raise ConfigError(
                 "runs that share the output of group 1 (--together) keep it; leave out "
                 'cache_prefix="off" (--cache-prefix off)'
             )
-        cache_prefix = "disk" if cache_prefix in ("auto-disk", "disk") else "memory"
-    if cache_prefix == "auto-disk":
-        cache_prefix = "disk" if is_constant and not dropout_in_group_1 else "off"
-    elif cache_prefix == "auto":
+        return "disk" if kept in ("auto-disk", "disk") else "memory"
+    if kept == "auto-disk":
+        return "disk" if is_constant and not dropout_in_group_1 else "off"
+    if kept == "auto":
         # What is kept is at most float32, to which a model in float64 would be rounded; and it is
         # computed packed, which the reference form is not.
         is_exact = model.dtype != torch.float64 and model.bert.packed
-        is_kept = trains_head_alone and not dropout_in_group_1 and is_exact
-        cache_prefix = "memory" if is_kept else "off"
-    pretrained = set(pretrained_names(model)) - set(HEAD)
-    is_full = any(
-        name in pretrained and name.endswith(".weight") for name in model.adaptation.trainable
-    )
-    precision = resolve_precision(config.precision, device)
-    if config.frozen_weights == "half" and precision in ("float32", "tf32"):
-        raise ConfigError(
-            'frozen_weights="half" needs precision bf16 or fp16, which rounds the weights at '
-            "every use; this run has " + precision
-        )
-    frozen_weights = config.frozen_weights
-    if frozen_weights == "auto":
-        frozen_weights = "half" if has_half(precision, device) else "float32"
-    beyond = [group for group in config.recompute if group > len(plan.strata)]
-    if beyond:
-        raise PlanError(f"recompute names group {beyond[0]}, {plan.name} has {len(plan.strata)}")
-    if cache_prefix != "off" and not is_constant:
+        is_kept = _trains_head_alone(model) and not dropout_in_group_1 and is_exact
+        kept = "memory" if is_kept else "off"
+    if kept != "off" and not is_constant:
         raise PlanError(
             f"{plan.name} trains the first layer or the embeddings, so no hidden state stays "
             "constant; leave cache_prefix off"
         )
-    return dataclasses.replace(
-        config,
-        order_seed=config.seed if config.order_seed is None else config.order_seed,
-        dropout_seed=config.seed if config.dropout_seed is None else config.dropout_seed,
-        class_weights=_resolve_weights(config, train),
-        batch_size=config.batch_size or train.task.paper_batch_size,
-        learning_rate=config.learning_rate or (2e-5 if is_full else 6e-5),
-        max_length=longest(model.config, config.max_length),
-        device=str(device),
-        precision=precision,
-        dropout_in_group_1=dropout_in_group_1,
-        cache_prefix=cache_prefix,
-        frozen_weights=frozen_weights,
-        step=_resolve_step(config, device, is_reference=not model.bert.packed),
-    )
+    return kept
+
+
+def _resolve_frozen_weights(frozen_weights: str, precision: str, device: torch.device) -> str:
+    """Return the type of the frozen matrices, and refuse half precision in a run without it."""
+    if frozen_weights == "half" and precision in ("float32", "tf32"):
+        raise ConfigError(
+            'frozen_weights="half" needs precision bf16 or fp16, which rounds the weights at '
+            "every use; this run has " + precision
+        )
+    if frozen_weights == "auto":
+        return "half" if has_half(precision, device) else "float32"
+    return frozen_weights
 
 
 def class_weights(config: TrainConfig, names: tuple[str, ...]) -> torch.Tensor | None:
