@@ -19,7 +19,7 @@ from support import REPOSITORY
 from support.pages import EVERY_PAGE, GUIDE, PAGES
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
-LENGTHS = REPOSITORY / "benchmarks" / "recorded_lengths.json"
+LENGTHS = REPOSITORY / "benchmarks" / "harness" / "recorded_lengths.json"
 
 Row = dict[str, str]
 
