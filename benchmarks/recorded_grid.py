@@ -6,8 +6,8 @@
 Writes benchmarks/results/minilm/, named after the folder: ``runs.tar.xz``, which has of each
 finished run its record, its answers on dev and the scores of its log, without weights; and the
 report of these records in its four forms. Unpacked, they give ``spafit report`` the same report,
-and ``spafit grid`` goes on where it was. ``--without-costs`` leaves out time and memory, where they
-are no benchmark because other work disturbed the runs.
+and ``spafit grid`` goes on where it was. ``--without`` leaves out time, speed or memory, where they
+are no benchmark: because other work disturbed the runs, or a worker's memory is that of several.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the --out of spafit grid")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
-        "--without-costs", action="store_true", help="leave out time and memory of the runs"
+        "--without", nargs="+", choices=COSTS, default=(), help="leave these out of the runs"
     )
     parsed = parser.parse_args(arguments)
     out = parsed.results / parsed.folder.resolve().name
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"left out: {name}: {why}")
         if not found.runs:
             raise CheckpointError(f"{parsed.folder} has no finished run; let its grid go on")
-        files = dict(_files(parsed.folder, COSTS if parsed.without_costs else ()))
+        files = dict(_files(parsed.folder, parsed.without))
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 path = Path(folder, out.name, name)

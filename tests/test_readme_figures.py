@@ -11,6 +11,7 @@ import csv
 import json
 import re
 import statistics
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -121,15 +122,35 @@ def own_data() -> tuple[list[str], list[Row]]:
 
 
 def real_runs() -> tuple[list[str], list[Row]]:
-    return [*grid_of_table_1(), *techniques()], rows("techniques")
+    tables = recorded_tables("minilm", " against the others")
+    return [*tables, last_epochs(), *costs(), *techniques()], rows("techniques")
 
 
-def grid_of_table_1() -> list[str]:
-    """Return the table of a recorded report, and its tests, as they stand in the report."""
-    report = (RESULTS / "minilm" / "report.md").read_text(encoding="utf-8")
-    table, tests = report.split("\n## ")[:2]
-    lines = [line for part in (table, tests) for line in part.splitlines() if line[:1] == "|"]
-    return [flat(line) for line in lines if not line.startswith("|--")]
+def recorded_tables(name: str, *titles: str) -> list[str]:
+    """Return tables of a recorded report, the first and those of these titles, as they stand."""
+    report = (RESULTS / name / "report.md").read_text(encoding="utf-8")
+    first, *others = report.split("\n## ")
+    parts = [first, *(each for each in others if each.partition("\n")[0].endswith(titles))]
+    assert len(parts) == 1 + len(titles)
+    lines = [flat(line) for part in parts for line in part.splitlines() if line[:1] == "|"]
+    return [line for line in lines if not line.startswith("|--")]
+
+
+def costs() -> list[str]:
+    """Return the table of time and memory of the grid that was run for these alone."""
+    lines = recorded_tables("costs", "Time and memory")
+    return lines[lines.index("| method | seconds a run | examples/s in training |") :]
+
+
+def last_epochs() -> str:
+    """Return in how many of the grid's reported runs the best epoch was the last."""
+    last = []
+    with tarfile.open(RESULTS / "minilm" / "runs.tar.xz") as file:
+        for entry in file:
+            if entry.name.endswith("/run.json") and "/choice/" not in entry.name:
+                record = json.load(file.extractfile(entry))  # type: ignore[arg-type]
+                last.append(record["result"]["best_epoch"] == record["settings"]["epochs"])
+    return f"in {sum(last)} of {len(last)} runs the last epoch is the best"
 
 
 def techniques() -> list[str]:

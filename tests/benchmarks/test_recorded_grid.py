@@ -12,6 +12,7 @@ from support.written_runs import write_run
 
 from benchmarks.harness.arguments import RESULTS
 from benchmarks.recorded_grid import RUNS, main
+from spafit.experiments.report.found import COSTS
 from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.write import write_report
 
@@ -67,7 +68,7 @@ def test_without_costs(tmp_path: Path) -> None:
         answers = [("acceptable",) * 2]
         write_run(runs / str(seed), 0.25, task="cola", seed=seed, answers=answers)
     found = {}
-    for name, option in (("with", []), ("without", ["--without-costs"])):
+    for name, option in (("with", []), ("without", ["--without", *COSTS])):
         main([str(runs), "--results", str(results / name), *option])
         found[name] = report_of(results / name / "small" / RUNS, tmp_path / name)
         assert found[name].keys() == {"report.md", "report.csv", "report.tex", "report.html"}
@@ -76,10 +77,13 @@ def test_without_costs(tmp_path: Path) -> None:
     record, stripped = (
         json.loads((tmp_path / name / "small" / "1" / "run.json").read_text()) for name in found
     )
-    for cost in ("seconds", "examples_per_s", "peak_memory_mib"):
+    for cost in COSTS:
         del record["result"][cost]
     assert stripped == record
     before, rest = found["with"]["report.md"].decode().split("\n## Time and memory\n")
     assert rest and found["without"]["report.md"].decode() == before
     assert b"Agreement" in found["without"]["report.html"]
     assert not re.search(b"Time|Memory|MiB", found["without"]["report.html"])
+    main([str(runs), "--results", str(results / "times"), "--without", "peak_memory_mib"])
+    heads = "| method | seconds a run | examples/s in training |"
+    assert heads in re.sub(" +", " ", (results / "times/small/report.md").read_text())

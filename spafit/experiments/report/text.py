@@ -198,12 +198,19 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
                 ]
             )
         tables.append(("Where the spread comes from", RULES["shares"], rows))
-    rows = [["method", "seconds a run", "examples/s in training", "peak memory (MiB)"]]
-    for row in report.rows:
-        costs = (row.seconds, row.examples_per_s, row.peak_memory_mib)
-        if any(cost is not None for cost in costs):
-            rows.append([row.label, *("" if cost is None else amount(cost) for cost in costs)])
-    if len(rows) > 1:
+    costs = {
+        "seconds a run": [row.seconds for row in report.rows],
+        "examples/s in training": [row.examples_per_s for row in report.rows],
+        "peak memory (MiB)": [row.peak_memory_mib for row in report.rows],
+    }
+    known = {
+        head: found for head, found in costs.items() if any(each is not None for each in found)
+    }
+    if known:
+        rows = [["method", *known]]
+        for row, *found in zip(report.rows, *known.values(), strict=True):
+            if any(cost is not None for cost in found):
+                rows.append([row.label, *("" if cost is None else amount(cost) for cost in found)])
         rules = (
             "medians over the runs on the tasks that every method has, on the machines that ran "
             "them"
