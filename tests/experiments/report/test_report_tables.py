@@ -82,7 +82,7 @@ def test_a_run_whose_machine_slept_does_not_count(tmp_path: Path) -> None:
 
 
 def test_costs_that_a_record_lacks(tmp_path: Path) -> None:
-    """Of the others the median; what no run has is empty."""
+    """Of the others the median; what no run has is left out."""
     for seed, costs in enumerate(({"seconds": 50}, {"seconds": 60, "examples_per_s": 3}, {})):
         path = write_run(tmp_path / f"a{seed}", 0.7, seed=seed) / "run.json"
         record = json.loads(path.read_text())
