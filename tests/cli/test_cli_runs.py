@@ -173,7 +173,7 @@ class TestTrain:
             monkeypatch.setattr(module, "load_pretrained", from_hub(spafit.load_pretrained))
             monkeypatch.setattr(module, "load_tokenizer", from_hub(spafit.load_tokenizer))
         monkeypatch.setattr(training, "local_folder", from_hub(lambda *_, **__: small.folder))
-        monkeypatch.setattr(training, "pinned_revision", lambda *_: "c" * 40)
+        monkeypatch.setattr("spafit.runs.record.pinned_revision", lambda *_: "c" * 40)
         for number, revision in enumerate((["--revision", "v2"], [])):
             name = "owner/bert" if revision else "owner/bert@v1"
             out = tmp_path / str(number)
