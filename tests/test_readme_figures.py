@@ -137,7 +137,7 @@ def recorded_tables(name: str, *titles: str) -> list[str]:
 
 
 def costs() -> list[str]:
-    """Return the table of time and memory of the grid that was run for these alone."""
+    """Return the table of times of the grid that was run for these alone."""
     lines = recorded_tables("costs", "Time and memory")
     return lines[lines.index("| method | seconds a run | examples/s in training |") :]
 
