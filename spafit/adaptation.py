@@ -72,11 +72,18 @@ class Place:
     """
 
     def __init__(self, model: nn.Module, path: str, adapted: nn.Module) -> None:
-        parent, _, child = path.rpartition(".")
-        self.path, self.parent, self.child = path, model.get_submodule(parent), child
-        self.base, self.adapted = self.parent.get_submodule(child), adapted
+        parent, _, self.child = path.rpartition(".")
+        self.path, self.adapted = path, adapted
+        # None for the model itself: it has its places, and a cycle would keep its tensors in memory
+        # after the last one who uses it, until Python looks for cycles.
+        self._parent = model.get_submodule(parent) if parent else None
+        self.base = self.parent(model).get_submodule(self.child)
         self._compare()
-        self.parent._modules[child] = adapted
+        self.parent(model)._modules[self.child] = adapted
+
+    def parent(self, model: nn.Module) -> nn.Module:
+        """Return the module of a model whose child stands in this place."""
+        return model if self._parent is None else self._parent
 
     def _compare(self) -> None:
         """Note the modules that only one of the two has, and the tensors that both have."""
@@ -95,31 +102,32 @@ class Place:
                 ]
         self.form_of = _form_of(self.adapted), _form_of(self.base)
 
-    def put(self) -> None:
+    def put(self, model: nn.Module) -> None:
         """Put the adapter's module in the place of the pre-trained one."""
-        present = self.parent._modules[self.child]
+        present = self.parent(model)._modules[self.child]
         assert present is not None
         if present is not self.base:  # a user has replaced what stood there
             self.base = present
             self._compare()
         for base, adapted, key in self.shared:
             _share(key, base, adapted)
-        self._exchange(self.base, self.adapted, self.added)
+        self.parent(model)._modules[self.child] = self.adapted
+        self._adjust(self.base, self.adapted, self.added)
 
-    def take(self) -> None:
+    def take(self, model: nn.Module) -> None:
         """Put the pre-trained module back."""
-        present = self.parent._modules[self.child]
+        present = self.parent(model)._modules[self.child]
         assert present is not None
         if present is not self.adapted:  # a user has replaced what stood there
             self.adapted = present
             self._compare()
         for base, adapted, key in self.shared:
             _share(key, adapted, base)
-        self._exchange(self.adapted, self.base, self.removed)
+        self.parent(model)._modules[self.child] = self.base
+        self._adjust(self.adapted, self.base, self.removed)
 
-    def _exchange(self, old: nn.Module, new: nn.Module, modules: list[nn.Module]) -> None:
-        """Put ``new`` in the place of ``old``, in its mode and its form of the kernels."""
-        self.parent._modules[self.child] = new
+    def _adjust(self, old: nn.Module, new: nn.Module, modules: list[nn.Module]) -> None:
+        """Give ``modules`` of ``new`` the mode of ``old``, and its form of the kernels."""
         if new.training is not old.training:
             for each in modules:
                 each.training = old.training
@@ -260,16 +268,16 @@ class Adaptation:
                 pair[0][key], pair[1][key] = pair[1][key], pair[0][key]
             self.untrained[f"{path}.{name}"] = base, key
 
-    def put(self) -> None:
-        """Put the adapter into a model that is the pre-trained one."""
+    def put(self, model: nn.Module) -> None:
+        """Put the adapter into its model, which is the pre-trained one."""
         for place in self.places:
-            place.put()
+            place.put(model)
         self._set_dropout()
 
-    def take(self) -> None:
-        """Take the adapter out of the model, which is then the pre-trained one."""
+    def take(self, model: nn.Module) -> None:
+        """Take the adapter out of its model, which is then the pre-trained one."""
         for place in reversed(self.places):
-            place.take()
+            place.take(model)
         self._set_dropout()
 
     def _set_dropout(self) -> None:

@@ -703,13 +703,13 @@ class BertForSequenceClassification(nn.Module):
         used = self.adaptation
         others = [each for each in self._every_adaptation() if each is not used]
         if used is not None and others:
-            used.take()
+            used.take(self)
         for other in others:
-            other.put()
+            other.put(self)
             lay_side_by_side(self)
-            other.take()
+            other.take(self)
         if used is not None and others:
-            used.put()
+            used.put(self)
 
 
 def new_head(

@@ -96,7 +96,7 @@ def adapt(
             adaptation.base_fingerprint = fingerprint(model)
         _attach(adaptation, model, head, seed, first=name is None)
     except BaseException:
-        adaptation.take()
+        adaptation.take(model)
         use(model, before)
         raise
     for parameter in present:
@@ -233,9 +233,9 @@ def use(model: BertForSequenceClassification, name: str | None) -> None:
         if chosen is not None:
             chosen.require_enabled()
         if used is not None:
-            used.take()
+            used.take(model)
         if chosen is not None:
-            chosen.put()
+            chosen.put(model)
         model.adaptation = chosen
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, load_model, save_model
+from support.tensors import is_freed
 from support.tiny_bert import CONFIG, L, batches, logits, mixed, short, some_steps, tiny_bert
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -253,6 +254,41 @@ class TestSaving:
             stir(other)
             assert torch.equal(logits(model), expected), "the copy is the model itself"
             assert_equal(logits(other), plain(other))
+
+
+class TestFreed:
+    """The last reference to a model is the last of its memory: it is part of no cycle.
+
+    Python looks for cycles only now and then, and never because a GPU's memory runs short.
+    """
+
+    @pytest.mark.parametrize("method", ["full", "houlsby", "SPAFIT-1-3-II"])
+    def test_adapted_and_trained(self, method: str) -> None:
+        def made() -> nn.Module:
+            model = tiny_bert()
+            spafit.adapt(model, spafit.plan(method, L))
+            some_steps(model, 1)
+            return model
+
+        assert is_freed(made)
+
+    def test_several_adapters_used_mixed_and_merged(self) -> None:
+        def made() -> nn.Module:
+            model = tiny_bert()
+            for name in ("one", "other"):
+                spafit.adapt(model, short("SPAFIT-1-3-II"), name=name)
+            spafit.use(model, "one")
+            with spafit.adapters_disabled(model):
+                logits(model)
+            [(inputs, _)] = batches(1, seed=3)
+            rows = ["one", "other"] * len(inputs["input_ids"])
+            with torch.no_grad():
+                spafit.forward_rows(model, rows[: len(inputs["input_ids"])], **inputs)
+            spafit.merge(model)
+            spafit.unmerge(model)
+            return model
+
+        assert is_freed(made)
 
 
 class TestArrangedByTheUser:

@@ -45,7 +45,8 @@ class Result:
     examples_per_s : float
         Training speed, without evaluations.
     peak_memory_mib : float
-        Peak memory of the GPU, or of the process.
+        Peak memory of the GPU, or of the process: what earlier runs in it left counts too, such as
+        the products that oneDNN compiled for their batches.
     seconds : float
         Duration of the whole run.
     truncated : dict of str to int

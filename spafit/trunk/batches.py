@@ -362,7 +362,7 @@ class _Mix:
             mixed.training = base.training  # or it would give the base its own mode
             self.places.append(Place(model, path, mixed))
         for place in reversed(self.places):
-            place.take()
+            place.take(model)
 
     @contextmanager
     def put(self, model: BertForSequenceClassification) -> Iterator[None]:
@@ -371,12 +371,12 @@ class _Mix:
             use(model, name)
         use(model, None)
         for place in self.places:
-            place.put()
+            place.put(model)
         try:
             yield
         finally:
             for place in reversed(self.places):
-                place.take()
+                place.take(model)
 
 
 def _mix_of(model: BertForSequenceClassification) -> _Mix:
@@ -390,7 +390,7 @@ def _mix_of(model: BertForSequenceClassification) -> _Mix:
 def _adapted(model: BertForSequenceClassification) -> list[nn.Module | None]:
     """Return what stands in all places with the adapters, and what stands there now."""
     places = [place for each in model.adaptations.values() for place in each.places]
-    present = [place.parent._modules[place.child] for place in places]
+    present = [place.parent(model)._modules[place.child] for place in places]
     return [*present, *(place.adapted for place in places)]
 
 

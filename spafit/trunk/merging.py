@@ -129,7 +129,7 @@ def merge(model: BertForSequenceClassification) -> None:
             merged.places.append(Place(model, place.path, plain))
         lay_side_by_side(model)
     except BaseException:
-        merged.take()
+        merged.take(model)
         use(model, adaptation.name)
         raise
     model.adaptation = model.adaptations[adaptation.name] = merged

@@ -1,11 +1,13 @@
-"""What many tests hold of tensors: that they are near, and how many bytes are kept for backward.
+"""What many tests hold of tensors: that they are near, freed, and kept for backward in few bytes.
 
 Besides, the ways in which a form runs in low precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import gc
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -76,3 +78,14 @@ def kept_for_backward(own: Iterable[torch.Tensor] = ()) -> Iterator[dict[int, in
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield sizes
+
+
+def is_freed(make: Callable[[], nn.Module]) -> bool:
+    """Return whether a model is gone with its last reference, without a search for cycles."""
+    make()  # what torch imports for its first optimizer keeps the frames that asked for it
+    gc.collect()
+    gc.disable()
+    try:
+        return weakref.ref(make())() is None
+    finally:
+        gc.enable()

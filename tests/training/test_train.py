@@ -23,6 +23,7 @@ from support.small_runs import (
     read_log,
     trained,
 )
+from support.tensors import is_freed
 from torch import nn
 from torch.profiler import profile
 
@@ -361,6 +362,17 @@ class TestOptimizer:
             optimizer.step()
         calls = [each.name for each in found.events() if each.name == "aten::_fused_adamw_"]
         assert len(calls) == len(optimizer.param_groups) > 0
+
+
+def test_a_trained_model_is_freed_with_its_last_reference(small: SmallRun) -> None:
+    """Without a search for cycles, so that no run adds to the memory of the next."""
+
+    def made() -> BertForSequenceClassification:
+        model = small.model()
+        small.fit(model, epochs=1, overwrite=True)
+        return model
+
+    assert is_freed(made)
 
 
 class TestPretrainedTensors:
