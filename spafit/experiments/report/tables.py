@@ -198,31 +198,15 @@ def make_report(folder: Path) -> Report:
     """
     found = find_runs(folder)
     notes: list[str] = []
-    groups, tasks = group(found.runs), _tasks(found.runs, notes)
-    for row in groups:
-        for task in tasks:
-            kept = [run for run in row.runs.get(task.name, []) if task.metric in run.metrics]
-            lacking = len(row.runs.get(task.name, [])) - len(kept)
-            if lacking:
-                notes.append(f"{row.label}, {task.display}: runs without {task.metric}: {lacking}")
-            if kept:
-                row.runs[task.name] = kept
-            else:
-                row.runs.pop(task.name, None)
-    groups = [row for row in groups if row.runs]
+    tasks = _tasks(found.runs, notes)
+    groups = _with_metrics(group(found.runs), tasks, notes)
     ours = _best_of_ours(groups, tasks)
     comparisons = _comparisons(ours, groups, tasks)
     if comparisons and all(each.test is None for each in comparisons):
         comparisons = []
         notes.append("no paired test: it needs two seeds that two methods have in common")
     if comparisons and ours is not None:
-        others = [row.label for row in _ours(groups) if row.runs.keys() != ours.runs.keys()]
-        if others:
-            names = ", ".join(task.display for task in tasks if task.name in ours.runs)
-            notes.append(
-                f"{ours.label} is the best of the SPAFITs that were run on {names}; not run on all "
-                f"of these, and so no candidates: {listed(others, ', ')}"
-            )
+        notes += _no_candidates(ours, groups, tasks)
     return Report(
         title=folder.resolve().name,
         runs=len(found.runs),
@@ -239,6 +223,31 @@ def make_report(folder: Path) -> Report:
         left_out=found.left_out,
         notes=tuple(notes),
     )
+
+
+def _with_metrics(groups: list[Group], tasks: list[Task], notes: list[str]) -> list[Group]:
+    """Leave out the runs that lack the metric of their task, and the methods with no other."""
+    for row in groups:
+        for task in tasks:
+            runs = row.runs.pop(task.name, [])
+            kept = [run for run in runs if task.metric in run.metrics]
+            if lacking := len(runs) - len(kept):
+                notes.append(f"{row.label}, {task.display}: runs without {task.metric}: {lacking}")
+            if kept:
+                row.runs[task.name] = kept
+    return [row for row in groups if row.runs]
+
+
+def _no_candidates(ours: Group, groups: list[Group], tasks: list[Task]) -> list[str]:
+    """Return a note on the SPAFITs that could not be the best, if there are any."""
+    others = [row.label for row in _ours(groups) if row.runs.keys() != ours.runs.keys()]
+    if not others:
+        return []
+    names = ", ".join(task.display for task in tasks if task.name in ours.runs)
+    return [
+        f"{ours.label} is the best of the SPAFITs that were run on {names}; not run on all of "
+        f"these, and so no candidates: {listed(others, ', ')}"
+    ]
 
 
 def _tasks(runs: Sequence[Run], notes: list[str]) -> list[Task]:
