@@ -10,7 +10,7 @@ over the seeds first.
 
 With ``--paths`` every run is made twice, in the fast path (packed, captured on a GPU, in
 ``--precision``) and in the plain one (float32, every operation as its equation is written), and the
-table sets the scores side by side (:mod:`benchmarks.glue_paths`).
+table sets the scores side by side (:mod:`benchmarks.harness.paths`).
 
 SST-2 is cut to its first ``--sst2-rows`` rows, which the table's "rows" says, and takes one epoch.
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import glue_paths
+from benchmarks.harness import paths
 from benchmarks.harness.arguments import RESULTS
 from benchmarks.harness.report import commit
 from spafit.bert import set_impl
@@ -78,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(parsed.threads)
     rows = read_rows(out)
     columns = PATH_COLUMNS if parsed.paths else COLUMNS
-    write = glue_paths.table if parsed.paths else table
+    write = paths.table if parsed.paths else table
     for task in parsed.tasks:
         for learning_rate in parsed.learning_rates:
             for seed in parsed.seeds:
-                for path in glue_paths.PATHS if parsed.paths else ("",):
+                for path in paths.PATHS if parsed.paths else ("",):
                     rows += run(parsed, task, learning_rate, seed, path)
                     write_rows(out, rows, columns)
                     out.with_suffix(".md").write_text(write(rows), encoding="utf-8")
@@ -94,7 +94,7 @@ def run(
 ) -> list[dict[str, str]]:
     """Train once and return a row for each metric of the task.
 
-    With ``path``, one of :data:`benchmarks.glue_paths.PATHS`, in the way that it asks for.
+    With ``path``, one of :data:`benchmarks.harness.paths.PATHS`, in the way that it asks for.
     """
     folder = parsed.model
     train = glue.load(task, "train", parsed.data)
@@ -114,7 +114,7 @@ def run(
     )
     about: dict[str, str] = {}
     if path:
-        asked = glue_paths.settings_of_path(path, parsed.precision)
+        asked = paths.settings_of_path(path, parsed.precision)
         set_impl(model, asked.impl)
         config = complete(dataclasses.replace(config, **asked.training), model, train)
         about = {"path": path, "step": config.step}

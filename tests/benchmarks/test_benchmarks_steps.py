@@ -24,11 +24,11 @@ pytest.importorskip("peft")
 import spafit.training.captured_step
 import spafit.training.make_step
 from benchmarks import __main__ as short_set
-from benchmarks import glue_minilm, glue_paths, lora_linear, table2, train_step
+from benchmarks import glue_minilm, lora_linear, table2, train_step
 from benchmarks.contenders.lora_forms import as_part, peft_maps, unsloth_maps
 from benchmarks.contenders.models import SHAPES
 from benchmarks.contenders.steps import FORMS, make_trainings, product_model
-from benchmarks.harness import report
+from benchmarks.harness import paths, report
 from benchmarks.harness.arguments import RESULTS, output_of
 from benchmarks.harness.lengths import TaskRows, load_rows
 from benchmarks.harness.timing import Rows, check_by_truth, check_results, settle
@@ -370,18 +370,18 @@ class TestPaths:
 
     def test_a_difference(self) -> None:
         # sd 0.02 and 0.01; √((0.0004 + 0.0001) / 3) = 0.01291.
-        within = glue_paths.Difference.of([0.68, 0.70, 0.72], [0.66, 0.67, 0.68])
+        within = paths.Difference.of([0.68, 0.70, 0.72], [0.66, 0.67, 0.68])
         assert (within.fast, within.plain) == (pytest.approx(0.70), pytest.approx(0.67))
         assert within.error == pytest.approx(0.0129099, abs=1e-6)
         assert within.verdict == "outside"
-        assert glue_paths.Difference.of([0.68, 0.70, 0.72], [0.67, 0.68, 0.69]).verdict == "within"
-        assert glue_paths.Difference.of([0.68], [0.70]).verdict == "-"
+        assert paths.Difference.of([0.68, 0.70, 0.72], [0.67, 0.68, 0.69]).verdict == "within"
+        assert paths.Difference.of([0.68], [0.70]).verdict == "-"
         with pytest.raises(ValueError, match="2 runs of the fast path and 1"):
-            glue_paths.Difference.of([0.1, 0.2], [0.1])
+            paths.Difference.of([0.1, 0.2], [0.1])
 
     def test_what_a_path_asks_for(self) -> None:
-        assert glue_paths.settings_of_path("plain float32", "bf16").impl == "reference"
-        fast = glue_paths.settings_of_path("fast", "bf16")
+        assert paths.settings_of_path("plain float32", "bf16").impl == "reference"
+        fast = paths.settings_of_path("fast", "bf16")
         assert fast == ("auto", {"step": "auto", "precision": "bf16"})
 
     def test_from_end_to_end(
