@@ -190,63 +190,15 @@ class TrainConfig:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("seed", 0),
-            ("order_seed", 0),
-            ("dropout_seed", 0),
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("accumulation", 1),
-            ("max_length", 8),
-            ("early_stopping", 1),
-            ("eval_every", 1),
-            ("save_every", 1),
-            ("keep_checkpoints", 2),
-        ):
+        for name in (*_WHOLE_NUMBERS, *_NUMBERS, *_SWITCHES, *_CHOICES):
             value = getattr(self, name)
-            if value is None and getattr(TrainConfig, name, 0) is None:
-                continue
-            if type(value) is not int or not least <= value < 2**63:
-                raise ConfigError(f"{name} must be a whole number of at least {least}: {value!r}")
-        for name, low, high in (
-            ("learning_rate", 0.0, 1.0),
-            ("weight_decay", 0.0, 1.0),
-            ("warmup", 0.0, 1.0),
-            ("max_grad_norm", 0.0, sys.float_info.max),
-            ("label_smoothing", 0.0, 1.0),
-            ("cache_limit_gib", 0.0, 1e6),
-        ):
-            value = getattr(self, name)
-            if value is None and name == "learning_rate":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigError(f"{name} must be a number: {value!r}")
-            if not low <= value <= high:  # NaN is not either
-                raise ConfigError(f"{name} must be a number from {low:g} to {high:g}: {value!r}")
-        if self.learning_rate == 0:
-            raise ConfigError("learning_rate must be above 0")
-        for name in ("decay_biases", "dropout_in_group_1", "overwrite", "quiet"):
-            value = getattr(self, name)
-            if value is None and getattr(TrainConfig, name) is None:
-                continue
-            if type(value) is not bool:
-                raise ConfigError(f"{name} must be True or False: {value!r}")
-        for name, known in (
-            ("precision", PRECISIONS),
-            ("cache_prefix", CACHES),
-            ("cache_dtype", CACHE_DTYPES),
-            ("frozen_weights", FROZEN_WEIGHTS),
-            ("step", STEPS),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(known)}: {getattr(self, name)!r}"
-                )
-        if self.cache_prefix in ("memory", "disk") and self.dropout_in_group_1 is not False:
-            raise ConfigError(
-                f"cache_prefix={self.cache_prefix!r} needs group 1 without dropout; turn it off "
-                "with dropout_in_group_1=False (--no-dropout-in-group-1), or leave cache_prefix off"
-            )
+            if value is not None or getattr(TrainConfig, name, 0) is not None:
+                _check(name, value)
+        self._check_others()
+        self._check_together()
+
+    def _check_others(self) -> None:
+        """Check the settings that are no single number, switch or choice."""
         weights = self.class_weights
         if weights not in (None, "balanced") and not (
             isinstance(weights, Mapping)
@@ -269,10 +221,75 @@ class TrainConfig:
         is_path = isinstance(self.out, (str, Path)) and str(self.out) and "\0" not in str(self.out)
         if not is_path and self.out is not None:
             raise ConfigError(f"out must be the path of a folder, or None: {self.out!r:.200}")
+
+    def _check_together(self) -> None:
+        """Check what one setting asks of another."""
+        if self.cache_prefix in ("memory", "disk") and self.dropout_in_group_1 is not False:
+            raise ConfigError(
+                f"cache_prefix={self.cache_prefix!r} needs group 1 without dropout; turn it off "
+                "with dropout_in_group_1=False (--no-dropout-in-group-1), or leave cache_prefix off"
+            )
         if self.batch_size is not None and self.accumulation > self.batch_size:
             raise ConfigError(
                 f"accumulation = {self.accumulation} exceeds the batch size of {self.batch_size}"
             )
+
+
+_WHOLE_NUMBERS = {
+    "seed": 0,
+    "order_seed": 0,
+    "dropout_seed": 0,
+    "epochs": 1,
+    "batch_size": 1,
+    "accumulation": 1,
+    "max_length": 8,
+    "early_stopping": 1,
+    "eval_every": 1,
+    "save_every": 1,
+    "keep_checkpoints": 2,
+}
+"""The least value of each setting that is a whole number."""
+
+_NUMBERS = {
+    "learning_rate": (0.0, 1.0),
+    "weight_decay": (0.0, 1.0),
+    "warmup": (0.0, 1.0),
+    "max_grad_norm": (0.0, sys.float_info.max),
+    "label_smoothing": (0.0, 1.0),
+    "cache_limit_gib": (0.0, 1e6),
+}
+"""The least and greatest value of each other number."""
+
+_SWITCHES = ("decay_biases", "dropout_in_group_1", "overwrite", "quiet")
+
+_CHOICES = {
+    "precision": PRECISIONS,
+    "cache_prefix": CACHES,
+    "cache_dtype": CACHE_DTYPES,
+    "frozen_weights": FROZEN_WEIGHTS,
+    "step": STEPS,
+}
+
+
+def _check(name: str, value: object) -> None:
+    """Raise a ConfigError if a setting of a table above is out of range."""
+    if name in _WHOLE_NUMBERS:
+        least = _WHOLE_NUMBERS[name]
+        if type(value) is not int or not least <= value < 2**63:
+            raise ConfigError(f"{name} must be a whole number of at least {least}: {value!r}")
+    elif name in _NUMBERS:
+        low, high = _NUMBERS[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} must be a number: {value!r}")
+        if not low <= value <= high:  # NaN is not either
+            raise ConfigError(f"{name} must be a number from {low:g} to {high:g}: {value!r}")
+        if name == "learning_rate" and value == 0:
+            raise ConfigError("learning_rate must be above 0")
+    elif name in _SWITCHES:
+        if type(value) is not bool:
+            raise ConfigError(f"{name} must be True or False: {value!r}")
+    elif value not in _CHOICES[name]:
+        raise ConfigError(f"{name} must be one of {', '.join(_CHOICES[name])}: {value!r}")
 
 
 def _is_weight(value: object) -> bool:
