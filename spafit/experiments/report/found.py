@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,16 @@ _SEEDS = ("seed", "init_seed", "order_seed", "dropout_seed")
 
 _BY_TASK = ("train", "dev", "definition", "labels")
 """What every task has of its own."""
+
+ALIKE = (
+    *("weights", "model", "tokenizer", "train", "dev", "definition", "labels"),
+    *(
+        each.name
+        for each in fields(TrainConfig)
+        if each.name not in IDLE.union(_SEEDS, ("learning_rate", "dropout_in_group_1"))
+    ),
+)
+"""What is to be alike in two methods that are compared: all but what belongs to a method."""
 
 _REPEATING = (
     *("base_config", "tokenizer", "weights", "definition", "labels", "dev", "train"),
@@ -105,6 +115,12 @@ class Run:
     dev: str
 
     @property
+    def known_by(self) -> dict[str, str]:
+        """The settings without the model's name, where the weights say what it is."""
+        left_out = "model" if "weights" in self.settings else ""
+        return {name: value for name, value in self.settings.items() if name != left_out}
+
+    @property
     def metric(self) -> str:
         """The first metric, by which the best epoch was chosen."""
         return next(iter(self.metrics))
@@ -145,12 +161,15 @@ class Group:
         The method, with the settings that tell it from other rows.
     method : str
         The method's name alone.
+    settings : dict of str to str
+        These settings.
     runs : dict of str to list of Run
         By task, in the order of their seeds.
     """
 
     label: str
     method: str
+    settings: dict[str, str] = field(default_factory=dict)
     runs: dict[str, list[Run]] = field(default_factory=dict)
 
     def every(self) -> Iterator[Run]:
@@ -180,7 +199,7 @@ def find_runs(folder: Path) -> Found:
         except CheckpointError as error:
             left_out.append((name, one_line(str(error), 400)))
             continue
-        what = json.dumps([run.task, run.method, run.settings, str(run.seeds), run.is_choice])
+        what = json.dumps([run.task, run.method, run.known_by, str(run.seeds), run.is_choice])
         if what in known:
             left_out.append((name, f"the same task, method, settings and seeds as {known[what]}"))
             continue
@@ -356,9 +375,10 @@ def group(runs: Iterable[Run]) -> list[Group]:
                 run.settings.get(name, "") if name not in _BY_TASK or run.task in tasks else ""
                 for name, tasks in varied.items()
             )
-            pairs = zip(varied, values, strict=True)
-            shown = ", ".join(f"{name} {value}" for name, value in pairs if value)
-            row = rows.setdefault(values, Group(f"{method} ({shown})" if shown else method, method))
+            its = {name: value for name, value in zip(varied, values, strict=True) if value}
+            shown = ", ".join(f"{name} {value}" for name, value in its.items())
+            label = f"{method} ({shown})" if shown else method
+            row = rows.setdefault(values, Group(label, method, its))
             row.runs.setdefault(run.task, []).append(run)
         groups += [rows[values] for values in sorted(rows, key=_by_number)]
     for row in groups:

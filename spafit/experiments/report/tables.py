@@ -17,6 +17,7 @@ from typing import Any
 from spafit.errors import listed
 from spafit.experiments.report import statistics
 from spafit.experiments.report.found import (
+    ALIKE,
     Found,
     Group,
     NoAnswersError,
@@ -207,6 +208,8 @@ def make_report(folder: Path) -> Report:
         notes.append("no paired test: it needs two seeds that two methods have in common")
     if comparisons and ours is not None:
         notes += _no_candidates(ours, groups, tasks)
+    if ours is not None:
+        notes += _unlike(ours, groups, tasks)
     return Report(
         title=folder.resolve().name,
         runs=len(found.runs),
@@ -248,6 +251,33 @@ def _no_candidates(ours: Group, groups: list[Group], tasks: list[Task]) -> list[
         f"{ours.label} is the best of the SPAFITs that were run on {names}; not run on all of "
         f"these, and so no candidates: {listed(others, ', ')}"
     ]
+
+
+def _unlike(ours: Group, groups: list[Group], tasks: list[Task]) -> list[str]:
+    """Return a note for each method that differs from ours in more than the method."""
+    found = []
+    for other in groups:
+        if other.method.startswith(OURS):
+            continue
+        differing: dict[str, list[str]] = {}
+        for task in tasks:
+            both = [row.runs.get(task.name) for row in (ours, other)]
+            for name in ALIKE if all(both) else ():
+                values = [{run.known_by.get(name, "") for run in runs or ()} for runs in both]
+                if values[0] != values[1]:
+                    differing.setdefault(name, []).append(task.display)
+        if differing:
+            what = [f"{name} ({', '.join(where)})" for name, where in differing.items()]
+            means = (
+                "on other bases or other rows of dev there is no test"
+                if differing.keys() & {"weights", "model", "dev"}
+                else "a test does not tell what comes from that"
+            )
+            found.append(
+                f"{other.label} differs from {ours.label} in more than the method: "
+                f"{listed(what, ', ')}; {means}"
+            )
+    return found
 
 
 def _tasks(runs: Sequence[Run], notes: list[str]) -> list[Task]:
@@ -336,7 +366,13 @@ def _comparisons(ours: Group | None, groups: list[Group], tasks: list[Task]) -> 
     for other in groups:
         if ours is None or other.method.startswith(OURS):
             continue
-        shared = [task for task in tasks if task.name in ours.runs and task.name in other.runs]
+        shared = [
+            task
+            for task in tasks
+            if task.name in ours.runs
+            and task.name in other.runs
+            and _tested_on(ours.runs[task.name]) == _tested_on(other.runs[task.name])
+        ]
         by_seeds = {
             task.name: [
                 {run.seeds: run.metrics[task.metric] for run in row.runs[task.name]}
@@ -362,6 +398,11 @@ def _comparisons(ours: Group | None, groups: list[Group], tasks: list[Task]) -> 
                 )
             found.append(_comparison(other.label, f"mean of {len(shared)} tasks", 1, *of_all))
     return found
+
+
+def _tested_on(runs: Sequence[Run]) -> set[tuple[str, str]]:
+    """Return what the runs of two methods must share for a test by pairs: base, and rows of dev."""
+    return {(run.settings.get("weights") or run.settings["model"], run.dev) for run in runs}
 
 
 def _comparison(
@@ -451,12 +492,7 @@ def _choices(found: Found) -> list[Choice]:
             for run in runs
         ]
 
-    rates = {run.name: run.settings.get("learning_rate", "") for run in found.runs + found.choices}
-    taken = {
-        (row.label, rates[run.name])
-        for row in group(without_rate(found.runs))
-        for run in row.every()
-    }
+    rates = {run.name: run.settings.get("learning_rate", "") for run in found.choices}
     tried = []
     for row in group(without_rate(found.choices)):
         by_rate: dict[str, list[Run]] = {}
@@ -469,7 +505,12 @@ def _choices(found: Found) -> list[Choice]:
                 for task in tasks_of(runs)
             }
             mean = plain.fmean(scores.values()) if len(scores) == len(every_task) else None
-            tried.append(Choice(row.label, _float(rate), scores, mean, (row.label, rate) in taken))
+            its = {**row.settings, "learning_rate": rate}
+            is_taken = any(
+                run.method == row.method and its.items() <= run.settings.items()
+                for run in found.runs
+            )
+            tried.append(Choice(row.label, _float(rate), scores, mean, is_taken))
     return tried
 
 
@@ -488,7 +529,13 @@ def _curves(groups: list[Group], task: Task) -> list[Curve]:
             if run.metric == task.metric:
                 for epoch, score in run.history:
                     by_epoch.setdefault(epoch, []).append(score)
-        points = tuple((epoch, statistics.spread(by_epoch[epoch])) for epoch in sorted(by_epoch))
+        # Where one seed has stopped early, the mean would be that of the others.
+        most = max(map(len, by_epoch.values()), default=0)
+        points = tuple(
+            (epoch, statistics.spread(by_epoch[epoch]))
+            for epoch in sorted(by_epoch)
+            if len(by_epoch[epoch]) == most
+        )
         if points:
             found.append(Curve(row.label, points))
     return found

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from spafit.errors import one_line
-from spafit.experiments.report.statistics import MOST_SEEDS
+from spafit.experiments.report.statistics import LEVEL, MOST_SEEDS
 from spafit.experiments.report.tables import (
     Agreement,
     Cell,
@@ -21,20 +21,21 @@ from spafit.experiments.report.tables import (
 )
 
 RULES = {
-    "scores": "mean ± standard deviation over seeds, and the best run; the majority baseline is "
-    "always the commonest class, or the mean score",
+    "scores": "mean ± standard deviation over seeds, and the best run, of each run at its best "
+    "epoch on dev; the majority baseline is always the commonest class, or the mean score",
     "tests": "paired t-test over the seeds that both have; the difference is SPAFIT's minus the "
     "other's, with its 95 % interval; needed: seeds with which a difference of this size and "
     "spread would be seen (power 0.8, level 0.05, by the noncentral t distribution)",
     "chosen": "It is, among the SPAFITs that were run on the most tasks, the one with the best "
-    "mean on these same scores, which favours it a little; p values are not corrected for the "
-    "number of tests.",
+    "mean on these same scores, which favours it: the best of several equal methods looks better "
+    "than they are. p values are not corrected for the number of tests.",
     "agreement": "share of dev examples on which two seeds of a method give the same answer, "
     "beside what chance alone would give seeds that answer each label as often (r: Pearson's "
     "correlation of their scores), as the mean over all pairs of seeds",
     "shares": "shares of the sum of squares by main effects, each beside what chance alone would "
     "give it on average; the rest is what they leave together: interactions, and chance",
-    "choices": "runs that only choose a learning rate, and whether a method is reported with it",
+    "choices": "runs that only choose a learning rate, by their scores on dev, and whether a "
+    "method is reported with it",
 }
 """What the numbers of each table are."""
 
@@ -122,7 +123,7 @@ def outcome(each: Comparison) -> str:
         return "no test"
     if test.p is None:
         return "no test" if test.difference else "the same"
-    if test.p >= 0.05:
+    if test.p >= LEVEL:
         return "no difference seen"
     return "SPAFIT better" if test.difference * each.sign > 0 else "SPAFIT worse"
 

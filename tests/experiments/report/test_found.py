@@ -94,6 +94,20 @@ class TestFindRuns:
             find_runs(tmp_path / "file")
 
 
+def test_one_seed_under_two_names_of_the_model_is_one_run(tmp_path: Path) -> None:
+    for name in ("minilm", "/models/minilm"):
+        folder = tmp_path / Path(name).name / str(len(name))
+        write_run(folder, 0.7, about={"model": name}, base_fingerprint="a" * 8)
+    found = find_runs(tmp_path)
+    assert len(found.runs) == 1
+    [(_, why)] = found.left_out
+    assert why.startswith("the same task, method, settings and seeds as ")
+    # Without the weights' fingerprint nobody knows.
+    for name in ("old", "/models/old"):
+        write_run(tmp_path / f"{len(name)}", 0.7, seed=1, about={"model": name})
+    assert len(find_runs(tmp_path).runs) == 3
+
+
 class TestSeeds:
     def test_apart(self, tmp_path: Path) -> None:
         settings = {"order_seed": 5, "dropout_seed": None}

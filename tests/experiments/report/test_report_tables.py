@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from scipy import stats
@@ -266,6 +266,52 @@ def test_seeds_that_vary_together_are_not_told_apart(grid: Path) -> None:
     assert make_report(grid).shares == ()
 
 
+@pytest.mark.parametrize(
+    ("other", "named", "tests"),
+    [
+        ({}, "", 1),
+        ({"settings": {"epochs": 10, "learning_rate": 1e-3}}, "epochs (RTE)", 1),
+        ({"settings": {"metric": "f1"}}, "metric (RTE)", 1),
+        ({"base_fingerprint": "b" * 8}, "weights (RTE)", 0),
+        ({"data": {"dev": {"sha256": "other rows"}}}, "dev (RTE)", 0),
+    ],
+)
+def test_methods_that_differ_in_more_than_the_method(
+    tmp_path: Path, other: dict[str, Any], named: str, tests: int
+) -> None:
+    """Each has a learning rate of its own; another base or other rows of dev make no pair."""
+    for seed in range(3):
+        ours = {"base_fingerprint": "a" * 8, "settings": {"learning_rate": 1e-4}}
+        for method, its in (("SPAFIT-1-3-II", ours), ("Full LoRA-II", {**ours, **other})):
+            folder = tmp_path / method / str(seed)
+            write_run(folder, 0.6 + 0.01 * seed, method=method, seed=seed, **its)
+    report = make_report(tmp_path)
+    assert len(report.comparisons) == tests
+    said = "Full LoRA-II differs from SPAFIT-1-3-II in more than the method: "
+    found = [note.partition(said)[2] for note in report.notes if note.startswith(said)]
+    assert [note.partition(";")[0] for note in found] == [named] * bool(named)
+    assert [note.endswith("there is no test") for note in found] == [not tests] * bool(named)
+
+
+def test_a_rate_is_reported_whatever_else_the_reported_runs_vary(tmp_path: Path) -> None:
+    for rate in (1e-4, 1e-3):
+        for r in (4, 16):
+            varied = {"cell": {"purpose": "choice", "settings": {"r": r}}}
+            settings = {"learning_rate": rate, "epochs": 2}
+            write_run(tmp_path / f"choice/{rate}/{r}", 0.6, settings=settings, **varied)
+    for epochs in (3, 10):
+        settings = {"learning_rate": 1e-3, "epochs": epochs}
+        cell = {"settings": {"r": 16}}
+        write_run(tmp_path / f"{epochs}", 0.7, settings=settings, cell=cell)
+    report = make_report(tmp_path)
+    assert {(each.label, each.rate): each.is_taken for each in report.choices} == {
+        ("SPAFIT-1-3-II (r 4)", 1e-4): False,
+        ("SPAFIT-1-3-II (r 4)", 1e-3): False,
+        ("SPAFIT-1-3-II (r 16)", 1e-4): False,
+        ("SPAFIT-1-3-II (r 16)", 1e-3): True,
+    }
+
+
 def test_choices(tmp_path: Path) -> None:
     for rate, score in ((6e-5, 0.6), (2e-4, 0.7)):
         for task in ("rte", "cola"):
@@ -294,6 +340,17 @@ def test_curves(tmp_path: Path) -> None:
     assert [epoch for epoch, _ in curve.points] == [1, 2, 3]
     assert [spread.mean for _, spread in curve.points] == pytest.approx([0.65, 0.75, 0.73])
     assert curve.points[0][1].deviation == pytest.approx(stats.tstd([0.6, 0.7]))
+
+
+def test_a_curve_ends_where_a_seed_has_stopped(tmp_path: Path) -> None:
+    """The mean of those that go on would be that of the better ones."""
+    for seed, score in ((0, 0.7), (1, 0.8)):
+        folder = write_run(tmp_path / str(seed), score, seed=seed)
+    record = json.loads((folder / "run.json").read_text())
+    record["result"]["history"].pop()
+    (folder / "run.json").write_text(json.dumps(record))
+    [curve] = make_report(tmp_path).curves["rte"]
+    assert [(epoch, spread.n) for epoch, spread in curve.points] == [(1, 2), (2, 2)]
 
 
 class TestPublished:
