@@ -14,7 +14,7 @@ from spafit.errors import CheckpointError, ConfigError, DivergedError
 from spafit.experiments.grid.cells import Cell, Cells
 from spafit.files.durable import Lock
 from spafit.files.replacing import replacing
-from spafit.runs.identity import LENGTH, require_same_run
+from spafit.runs.identity import LENGTH, RENAMED, require_same_run
 from spafit.runs.record import CHECKPOINTS, RUN, name_of_model, read_run
 
 DIVERGED = f"{DivergedError.__name__}: "
@@ -26,13 +26,15 @@ GRID = "grid.json"
 _MEND = "Remove that folder, give another one for the grid (--out), or the same settings"
 
 
-def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, Any] | None:
+def result_of(
+    cell: Cell, out: Path, learning_rate: float | None, data: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
     """Return the record of a cell's finished run; None if there is something left to do.
 
     A run that diverged while it tried a learning rate is finished, too.
 
     Nothing is loaded: the settings are compared with those in ``run.json``. A run of another name
-    of the model is left to :func:`spafit.fit`, which compares the weights.
+    or revision of the model is left to :func:`spafit.fit`, which compares the weights.
 
     Parameters
     ----------
@@ -42,6 +44,8 @@ def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, A
         The grid's folder.
     learning_rate : float or None
         The learning rate that was chosen for it; None is not compared.
+    data : mapping of str to str, optional
+        The SHA-256 of train and of dev; one that is not given is not compared.
 
     Raises
     ------
@@ -58,7 +62,8 @@ def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, A
             return None  # one of them may be valid
         raise
     found = old.get("settings")
-    before = dict(found) if isinstance(found, dict) else {}
+    before = found if isinstance(found, dict) else {}
+    before = {RENAMED.get(name, name): value for name, value in before.items()}
     now = {name: value for name, value in cell.settings.items() if name in before}
     if cell.choice is not None:
         now["learning_rate"] = learning_rate or before.get("learning_rate")
@@ -66,12 +71,19 @@ def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, A
     about = about if isinstance(about, dict) else {}
     require_same_run(
         folder,
-        {"task": old.get("task"), "plan": old.get("plan"), "settings": before, "about": about},
+        {
+            "task": old.get("task"),
+            "plan": old.get("plan"),
+            "settings": before,
+            "about": about,
+            "data": {split: _digest(old, split) for split in data or ()},
+        },
         {
             "task": cell.task,
             "plan": json.loads(cell.plan),
             "settings": now,
             "about": {"init_seed": cell.init_seed},
+            "data": dict(data or {}),
         },
         _MEND,
     )
@@ -81,11 +93,18 @@ def result_of(cell: Cell, out: Path, learning_rate: float | None) -> dict[str, A
                 f"{folder} holds another run: {name} is {before.get(name)!r:.80}, asked for is "
                 f"{now.get(name)!r:.80}. {_MEND}"
             )
-    if about.get("model") != name_of_model(cell.model):
+    if (about.get("model"), about.get("revision")) != (name_of_model(cell.model), cell.revision):
         return None
     if cell.purpose == "choice" and str(old.get("error")).startswith(DIVERGED):
         return old
     return old if old.get("status") == "finished" and isinstance(old.get("result"), dict) else None
+
+
+def _digest(record: dict[str, Any], split: str) -> object:
+    try:
+        return record["data"][split]["sha256"]
+    except (KeyError, TypeError):  # damaged
+        return None
 
 
 def as_begun(cells: Cells, out: Path) -> Cells:

@@ -75,6 +75,8 @@ class Running:
         Where it is shown.
     threads : int, optional
         The threads of each run; None has as many as this process.
+    digests : mapping of str to mapping, optional
+        The SHA-256 of each task's train and dev, with which finished runs are compared.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class Running:
         rows: Mapping[str, int],
         display: Display,
         threads: int | None = None,
+        digests: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
+        self.digests = digests or {}
         self.cells, self.numbers, self.out = cells.cells, numbers, out
         self.name, self.choices, self.display = cells.name, cells.choices, display
         self.steps = {n: steps_of(self.cells[n], rows[self.cells[n].task]) for n in numbers}
@@ -163,7 +167,7 @@ class Running:
         """Count a cell as done if its run is finished."""
         cell = self.cells[number]
         rate = None if cell.choice is None else self.rates.get(cell.choice)
-        record = result_of(cell, self.out, rate)
+        record = result_of(cell, self.out, rate, self.digests.get(cell.task))
         if record is not None and (cell.choice is None or rate is not None):
             self._done(number, record if "result" in record else None)
 

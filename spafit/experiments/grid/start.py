@@ -81,7 +81,7 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     out = Path("runs", grid.name) if options.out is None else options.out
     if not dry:
         refuse_place(out, is_folder=True)
-    data = _data(grid, options.data, dry)
+    data, digests = _data(grid, options.data, dry)
     shadows = Shadows(_sizes_at_hand if dry else _sizes)
     cells = expand(grid, shadows, data)
     rows = {name: len(each) or _rows_of(name) for name, each in data.items()}
@@ -92,7 +92,7 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     if parts > 1:
         print(f"part {part} of {parts}: {len(numbers)} of {len(cells.cells)} runs")
     threads = _threads(options)
-    running = Running(cells, numbers, out, rows, Display(), threads)
+    running = Running(cells, numbers, out, rows, Display(), threads, digests)
     running.look()
     if dry:
         if threads is not None:
@@ -158,9 +158,15 @@ def _with_model(grid: Grid, model: str | None) -> Grid:
     return replace(grid, blocks=tuple(map(changed, grid.blocks)))
 
 
-def _data(grid: Grid, folder: Path, dry: bool) -> dict[str, Dataset]:
-    """Read the training data of all tasks, and check those to evaluate on."""
+def _data(
+    grid: Grid, folder: Path, dry: bool
+) -> tuple[dict[str, Dataset], dict[str, dict[str, str]]]:
+    """Read the training data of all tasks, and check those to evaluate on; return digests of both.
+
+    In a dry run the data may be missing, and those to evaluate on are not read.
+    """
     data: dict[str, Dataset] = {}
+    digests: dict[str, dict[str, str]] = {}
     for block in grid.blocks:
         for name in block.tasks:
             task = glue.get_task(name)
@@ -170,9 +176,10 @@ def _data(grid: Grid, folder: Path, dry: bool) -> dict[str, Dataset]:
                 data[task.name] = Dataset(task, "train", (), f"{task.display}'s train split")
                 continue
             data[task.name] = glue.load(task, "train", folder)
+            digests[task.name] = {"train": data[task.name].sha256}
             if not dry:
-                glue.load(task, "dev", folder)
-    return data
+                digests[task.name]["dev"] = glue.load(task, "dev", folder).sha256
+    return data, digests
 
 
 def _rows_of(task: str) -> int:

@@ -428,6 +428,7 @@ class TestResults:
             {"status": "interrupted"},
             {"result": None},
             {"about": {"model": "another"}},  # the weights are compared by fit
+            {"about": {"model": str(model), "revision": "v1"}},
         ):
             file.write_text(json.dumps({**record, **change}))
             assert result_of(cell, tmp_path, None) is None
@@ -441,6 +442,14 @@ class TestResults:
         file.write_text("{")
         with pytest.raises(CheckpointError, match="cannot be read"):
             result_of(cell, tmp_path, None)
+        older = dict(cell.settings)  # by the name that it had
+        older["frozen_dropout"] = older.pop("dropout_in_group_1")
+        digests = {"train": {"sha256": "abc"}, "dev": {"sha256": "def"}}
+        file.write_text(json.dumps({**record, "settings": older, "data": digests}))
+        assert result_of(cell, tmp_path, None, {"train": "abc", "dev": "def"}) is not None
+        assert result_of(cell, tmp_path, None, {"train": "abc"}) is not None
+        with pytest.raises(CheckpointError, match=r"data\.dev is 'def', asked for is 'other'"):
+            result_of(cell, tmp_path, None, {"train": "abc", "dev": "other"})
         chosen = dataclasses.replace(cell, choice=0)
         file.write_text(json.dumps(record))
         assert result_of(chosen, tmp_path, None) is not None

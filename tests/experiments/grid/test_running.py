@@ -128,6 +128,18 @@ class TestRuns:
         assert grids({"method": "bitfit", "learning_rate": 1e-3, "seed": [3, 4]})[0] == 0
         assert worker.trained == ["rte/Full-BitFit/seed-3"]
 
+    @pytest.mark.parametrize("split", ["train", "dev"])
+    def test_a_run_on_other_rows_is_none_of_the_grid(
+        self, grids: Grids, worker: type[InProcess], split: str
+    ) -> None:
+        assert grids({"method": "bitfit", "learning_rate": 1e-3})[0] == 0
+        record = grids.record("rte/Full-BitFit/seed-0")
+        record["data"][split]["sha256"] = "of other rows"
+        (grids.out / "rte/Full-BitFit/seed-0/run.json").write_text(json.dumps(record))
+        code, _, err = grids({"method": "bitfit", "learning_rate": 1e-3, "seed": [0, 1]})
+        assert code == 2 and f"data.{split} is 'of other rows', asked for is" in err
+        assert len(worker.trained) == 1
+
     def test_the_rate_with_the_best_mean_is_chosen(
         self, grids: Grids, worker: type[InProcess]
     ) -> None:
