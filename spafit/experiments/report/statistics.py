@@ -162,27 +162,29 @@ def _normal(z: float) -> float:
     return math.erfc(-z / math.sqrt(2)) / 2
 
 
-def seeds_needed(effect: float) -> int | None:
+def seeds_needed(effect: float, level: float = LEVEL) -> int | None:
     """Return the smallest number of pairs with which the paired test has the power wanted.
 
     Parameters
     ----------
     effect : float
         The mean difference divided by the standard deviation of the differences.
+    level : float
+        The level of the test.
 
     Returns
     -------
     int or None
         None if it is more than :data:`MOST_SEEDS`.
     """
-    if effect == 0 or power(effect, MOST_SEEDS) < POWER:
+    if effect == 0 or power(effect, MOST_SEEDS, level) < POWER:
         return None
     low, high = 1, 2  # power grows with n
-    while power(effect, high) < POWER:
+    while power(effect, high, level) < POWER:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(effect, middle) >= POWER else (middle, high)
+        low, high = (low, middle) if power(effect, middle, level) >= POWER else (middle, high)
     return high
 
 
@@ -202,8 +204,8 @@ class Paired:
         P(|T| >= |t|) for t = d̄ / (s_d / sqrt(n)) with n - 1 degrees of freedom; None where all
         differences are the same, so that there is no spread to hold them against.
     needed : int or None
-        The number of pairs with which this difference would be seen with power 0.8 at level 0.05,
-        if it and its spread are as they were found; None if there is no such number.
+        The number of pairs with which this difference would be seen with power 0.8 at the test's
+        level, if it and its spread are as they were found; None if there is no such number.
     """
 
     n: int
@@ -214,13 +216,15 @@ class Paired:
     needed: int | None
 
 
-def paired_t_test(x: Sequence[float], y: Sequence[float]) -> Paired | None:
+def paired_t_test(x: Sequence[float], y: Sequence[float], level: float = LEVEL) -> Paired | None:
     """Test whether x - y differs from 0 on average.
 
     Parameters
     ----------
     x, y : sequence of float
         Scores of two methods, pair by pair, such as for the same seeds.
+    level : float
+        The level at which a difference counts as seen: less, where it is one of several tests.
 
     Returns
     -------
@@ -238,7 +242,7 @@ def paired_t_test(x: Sequence[float], y: Sequence[float]) -> Paired | None:
     error = of.deviation / math.sqrt(of.n)
     half = t_quantile(of.n - 1) * error
     p = t_tails(of.mean / error, of.n - 1)
-    needed = seeds_needed(of.mean / of.deviation)
+    needed = seeds_needed(of.mean / of.deviation, level)
     return Paired(of.n, of.mean, of.mean - half, of.mean + half, p, needed)
 
 

@@ -180,21 +180,24 @@ def by_selectors(
     """
     base, task = selection.trainer.base, selection.train.task
     size = base.batch_size(task)
-    data = selection.rows(max(ROWS, BATCHES * size))
+    data = selection.rows(ROWS)
+    few = selection.rows(BATCHES * size)  # drawn, because a file may be sorted by its labels
     kind = max(each.kind for each in candidates)
     plans = {(each.N1, each.N2): each for each in candidates if each.kind == kind}
     model = base.adapted("lora-ii", task.num_labels, selection.seed)
     model.to(resolve_device(base.config.device))
-    encodings = encode(model, base.tokenizer, data, base.config.max_length)
-    targets = targets_of(data, label_names(model, data))
+    encodings, fewer = (
+        encode(model, base.tokenizer, each, base.config.max_length) for each in (data, few)
+    )
+    targets = targets_of(few, label_names(model, few))
 
     def batches() -> Iterator[LabelledBatch]:
-        for rows in every[:BATCHES]:
-            batch = encodings.batch(rows).to(model.device)
+        for rows in every:
+            batch = fewer.batch(rows).to(model.device)
             yield batch._asdict(), targets[rows.start : rows.stop].to(model.device)
 
-    every = [range(at, min(at + size, len(data))) for at in range(0, len(data), size)]
-    count = len(every[:BATCHES])
+    every = [range(at, min(at + size, len(few))) for at in range(0, len(few), size)]
+    count = len(every)
     seen = f"{count} batches"
     selectors: dict[str, tuple[Callable[[], torch.Tensor], int, str]] = {
         "Fisher score": (lambda: fisher_scores(model, batches()), count, seen),

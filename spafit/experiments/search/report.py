@@ -97,6 +97,16 @@ class Point:
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
     """Hold halving against random choice of the same cost, and all that is cheap against a draw."""
+    found = _compared(rows, LEVEL)
+    return _compared(rows, _level(found))
+
+
+def _level(comparisons: Sequence[Comparison]) -> float:
+    """Return the level of each test: Bonferroni's."""
+    return LEVEL / max(1, sum(each.is_tested for each in comparisons))
+
+
+def _compared(rows: Sequence[Row], level: float) -> list[Comparison]:
     by_name = {row.proposal.name: row for row in rows}
     found = []
     for name, row in by_name.items():
@@ -107,7 +117,7 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
         sound = [(one, two) for one, two in pairs if one is not None and two is not None]
         test = None
         if len(sound) == len(pairs):
-            test = paired_t_test([one for one, _ in sound], [two for _, two in sound])
+            test = paired_t_test([one for one, _ in sound], [two for _, two in sound], level)
         is_same = row.proposal.plans == other.proposal.plans
         found.append(Comparison(name, other.proposal.name, is_same, test))
     return found
@@ -133,7 +143,7 @@ def verdict(comparisons: Sequence[Comparison], sign: int) -> str:
         assert each.test is not None and each.test.p is not None
         level = f"{LEVEL:g}" + f" / {len(tested)}" * (len(tested) > 1)
         rule = f"by a paired t-test over {each.test.n} seeds at level {level}"
-        if each.test.p < LEVEL / len(tested):
+        if each.test.p < _level(comparisons):
             (better if sign * each.test.difference > 0 else worse).append(each)
     said = []
     if better:
@@ -269,7 +279,7 @@ def says(each: Comparison) -> str:
     difference = f"{test.difference:+.4f}"
     if test.p is None:
         return f"{difference} for every seed, which has no test"
-    needed = "" if test.needed is None else f", {test.needed:,} seeds would show it"
+    needed = "" if test.needed is None else f", {test.needed:,} seeds would be needed"
     return (
         f"{difference}, 95 % interval {test.low:+.4f} to {test.high:+.4f}, p {p_text(test.p)}"
         f"{needed}"

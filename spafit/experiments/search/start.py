@@ -44,6 +44,7 @@ from spafit.experiments.search.runs import Base, Trainer
 from spafit.files.replacing import refuse_place, replacing
 from spafit.methods import ALPHA, R
 from spafit.methods import plan as make_plan
+from spafit.runs.identity import FREE
 from spafit.runs.record import about_model
 from spafit.runs.train_config import TrainConfig
 from spafit.strata import adapt, fingerprint
@@ -315,14 +316,12 @@ def _settings(
     """Return the settings of a full run, and refuse what no run could be; the model is adapted."""
     plan = make_plan(papers.name, model.config.num_hidden_layers, r=base.r, alpha=base.alpha)
     adapt(model, plan)
-    settings = complete(base.config, model, train)
+    settings = dataclasses.asdict(complete(base.config, model, train))
+    names = settings.keys() - FREE - {"seed", "order_seed", "dropout_seed"}
     return {
         "r": base.r or R,
         "alpha": ALPHA if base.alpha is None else base.alpha,
-        "epochs": settings.epochs,
-        "batch_size": settings.batch_size,
-        "learning_rate": settings.learning_rate,
-        "max_length": settings.max_length,
+        **{name: settings[name] for name in sorted(names | {"epochs"})},
     }
 
 
@@ -394,7 +393,8 @@ def _before(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
             f"{path} cannot be read ({error!s:.200}); remove it, or give another folder (--out)"
         ) from None
     before = old["asked"]
-    differing = [name for name in asked if before.get(name) != asked[name]]
+    # An older one lacks what is not compared then.
+    differing = [name for name in asked if name in before and before[name] != asked[name]]
     if differing:
         found = [
             _DIGESTS.get(name) or f"{name} was {before.get(name)!r:.80}, and is {asked[name]!r:.80}"

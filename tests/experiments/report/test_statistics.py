@@ -5,6 +5,7 @@ Oracle: scipy, and numbers worked out by hand.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -51,12 +52,12 @@ def test_power(n: int, effect: float) -> None:
 
 def test_seeds_needed() -> None:
     """The first number of pairs whose power, by scipy's noncentral t, is 0.8."""
-    for effect in (3.0, -1.0, 0.5, 0.1):
-        n = ours.seeds_needed(effect)
+    for effect, level in itertools.product((3.0, -1.0, 0.5, 0.1), (0.05, 0.0125)):
+        n = ours.seeds_needed(effect, level)
         assert n is not None
 
-        def power(pairs: int, delta: float = abs(effect)) -> float:
-            limit = stats.t.ppf(0.975, pairs - 1)
+        def power(pairs: int, delta: float = abs(effect), level: float = level) -> float:
+            limit = stats.t.ppf(1 - level / 2, pairs - 1)
             return float(stats.nct.sf(limit, pairs - 1, delta * math.sqrt(pairs)))
 
         assert power(n) >= 0.8 - 1e-6

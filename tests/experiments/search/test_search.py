@@ -37,12 +37,14 @@ TRAIN, DEV = make_dataset("rte", 60, seed=1), make_dataset("rte", 21, "dev", see
 SEEDS = (0, 5)
 
 
+CONFIG = TrainConfig(epochs=1, batch_size=6, learning_rate=3e-3, device="cpu", quiet=True)
+
+
 def options(small: SmallRun, out: Path, **changes: Any) -> SearchOptions:
-    config = TrainConfig(epochs=1, batch_size=6, learning_rate=3e-3, device="cpu", quiet=True)
     usual: dict[str, Any] = {
         **{"model": str(small.folder), "revision": None, "mapped": None, "r": 5, "alpha": 7.0},
         **{"parameters": 10**9, "minutes": None, "plans": 27, "rows": None, "seeds": SEEDS},
-        **{"selection_seed": 1000, "out": out, "config": config},
+        **{"selection_seed": 1000, "out": out, "config": CONFIG},
     }
     return SearchOptions(**{**usual, **changes})
 
@@ -249,6 +251,8 @@ def test_a_killed_search_goes_on(
         ({"selection_seed": 7}, "selection_seed was 1000, and is 7"),
         ({"parameters": 10**8}, "parameters was 1000000000, and is 100000000"),
         ({"r": 6}, "r was 5, and is 6"),
+        ({"config": dataclasses.replace(CONFIG, warmup=0.5)}, "warmup was 0.0, and is 0.5"),
+        ({"config": dataclasses.replace(CONFIG, precision="bf16")}, "precision was 'float32'"),
     ):
         with pytest.raises(ConfigError, match=f"holds another search: {named}"):
             run_search(options(small, tmp_path, **changes), TRAIN, DEV, {})
@@ -441,6 +445,28 @@ def test_a_selector_without_finite_scores_proposes_nothing(
     assert said == [
         "condition number proposes no plan: a score of a layer is not finite; take another selector"
     ]
+
+
+def test_the_gradients_are_of_rows_from_the_whole_file(
+    small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may be sorted by its labels."""
+    seen: list[torch.Tensor] = []
+
+    def scores(model: Any, batches: Any) -> torch.Tensor:
+        seen.append(torch.cat([targets for _, targets in batches]))
+        return torch.zeros(4)
+
+    monkeypatch.setattr(proposers, "fisher_scores", scores)
+    examples = sorted(TRAIN.examples * 10, key=lambda each: str(each.label))
+    rows = dataclasses.replace(TRAIN, examples=tuple(examples), sha256="")
+    base = runs.Base(str(small.folder), None, None, small.tokenizer, 5, 7.0, CONFIG)
+    selection = proposers.Selection(Trainer(base, tmp_path, {}, print), rows, DEV, 3)
+    list(proposers.by_selectors(selection, every_candidate(small.model().config, 2, 5), (), print))
+    [targets] = seen
+    assert len(targets) == proposers.BATCHES * 6
+    whole = sum(each.label == examples[-1].label for each in examples) / len(examples)
+    assert targets.float().mean().item() == pytest.approx(whole, abs=0.2)
 
 
 @pytest.mark.parametrize(

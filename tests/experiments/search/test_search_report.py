@@ -84,7 +84,12 @@ class TestAgainstRandom:
         found = compare(rows(near, ALIKE))
         assert found[0].test is not None and 0.025 < (found[0].test.p or 0) < 0.05
         assert verdict(found, 1).startswith("Nothing beats random")
-        assert verdict(found[:1], 1).startswith("Successive halving beats")
+        assert found[0].test.needed is not None and found[0].test.needed > len(near)
+        [alone] = compare([*rows(near, ALIKE)[:2], row(DRAW, SMALL, ALIKE)])
+        assert verdict([alone], 1).startswith("Successive halving beats")
+        assert alone.test is not None and alone.test.p == found[0].test.p
+        assert (alone.test.needed or 0) < found[0].test.needed
+        assert f"{found[0].test.needed} seeds would be needed" in says(found[0])
 
     def test_what_cannot_be_tested(self) -> None:
         for found in (compare(rows([0.9], [0.9])), compare(rows([0.9, None], [0.9, None]))):
