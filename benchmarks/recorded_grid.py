@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.arguments import RESULTS
-from spafit.errors import CheckpointError
-from spafit.experiments.grid.places import GRID
+from spafit.errors import CheckpointError, ConfigError
+from spafit.experiments.grid.places import DIVERGED, GRID
 from spafit.experiments.report.found import COSTS, find_runs
 from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.write import write_report
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--without", nargs="+", choices=COSTS, default=(), help="leave these out of the runs"
     )
+    parser.add_argument("--against", metavar="METHOD", help="as for spafit report")
     parsed = parser.parse_args(arguments)
     out = parsed.results / parsed.folder.resolve().name
     try:
@@ -58,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 path = Path(folder, out.name, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            write_report(make_report(Path(folder, out.name)), out)
-    except CheckpointError as error:
+            write_report(make_report(Path(folder, out.name), parsed.against), out)
+    except (CheckpointError, ConfigError) as error:
         parser.exit(2, f"{error}\n")
     with (
         replacing(out / RUNS, CheckpointError) as temporary,
@@ -76,10 +77,16 @@ def _files(folder: Path, without: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     if (folder / GRID).is_file():
         yield GRID, (folder / GRID).read_bytes()
     for path in sorted(folder.rglob(RUN)):
-        record = read_run(path)
-        if record["status"] != "finished":
+        try:
+            record = read_run(path)
+        except CheckpointError:  # which is said already
             continue
         run = path.parent
+        if str(record.get("error")).startswith(DIVERGED):  # for a grid this is finished, too
+            of_it = json.dumps(without_folders(record), indent=1)
+            yield (run.relative_to(folder) / RUN).as_posix(), of_it.encode()
+        if record.get("status") != "finished":
+            continue
         for name in without:
             record["result"].pop(name, None)
         try:

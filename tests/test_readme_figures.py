@@ -12,15 +12,12 @@ import json
 import re
 import statistics
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import REPOSITORY
 from support.pages import EVERY_PAGE, GUIDE, PAGES
-
-from spafit.experiments.report.statistics import paired_t_test
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 LENGTHS = REPOSITORY / "benchmarks" / "harness" / "recorded_lengths.json"
@@ -126,8 +123,7 @@ def own_data() -> tuple[list[str], list[Row]]:
 
 def real_runs() -> tuple[list[str], list[Row]]:
     tables = recorded_tables("minilm", " against the others")
-    tables += [*recorded_tables("ablations"), *ablations()]
-    return [*tables, last_epochs(), *costs(), *techniques()], rows("techniques")
+    return [*tables, *ablations(), last_epochs(), *costs(), *techniques()], rows("techniques")
 
 
 def recorded_tables(name: str, *titles: str) -> list[str]:
@@ -146,49 +142,22 @@ def costs() -> list[str]:
     return lines[lines.index("| method | seconds a run | examples/s in training |") :]
 
 
-def records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the folder in its grid and the record of every reported run of a recorded one."""
-    with tarfile.open(RESULTS / name / "runs.tar.xz") as file:
-        for entry in file:
-            folder, _, of = entry.name.rpartition("/")
-            if of == "run.json" and "/choice/" not in entry.name:
-                yield folder, json.load(file.extractfile(entry))  # type: ignore[arg-type]
-
-
 def last_epochs() -> str:
     """Return in how many of the grid's reported runs the best epoch was the last."""
-    last = [
-        record["result"]["best_epoch"] == record["settings"]["epochs"]
-        for _, record in records("minilm")
-    ]
+    last = []
+    with tarfile.open(RESULTS / "minilm" / "runs.tar.xz") as file:
+        for entry in file:
+            if entry.name.endswith("/run.json") and "/choice/" not in entry.name:
+                record = json.load(file.extractfile(entry))  # type: ignore[arg-type]
+                last.append(record["result"]["best_epoch"] == record["settings"]["epochs"])
     return f"in {sum(last)} of {len(last)} runs the last epoch is the best"
 
 
 def ablations() -> list[str]:
-    """Return what each ablation changes in the mean of the tasks, by a test over the seeds."""
-    scores: dict[str, dict[int, list[float]]] = {}
-    for folder, record in records("ablations"):
-        r = re.search(r"/r-(\d+)/", folder)
-        name = record["method"] + (f" (r {r[1]})" if r else "")
-        of_seeds = scores.setdefault(name, {})
-        of_seeds.setdefault(record["settings"]["seed"], []).append(
-            next(iter(record["result"]["metrics"].values()))
-        )
-    means = {
-        name: [statistics.mean(of_seeds[seed]) for seed in (0, 1, 2)]
-        for name, of_seeds in sorted(scores.items())
-    }
-    whole = means.pop("SPAFIT-1-3-II (r 64)")
-    lines = ["| ablation | difference | 95 % interval | p |"]
-    for name, its in means.items():
-        found = paired_t_test(its, whole)
-        assert found is not None
-        if found.p is None:
-            lines.append(f"| {name} | 0 | equal in every run | |")
-        else:
-            interval = f"{found.low:z.3f} to {found.high:z.3f}"
-            lines.append(f"| {name} | {found.difference:+.3f} | {interval} | {found.p:.3f} |")
-    return lines
+    """Return the table of the ablations, and their tests on the mean of the tasks."""
+    lines = recorded_tables("ablations", " against the others")
+    head = next(k for k, line in enumerate(lines) if line.startswith("| against |"))
+    return [*lines[:head], *(line for line in lines[head:] if "| mean of 2 tasks |" in line)]
 
 
 def techniques() -> list[str]:

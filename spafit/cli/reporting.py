@@ -22,7 +22,13 @@ from spafit.weights.hub import local_folder
 
 
 def run_report(
-    folder: Path, out: Path | None, submission: Path | None, *, data: Path | None, model: str | None
+    folder: Path,
+    out: Path | None,
+    submission: Path | None,
+    *,
+    against: str | None,
+    data: Path | None,
+    model: str | None,
 ) -> int:
     """Print the report in Markdown, write its files, and GLUE's submission if it is asked for.
 
@@ -37,7 +43,7 @@ def run_report(
     for place in (out, submission):
         if place is not None:
             refuse_place(place, is_folder=True)
-    report = make_report(folder)
+    report = make_report(folder, against)
     if submission is not None:
         _refuse_wrong_sources(report.best, data, model)
     print(fitted(markdown(report), {}))

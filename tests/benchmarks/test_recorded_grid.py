@@ -17,13 +17,15 @@ from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.write import write_report
 
 RECORDED = sorted(path.parent for path in RESULTS.glob("*/report.md"))
+AGAINST = {"ablations": "SPAFIT-1-3-II (r 64)"}
 
 
 def report_of(packed: Path, folder: Path) -> dict[str, bytes]:
     """Unpack the records, and return the files of their report."""
     with tarfile.open(packed) as file:
         file.extractall(folder, filter="data")
-    written = write_report(make_report(folder / packed.parent.name), folder)
+    name = packed.parent.name
+    written = write_report(make_report(folder / name, AGAINST.get(name)), folder)
     return {path.name: path.read_bytes() for path in written}
 
 
@@ -40,10 +42,15 @@ def test_what_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     write_run(runs / "cola", 0.25, task="cola", settings=settings, answers=[("acceptable",) * 2])
     write_run(runs / "rte", 0.5, status="running")
     (runs / "grid.json").write_text("{}")
+    error = {"status": "failed", "error": "DivergedError: the loss is nan"}
+    write_run(runs / "choice", 0.5, cell={"purpose": "choice"}, **error)
+    (runs / "damaged").mkdir()
+    (runs / "damaged" / "run.json").write_text("{")
     main([str(runs), "--results", str(results)])
     with tarfile.open(results / "small" / RUNS) as file:
         names = [each.name.removeprefix("small/") for each in file]
-        assert names == ["grid.json", "cola/run.json", "cola/dev.tsv", "cola/log.jsonl"]
+        of_finished = ["cola/run.json", "cola/dev.tsv", "cola/log.jsonl"]
+        assert names == ["grid.json", "choice/run.json", *of_finished]
         record = json.load(file.extractfile("small/cola/run.json"))  # type: ignore[arg-type]
     assert record["settings"]["out"] == "cola"
     assert "left out: rte: running" in capsys.readouterr().out

@@ -144,6 +144,7 @@ TABLE: dict[str, dict[str, Option]] = {
         **COMMON,
         "folder": Option((*NO_PATH, "nowhere", "file", "pipe", "circle", "dangling", "folder")),
         "--out": Option(NO_FOLDER_TO_BE),
+        "--against": Option((*NO_NAME, "no such method")),
         "--submission": Option(NO_FOLDER_TO_BE),
         "--data": DATA,
         "--model": MODEL,

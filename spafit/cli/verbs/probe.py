@@ -11,7 +11,7 @@ from spafit.cli.shared_options import (
     data_options,
     default_folder,
 )
-from spafit.errors import ConfigError
+from spafit.errors import ConfigError, DataError
 from spafit.machine.busy import note_if_busy
 
 SUMMARY = "probe which layers of the frozen model know a task"
@@ -77,9 +77,13 @@ def run(parsed: argparse.Namespace) -> int:
         train, dev = linguistic.datasets(parsed.task)
         name = parsed.task
     else:
-        refuse_wrong_place(parsed.task, parsed.data)
-        options = data_options(parsed)
-        name = options.task_name
+        try:
+            refuse_wrong_place(parsed.task, parsed.data)
+            options = data_options(parsed)
+            name = options.task_name
+        except DataError as error:
+            generated = ", ".join(linguistic.TASKS)
+            raise DataError(f"{error}; the tasks that are generated are {generated}") from None
     from spafit.experiments.probe.report import run_probe  # after what is wrong without torch
 
     note_if_busy()

@@ -20,6 +20,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="where report.md, .csv, .tex and .html are written (default: in the folder itself)",
     )
     parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="the method, as the table has it, that all others are tested against (default: the "
+        "best SPAFIT, against all methods that are none)",
+    )
+    parser.add_argument(
         "--submission",
         type=as_new_path,
         metavar="DIR",
@@ -40,5 +46,10 @@ def run(parsed: argparse.Namespace) -> int:
     from spafit.cli.reporting import run_report
 
     return run_report(
-        parsed.folder, parsed.out, parsed.submission, data=parsed.data, model=parsed.model
+        parsed.folder,
+        parsed.out,
+        parsed.submission,
+        against=parsed.against,
+        data=parsed.data,
+        model=parsed.model,
     )

@@ -86,7 +86,7 @@ class Cell:
     @property
     def title(self) -> str:
         """What the cell is called on the screen."""
-        more = [f"{name} {value}" for name, value in self.varied.items()]
+        more = [f"{name} {_shown(value)}" for name, value in self.varied.items()]
         words = ", ".join([self.task, self.method, *more, f"seed {self.seed}"])
         return one_line(words if self.purpose == "report" else f"choice: {words}")
 
@@ -219,7 +219,12 @@ def expand(grid: Grid, shadows: Shadows, data: Mapping[str, Dataset]) -> Cells:
                     tried += [cell.key] * (cell.key not in tried)  # once for all tasks
             key = cell.key
             if key in found and cell.purpose == "report":
-                raise ConfigError(f"{block.place}: {cell.title} is a cell of {places[key]} already")
+                raise ConfigError(
+                    f"{block.place}: {one_line(f'{cell.task}, {cell.method}', 120)}, seed "
+                    f"{cell.seed} is a cell of {places[key]} already; a setting that does nothing "
+                    "to a method, as r to BitFit, does not tell its cells apart: give such a "
+                    "method a block without it"
+                )
             found.setdefault(key, cell)  # two blocks may choose by the same runs
             places[key] = block.place
     bases = list(dict.fromkeys((cell.model, cell.revision) for cell in found.values()))
@@ -369,4 +374,8 @@ def _asked(cell: Cell) -> dict[str, Any]:
 
 def _slug(value: object) -> str:
     """Return a value as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9.%+]+", "-", str(value)).strip("-.") or "none"
+    return re.sub(r"[^A-Za-z0-9.%+]+", "-", _shown(value)).strip("-.") or "none"
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

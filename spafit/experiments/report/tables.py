@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spafit.errors import listed
+from spafit.errors import ConfigError, listed, one_line
 from spafit.experiments.report import statistics
 from spafit.experiments.report.found import (
     ALIKE,
@@ -35,7 +35,7 @@ from spafit.experiments.report.statistics import Paired, Spread
 from spafit.tasks.metrics import METRICS
 
 OURS = "SPAFIT-"
-"""How the names of the methods begin that are compared with all others."""
+"""How the names of the methods begin whose best is compared with all others."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best SPAFIT against another method, on a task or in the mean over tasks."""
+    """One method against another, on a task or in the mean over tasks."""
 
     other: str
     on: str
@@ -162,7 +162,9 @@ class Report:
     tasks, rows
         The table.
     ours : str or None
-        The SPAFIT that is compared with all other methods.
+        The method that is compared with all others: the best SPAFIT, or the one that was named.
+    is_named : bool
+        Whether it was named.
     comparisons, agreements, shares, choices, curves, anchors
         The other tables.
     best : dict of str to Run
@@ -178,6 +180,7 @@ class Report:
     tasks: tuple[Task, ...]
     rows: tuple[Row, ...]
     ours: str | None
+    is_named: bool
     comparisons: tuple[Comparison, ...]
     agreements: tuple[Agreement, ...]
     shares: tuple[Shares, ...]
@@ -189,33 +192,49 @@ class Report:
     notes: tuple[str, ...]
 
 
-def make_report(folder: Path) -> Report:
+def make_report(folder: Path, against: str | None = None) -> Report:
     """Read the runs below a folder, and compute what there is to say.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    against : str, optional
+        The method, as the table has it, that all others are tested against; by default the best
+        SPAFIT is tested against all that are none.
 
     Raises
     ------
     CheckpointError
         If the folder is not there, or holds no run.
+    ConfigError
+        If the table has no such method.
     """
     found = find_runs(folder)
     notes: list[str] = []
     tasks = _tasks(found.runs, notes)
     groups = _with_metrics(group(found.runs), tasks, notes)
-    ours = _best_of_ours(groups, tasks)
-    comparisons = _comparisons(ours, groups, tasks)
+    if against is None:
+        ours = _best_of_ours(groups, tasks)
+        others = [row for row in groups if not row.method.startswith(OURS)]
+    else:
+        ours = _named(against, groups)
+        others = [row for row in groups if row is not ours]
+    comparisons = _comparisons(ours, others, tasks)
     if comparisons and all(each.test is None for each in comparisons):
         comparisons = []
         notes.append("no paired test: it needs two seeds that two methods have in common")
-    if comparisons and ours is not None:
+    if comparisons and ours is not None and against is None:
         notes += _no_candidates(ours, groups, tasks)
     if ours is not None:
-        notes += _unlike(ours, groups, tasks)
+        notes += _unlike(ours, others, tasks)
     return Report(
         title=folder.resolve().name,
         runs=len(found.runs),
         tasks=tuple(tasks),
         rows=tuple(_row(row, groups, tasks) for row in groups),
         ours=None if ours is None else ours.label,
+        is_named=against is not None,
         comparisons=tuple(comparisons),
         agreements=tuple(_agreements(groups, tasks, notes)),
         shares=tuple(_shares(groups, tasks)),
@@ -243,22 +262,25 @@ def _with_metrics(groups: list[Group], tasks: list[Task], notes: list[str]) -> l
 
 def _no_candidates(ours: Group, groups: list[Group], tasks: list[Task]) -> list[str]:
     """Return a note on the SPAFITs that could not be the best, if there are any."""
-    others = [row.label for row in _ours(groups) if row.runs.keys() != ours.runs.keys()]
-    if not others:
-        return []
     names = ", ".join(task.display for task in tasks if task.name in ours.runs)
+    others = [row for row in _ours(groups) if row.runs.keys() != ours.runs.keys()]
+    single = [row for row in _ours(groups) if row not in others and not _has_pairs(row)]
+    whys = {
+        "not run on all of these": others,
+        "with a single seed, which makes no pair": single if _has_pairs(ours) else [],
+    }
     return [
-        f"{ours.label} is the best of the SPAFITs that were run on {names}; not run on all of "
-        f"these, and so no candidates: {listed(others, ', ')}"
+        f"{ours.label} is the best of the SPAFITs that were run on {names}; {why}, and so no "
+        f"candidates: {listed([row.label for row in rows], ', ')}"
+        for why, rows in whys.items()
+        if rows
     ]
 
 
-def _unlike(ours: Group, groups: list[Group], tasks: list[Task]) -> list[str]:
+def _unlike(ours: Group, others: list[Group], tasks: list[Task]) -> list[str]:
     """Return a note for each method that differs from ours in more than the method."""
     found = []
-    for other in groups:
-        if other.method.startswith(OURS):
-            continue
+    for other in others:
         differing: dict[str, list[str]] = {}
         for task in tasks:
             both = [row.runs.get(task.name) for row in (ours, other)]
@@ -341,10 +363,26 @@ def _ours(groups: list[Group]) -> list[Group]:
     return [row for row in groups if row.method.startswith(OURS)]
 
 
+def _has_pairs(row: Group) -> bool:
+    """Return whether a test can pair its seeds with those of another method."""
+    return all(len(runs) > 1 for runs in row.runs.values())
+
+
+def _named(label: str, groups: list[Group]) -> Group:
+    for row in groups:
+        if row.label.casefold() == label.casefold():
+            return row
+    raise ConfigError(
+        f"no method of this report is called {one_line(label, 80)!r}; they are "
+        f"{listed([row.label for row in groups], ', ')}"
+    )
+
+
 def _best_of_ours(groups: list[Group], tasks: list[Task]) -> Group | None:
     """Return the SPAFIT with the best mean, among those that were run on the most tasks.
 
-    These are the tasks of the first that was run on so many.
+    These are the tasks of the first that was run on so many. One with a single seed, which no test
+    can pair, is the best only where none of them has more.
     """
     ours = _ours(groups)
     if not ours:
@@ -357,15 +395,15 @@ def _best_of_ours(groups: list[Group], tasks: list[Task]) -> Group | None:
             task.sign * plain.fmean(_scores(row.runs[task.name], task)) for task in shared
         )
 
-    return max((row for row in ours if row.runs.keys() == most), key=mean)
+    candidates = [row for row in ours if row.runs.keys() == most]
+    return max([row for row in candidates if _has_pairs(row)] or candidates, key=mean)
 
 
-def _comparisons(ours: Group | None, groups: list[Group], tasks: list[Task]) -> list[Comparison]:
-    """Test the best SPAFIT against each other method, on the seeds that both have."""
+def _comparisons(ours: Group | None, others: list[Group], tasks: list[Task]) -> list[Comparison]:
+    """Test a method against each of some others, on the seeds that both have."""
     found = []
-    for other in groups:
-        if ours is None or other.method.startswith(OURS):
-            continue
+    for other in others if ours is not None else ():
+        assert ours is not None
         shared = [
             task
             for task in tasks

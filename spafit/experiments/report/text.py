@@ -23,12 +23,13 @@ from spafit.experiments.report.tables import (
 RULES = {
     "scores": "mean ± standard deviation over seeds, and the best run, of each run at its best "
     "epoch on dev; the majority baseline is always the commonest class, or the mean score",
-    "tests": "paired t-test over the seeds that both have; the difference is SPAFIT's minus the "
-    "other's, with its 95 % interval; needed: seeds with which a difference of this size and "
-    "spread would be seen (power 0.8, level 0.05, by the noncentral t distribution)",
-    "chosen": "It is, among the SPAFITs that were run on the most tasks, the one with the best "
-    "mean on these same scores, which favours it: the best of several equal methods looks better "
-    "than they are. p values are not corrected for the number of tests.",
+    "tests": "paired t-test over the seeds that both have; the difference is that of the first "
+    "minus the other's, with its 95 % interval; needed: seeds with which a difference of this size "
+    "and spread would be seen (power 0.8, level 0.05, by the noncentral t distribution)",
+    "chosen": "The first is, among the SPAFITs that were run on the most tasks, the one with the "
+    "best mean on these same scores, which favours it: the best of several equal methods looks "
+    "better than they are.",
+    "p": "p values are not corrected for the number of tests.",
     "agreement": "share of dev examples on which two seeds of a method give the same answer, "
     "beside what chance alone would give seeds that answer each label as often (r: Pearson's "
     "correlation of their scores), as the mean over all pairs of seeds",
@@ -117,7 +118,7 @@ def needed_text(each: Comparison) -> str:
 
 
 def outcome(each: Comparison) -> str:
-    """Return who is better, where the test sees a difference at level 0.05."""
+    """Return whether the first is better, where the test sees a difference at level 0.05."""
     test = each.test
     if test is None:
         return "no test"
@@ -125,7 +126,7 @@ def outcome(each: Comparison) -> str:
         return "no test" if test.difference else "the same"
     if test.p >= LEVEL:
         return "no difference seen"
-    return "SPAFIT better" if test.difference * each.sign > 0 else "SPAFIT worse"
+    return "better" if test.difference * each.sign > 0 else "worse"
 
 
 COMPARISON_HEADS = "against|on|seeds|difference|95 % interval|p|needed|outcome".split("|")
@@ -171,7 +172,8 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
     tables = []
     if report.comparisons:
         rows = [COMPARISON_HEADS, *map(comparison_cells, report.comparisons)]
-        rules = f"{RULES['tests']}. {RULES['chosen']}"
+        chosen = "" if report.is_named else f"{RULES['chosen']} "
+        rules = f"{RULES['tests']}. {chosen}{RULES['p']}"
         tables.append((f"{report.ours} against the others", rules, rows))
     if report.agreements:
         rows = [["method", *(task.display for task in report.tasks)]]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spafit.config import BertConfig
 from spafit.errors import ConfigError
 from spafit.experiments.search.selectors import layer_costs
-from spafit.methods import plan as make_plan
 
 KINDS = ("I", "II")
 
@@ -77,10 +77,12 @@ def every_candidate(config: BertConfig, num_labels: int, r: int = 64) -> list[Ca
 def papers_own(candidates: Sequence[Candidate], L: int) -> Candidate:
     """Return the paper's best plan for BERT-large, SPAFIT-4-9-II, scaled to L layers.
 
-    As shares of the depth it is SPAFIT-20%-40%-II; of 3 layers each is a group.
+    Of 24 layers the first 5 are frozen, and group 3 begins after the first 10: of 6 after 3, as in
+    the grid ``minilm``, because half a layer counts as one. Every group has a layer at least.
     """
-    groups = make_plan("SPAFIT-20%-40%-II" if L > LEAST_LAYERS else "SPAFIT-0-1-II", L).strata
-    N1, N2 = groups[0].last, groups[1].last
+    first, second = (math.floor(L * share / 24 + 0.5) for share in (5, 10))
+    N1 = max(first, 1) - 1
+    N2 = max(second - 1, N1 + 1)
     return next(each for each in candidates if (each.N1, each.N2, each.kind) == (N1, N2, "II"))
 
 

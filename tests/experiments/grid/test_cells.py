@@ -157,7 +157,7 @@ class TestExpansion:
         assert (cell.folder, cell.method, cell.frozen) == ("rte/one/seed-0", "one", 2)
         blocks = [{"method": f"plans/{name}.json"} for name in ("one", "two")]
         with pytest.raises(
-            ConfigError, match=r"block 2: rte, two, .* is a cell of g.json, block 1"
+            ConfigError, match=r"block 2: rte, two, seed 0 is a cell of g.json, block 1"
         ):
             cells_of(write_grid(tmp_path / "g.json", model, *blocks), data)
 

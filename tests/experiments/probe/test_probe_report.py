@@ -185,6 +185,7 @@ def test_negative_scores_and_a_long_name_fit_the_table() -> None:
         ("--task order --seeds 1 2 1", "--seeds has a duplicate: 1 2 1"),
         ("--task order --out file", "file cannot be written"),
         ("--task foo", "unknown GLUE task 'foo'"),
+        ("--task ordr", "the tasks that are generated are pos, number, depth, order"),
         ("", "name a task of GLUE with --task"),
     ],
 )

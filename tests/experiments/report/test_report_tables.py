@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 from support.written_runs import LARGE_CASED, write_run
 
+from spafit.errors import ConfigError
 from spafit.experiments.report.page import html
 from spafit.experiments.report.published import ANCHORS, METRICS, TABLE_2, TASKS, paper_score
 from spafit.experiments.report.tables import make_report
@@ -112,6 +113,34 @@ def test_comparisons(grid: Path) -> None:
     assert of_all.test is not None
     assert of_all.test.p == pytest.approx(on_rte.test.p)  # the same differences on both tasks
     assert found["Full BitFit", "RTE"].seeds == 2
+
+
+def test_against_a_method_that_is_named(grid: Path) -> None:
+    """Its own kind included; the name is that of the table, in any case."""
+    report = make_report(grid, "full LORA-II")
+    assert report.ours == "Full LoRA-II"
+    others = {each.other for each in report.comparisons}
+    assert others == {row.label for row in report.rows} - {"Full LoRA-II"}
+    [on_rte] = [
+        each for each in report.comparisons if (each.other, each.on) == ("SPAFIT-1-3-II", "RTE")
+    ]
+    assert on_rte.test is not None
+    assert on_rte.test.difference == pytest.approx(sum(OTHERS) / 3 - sum(OURS) / 3)
+    [rules] = [rules for title, rules, _ in other_tables(report) if title.endswith("the others")]
+    assert "favours" not in rules
+    with pytest.raises(ConfigError, match="called 'LoRA-II'; they are Full BitFit, Full LoRA-II, "):
+        make_report(grid, "LoRA-II")
+
+
+def test_a_single_seed_is_not_the_best(tmp_path: Path) -> None:
+    """No test can pair it; in a grid that is not done it may be a lucky one."""
+    for seed in (0, 1):
+        for method, score in (("SPAFIT-1-3-II", 0.6), ("SPAFIT-0-2-II", 0.7), ("Houlsby", 0.5)):
+            if (method, seed) != ("SPAFIT-0-2-II", 1):
+                write_run(tmp_path / f"{method}{seed}", score, method=method, seed=seed)
+    report = make_report(tmp_path)
+    assert report.ours == "SPAFIT-1-3-II" and report.comparisons
+    assert any("single seed" in note and "SPAFIT-0-2-II" in note for note in report.notes)
 
 
 def test_the_mean_is_of_each_seed_over_tasks(tmp_path: Path) -> None:

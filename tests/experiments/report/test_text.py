@@ -159,12 +159,12 @@ def test_a_comparison_in_words() -> None:
         return Comparison("Full LoRA-II", "RTE", sign, 3, test)
 
     assert comparison_cells(of(0.02, 0.01234, 4)) == [
-        *("Full LoRA-II", "RTE", "3", "+0.020", "0.010 to 0.030", "0.012", "4", "SPAFIT better"),
+        *("Full LoRA-II", "RTE", "3", "+0.020", "0.010 to 0.030", "0.012", "4", "better"),
     ]
     assert comparison_cells(of(-0.00001, 0.9, None))[3:7] == [
         *("0.000", "-0.010 to 0.010", "0.900", "over 100,000"),
     ]
-    assert outcome(of(-0.02, 0.04, 4)) == outcome(of(0.02, 0.04, 4, sign=-1)) == "SPAFIT worse"
+    assert outcome(of(-0.02, 0.04, 4)) == outcome(of(0.02, 0.04, 4, sign=-1)) == "worse"
     assert outcome(of(0.02, 0.05, 4)) == "no difference seen"
     assert [p_text(p) for p in (None, 1e-9, 0.00052)] == ["no spread", "< 0.0001", "0.0005"]
     assert comparison_cells(of(0.0, None, None))[3:] == ["0.000", "", "no spread", "", "the same"]
