@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "base": fingerprint(base.model)[:12],
         **place(base.model.device, "float32"),
     }
-    rows = [{**row, **where} for row in rows]
+    rows = [{**row, **where} for row in apart(rows)]
     write_results(parsed.out, rows, "forgetting", in_table=("method",), below=summary(rows))
     draw(rows, parsed.out.with_suffix(".png"))
 
@@ -128,6 +128,13 @@ def method_of(run: Run) -> str:
         each.name for stratum in plan.strata for some in stratum.train.values() for each in some
     }
     return f"{plan.name}, direct" if "bias-direct" in names else plan.name
+
+
+def apart(rows: Sequence[Row]) -> list[Row]:
+    """Name with each method the task that it was trained on, if there are several."""
+    if len({row["trained_on"] for row in rows}) < 2:
+        return list(rows)
+    return [{**row, "method": f"{row['method']} on {row['trained_on']}"} for row in rows]
 
 
 def groups_of(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[float]]]:

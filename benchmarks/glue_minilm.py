@@ -30,6 +30,7 @@ from benchmarks.harness import paths
 from benchmarks.harness.arguments import RESULTS
 from benchmarks.harness.report import commit
 from spafit.bert import set_impl
+from spafit.files.replacing import replacing
 from spafit.machine.versions import machine, versions
 from spafit.strata import adapt
 from spafit.tasks import glue
@@ -197,9 +198,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def write_rows(path: Path, rows: list[dict[str, str]], columns: Sequence[str] = COLUMNS) -> None:
-    """Write all rows."""
+    """Write all rows; those of before stay until all are written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -75,6 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CheckpointError as error:
         parser.exit(2, f"{error}\n")
     rows = read_rows(parsed.out)
+    known = {(row["task"], row["method"]): _settings(row) for row in rows}
+    for folder, record in records.items():
+        [its, *_] = rows_of(record, SPAFIT)
+        if known.setdefault((its["task"], its["method"]), _settings(its)) != _settings(its):
+            parser.exit(
+                2,
+                f"{folder} has other settings than the runs of {its['method']} on {its['task']} in "
+                f"{parsed.out}; give another --out\n",
+            )
     for folder, record in records.items():
         ours = rows_of(record, SPAFIT)
         done = {(row["task"], row["method"], row["side"], row["seed"]) for row in rows}
@@ -86,6 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = table(rows)
     parsed.out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def _settings(row: Mapping[str, str]) -> list[str]:
+    return [row[name] for name in _SETTINGS]
 
 
 def finished_runs(cells: Sequence[Path]) -> dict[Path, dict[str, Any]]:

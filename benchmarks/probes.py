@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.harness.arguments import RESULTS, set_threads
 from benchmarks.harness.lengths import DATA
@@ -25,6 +24,7 @@ from benchmarks.harness.report import Row, place, write_results
 from spafit.experiments.probe import linguistic
 from spafit.experiments.probe.figure import draw_curve
 from spafit.experiments.probe.report import run_probe
+from spafit.machine.precision import resolve_device
 from spafit.tasks import glue
 
 TASKS = ("order", "pos", "number", "depth", "sts-b", "mrpc", "rte", "cola")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parsed.model, train, dev, seeds=parsed.seeds, rows=parsed.rows, out=out, quiet=True
         )
         rows += rows_of(json.loads((out / "probe.json").read_text(encoding="utf-8")))
-    about = place(torch.device("cpu"), "float32")
+    about = place(resolve_device("auto"), "float32")  # as run_probe
     write_results(parsed.out, [{**row, **about} for row in rows], "Probes", in_table=("task",))
     draw(rows, parsed.out.with_suffix(".png"))
 

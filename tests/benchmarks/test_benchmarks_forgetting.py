@@ -70,3 +70,9 @@ def test_a_row_for_each_run_and_probe(
     ]
     assert line.split(" | ")[2] == "2" and text in line
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_several_tasks_are_told_apart() -> None:
+    rows = [{"method": "bitfit", "trained_on": task} for task in ("RTE", "MRPC")]
+    assert [row["method"] for row in forgetting.apart(rows)] == ["bitfit on RTE", "bitfit on MRPC"]
+    assert forgetting.apart(rows[:1] * 2) == rows[:1] * 2

@@ -6,7 +6,8 @@ import csv
 from pathlib import Path
 
 import pytest
-from support.written_runs import write_run
+from support.written_runs import OF_BENCHMARKS as RECORD
+from support.written_runs import SETTINGS, write_run
 
 from benchmarks import bf16_scores
 from benchmarks.glue_minilm import read_rows
@@ -15,13 +16,6 @@ from benchmarks.peft_scores import agreements
 from spafit.experiments.report.statistics import LEVEL
 
 SCORES = {"float32": (0.60, 0.64, 0.62), "bf16": (0.61, 0.62, 0.66)}
-#: What peft_scores reads of a run's settings and record beside what a report does.
-SETTINGS = {"batch_size": 16, "warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0}
-RECORD = {
-    "data": {"train": {"rows": 2490}, "dev": {"rows": 277}},
-    "machine": {"processor": "a processor", "torch_threads": 1},
-    "versions": {"torch": "2.13.0", "spafit": "0.1.0"},
-}
 
 
 def test_the_sides_are_the_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,15 @@ import csv
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from support.grids import write_tasks
-from support.written_runs import write_run
+from support.written_runs import OF_BENCHMARKS as RECORD
+from support.written_runs import SETTINGS, write_run
 
 from benchmarks import peft_scores
 from benchmarks.contenders.baseline import peft_twin, plain_name
@@ -87,6 +89,31 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(
     assert said in shown.err
     assert shown.err.startswith(str(cell if status == "none" else cell / "seed-4"))
     assert not out.exists()
+
+
+def test_runs_with_other_settings_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[float] = []
+
+    def train(record: dict[str, Any]) -> list[dict[str, str]]:
+        trained.append(record["settings"]["learning_rate"])
+        return [{**row, "side": peft_scores.PEFT} for row in peft_scores.rows_of(record, "")]
+
+    monkeypatch.setattr(peft_scores, "train", train)
+    out = tmp_path / "rows.csv"
+    for rate in (1e-4, 1e-3):
+        for seed in (0, 1):
+            settings = {**SETTINGS, "learning_rate": rate}
+            write_run(tmp_path / f"{rate}/seed-{seed}", 0.5, seed=seed, settings=settings, **RECORD)
+    peft_scores.main([str(tmp_path / "0.0001"), "--out", str(out)])
+    before = out.read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        peft_scores.main([str(tmp_path / "0.001"), "--out", str(out)])
+    err = capsys.readouterr().err
+    assert "seed-0 has other settings than the runs of SPAFIT-1-3-II on rte in " in err
+    assert out.read_bytes() == before and trained == [1e-4, 1e-4]
 
 
 def test_own_draws_are_not_copies(tmp_path: Path) -> None:

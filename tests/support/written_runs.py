@@ -16,6 +16,14 @@ LARGE_CASED = {"hidden_size": 1024, "num_hidden_layers": 24, "vocab_size": 28996
 LABELS = {"rte": ("entailment", "not_entailment"), "cola": ("unacceptable", "acceptable")}
 METRIC = {"rte": "accuracy", "cola": "matthews", "sts-b": "pearson", "mrpc": "f1"}
 
+#: What benchmarks read of a run's settings and record, beside what a report does.
+SETTINGS = {"batch_size": 16, "warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0}
+OF_BENCHMARKS = {
+    "data": {"train": {"rows": 2490}, "dev": {"rows": 277}},
+    "machine": {"processor": "a processor", "torch_threads": 1},
+    "versions": {"torch": "2.13.0", "spafit": "0.1.0"},
+}
+
 
 def write_run(
     folder: Path,
