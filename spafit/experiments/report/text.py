@@ -35,6 +35,8 @@ RULES = {
     "correlation of their scores), as the mean over all pairs of seeds",
     "shares": "shares of the sum of squares by main effects, each beside what chance alone would "
     "give it on average; the rest is what they leave together: interactions, and chance",
+    "costs": "medians over the runs on the tasks that every method has, on the machines that ran "
+    "them",
     "choices": "runs that only choose a learning rate, by their scores on dev, and whether a "
     "method is reported with it",
 }
@@ -167,40 +169,53 @@ def main_table(report: Report) -> list[list[str]]:
     return [heads, majority + [""] * has_mean, *rows]
 
 
-def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
-    """Return the other tables: a title, what the numbers are, and the rows with their head."""
-    tables = []
-    if report.comparisons:
-        rows = [COMPARISON_HEADS, *map(comparison_cells, report.comparisons)]
-        chosen = "" if report.is_named else f"{RULES['chosen']} "
-        rules = f"{RULES['tests']}. {chosen}{RULES['p']}"
-        tables.append((f"{report.ours} against the others", rules, rows))
-    if report.agreements:
-        rows = [["method", *(task.display for task in report.tasks)]]
-        for label in dict.fromkeys(each.label for each in report.agreements):
-            by_task = {each.task: each for each in report.agreements if each.label == label}
-            shown = (agreement_text(by_task.get(task.display)) for task in report.tasks)
-            rows.append([label, *shown])
-        tables.append(("Agreement of two seeds", RULES["agreement"], rows))
-    if report.shares:
-        names = list(dict.fromkeys(name for each in report.shares for name in each.levels))
-        rows = [["method", "task", "deviation", *names, "rest"]]
-        for part in report.shares:
-            rows.append(
-                [
-                    part.label,
-                    part.task,
-                    number(part.deviation, 4),
-                    *(
-                        f"{_share(part, name)} ({part.levels[name]} seeds)"
-                        if name in part.shares
-                        else ""
-                        for name in names
-                    ),
-                    _share(part, "rest"),
-                ]
-            )
-        tables.append(("Where the spread comes from", RULES["shares"], rows))
+Table = tuple[str, str, list[list[str]]]
+"""A title, what the numbers are, and the rows with their head."""
+
+
+def other_tables(report: Report) -> list[Table]:
+    """Return the other tables, those that have rows."""
+    tables = (
+        _comparisons(report),
+        _agreements(report),
+        _shares(report),
+        _costs(report),
+        _choices(report),
+        _anchors(report),
+        _left_out(report),
+    )
+    return [(title, rules, rows) for title, rules, rows in tables if len(rows) > 1]
+
+
+def _comparisons(report: Report) -> Table:
+    rows = [COMPARISON_HEADS, *map(comparison_cells, report.comparisons)]
+    chosen = "" if report.is_named else f"{RULES['chosen']} "
+    return f"{report.ours} against the others", f"{RULES['tests']}. {chosen}{RULES['p']}", rows
+
+
+def _agreements(report: Report) -> Table:
+    rows = [["method", *(task.display for task in report.tasks)]]
+    for label in dict.fromkeys(each.label for each in report.agreements):
+        by_task = {each.task: each for each in report.agreements if each.label == label}
+        shown = (agreement_text(by_task.get(task.display)) for task in report.tasks)
+        rows.append([label, *shown])
+    return "Agreement of two seeds", RULES["agreement"], rows
+
+
+def _shares(report: Report) -> Table:
+    names = list(dict.fromkeys(name for each in report.shares for name in each.levels))
+    rows = [["method", "task", "deviation", *names, "rest"]]
+    for part in report.shares:
+        shown = (
+            f"{_share(part, name)} ({part.levels[name]} seeds)" if name in part.shares else ""
+            for name in names
+        )
+        deviation = number(part.deviation, 4)
+        rows.append([part.label, part.task, deviation, *shown, _share(part, "rest")])
+    return "Where the spread comes from", RULES["shares"], rows
+
+
+def _costs(report: Report) -> Table:
     costs = {
         "seconds a run": [row.seconds for row in report.rows],
         "examples/s in training": [row.examples_per_s for row in report.rows],
@@ -209,40 +224,39 @@ def other_tables(report: Report) -> list[tuple[str, str, list[list[str]]]]:
     known = {
         head: found for head, found in costs.items() if any(each is not None for each in found)
     }
-    if known:
-        rows = [["method", *known]]
-        for row, *found in zip(report.rows, *known.values(), strict=True):
-            if any(cost is not None for cost in found):
-                rows.append([row.label, *("" if cost is None else amount(cost) for cost in found)])
-        rules = (
-            "medians over the runs on the tasks that every method has, on the machines that ran "
-            "them"
-        )
-        tables.append(("Time and memory", rules, rows))
-    if report.choices:
-        names = list(dict.fromkeys(name for each in report.choices for name in each.scores))
-        rows = [["method", "learning rate", *names, "mean", "reported"]]
-        for tried in report.choices:
-            scores = [number(tried.scores.get(name)) for name in names]
-            taken = "yes" if tried.is_taken else ""
-            rows.append([tried.label, f"{tried.rate:g}", *scores, number(tried.mean), taken])
-        tables.append(("Learning rates tried", RULES["choices"], rows))
-    if report.anchors:
-        rows = [["published", *(task.display for task in report.tasks), "source"]]
-        for anchor in report.anchors:
-            found = [
-                ", ".join(f"{name} {value:.3f}" for name, value in anchor.scores[t.name].items())
-                if t.name in anchor.scores
-                else ""
-                for t in report.tasks
-            ]
-            rows.append([anchor.what, *found, anchor.source])
-        tables.append(("Scores of others with BERT-large", "on dev, as published", rows))
-    if report.left_out:
-        rows = [["run", "why"], *map(list, report.left_out)]
-        why = "unfinished, failed, damaged or repeated"
-        tables.append(("Runs that are not reported", why, rows))
-    return tables
+    rows = [["method", *known]]
+    for row, *found in zip(report.rows, *known.values(), strict=True):
+        if any(cost is not None for cost in found):
+            rows.append([row.label, *("" if cost is None else amount(cost) for cost in found)])
+    return "Time and memory", RULES["costs"], rows
+
+
+def _choices(report: Report) -> Table:
+    names = list(dict.fromkeys(name for each in report.choices for name in each.scores))
+    rows = [["method", "learning rate", *names, "mean", "reported"]]
+    for tried in report.choices:
+        scores = [number(tried.scores.get(name)) for name in names]
+        taken = "yes" if tried.is_taken else ""
+        rows.append([tried.label, f"{tried.rate:g}", *scores, number(tried.mean), taken])
+    return "Learning rates tried", RULES["choices"], rows
+
+
+def _anchors(report: Report) -> Table:
+    rows = [["published", *(task.display for task in report.tasks), "source"]]
+    for anchor in report.anchors:
+        found = [
+            ", ".join(
+                f"{name} {value:.3f}" for name, value in anchor.scores.get(task.name, {}).items()
+            )
+            for task in report.tasks
+        ]
+        rows.append([anchor.what, *found, anchor.source])
+    return "Scores of others with BERT-large", "on dev, as published", rows
+
+
+def _left_out(report: Report) -> Table:
+    rows = [["run", "why"], *map(list, report.left_out)]
+    return "Runs that are not reported", "unfinished, failed, damaged or repeated", rows
 
 
 def _share(part: Shares, name: str) -> str:
@@ -255,9 +269,9 @@ def summary_line(report: Report) -> str:
     tasks = ", ".join(task.display for task in report.tasks)
     others = len(report.left_out)
     left = f"; {others} other{' is' if others == 1 else 's are'} not reported" if others else ""
-    return (
-        f"{report.runs} finished runs of {len(report.rows)} methods on {tasks or 'no task'}{left}."
-    )
+    runs = f"{report.runs} finished run{'s' * (report.runs != 1)}"
+    methods = f"{len(report.rows)} method{'s' * (len(report.rows) != 1)}"
+    return f"{runs} of {methods} on {tasks or 'no task'}{left}."
 
 
 def paper_line(report: Report) -> str:
