@@ -174,6 +174,27 @@ def _some(data: Dataset, n: int) -> Dataset:
     return dataclasses.replace(data, examples=tuple(data.examples[row] for row in rows), sha256="")
 
 
+def _grouped(cells: Cells, numbers: list[int]) -> dict[tuple[str, str, str], dict[str, list[int]]]:
+    """Return the cells of each method and task that differ in nothing but their seeds.
+
+    The key is the model, the method, and what they are called; those that choose a learning rate
+    are together, too.
+    """
+    groups: dict[tuple[str, str, str], dict[str, list[int]]] = {}
+    for number in numbers:
+        cell = cells.cells[number]
+        hidden = (*_SEEDS, "learning_rate") if cell.purpose == "choice" else _SEEDS
+        varied = [(name, value) for name, value in cell.varied.items() if name not in hidden]
+        words = [cell.method, *(f"{name} {value}" for name, value in varied)]
+        if cell.purpose == "choice":
+            words = ["to choose the learning rate of " + words[0], *words[1:]]
+        elif cell.choice is not None:
+            words.append("learning rate chosen")
+        key = (cell.model, cell.method, ", ".join(words))
+        groups.setdefault(key, {}).setdefault(cell.task, []).append(number)
+    return groups
+
+
 def dry_run(
     cells: Cells,
     numbers: list[int],
@@ -202,22 +223,10 @@ def dry_run(
     workers : int
         How many processes would share the work.
     """
-    groups: dict[tuple[str, str, str], dict[str, list[int]]] = {}
-    for number in numbers:
-        cell = cells.cells[number]
-        hidden = (*_SEEDS, "learning_rate") if cell.purpose == "choice" else _SEEDS
-        varied = [(name, value) for name, value in cell.varied.items() if name not in hidden]
-        words = [cell.method, *(f"{name} {value}" for name, value in varied)]
-        if cell.purpose == "choice":
-            words = ["to choose the learning rate of " + words[0], *words[1:]]
-        elif cell.choice is not None:
-            words.append("learning rate chosen")
-        key = (cell.model, cell.method, ", ".join(words))
-        groups.setdefault(key, {}).setdefault(cell.task, []).append(number)
     unknown: dict[str, None] = {}
     total_steps, total_s, lacking = 0, 0.0, 0
     lines = [_ROW.format("", "runs", "done", "numbers that train", "steps", "time")]
-    for (*_, words_said), tasks in groups.items():
+    for (*_, words_said), tasks in _grouped(cells, numbers).items():
         sizes = {cells.cells[each[0]].trainable for each in tasks.values()}
         most = "at most " if len(sizes) > 1 else ""
         lines.append(f"{one_line(words_said)}: {most}{max(sizes):,} numbers train")
