@@ -53,12 +53,12 @@ def width_of(label: str) -> float:
 
 
 def short(label: str) -> str:
-    """Return a label that has room beside a figure."""
-    if width_of(label) <= _WIDEST:
-        return label
-    while width_of(f"{label}…") > _WIDEST:
-        label = label[:-1]
-    return f"{label}…"
+    """Return a label that has room beside a figure; the settings at its end tell most."""
+    kept, whole = len(label), label
+    while width_of(label) > _WIDEST:
+        kept -= 1
+        label = f"{whole[:3]}…{whole[3 - kept :]}"
+    return label
 
 
 def marker(place: int, x: float, y: float, title: str = "") -> str:
@@ -279,11 +279,10 @@ def _sizes(
         return axes.left + 8 + share * (axes.right - axes.left - 16)
 
     body = axes.frame(y_title, "numbers that train (logarithmic)")
-    decades = range(math.ceil(low), math.floor(high) + 1)
-    for decade in decades or range(round(low), round(low) + 1):
-        at = x(10**decade)
+    for count in round_counts(10**low, 10**high):
+        at = x(count)
         body.append(_line(at, axes.top, at, axes.bottom, "grid"))
-        body.append(_text(at, axes.bottom + 15, _decade(decade), "middle", "tick"))
+        body.append(_text(at, axes.bottom + 15, amount_of(count), "middle", "tick"))
     spots = [(x(row.trainable[1]), axes.y(mean)) for row, mean, _ in points]
     for (row, mean, deviation), (at, y) in zip(points, spots, strict=True):
         kind = places[row.label]
@@ -306,9 +305,20 @@ def _sizes(
     return _svg(height, title, body)
 
 
-def _decade(power: int) -> str:
-    unit, name = next((u, n) for u, n in ((9, "G"), (6, "M"), (3, "k"), (0, "")) if power >= u)
-    return f"{10 ** (power - unit)}{name}"
+def round_counts(low: float, high: float) -> list[int]:
+    """Return the powers of ten in [low, high], or where these are few 2 and 5 times them, too."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5), range(1, 10)):
+        found = [n * 10**power for power in powers if power >= 0 for n in factors]
+        if sum(low <= count <= high for count in found) > 1:
+            break
+    return [count for count in found if low <= count <= high]
+
+
+def amount_of(count: int) -> str:
+    """Return a round number of parameters in short: 20k, 1M."""
+    unit, name = next((u, n) for u, n in ((9, "G"), (6, "M"), (3, "k"), (0, "")) if count >= 10**u)
+    return f"{count // 10**unit}{name}"
 
 
 def beside(

@@ -169,3 +169,29 @@ def test_learning_curves(report: Report, places: dict[str, int]) -> None:
             ]
             for curve in found
         ]
+
+
+def test_labels_keep_the_end_that_tells_them_apart() -> None:
+    labels = [f"SPAFIT-1-3-II (r {r}, alpha {alpha})" for r in (4, 16) for alpha in (8, 128)]
+    shown = [figures.short(label) for label in labels]
+    assert len(set(shown)) == 4
+    for label, text in zip(labels, shown, strict=True):
+        first, last = text.split("…")
+        assert label.startswith(first) and label.endswith(last) and len(last) > len(first) > 0
+        assert figures.width_of(text) < figures.width_of(label)
+    assert figures.short("Houlsby") == "Houlsby"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "counts"),
+    [
+        (385, 22_713_986, "1k 10k 100k 1M 10M"),
+        (38_402, 411_266, "50k 100k 200k"),
+        (210_000, 480_000, "300k 400k"),
+        (900, 1_100, "900 1k"),
+        (1.0, 9.0, "1 2 5"),
+    ],
+)
+def test_numbers_on_the_logarithmic_axis(low: float, high: float, counts: str) -> None:
+    found = figures.round_counts(low, high)
+    assert [figures.amount_of(each) for each in found] == counts.split()
