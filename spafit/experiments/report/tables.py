@@ -307,9 +307,13 @@ def _tasks(runs: Sequence[Run], notes: list[str]) -> list[Task]:
     for name in tasks_of(runs):
         same = [run for run in runs if run.task == name]
         metric = Counter(run.metric for run in same).most_common(1)[0][0]
+        majorities = Counter(run.majority[metric] for run in same if metric in run.majority)
+        majority = majorities.most_common(1)[0][0]
         if len({run.dev for run in same}) > 1:
-            notes.append(f"{display_of(name)}: its runs were scored on different dev files")
-        majority = next(run.majority[metric] for run in same if metric in run.majority)
+            notes.append(
+                f"{display_of(name)}: its runs were scored on different dev files; the majority "
+                "baseline is that of most runs"
+            )
         columns.append(Task(name, display_of(name), metric, majority))
     return columns
 

@@ -472,12 +472,18 @@ class TestPublished:
 
 def test_what_a_reader_should_know(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 0.7, data={"dev": {"sha256": "one"}})
-    write_run(tmp_path / "b", 0.7, seed=1, data={"dev": {"sha256": "two"}})
+    for seed in (1, 2):
+        of_b = {"majority": 0.6, "data": {"dev": {"sha256": "two"}}}
+        write_run(tmp_path / f"b{seed}", 0.7, seed=seed, **of_b)  # type: ignore[arg-type]
     write_run(tmp_path / "c", 0.7, task="mrpc", metrics={"f1": 0.8, "accuracy": 0.7})
     other = {"metrics": {"accuracy": 0.7}, "majority": {"accuracy": 0.6}, "history": []}
     costs = {"trainable": 5, "examples_per_s": 1.0, "peak_memory_mib": 1.0, "seconds": 1.0}
     write_run(tmp_path / "d", 0.7, task="mrpc", seed=1, result={**other, **costs})
     report = make_report(tmp_path)
-    assert "RTE: its runs were scored on different dev files" in report.notes
+    assert (
+        "RTE: its runs were scored on different dev files; the majority baseline is that of most "
+        "runs"
+    ) in report.notes
+    assert [task.majority for task in report.tasks if task.name == "rte"] == [0.6]
     assert "SPAFIT-1-3-II, MRPC: runs without f1: 1" in report.notes
     assert report.rows[0].cells["mrpc"].seeds == ("0",)
