@@ -18,7 +18,10 @@ from support.written_runs import SETTINGS, write_run
 
 from benchmarks import peft_scores
 from benchmarks.contenders.baseline import peft_twin, plain_name
+from benchmarks.glue_minilm import read_rows
+from benchmarks.harness.arguments import RESULTS
 from benchmarks.harness.report import commit
+from spafit.experiments.report.statistics import LEVEL
 from spafit.strata import adapt
 from spafit.tasks import glue
 from spafit.text.tokenization import load_tokenizer
@@ -142,3 +145,18 @@ def test_welch_and_the_difference_that_is_seen() -> None:
     x = draw.normal(0, deviation, (4000, 5))
     y = draw.normal(found.seen, deviation, (4000, 5))
     assert np.mean(stats.ttest_ind(x, y, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_recorded_scores_agree() -> None:
+    """Welch's test of the first metric of two cells, by Holm's correction; and its power."""
+    rows = read_rows(RESULTS / "peft_scores.csv")
+    cells = [("cola", "SPAFIT-0-2-II", "matthews"), ("mrpc", "Full LoRA-II", "f1")]
+    for task, method, metric in cells:
+        for side in (peft_scores.SPAFIT, peft_scores.PEFT):
+            its = [r for r in rows if (r["task"], r["side"], r["metric"]) == (task, side, metric)]
+            assert [(r["method"], r["seed"]) for r in its] == [(method, seed) for seed in "01234"]
+    found = peft_scores.agreements(rows)
+    p = sorted(found[cell].p for cell in cells)
+    assert p[0] * len(p) > LEVEL  # Holm's first step, and so no difference is seen
+    assert [round(found[cell].seen, 2) for cell in cells] == [0.05, 0.03]
+    assert peft_scores.table(rows) == (RESULTS / "peft_scores.md").read_text(encoding="utf-8")
