@@ -543,6 +543,28 @@ def probes() -> tuple[list[str], list[Row]]:
     return lines, used
 
 
+def searched() -> list[str]:
+    """Return the table of the recorded search, and what its search.json says of random choice."""
+    summary = json.loads((RESULTS / "search_sts-b" / "search.json").read_text(encoding="utf-8"))
+    against = {each["proposer"]: each for each in summary["comparisons"]}
+    lines = []
+    for each in summary["proposals"]:
+        plans, scores = set(each["plans"].values()), list(each["scores"].values())
+        plan = plans.pop() if len(plans) == 1 else "one a seed"
+        shown = f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}"
+        test = ""
+        if its := against.get(each["proposer"]):
+            test = f"{its['against']}: {its['test']['difference']:+.3f}, p {its['test']['p']:.3f}"
+        what = f"{each['proposer']} | {plan} | {each['trainable']:,.0f} | {each['cost']} | {shown}"
+        lines.append(f"| {what} | {test} |".replace("|  |", "| |"))
+    return [*lines, summary["says"]]
+
+
+def cutting() -> tuple[list[str], list[Row]]:
+    lines, used = probes()
+    return [*lines, *searched()], used
+
+
 # What is measured on each page.
 FIGURES = {
     "README.md": readme,
@@ -550,7 +572,7 @@ FIGURES = {
     GUIDE + "several_tasks.md": several_tasks,
     GUIDE + "inspect.md": forgetting,
     GUIDE + "exchange.md": int8,
-    GUIDE + "where_to_cut.md": probes,
+    GUIDE + "where_to_cut.md": cutting,
     GUIDE + "results.md": real_runs,
     GUIDE + "speed.md": speed,
     GUIDE + "memory.md": memory,
