@@ -86,7 +86,7 @@ class Cell:
     @property
     def title(self) -> str:
         """What the cell is called on the screen."""
-        more = [f"{name} {_shown(value)}" for name, value in self.varied.items()]
+        more = [f"{name} {shown(value)}" for name, value in self.varied.items()]
         words = ", ".join([self.task, self.method, *more, f"seed {self.seed}"])
         return one_line(words if self.purpose == "report" else f"choice: {words}")
 
@@ -374,8 +374,9 @@ def _asked(cell: Cell) -> dict[str, Any]:
 
 def _slug(value: object) -> str:
     """Return a value as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9.%+]+", "-", _shown(value)).strip("-.") or "none"
+    return re.sub(r"[^A-Za-z0-9.%+]+", "-", shown(value)).strip("-.") or "none"
 
 
-def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def shown(value: object) -> str:
+    """Return a value of a setting for a reader: 128.0 as 128; no two numbers look the same."""
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -18,7 +18,7 @@ import torch
 from spafit.bert import BertForSequenceClassification, lay_side_by_side
 from spafit.config import BertConfig
 from spafit.errors import one_line
-from spafit.experiments.grid.cells import Cell, Cells
+from spafit.experiments.grid.cells import Cell, Cells, shown
 from spafit.experiments.grid.display import clock
 from spafit.experiments.grid.places import steps_of
 from spafit.experiments.grid.speeds import SLOWING, Speeds
@@ -185,7 +185,7 @@ def _grouped(cells: Cells, numbers: list[int]) -> dict[tuple[str, str, str], dic
         cell = cells.cells[number]
         hidden = (*_SEEDS, "learning_rate") if cell.purpose == "choice" else _SEEDS
         varied = [(name, value) for name, value in cell.varied.items() if name not in hidden]
-        words = [cell.method, *(f"{name} {value}" for name, value in varied)]
+        words = [cell.method, *(f"{name} {shown(value)}" for name, value in varied)]
         if cell.purpose == "choice":
             words = ["to choose the learning rate of " + words[0], *words[1:]]
         elif cell.choice is not None:

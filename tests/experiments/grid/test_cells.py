@@ -161,6 +161,14 @@ class TestExpansion:
         ):
             cells_of(write_grid(tmp_path / "g.json", model, *blocks), data)
 
+    def test_numbers_that_are_near_have_folders_of_their_own(
+        self, tmp_path: Path, model: Path, data: Path
+    ) -> None:
+        block = {"method": "lora-ii", "r": 2, "alpha": [4.0, 4.0000001], "learning_rate": 1e-3}
+        cells = cells_of(write_grid(tmp_path / "g.json", model, block), data)
+        expected = [f"rte/Full-LoRA-II/alpha-{alpha}/seed-0" for alpha in ("4", "4.0000001")]
+        assert folders(cells) == expected
+
     def test_two_cells_of_one_folder(self, tmp_path: Path, model: Path, data: Path) -> None:
         """Whose names differ in signs that a folder's name has not."""
         for number, name in enumerate(("a b", "a_b")):
