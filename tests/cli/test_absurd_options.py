@@ -297,7 +297,7 @@ class TestEveryOption:
         monkeypatch.setattr("spafit.experiments.grid.start.begin", reached)
         monkeypatch.setattr("spafit.experiments.probe.report.probe", reached)
         monkeypatch.setattr("spafit.cli.inspecting.probe_scores", reached)
-        monkeypatch.setattr("spafit.experiments.search.start._before", reached)
+        monkeypatch.setattr("spafit.experiments.search.start.begun_before", reached)
         for verb in TABLE:
             with pytest.raises(Reached):
                 main(base_of(verb, small))

@@ -36,6 +36,7 @@ SHOWN_BY = {
     "experiments/search/candidates.py": ("search",),
     "experiments/search/report.py": ("search",),
     "experiments/search/start.py": ("search",),
+    "experiments/search/asked.py": ("search",),
     **{f"cli/verbs/{verb}.py": (verb,) for verb in cli.VERBS},
 }
 OF_A_VERB = re.compile(r"(--[a-z][a-z0-9-]*) of spafit ([a-z]+)|spafit ([a-z]+) [^\n]*")

@@ -8,7 +8,6 @@ reported seeds and scored on dev, once, after the last step.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from spafit.bert import BertForSequenceClassification
-from spafit.config import read_json
-from spafit.errors import ConfigError, DataError, listed
+from spafit.errors import ConfigError, DataError
 from spafit.experiments.figure import can_draw
 from spafit.experiments.probe.layers import some_rows
 from spafit.experiments.search import report
+from spafit.experiments.search.asked import (
+    SEARCH,
+    begun_before,
+    data_and_model,
+    settings_asked,
+    write_summary,
+)
 from spafit.experiments.search.candidates import (
     Candidate,
     every_candidate,
@@ -42,18 +47,14 @@ from spafit.experiments.search.proposers import (
 )
 from spafit.experiments.search.runs import Base, Trainer
 from spafit.files.replacing import refuse_place, replacing
-from spafit.methods import ALPHA, R
-from spafit.methods import plan as make_plan
-from spafit.runs.identity import FREE
+from spafit.methods import R
 from spafit.runs.record import about_model
 from spafit.runs.train_config import TrainConfig
-from spafit.strata import adapt, fingerprint
 from spafit.tasks import own, scoring
 from spafit.tasks.metrics import METRICS
 from spafit.tasks.task import Dataset
 from spafit.text.tokenization import load_tokenizer
 from spafit.training.inference import encode
-from spafit.training.settings import complete
 from spafit.version import __version__
 from spafit.weights.pretrained import load_pretrained
 
@@ -61,16 +62,6 @@ HELD_OUT = 0.2
 """The share of the training rows that plans are scored on while they are chosen."""
 
 LEAST_HELD_OUT = 10
-
-SEARCH = "search.json"
-
-_DIGESTS = {
-    "base": "the weights are others (--model)",
-    "tokenizer": "the tokenizer is another one (--model)",
-    "train": "the rows of train are others (--data, --rows)",
-    "dev": "the rows of dev are others (--data, --dev)",
-}
-"""What search.json has as digests, which nobody can compare by eye."""
 
 
 @dataclass(frozen=True)
@@ -252,14 +243,14 @@ def _prepared(
     most = None if options.minutes is not None else options.parameters or papers.trainable
     candidates = every if most is None else within_parameters(every, most)
     asked = {
-        **_data_and_model(base, model, train, dev),
+        **data_and_model(base, model, train, dev),
         "parameters": most,
         "minutes": options.minutes,
         "plans": min(options.plans, len(candidates)),
         "selection_seed": options.selection_seed,
-        **_settings(base, model, papers, train),  # last, because it adapts the model
+        **settings_asked(base, model, papers, train),  # last, because it adapts the model
     }
-    before = _before(options.out, asked)
+    before = begun_before(options.out, asked)
     begun = before or {"asked": asked}
     trainer = _trainer(options, base, about)
     if options.minutes is not None:
@@ -269,7 +260,7 @@ def _prepared(
         candidates = within_time(every, 60 * options.minutes, seconds)
     if begun is not before:
         options.out.mkdir(parents=True, exist_ok=True)
-        _replace(options.out / SEARCH, begun)
+        write_summary(options.out / SEARCH, begun)
     return _Search(trainer, candidates, papers, _in_words(options, papers), begun)
 
 
@@ -294,35 +285,6 @@ def _loaded(options: SearchOptions, train: Dataset) -> tuple[Base, BertForSequen
         dataclasses.replace(options.config, dropout_in_group_1=False, cache_prefix="auto-disk"),
     )
     return base, model
-
-
-def _data_and_model(
-    base: Base, model: BertForSequenceClassification, train: Dataset, dev: Dataset
-) -> dict[str, Any]:
-    """Return what tells the task, the model and the rows from others."""
-    return {
-        "task": train.task.name,
-        "metric": train.task.metrics[0],
-        "base": fingerprint(model),
-        "tokenizer": base.tokenizer.fingerprint,
-        "train": train.sha256,
-        "dev": dev.sha256,
-    }
-
-
-def _settings(
-    base: Base, model: BertForSequenceClassification, papers: Candidate, train: Dataset
-) -> dict[str, Any]:
-    """Return the settings of a full run, and refuse what no run could be; the model is adapted."""
-    plan = make_plan(papers.name, model.config.num_hidden_layers, r=base.r, alpha=base.alpha)
-    adapt(model, plan)
-    settings = dataclasses.asdict(complete(base.config, model, train))
-    names = settings.keys() - FREE - {"seed", "order_seed", "dropout_seed"}
-    return {
-        "r": base.r or R,
-        "alpha": ALPHA if base.alpha is None else base.alpha,
-        **{name: settings[name] for name in sorted(names | {"epochs"})},
-    }
 
 
 def _trainer(options: SearchOptions, base: Base, about: dict[str, Any]) -> Trainer:
@@ -371,40 +333,6 @@ def _measured(trainer: Trainer, every: Sequence[Candidate], train: Dataset) -> d
     print(f"measuring {len(largest)} plans ...", file=sys.stderr, flush=True)
     epochs = trainer.base.config.epochs
     return {str(N1): trainer.measure(each, train, epochs) for N1, each in sorted(largest.items())}
-
-
-def _before(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what search.json says of the same search, begun before or finished.
-
-    Raises
-    ------
-    ConfigError
-        If it is another search; the message names what differs.
-    """
-    path = out / SEARCH
-    try:
-        old = read_json(path)
-        if not isinstance(old, dict) or not isinstance(old.get("asked"), dict):
-            raise ValueError("it is not the summary of a search")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error!s:.200}); remove it, or give another folder (--out)"
-        ) from None
-    before = old["asked"]
-    # An older one lacks what is not compared then.
-    differing = [name for name in asked if name in before and before[name] != asked[name]]
-    if differing:
-        found = [
-            _DIGESTS.get(name) or f"{name} was {before.get(name)!r:.80}, and is {asked[name]!r:.80}"
-            for name in differing
-        ]
-        raise ConfigError(
-            f"{out} holds another search: {listed(found)}. Give another folder (--out), or the "
-            "same settings"
-        )
-    return old
 
 
 def _proposals(search: _Search, selection: Selection, options: SearchOptions) -> list[Proposal]:
@@ -474,7 +402,7 @@ def _write(
 ) -> None:
     """Print the report, and write it."""
     print(f"\n{report.screen(rows, summary, points)}\n")
-    _replace(out / SEARCH, summary)
+    write_summary(out / SEARCH, summary)
     with replacing(out / "search.csv", ConfigError) as temporary:
         text = report.table(list(trainer.runs.values()), list(summary["majority"]))
         temporary.write_text(text, encoding="utf-8", newline="")
@@ -483,8 +411,3 @@ def _write(
         draw(points, summary, out / "search.png")
         names.append("search.png")
     print(f"written: {', '.join(names)} in {out}")
-
-
-def _replace(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path, ConfigError) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
