@@ -1,21 +1,23 @@
 """The figures of a report as SVG, made here: no library, nothing to load.
 
 Each is 340 units wide, so that its text keeps its size on a phone. A method has the same marker,
-dashes and colour in all of them, and its name beside them: none is told by its colour alone.
+dashes and colour in all of them, and its name with them: none is told by its colour alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from spafit.experiments.report.tables import Curve, Report, Row, Task
 from spafit.experiments.report.text import amount, number
 
 WIDTH = 340
-_SIZE, _LINE, _WIDEST = 10.5, 13.0, 124.0
-"""The size of letters, the height of a line of labels, and the most room beside a figure."""
+_SIZE, _LINE, _LEGEND, _WIDEST = 10.5, 13.0, 15.0, 124.0
+"""The size of letters, the height of a line of names beside a figure and below, and the most room
+beside."""
 
 _NARROW, _BROAD = set(" !'(),-./:;I[]fijlrt|"), set("%&+<=>@GMOQWmw~^_")
 
@@ -52,10 +54,10 @@ def width_of(label: str) -> float:
     )
 
 
-def short(label: str) -> str:
+def short(label: str, room: float = _WIDEST) -> str:
     """Return a label that has room beside a figure; the settings at its end tell most."""
     kept, whole = len(label), label
-    while width_of(label) > _WIDEST:
+    while width_of(label) > room:
         kept -= 1
         label = f"{whole[:3]}…{whole[3 - kept :]}"
     return label
@@ -139,16 +141,9 @@ class _Axes:
         return parts
 
     def majority_label(self) -> str:
-        if not self.majority_box():
+        if not self.low <= self.majority <= self.high:
             return ""
         return _text(self.left + 3, self.y(self.majority) - 3, "majority", kind="note")
-
-    def majority_box(self) -> list[tuple[float, float, float, float]]:
-        """Return where its label stands, if it has one."""
-        if not self.low <= self.majority <= self.high:
-            return []
-        y = self.y(self.majority)
-        return [(self.left + 3, y - 13, self.left + 3 + width_of("majority"), y)]
 
 
 def curves(task: Task, found: Sequence[Curve], places: dict[str, int]) -> str:
@@ -235,43 +230,58 @@ def _shown(mean: float, deviation: float | None) -> str:
     return number(mean) if deviation is None else f"{number(mean)} ± {number(deviation)}"
 
 
+@dataclass(frozen=True)
+class _Point:
+    """A method's place in a plane of sizes."""
+
+    label: str
+    trainable: int
+    mean: float
+    deviation: float | None
+
+
 def sizes(task: Task, rows: Sequence[Row], places: dict[str, int]) -> str:
     """Draw how many numbers train (on a logarithmic axis) against the score."""
-    points = [(row, row.cells[task.name].spread) for row in rows if task.name in row.cells]
+    cells = [(row.label, row.cells[task.name]) for row in rows if task.name in row.cells]
     return _sizes(
         f"{task.metric} on dev",
         f"numbers that train and {task.metric} on dev of {task.display}",
-        [(row, spread.mean, spread.deviation) for row, spread in points],
+        [
+            _Point(label, cell.trainable[1], cell.spread.mean, cell.spread.deviation)
+            for label, cell in cells
+        ],
         task.majority,
         places,
+        task.sign,
     )
 
 
 def sizes_of_all(report: Report, places: dict[str, int]) -> str:
     """Draw how many numbers train against the mean score over all tasks; or nothing."""
-    points = [(row, row.mean, None) for row in report.rows if row.mean is not None]
+    points = [
+        _Point(row.label, row.trainable[1], row.mean, row.deviation)
+        for row in report.rows
+        if row.mean is not None
+    ]
     if not points:
         return ""
     majority = sum(task.majority for task in report.tasks) / len(report.tasks)
     title = f"mean score on dev of {len(report.tasks)} tasks"
-    return _sizes(title, f"numbers that train and {title}", points, majority, places)
+    return _sizes(title, f"numbers that train and {title}", points, majority, places, 1)
 
 
 def _sizes(
     y_title: str,
     title: str,
-    points: Sequence[tuple[Row, float, float | None]],
+    points: Sequence[_Point],
     majority: float,
     places: dict[str, int],
+    sign: int,
 ) -> str:
-    height = 320.0
-    axes = _Axes(
-        [mean + sign * (deviation or 0) for _, mean, deviation in points for sign in (-1, 1)],
-        majority,
-        height,
-        WIDTH - 8.0,
-    )
-    counts = [max(1, row.trainable[1]) for row, _, _ in points]
+    """Draw the plane, and below it the markers with their names, the best score first."""
+    ends = [p.mean + side * (p.deviation or 0) for p in points for side in (-1, 1)]
+    axes = _Axes(ends, majority, 260.0, WIDTH - 8.0)
+    counts = [max(1, p.trainable) for p in points]
     low, high = math.log10(min(counts)) - 0.3, math.log10(max(counts)) + 0.3
 
     def x(count: int) -> float:
@@ -283,26 +293,24 @@ def _sizes(
         at = x(count)
         body.append(_line(at, axes.top, at, axes.bottom, "grid"))
         body.append(_text(at, axes.bottom + 15, amount_of(count), "middle", "tick"))
-    spots = [(x(row.trainable[1]), axes.y(mean)) for row, mean, _ in points]
-    for (row, mean, deviation), (at, y) in zip(points, spots, strict=True):
-        kind = places[row.label]
-        if deviation:
-            top, bottom = axes.y(mean + deviation), axes.y(mean - deviation)
-            body.append(_line(at, top, at, bottom, f"error c{kind % 8}"))
-        said = f"{row.label}: {_shown(mean, deviation)}, {row.trainable[1]:,} numbers"
-        body.append(marker(kind, at, y, said))
-    labels = [short(row.label) for row, _, _ in points]
-    limits = (axes.left, 16.0, axes.right + 6, axes.bottom)
-    for (row, _, _), label, (at, y), (left, middle) in zip(
-        points, labels, spots, beside(spots, labels, limits, axes.majority_box()), strict=True
-    ):
-        wide = width_of(label)
-        near = min(max(at, left), left + wide), middle
-        if math.hypot(near[0] - at, near[1] - y) > 14:
-            body.append(_line(at, y, *near, "leader"))
-        body.append(_text(left, middle + 3.5, label, full=row.label))
+    for p in points:  # behind all markers
+        if p.deviation:
+            top, bottom = axes.y(p.mean + p.deviation), axes.y(p.mean - p.deviation)
+            at = x(p.trainable)
+            body.append(_line(at, top, at, bottom, f"error c{places[p.label] % 8}"))
+    for p in points:
+        said = f"{p.label}: {_shown(p.mean, p.deviation)}, {p.trainable:,} numbers"
+        body.append(marker(places[p.label], x(p.trainable), axes.y(p.mean), said))
     body.append(axes.majority_label())
-    return _svg(height, title, body)
+    best_first = sorted(points, key=lambda p: -sign * p.mean)
+    columns = 2 if max(width_of(p.label) for p in points) < WIDTH / 2 - 24 else 1
+    wide, in_a_column = WIDTH / columns, math.ceil(len(points) / columns)
+    for k, p in enumerate(best_first):
+        column, line = divmod(k, in_a_column)
+        left, middle = 12 + column * wide, 276 + _LEGEND * line
+        body.append(marker(places[p.label], left, middle))
+        body.append(_text(left + 10, middle + 3.5, short(p.label, wide - 24), full=p.label))
+    return _svg(272 + _LEGEND * in_a_column, title, body)
 
 
 def round_counts(low: float, high: float) -> list[int]:
@@ -319,67 +327,6 @@ def amount_of(count: int) -> str:
     """Return a round number of parameters in short: 20k, 1M."""
     unit, name = next((u, n) for u, n in ((9, "G"), (6, "M"), (3, "k"), (0, "")) if count >= 10**u)
     return f"{count // 10**unit}{name}"
-
-
-def beside(
-    spots: Sequence[tuple[float, float]],
-    labels: Sequence[str],
-    limits: tuple[float, float, float, float],
-    taken: Sequence[tuple[float, float, float, float]] = (),
-) -> list[tuple[float, float]]:
-    """Return where labels stand beside their points: the left end and the middle of each.
-
-    One after the other takes the nearest place at which it covers no point, no label before it and
-    nothing that is taken; where there is none, the one that covers least. Of a few orders the best
-    is chosen.
-    """
-    numbers = range(len(spots))
-    orders = [
-        sorted(numbers, key=lambda k: (sign * spots[k][axis], k))
-        for axis in (0, 1)
-        for sign in (1, -1)
-    ]
-    tried = [_beside(spots, labels, limits, taken, order) for order in orders]
-    return min(tried, key=lambda each: each[0])[1]
-
-
-def _beside(
-    spots: Sequence[tuple[float, float]],
-    labels: Sequence[str],
-    limits: tuple[float, float, float, float],
-    taken: Sequence[tuple[float, float, float, float]],
-    order: Sequence[int],
-) -> tuple[float, list[tuple[float, float]]]:
-    """Return how far labels are from their points and what they cover, and the places."""
-    x0, y0, x1, y1 = limits
-    boxes = [*taken, *((x - 6, y - 6, x + 6, y + 6) for x, y in spots)]
-    placed, cost = [(0.0, 0.0)] * len(spots), 0.0
-    for k in order:
-        (x, y), wide = spots[k], width_of(labels[k])
-        centred = min(max(x - wide / 2, x0), x1 - wide)
-        best = math.inf, 0.0, 0.0
-        for far in (0.0, 6.0, 13.0, 20.0, 28.0, 38.0, 50.0, 64.0, 80.0, 100.0):
-            for side, left in enumerate((x + 8, x - 8 - wide, centred)):
-                for sign in (-1, 1):
-                    lift = far + (13 if side == 2 else 0)
-                    middle = y + sign * lift
-                    box = (left, middle - 6, left + wide, middle + 6)
-                    is_inside = x0 <= left and box[2] <= x1 and y0 <= box[1] and box[3] <= y1
-                    over = sum(_overlap(box, other) for other in boxes)
-                    found = 100 * over + lift + 2 * side + (0.0 if is_inside else 1e6)
-                    if found < best[0]:
-                        best = found, left, middle
-        cost += best[0]
-        _, left, middle = best
-        placed[k] = max(x0, min(left, x1 - wide)), middle
-        boxes.append((left, middle - 6, left + wide, middle + 6))
-    return cost, placed
-
-
-def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> float:
-    wide = min(one[2], two[2]) - max(one[0], two[0])
-    high = min(one[3], two[3]) - max(one[1], two[1])
-    return wide * high if wide > 0 and high > 0 else 0.0
 
 
 def bars(title: str, unit: str, values: Sequence[tuple[str, float]]) -> str:

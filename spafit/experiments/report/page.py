@@ -126,7 +126,10 @@ def _figures_of_sizes(report: Report) -> list[str]:
     drawn += [
         _figure(task.display, figures.sizes(task, report.rows, places)) for task in report.tasks
     ]
-    rules = "The mean over seeds, with ± one standard deviation; dotted: the majority's score."
+    rules = (
+        "The mean over seeds, with ± one standard deviation; dotted: the majority's score. The "
+        "names follow the scores, from the best down the first column."
+    )
     return _under("What trains, and what comes of it", rules, drawn)
 
 

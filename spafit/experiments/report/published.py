@@ -68,7 +68,7 @@ ANCHORS = (
         "github.com/ChengKang520/inhibited-lora, output_final/BERT_large/*/InA00",
         {
             "cola": {"matthews": 0.603},
-            "mnli": {"accuracy": 0.856},
+            "mnli": {"accuracy": 0.856, "mismatched accuracy": 0.857},
             "mrpc": {"f1": 0.893, "accuracy": 0.846},
             "qnli": {"accuracy": 0.920},
             "qqp": {"accuracy": 0.897, "f1": 0.862},

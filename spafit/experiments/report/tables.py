@@ -68,21 +68,24 @@ class Cell:
     best: float
     paper: float | None
     seeds: tuple[str, ...]
+    trainable: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Row:
     """A method: what it trains, its score on each task, and the mean over all tasks of the table.
 
-    ``mean`` is None where a task is missing, or there is only one. Time, speed and memory are
-    medians over the runs on the tasks that every method has been run on: a run whose machine slept
-    moves no median. They are None where no such run has them.
+    ``mean`` is None where a task is missing, or there is only one. ``deviation`` is that of the
+    seeds' means over all tasks, and None unless the same seeds were run on each. Time, speed and
+    memory are medians over the runs on the tasks that every method has been run on: a run whose
+    machine slept moves no median. They are None where no such run has them.
     """
 
     label: str
     trainable: tuple[int, int]
     cells: dict[str, Cell]
     mean: float | None
+    deviation: float | None
     seconds: float | None
     examples_per_s: float | None
     peak_memory_mib: float | None
@@ -342,8 +345,8 @@ def _row(row: Group, groups: list[Group], tasks: list[Task]) -> Row:
             if is_comparable
             else None,
             tuple(str(run.seeds) for run in runs),
+            _ends([run.trainable for run in runs]),
         )
-    counts = [run.trainable for run in row.every()]
     of_all = 1 < len(tasks) == len(cells) and all(task.sign > 0 for task in tasks)
     common = [task.name for task in tasks if all(other.runs.get(task.name) for other in groups)]
 
@@ -354,13 +357,29 @@ def _row(row: Group, groups: list[Group], tasks: list[Task]) -> Row:
 
     return Row(
         row.label,
-        (min(counts), max(counts)),
+        _ends([run.trainable for run in row.every()]),
         cells,
         plain.fmean(cell.spread.mean for cell in cells.values()) if of_all else None,
+        _deviation_of_means(row, tasks) if of_all else None,
         cost(lambda run: run.seconds),
         cost(lambda run: run.examples_per_s),
         cost(lambda run: run.peak_memory_mib),
     )
+
+
+def _ends(counts: Sequence[int]) -> tuple[int, int]:
+    return min(counts), max(counts)
+
+
+def _deviation_of_means(row: Group, tasks: list[Task]) -> float | None:
+    """Return the deviation over seeds of the mean over tasks, if each has the same seeds."""
+    by_seeds = [
+        {run.seeds: run.metrics[task.metric] for run in row.runs[task.name]} for task in tasks
+    ]
+    if any(scores.keys() != by_seeds[0].keys() for scores in by_seeds):
+        return None
+    means = [plain.fmean(scores[seeds] for scores in by_seeds) for seeds in by_seeds[0]]
+    return statistics.spread(means).deviation
 
 
 def _ours(groups: list[Group]) -> list[Group]:

@@ -339,7 +339,7 @@ def comma_separated(report: Report) -> str:
             writer.writerow(
                 [
                     row.label,
-                    row.trainable[1] if row.trainable[0] == row.trainable[1] else "varies",
+                    cell.trainable[1] if cell.trainable[0] == cell.trainable[1] else "varies",
                     task.name,
                     task.metric,
                     " ".join(cell.seeds),

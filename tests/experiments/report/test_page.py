@@ -16,6 +16,7 @@ import pytest
 from support.chromium import asked
 from support.written_runs import LARGE_CASED, write_run
 
+from benchmarks.harness.arguments import RESULTS
 from spafit.errors import ConfigError
 from spafit.experiments.report import figures, statistics
 from spafit.experiments.report.page import html
@@ -23,6 +24,7 @@ from spafit.experiments.report.tables import Curve, Task, make_report
 from spafit.experiments.report.write import write_report
 
 STYLE = Path(figures.__file__).with_name("page.css").read_text(encoding="utf-8")
+RECORDED = sorted(path.parent.name for path in RESULTS.glob("*/report.html"))
 NASTY = "</script><img src=x onerror=alert(1)> & \"'"
 
 
@@ -155,8 +157,13 @@ class TestInABrowser:
         assert names[0][0] == "majority baseline" and names[0][1] == NASTY
 
     @pytest.mark.parametrize("width", [360, 1280])
-    def test_nothing_is_wider_than_the_window(self, page: str, tmp_path: Path, width: int) -> None:
-        """And no label of a figure is cut off, or covers another one."""
+    @pytest.mark.parametrize("name", ["made up", *RECORDED])
+    def test_nothing_is_wider_than_the_window(
+        self, page: str, tmp_path: Path, name: str, width: int
+    ) -> None:
+        """And no label of a figure is cut off, or covers another one; of recorded reports, too."""
+        if name in RECORDED:
+            page = (RESULTS / name / "report.html").read_text(encoding="utf-8")
         script = """
         const root = document.documentElement, overlaps = [], cut = [];
         for (const svg of document.querySelectorAll("svg")) {
@@ -241,18 +248,6 @@ class TestPlaces:
         assert placed == pytest.approx([41, 61, 51, 90])  # around their middle, in their order
         assert figures.apart([99, 99, 98], 10, 0, 100) == pytest.approx([90, 100, 80])
         assert figures.apart([5], 10, 8, 100) == [8]
-
-    def test_beside(self) -> None:
-        spots = [(100.0, 100.0), (104.0, 102.0), (330.0, 100.0)]
-        placed = figures.beside(spots, ["first", "second", "a longer one"], (40, 16, 340, 280))
-        boxes = [
-            (x, y - 6, x + figures.width_of(label), y + 6)
-            for (x, y), label in zip(placed, ["first", "second", "a longer one"], strict=True)
-        ]
-        assert all(box[0] >= 40 and box[2] <= 340 for box in boxes)
-        assert not any(
-            figures._overlap(one, two) for k, one in enumerate(boxes) for two in boxes[:k]
-        )
 
     @pytest.mark.parametrize(
         ("low", "high", "expected"),

@@ -5,6 +5,7 @@ Oracle: the scale of the numbers at the axes.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -113,12 +114,14 @@ def near(x: float, y: float) -> Any:
 
 def test_what_trains_against_the_score(report: Report, places: dict[str, int]) -> None:
     """On a logarithmic axis, y upwards: of both tasks, and of the mean over them."""
-    drawn = [(figures.sizes_of_all(report, places), [row.mean for row in report.rows], None)]
+    rows = report.rows
+    means, deviations = [row.mean for row in rows], [row.deviation for row in rows]
+    drawn = [(figures.sizes_of_all(report, places), means, deviations)]
     for task in report.tasks:
         spreads = [row.cells[task.name].spread for row in report.rows]
         svg = figures.sizes(task, report.rows, places)
         drawn.append((svg, [each.mean for each in spreads], [each.deviation for each in spreads]))
-    assert len(drawn) == 3
+    assert len(drawn) == 3 and all(deviations)
     for svg, means, deviations in drawn:
         ticks, y = axes(svg)
         x = scale([(math.log10(value), where) for value, where in ticks])
@@ -133,13 +136,35 @@ def test_what_trains_against_the_score(report: Report, places: dict[str, int]) -
             for _, attributes, _ in elements(svg)
             if attributes.get("class", "").startswith("error")
         ]
-        if deviations is None:
-            assert errors == []
-            continue
         assert errors == [
             [near(x(math.log10(count)), y(mean + sign * deviation)) for sign in (1, -1)]
             for count, mean, deviation in zip(counts, means, deviations, strict=True)
         ]
+
+
+def test_names_stand_with_their_markers(report: Report, places: dict[str, int]) -> None:
+    """Below the plane, the best first, in two columns, or in one where a name is long."""
+    task = report.tasks[0]
+    long = "Method 3, with no biases in its group 3 (r 4)"
+    for label, columns in (("Method 3", 2), (long, 1)):
+        rows = [
+            dataclasses.replace(row, label=label) if row.label == "Method 3" else row
+            for row in report.rows
+        ]
+        of = {**places, label: places["Method 3"]}
+        drawn = elements(figures.sizes(task, rows, of))
+        named = [
+            (text, begin(before))
+            for (_, before, _), (name, each, text) in itertools.pairwise(drawn)
+            if name == "text" and each["class"] == "label"
+        ]
+        by_score = sorted(rows, key=lambda row: -row.cells[task.name].spread.mean)
+        assert [text for text, _ in named] == [row.label for row in by_score]
+        for text, place in named:
+            [(_, origin, _)] = elements(figures.marker(of[text], 0, 0))
+            (x, y), (x0, y0) = place, begin(origin)
+            assert (x - x0) in [12 + k * figures.WIDTH / columns for k in range(columns)]
+            assert y - y0 > 260
 
 
 def test_learning_curves(report: Report, places: dict[str, int]) -> None:

@@ -62,9 +62,22 @@ def test_a_cell(grid: Path) -> None:
     assert cell.spread.deviation == pytest.approx(stats.tstd(OURS))
     assert (cell.best, cell.paper, cell.seeds) == (0.75, None, ("0", "1", "2"))
     assert row.mean == pytest.approx(sum(OURS) / 3 - 0.1)
+    assert row.deviation == pytest.approx(stats.tstd(OURS))
     assert row.trainable == (500_000, 500_385)
     assert row.seconds == pytest.approx(61.0)
     assert row.peak_memory_mib == pytest.approx(401.0)
+
+
+def test_the_deviation_of_the_mean(tmp_path: Path) -> None:
+    """Of each seed's mean over tasks: seeds that make up for each other have none."""
+    for seed, score in enumerate((0.6, 0.7)):
+        write_run(tmp_path / f"rte-{seed}", score, seed=seed)
+        write_run(tmp_path / f"cola-{seed}", 1 - score, seed=seed, task="cola")
+    [row] = make_report(tmp_path).rows
+    assert (row.mean, row.deviation) == pytest.approx((0.5, 0.0))
+    write_run(tmp_path / "cola-2", 0.5, seed=2, task="cola")
+    [row] = make_report(tmp_path).rows
+    assert row.mean is not None and row.deviation is None
 
 
 def test_a_run_whose_machine_slept_does_not_count(tmp_path: Path) -> None:
@@ -439,6 +452,7 @@ class TestPublished:
                 ("qqp", "accuracy"): 897,
                 ("qqp", "f1"): 862,
                 ("mnli", "accuracy"): 856,
+                ("mnli", "mismatched accuracy"): 857,
                 ("sts-b", "pearson"): 901,
                 ("sts-b", "spearman"): 899,
             },

@@ -75,7 +75,15 @@ def test_csv(folder: Path) -> None:
     assert (last["maximum"], last["minimum"], last["n"]) == ("0.72", "0.7", "2")
     assert (last["seeds"], last["paper"], last["majority"]) == ("0 1", "0.76", "0.5")
     assert list(rows[0])[-1] == "paper" and rows[0]["paper"] == ""  # no task has a second metric
-    assert rows[0]["standard_deviation"] == "" and rows[0]["trainable"] == "varies"
+    assert rows[0]["standard_deviation"] == ""
+    assert [row["trainable"] for row in rows] == ["12585987", "770", "7484418"]
+
+
+def test_csv_says_where_the_runs_of_a_cell_train_different_numbers(tmp_path: Path) -> None:
+    for seed, trainable in enumerate((770, 1155)):
+        write_run(tmp_path / str(seed), 0.7, seed=seed, trainable=trainable)
+    [row] = csv.DictReader(comma_separated(make_report(tmp_path)).splitlines())
+    assert row["trainable"] == "varies"
 
 
 def test_csv_has_every_metric_of_a_task(tmp_path: Path) -> None:
