@@ -1,4 +1,4 @@
-"""What a terminal shows: its width, its characters and colours, and whether it is still there."""
+"""What a terminal shows: its size, its characters and colours, and whether it is still there."""
 
 from __future__ import annotations
 
@@ -13,14 +13,24 @@ _ASCII = str.maketrans("─│┌┬┐├┼┤└┴┘³×█░", "-|+++++++
 
 def columns(stream: TextIO) -> int:
     """Return the columns to write in: 80, or the terminal's own if it has fewer."""
+    return min(_own("columns", stream), 80) or 80
+
+
+def height(stream: TextIO) -> int:
+    """Return the lines of a terminal; 24 if it does not know."""
+    return _own("lines", stream) or 24
+
+
+def _own(what: str, stream: TextIO) -> int:
+    """Return a size of the terminal, or what the user's variable for it says, or 0."""
     try:
-        own = os.get_terminal_size(stream.fileno()).columns
+        own: int = getattr(os.get_terminal_size(stream.fileno()), what)
     except (AttributeError, OSError, ValueError):  # no terminal
         own = 0
-    given = os.environ.get("COLUMNS", "")
+    given = os.environ.get(what.upper(), "")
     if own == 0 and given.isascii() and given.isdigit():  # also of a terminal that does not know
         own = int(given[:9])
-    return min(own, 80) or 80
+    return own
 
 
 def is_ascii(stream: TextIO) -> bool:

@@ -224,6 +224,13 @@ class Dataset:
             return dataclasses.replace(self, examples=self.examples[index], sha256="")
         return self.examples[index]
 
+    def from_all_over(self, n: int) -> Dataset:
+        """Return ``n`` examples at equal distances, some of them again if there are fewer."""
+        rows = [k * len(self) // n for k in range(n)]
+        return dataclasses.replace(
+            self, examples=tuple(self.examples[row] for row in rows), sha256=""
+        )
+
     @property
     def texts_a(self) -> list[str]:
         """First text of each example."""

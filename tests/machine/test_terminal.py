@@ -18,7 +18,7 @@ from typing import TextIO
 
 import pytest
 
-from spafit.machine.terminal import columns, fitted, has_colours, is_ascii
+from spafit.machine.terminal import columns, fitted, has_colours, height, is_ascii
 from spafit.runs.progress import Progress
 
 DRAWING = "┌───┬─┐\n│ é │ │ frozen LoRA r=8 unfrozen\n├───┼─┤\n└───┴─┘"
@@ -72,6 +72,17 @@ class TestColumns:
         for stream in (io.StringIO(), terminal(0)):
             assert columns(stream) == expected
         assert columns(terminal(61)) == 61
+
+
+def test_height(terminal: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal's own; where nothing is known that of the environment, or 24."""
+    monkeypatch.setenv("LINES", "7")
+    stream = terminal(80)
+    assert (height(stream), height(io.StringIO())) == (24, 7)
+    fcntl.ioctl(stream.fileno(), termios.TIOCSWINSZ, struct.pack("HHHH", 51, 80, 0, 0))
+    assert height(stream) == 51
+    monkeypatch.delenv("LINES")
+    assert height(io.StringIO()) == 24
 
 
 class TestCharacters:

@@ -337,14 +337,13 @@ def _placed(cells: Sequence[Cell]) -> Iterator[Cell]:
     alike: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         alike.setdefault((cell.purpose, cell.task, cell.method), []).append(cell)
+    varying = {of: _varying([_asked(cell) for cell in group]) for of, group in alike.items()}
     taken: dict[str, Cell] = {}
     for cell in cells:
-        others = alike[cell.purpose, cell.task, cell.method]
-        varied = {}
-        for name, value in _asked(cell).items():
-            is_tried = name == "learning_rate" and cell.purpose == "choice"
-            if is_tried or any(_asked(other)[name] != value for other in others):
-                varied[name] = value
+        names = varying[cell.purpose, cell.task, cell.method]
+        if cell.purpose == "choice":
+            names = names | {"learning_rate"}
+        varied = {name: value for name, value in _asked(cell).items() if name in names}
         parts = ["choice"] if cell.purpose == "choice" else []
         parts += [_slug(cell.task), _slug(cell.method)]
         parts += [f"{name}-{_slug(value)}" for name, value in varied.items()]
@@ -365,6 +364,11 @@ def _placed(cells: Sequence[Cell]) -> Iterator[Cell]:
         if varied.get("learning_rate") == _CHOSEN:
             del varied["learning_rate"]
         yield dataclasses.replace(cell, varied=varied, folder=folder)
+
+
+def _varying(asked: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the settings that are not the same in all of them."""
+    return {name for name, value in asked[0].items() if any(each[name] != value for each in asked)}
 
 
 def _asked(cell: Cell) -> dict[str, Any]:

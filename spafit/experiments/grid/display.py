@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from spafit.machine.terminal import columns, fitted, lasting
+from spafit.machine.terminal import columns, fitted, height, lasting
 from spafit.runs.folder import LOG
 from spafit.tasks.metrics import is_better
 
@@ -35,10 +35,16 @@ class Display:
         self.draw(drawn)
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Replace the lines that are redrawn; does nothing elsewhere than on a terminal."""
+        """Replace the lines that are redrawn; does nothing elsewhere than on a terminal.
+
+        Those that it has no room for are counted: above its top nothing can be redrawn.
+        """
         if not self._is_terminal:
             return
         width = columns(self._stream) - 1  # a line of full width would be wrapped
+        room = max(2, height(self._stream) - 1)  # the cursor stands below the last
+        if len(lines) > room:
+            lines = [*lines[: room - 1], f"  ... and {len(lines) - room + 1} more"]
         up = f"\x1b[{len(self._drawn)}F\x1b[J" if self._drawn else ""
         self._drawn = [fitted(line, {}, self._stream)[:width] for line in lines]
         text = "".join(f"{line}\n" for line in self._drawn)

@@ -105,7 +105,7 @@ class Measured:
         """Return the mean length of the examples of a cell's task."""
         key = (cell.model, cell.revision, cell.task, cell.settings["max_length"])
         if key not in self._tokens:
-            sample = _some(self._data[cell.task], _SAMPLE)
+            sample = self._data[cell.task].from_all_over(_SAMPLE)
             lengths = (
                 self._tokenizer(cell)
                 .encode(sample.texts_a, sample.texts_b, max_length=cell.settings["max_length"])
@@ -133,9 +133,9 @@ class Measured:
             eval_every=None,
             cache_prefix="off",
         )
-        warm = fit(model, tokenizer, _some(data, 2), _some(data, 1), config)
+        warm = fit(model, tokenizer, data.from_all_over(2), data[:1], config)
         batches = int(max(1, min(8, _MEASURED_S * warm.examples_per_s / batch)))
-        sample, dev = _some(data, batches * batch), _some(data, batch)
+        sample, dev = data.from_all_over(batches * batch), data.from_all_over(batch)
         result = fit(model, tokenizer, sample, dev, config)
         lengths = [
             sum(encode(model, tokenizer, each, config.max_length).lengths) for each in (sample, dev)
@@ -166,12 +166,6 @@ class Measured:
         model.load_state_dict({**self._drawn[1], **head}, strict=True, assign=True)
         lay_side_by_side(model)
         return model
-
-
-def _some(data: Dataset, n: int) -> Dataset:
-    """Return so many examples from all over a data set, some of them again if it has fewer."""
-    rows = [k * len(data) // n for k in range(n)]
-    return dataclasses.replace(data, examples=tuple(data.examples[row] for row in rows), sha256="")
 
 
 def _grouped(cells: Cells, numbers: list[int]) -> dict[tuple[str, str, str], dict[str, list[int]]]:

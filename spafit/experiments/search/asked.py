@@ -52,7 +52,7 @@ def settings_asked(
     plan = make_plan(papers.name, model.config.num_hidden_layers, r=base.r, alpha=base.alpha)
     adapt(model, plan)
     every = dataclasses.asdict(complete(base.config, model, train))
-    names = every.keys() - FREE - {"seed", "order_seed", "dropout_seed"}
+    names = every.keys() - FREE - {"metric", "seed", "order_seed", "dropout_seed"}
     return {
         "r": base.r or R,
         "alpha": ALPHA if base.alpha is None else base.alpha,

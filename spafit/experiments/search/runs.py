@@ -209,6 +209,6 @@ class Trainer:
         )
         model = self.base.adapted(candidate.name, train.task.num_labels, 0)
         fit(model, self.base.tokenizer, train[:batch], train[:1], config)  # to warm up
-        sample = train[: _MEASURED_BATCHES * batch]
+        sample = train.from_all_over(min(len(train), _MEASURED_BATCHES * batch))
         result = fit(model, self.base.tokenizer, sample, train[:1], config)
         return len(train) * epochs / result.examples_per_s

@@ -673,6 +673,17 @@ class TestDisplay:
         display.line("and this")
         assert self.screen(stream.getvalue()) == ["stays", "and this"]
 
+    def test_more_runs_than_a_terminal_has_lines(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What has left it at its top could not be redrawn."""
+        monkeypatch.setenv("LINES", "6")
+        stream = Terminal()
+        display = Display(stream)
+        display.draw(list("abcde"))
+        assert self.screen(stream.getvalue()) == list("abcde")
+        for _ in range(2):
+            display.draw(list("abcdefgh"))
+            assert self.screen(stream.getvalue()) == [*"abcd", "  ... and 4 more"]
+
     def test_elsewhere_lines_alone(self) -> None:
         stream = io.StringIO()
         display = Display(stream)

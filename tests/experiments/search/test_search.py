@@ -232,6 +232,8 @@ def test_a_killed_search_goes_on(
 
     before = len(fits)
     run_search(options(small, tmp_path, seeds=(5,), plans=40), TRAIN, DEV, {})  # there are 6
+    by_default = dataclasses.replace(CONFIG, metric="accuracy")
+    run_search(options(small, tmp_path, config=by_default), TRAIN, DEV, {})
     assert len(fits) == before
     kept = tmp_path / "search.json"
     summary, written = kept.read_text(), kept.stat().st_mtime_ns
@@ -251,6 +253,7 @@ def test_a_killed_search_goes_on(
         ({"selection_seed": 7}, "selection_seed was 1000, and is 7"),
         ({"parameters": 10**8}, "parameters was 1000000000, and is 100000000"),
         ({"r": 6}, "r was 5, and is 6"),
+        ({"config": dataclasses.replace(CONFIG, metric="f1")}, "metric was 'accuracy', and is"),
         ({"config": dataclasses.replace(CONFIG, warmup=0.5)}, "warmup was 0.0, and is 0.5"),
         ({"config": dataclasses.replace(CONFIG, precision="bf16")}, "precision was 'float32'"),
     ):
@@ -377,8 +380,20 @@ def test_a_budget_of_time_is_measured_once(
     config = small.settings(epochs=7)
     base = runs.Base(str(small.folder), None, None, small.tokenizer, 5, 7.0, config)
     every = every_candidate(small.model().config, 2, 5)
+    fitted: list[Dataset] = []
+
+    def fit(model: Any, tokenizer: Any, train: Dataset, *others: Any, **more: Any) -> Any:
+        fitted.append(train)
+        return run_fit(model, tokenizer, train, *others, **more)
+
+    run_fit = runs.fit
+    monkeypatch.setattr(runs, "fit", fit)
     seconds = Trainer(base, tmp_path, {}, print).measure(every[0], TRAIN, 7)
     assert 0.001 < seconds < 60
+    batches = 8 * config.batch_size
+    assert fitted[-1].texts_a == [
+        TRAIN.texts_a[k * len(TRAIN) // batches] for k in range(batches)
+    ]  # a file may begin with its short texts
 
 
 def test_the_default_budget_is_the_paper_s(
