@@ -234,8 +234,8 @@ class Agreement:
     seen: float
 
 
-def compare(ours: Sequence[float], theirs: Sequence[float]) -> Agreement:
-    """Compare two samples of at least two scores each."""
+def compare(ours: Sequence[float], theirs: Sequence[float], level: float = LEVEL) -> Agreement:
+    """Compare two samples of at least two scores each; the level is that of what is seen."""
     with warnings.catch_warnings():  # of equal scores
         warnings.simplefilter("ignore", RuntimeWarning)
         test = scipy.stats.ttest_ind(theirs, ours, equal_var=False)
@@ -244,28 +244,24 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> Agreement:
     squares = (n - 1) * statistics.variance(ours) + (m - 1) * statistics.variance(theirs)
     error = math.sqrt(squares / (n + m - 2) * (1 / n + 1 / m))
     difference = statistics.mean(theirs) - statistics.mean(ours)
-    return Agreement(difference, interval.low, interval.high, test.pvalue, error * _effect(n, m))
+    return Agreement(
+        difference, interval.low, interval.high, test.pvalue, error * _effect(n + m - 2, level)
+    )
 
 
-def _effect(n: int, m: int) -> float:
+def _effect(df: int, level: float) -> float:
     """Return the difference, in its standard errors, that a two-sided t-test sees at POWER."""
     low, high = 0.0, 100.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if t_power(middle, n + m - 2) < POWER else (low, middle)
+        low, high = (middle, high) if t_power(middle, df, level) < POWER else (low, middle)
     return high
 
 
-def agreements(
+def sides_of(
     rows: Sequence[Mapping[str, str]], names: tuple[str, str] = (SPAFIT, PEFT)
-) -> dict[tuple[str, str, str], Agreement]:
-    """Compare both sides of each task, method and metric."""
-    return {key: compare(*sides) for key, sides in _sides(rows, names).items()}
-
-
-def _sides(
-    rows: Sequence[Mapping[str, str]], names: tuple[str, str]
 ) -> dict[tuple[str, str, str], tuple[list[float], list[float]]]:
+    """Return the scores of both sides of each task, method and metric."""
     found: dict[tuple[str, str, str], tuple[list[float], list[float]]] = {}
     for row in rows:
         key = (row["task"], row["method"], row["metric"])
@@ -281,10 +277,10 @@ def table(rows: Sequence[Mapping[str, str]], names: tuple[str, str] = (SPAFIT, P
         "| seen with 80 % |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    sides = _sides(rows, names)
-    for key, found in agreements(rows, names).items():
-        each = [f"{statistics.mean(x):.4f} ± {statistics.stdev(x):.4f}" for x in sides[key]]
-        seeds = " + ".join(str(len(x)) for x in sides[key])
+    for key, sides in sides_of(rows, names).items():
+        found = compare(*sides)
+        each = [f"{statistics.mean(x):.4f} ± {statistics.stdev(x):.4f}" for x in sides]
+        seeds = " + ".join(str(len(x)) for x in sides)
         cells = [*key, seeds, *each, f"{found.difference:+.4f}"]
         cells += [f"{found.low:+.4f} to {found.high:+.4f}", f"{found.p:.2f}", f"{found.seen:.4f}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -12,7 +12,7 @@ from support.written_runs import SETTINGS, write_run
 from benchmarks import bf16_scores
 from benchmarks.glue_minilm import read_rows
 from benchmarks.harness.arguments import RESULTS
-from benchmarks.peft_scores import agreements
+from benchmarks.peft_scores import compare, sides_of
 from spafit.experiments.report.statistics import LEVEL
 
 SCORES = {"float32": (0.60, 0.64, 0.62), "bf16": (0.61, 0.62, 0.66)}
@@ -32,7 +32,8 @@ def test_the_sides_are_the_precisions(tmp_path: Path, capsys: pytest.CaptureFixt
     for precision, scores in SCORES.items():
         its = [float(row["score"]) for row in rows if row["side"] == precision]
         assert its == pytest.approx(scores)
-    [found] = agreements(rows, bf16_scores.PRECISIONS).values()
+    [sides] = sides_of(rows, bf16_scores.PRECISIONS).values()
+    found = compare(*sides)
     assert found.difference == pytest.approx(0.63 - 0.62)  # bf16 minus float32
     cells_of_table = (
         "| rte | SPAFIT-1-3-II | accuracy | 3 + 3 | 0.6200 ± 0.0200 | 0.6300 ± 0.0265 |"
@@ -61,8 +62,8 @@ def test_the_recorded_scores_agree() -> None:
             its = [r for r in rows if (r["side"], r["task"], r["metric"]) == (side, task, metric)]
             assert sorted(row["seed"] for row in its) == list("01234")
             assert len({(row["learning_rate"], row["epochs"]) for row in its}) == 1
-    found = agreements(rows, bf16_scores.PRECISIONS)
-    p = sorted(found[task, "SPAFIT-1-3-II", metric].p for task, metric in first.items())
+    sides = sides_of(rows, bf16_scores.PRECISIONS)
+    p = sorted(compare(*sides[task, "SPAFIT-1-3-II", metric]).p for task, metric in first.items())
     assert p[0] * len(p) > LEVEL  # Holm's first step, and so no difference is seen
     assert bf16_scores.table(rows, bf16_scores.PRECISIONS) == (
         RESULTS / "bf16_scores.md"

@@ -136,6 +136,7 @@ def test_welch_and_the_difference_that_is_seen() -> None:
     """Oracle: scipy, and 4,000 simulated pairs of samples."""
     ours, theirs = [0.1, 0.3, 0.2, 0.25, 0.15], [0.2, 0.31, 0.4, 0.28, 0.22]
     found = peft_scores.compare(ours, theirs)
+    stricter = peft_scores.compare(ours, theirs, 0.025)
     welch = stats.ttest_ind(theirs, ours, equal_var=False)
     assert found.p == pytest.approx(welch.pvalue)
     assert found.low < found.difference < found.high
@@ -143,20 +144,28 @@ def test_welch_and_the_difference_that_is_seen() -> None:
     deviation = (statistics.variance(ours) / 2 + statistics.variance(theirs) / 2) ** 0.5
     draw = np.random.default_rng(0)
     x = draw.normal(0, deviation, (4000, 5))
-    y = draw.normal(found.seen, deviation, (4000, 5))
-    assert np.mean(stats.ttest_ind(x, y, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
+    for seen, level in ((found.seen, 0.05), (stricter.seen, 0.025)):
+        y = draw.normal(seen, deviation, (4000, 5))
+        p = stats.ttest_ind(x, y, axis=1).pvalue
+        assert np.mean(p < level) == pytest.approx(0.8, abs=0.02)
 
 
 def test_the_recorded_scores_agree() -> None:
-    """Welch's test of the first metric of two cells, by Holm's correction; and its power."""
+    """Welch's test of the first metric of two cells, by Holm's correction; and its power.
+
+    And Cramér and von Mises' test, which sees other differences than those of the means.
+    """
     rows = read_rows(RESULTS / "peft_scores.csv")
     cells = [("cola", "SPAFIT-0-2-II", "matthews"), ("mrpc", "Full LoRA-II", "f1")]
     for task, method, metric in cells:
         for side in (peft_scores.SPAFIT, peft_scores.PEFT):
             its = [r for r in rows if (r["task"], r["side"], r["metric"]) == (task, side, metric)]
             assert [(r["method"], r["seed"]) for r in its] == [(method, seed) for seed in "01234"]
-    found = peft_scores.agreements(rows)
-    p = sorted(found[cell].p for cell in cells)
-    assert p[0] * len(p) > LEVEL  # Holm's first step, and so no difference is seen
-    assert [round(found[cell].seen, 2) for cell in cells] == [0.05, 0.03]
+    sides = [peft_scores.sides_of(rows)[cell] for cell in cells]
+    first = LEVEL / len(cells)  # the level of Holm's first step
+    found = [peft_scores.compare(*scores, first) for scores in sides]
+    assert min(each.p for each in found) > first  # and so no difference is seen
+    assert [round(each.seen, 3) for each in found] == [0.058, 0.036]
+    p = [stats.cramervonmises_2samp(*scores).pvalue for scores in sides]
+    assert [round(each, 2) for each in p] == [0.62, 0.62]
     assert peft_scores.table(rows) == (RESULTS / "peft_scores.md").read_text(encoding="utf-8")

@@ -1,13 +1,16 @@
 """One run trained by many processes equals the same run in one.
 
-The processes are forked, with the variables of torchrun; one test starts torchrun itself. The run
-has 25 examples in batches of 6, so that the last batch of an epoch is a single one.
+The processes are forked, with the variables of torchrun; the last tests start torchrun itself. The
+run has 25 examples in batches of 6, so that the last batch of an epoch is a single one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -452,29 +455,65 @@ class TestLaunched:
 
 
 class TestOutside:
-    def test_torchrun_trains_several_seeds(
-        self, run: Callable[..., Any], root: Path, tmp_path: Path
-    ) -> None:
-        """Oracle: forked processes with the same variables."""
-        out = tmp_path / "torchrun"
-        more = ("--seeds", "3", "4", "--epochs", "1")
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        given = arguments(root, out, *more)
-        process = subprocess.Popen(
-            [*command, "-m", "--", "spafit", *given],
+    def torchrun(self, given: list[str], *options: str, **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *options, "-m", "--", "spafit", *given],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(OMP_NUM_THREADS="1"),
+            env=environment(OMP_NUM_THREADS="1", **variables),
         )
+
+    @pytest.mark.parametrize("nodes", [1, 2])
+    def test_torchrun_trains_several_seeds(
+        self, run: Callable[..., Any], root: Path, tmp_path: Path, nodes: int
+    ) -> None:
+        """On one node, and with the line for several, given twice here.
+
+        Oracle: forked processes with the same variables.
+        """
+        out = tmp_path / "torchrun"
+        more = ("--seeds", "3", "4", "--epochs", "1")
+        options = ["--nproc-per-node", "2"]
+        if nodes == 2:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                endpoint = f"localhost:{free.getsockname()[1]}"
+            options = "--nnodes 2 --nproc-per-node 1 --rdzv-id rte --rdzv-backend c10d".split()
+            options += ["--rdzv-endpoint", endpoint]
+        started = [self.torchrun(arguments(root, out, *more), *options) for _ in range(nodes)]
         forked, trainers = run("forked", 2, *more)
         assert ended(trainers) == [0, 0]
-        said, complaints = process.communicate(timeout=120)
-        assert process.returncode == 0, complaints
+        outputs = [process.communicate(timeout=120) for process in started]
+        assert [process.returncode for process in started] == [0] * nodes, outputs
+        said = "".join(output for output, _ in outputs)
         assert said.count("2 seeds (3, 4)") == 1 and said.count("dev  accuracy") == 2
         assert json.loads((out / "summary.json").read_text())["seeds"] == [3, 4]
         for seed in ("seed-3", "seed-4"):
             assert not differences(everything(forked / seed), everything(out / seed))
+
+    @pytest.mark.slow  # torchrun gives the other process half a minute to end
+    def test_torchrun_restarts_what_was_killed(self, root: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        started = self.torchrun(
+            arguments(root, out, "--epochs", "60"),
+            *"--nproc-per-node 2 --max-restarts 1 --monitor-interval 0.1".split(),
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+        )
+        limit = time.monotonic() + 60
+        while not list(out.glob("checkpoints/step-*")):
+            assert started.poll() is None and time.monotonic() < limit
+            time.sleep(0.01)
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        ranks = [
+            pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+        ]
+        os.kill(int(ranks[0]), signal.SIGKILL)
+        _, complaints = started.communicate(timeout=120)
+        assert started.returncode == 0, complaints
+        record = record_of(out)
+        assert record["status"] == "finished" and record["processes"] == 2
+        assert len(record["resumed"]) == 1
 
     def test_a_loop_of_one_s_own_with_ddp(self, zygote: Zygote, root: Path, tmp_path: Path) -> None:
         """Oracle: the loop in one process; and of a model that is wrapped for a trainer.

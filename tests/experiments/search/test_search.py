@@ -358,6 +358,28 @@ def test_a_run_that_diverges_is_out_and_stays_out(
         assert found.metrics is None and found.score is None
 
 
+def test_plans_with_one_N1_share_what_is_kept_of_the_frozen_layers(
+    small: SmallRun, tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: of how many examples group 1 was computed; by types and seeds, and another N1."""
+    monkeypatch.setenv("SPAFIT_CACHE", str(tmp_path / "cache"))
+    trainer = start._trainer(
+        options(small, tmp_path), start._loaded(options(small, tmp_path), TRAIN)[0], {}
+    )
+    computed.clear()
+    counts = []
+    for name, seed in (("0-1-II", 0), ("0-1-I", 0), ("0-1-II", 5), ("1-2-II", 0)):
+        [plan] = [
+            each
+            for each in every_candidate(small.model().config, 2, 5)
+            if each.name == f"SPAFIT-{name}"
+        ]
+        trainer.train("report", plan, TRAIN, DEV, seed=seed, epochs=2)
+        counts.append(sum(computed))
+    rows = len(TRAIN) + len(DEV)
+    assert counts == [rows, rows, rows, 2 * rows]
+
+
 def test_a_budget_of_time_is_measured_once(
     small: SmallRun, made: type[Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
