@@ -128,17 +128,17 @@ def refuse(
     monkeypatch.setattr(torch.Tensor, "backward", begin)
     monkeypatch.setattr(torch.autograd, "backward", begin)
     alarm = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
-    signal.alarm(60)
+    signal.alarm(300)
     before = snapshot(place)
 
     def check(arguments: list[str]) -> str:
         capsys.readouterr()
-        start = time.perf_counter()
+        start = time.process_time()  # what others do on the machine is not counted
         try:
             code: Any = main(arguments)
         except SystemExit as end:  # argparse leaves so
             code = end.code
-        took = time.perf_counter() - start
+        took = time.process_time() - start
         out, err = capsys.readouterr()
         shown = [f"{each:.60}" for each in arguments]
         assert code == 2, (shown, code, out[-300:], err)
