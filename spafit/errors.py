@@ -6,6 +6,7 @@ prints it in one line and exits with code 2.
 
 from __future__ import annotations
 
+import re
 import signal
 import unicodedata
 from collections.abc import Iterable
@@ -91,6 +92,11 @@ def one_line(text: str, limit: int = 200) -> str:
     cut = text[:limit]
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     return shown if max(len(text), len(shown)) <= limit else f"{shown[:limit]} ..."
+
+
+def initials(name: str) -> str:
+    """Return the first letters of the words of an option or a setting."""
+    return "".join(re.findall(r"(?<![a-z0-9])[a-z0-9]", name))
 
 
 def counted(number: int, name: str) -> str:

@@ -35,7 +35,14 @@ from spafit.cli.verbs import (
     train,
 )
 from spafit.cli.verbs import eval as evaluate
-from spafit.errors import ConfigError, SpafitError, StoppedError, TrainingError, one_line
+from spafit.errors import (
+    ConfigError,
+    SpafitError,
+    StoppedError,
+    TrainingError,
+    initials,
+    one_line,
+)
 from spafit.machine.launched import launched
 from spafit.machine.terminal import lasting
 from spafit.version import __version__
@@ -230,10 +237,6 @@ def _refuse_unknown(parser: _Parser, given: Sequence[str]) -> None:
             of.error(f"unknown verb {text:.60}{nearest}")
 
 
-def _initials(option: str) -> str:
-    return "".join(word[0] for word in option.strip("-").split("-") if word)
-
-
 def _did_you_mean(text: str, known: Iterable[str]) -> str:
     """Return the end of a message: the known words that a word begins, or else the nearest ones.
 
@@ -242,7 +245,7 @@ def _did_you_mean(text: str, known: Iterable[str]) -> str:
     known = list(known)
     bare = text.strip("-").lower()
     near = [each for each in known if bare and each.startswith(text)]
-    near = near or [each for each in known if len(bare) > 1 and _initials(each) == bare]
+    near = near or [each for each in known if len(bare) > 1 and initials(each) == bare]
     near = near or difflib.get_close_matches(text, known, n=1)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,9 +221,10 @@ def expand(grid: Grid, shadows: Shadows, data: Mapping[str, Dataset]) -> Cells:
             if key in found and cell.purpose == "report":
                 raise ConfigError(
                     f"{block.place}: {one_line(f'{cell.task}, {cell.method}', 120)}, seed "
-                    f"{cell.seed} is a cell of {places[key]} already; a setting that does nothing "
-                    "to a method, as r to BitFit, does not tell its cells apart: give such a "
-                    "method a block without it"
+                    f"{cell.seed} is a cell of {places[key]} already. Name a plan once: by one of "
+                    "its names, or one of the files that hold it. A setting that does nothing to a "
+                    "method, as r to BitFit, does not tell its cells apart: give such a method a "
+                    "block without it"
                 )
             found.setdefault(key, cell)  # two blocks may choose by the same runs
             places[key] = block.place
@@ -240,13 +241,25 @@ def expand(grid: Grid, shadows: Shadows, data: Mapping[str, Dataset]) -> Cells:
         grid.name,
         tuple(_placed([found[key] for key in keys])),
         tuple(
-            Choice(
-                json.loads(group)[1],
-                {rate: tuple(numbers[key] for key in cells) for rate, cells in rates.items()},
-            )
-            for group, rates in choices.items()
+            Choice(title, {rate: tuple(numbers[key] for key in its) for rate, its in rates.items()})
+            for title, rates in zip(_titles(choices), choices.values(), strict=True)
         ),
     )
+
+
+def _titles(groups: Iterable[str]) -> Iterator[str]:
+    """Yield what each choice is called: its method, with the settings that other choices vary."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    every = [json.loads(group)[1:] for group in groups]
+    for method, others in every:
+        alike.setdefault(method, []).append(others)
+    for method, others in every:
+        varied = [
+            f"{name} {shown(value)}"
+            for name, value in others.items()
+            if any(each.get(name) != value for each in alike[method])
+        ]
+        yield ", ".join([method, *varied])
 
 
 def _cells_of(

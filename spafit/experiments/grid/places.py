@@ -27,14 +27,18 @@ _MEND = "Remove that folder, give another one for the grid (--out), or the same 
 
 
 def result_of(
-    cell: Cell, out: Path, learning_rate: float | None, data: Mapping[str, str] | None = None
+    cell: Cell,
+    out: Path,
+    learning_rate: float | None,
+    data: Mapping[str, str] | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any] | None:
     """Return the record of a cell's finished run; None if there is something left to do.
 
     A run that diverged while it tried a learning rate is finished, too.
 
-    Nothing is loaded: the settings are compared with those in ``run.json``. A run of another name
-    or revision of the model is left to :func:`spafit.fit`, which compares the weights.
+    Nothing is loaded: what is asked for is compared with ``run.json``. A run of another name or
+    revision of the model is left to :func:`spafit.fit`, which compares the weights.
 
     Parameters
     ----------
@@ -46,6 +50,8 @@ def result_of(
         The learning rate that was chosen for it; None is not compared.
     data : mapping of str to str, optional
         The SHA-256 of train and of dev; one that is not given is not compared.
+    weights : str, optional
+        The fingerprint of the model's weights, which are not compared without it.
 
     Raises
     ------
@@ -77,6 +83,7 @@ def result_of(
             "settings": before,
             "about": about,
             "data": {split: _digest(old, split) for split in data or ()},
+            **({"base_fingerprint": old.get("base_fingerprint")} if weights else {}),
         },
         {
             "task": cell.task,
@@ -84,6 +91,7 @@ def result_of(
             "settings": now,
             "about": {"init_seed": cell.init_seed},
             "data": dict(data or {}),
+            **({"base_fingerprint": weights} if weights else {}),
         },
         _MEND,
     )
@@ -151,8 +159,16 @@ def begin(cells: Cells, out: Path) -> None:
     try:
         if as_begun(cells, out) != cells:
             raise ConfigError(f"another command has begun a grid in {out}; repeat this one")
-        entries = {entry["folder"]: entry for entry in _read(out / GRID)}
-        entries |= {cell.folder: _entry(cell) for cell in cells.cells}
+        now = {cell.folder: cell for cell in cells.cells}
+        entries: dict[str, dict[str, Any]] = {}
+        for entry in _read(out / GRID):
+            cell = now.get(entry["folder"])
+            # What is trained there is known by the name that its model had before, too.
+            if cell is None or (out / entry["folder"] / RUN).exists():
+                entries[entry["key"]] = entry
+            if cell is not None:
+                entries[cell.key] = _entry(cell)
+        entries |= {cell.key: _entry(cell) for cell in cells.cells}
         content = {"name": cells.name, "cells": list(entries.values())}
         with replacing(out / GRID, ConfigError) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -200,7 +216,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error!r:.200}); remove it, or give another folder (--out)"
+            f"{path} cannot be read ({error!r:.200}). Give another folder (--out), or remove it: "
+            "runs are then looked for where this grid alone would have them, and what is elsewhere "
+            "is trained again"
         ) from None
     return list(entries)
 

@@ -77,6 +77,8 @@ class Running:
         The threads of each run; None has as many as this process.
     digests : mapping of str to mapping, optional
         The SHA-256 of each task's train and dev, with which finished runs are compared.
+    weights : mapping of (str, str or None) to str, optional
+        The fingerprint of each model, with its revision, whose weights are compared likewise.
     """
 
     def __init__(
@@ -88,8 +90,9 @@ class Running:
         display: Display,
         threads: int | None = None,
         digests: Mapping[str, Mapping[str, str]] | None = None,
+        weights: Mapping[tuple[str, str | None], str] | None = None,
     ) -> None:
-        self.digests = digests or {}
+        self.digests, self.weights = digests or {}, weights or {}
         self.cells, self.numbers, self.out = cells.cells, numbers, out
         self.name, self.choices, self.display = cells.name, cells.choices, display
         self.steps = {n: steps_of(self.cells[n], rows[self.cells[n].task]) for n in numbers}
@@ -121,11 +124,6 @@ class Running:
         self._choose()
         for number in list(self._left):
             self._take_up(number)
-
-    @property
-    def bases(self) -> set[tuple[str, str | None]]:
-        """The models, with their revisions, of what is left."""
-        return {(self.cells[n].model, self.cells[n].revision) for n in self._left}
 
     def run(self, pool: Pool) -> None:
         """Run what is left.
@@ -167,7 +165,8 @@ class Running:
         """Count a cell as done if its run is finished."""
         cell = self.cells[number]
         rate = None if cell.choice is None else self.rates.get(cell.choice)
-        record = result_of(cell, self.out, rate, self.digests.get(cell.task))
+        data, weights = self.digests.get(cell.task), self.weights.get((cell.model, cell.revision))
+        record = result_of(cell, self.out, rate, data, weights)
         if record is not None and (cell.choice is None or rate is not None):
             self._done(number, record if "result" in record else None)
 

@@ -18,6 +18,7 @@ from spafit.experiments.grid.places import as_begun, begin, part_of, steps_of
 from spafit.experiments.grid.running import Pool, Running
 from spafit.experiments.grid.workers import Workers
 from spafit.files.replacing import refuse_place
+from spafit.strata import fingerprint
 from spafit.tasks import glue
 from spafit.tasks.task import Dataset
 from spafit.text.tokenization import load_tokenizer
@@ -92,7 +93,8 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
     if parts > 1:
         print(f"part {part} of {parts}: {len(numbers)} of {len(cells.cells)} runs")
     threads = _threads(options)
-    running = Running(cells, numbers, out, rows, Display(), threads, digests)
+    weights = {} if dry else _weights(cells)
+    running = Running(cells, numbers, out, rows, Display(), threads, digests, weights)
     running.look()
     if dry:
         if threads is not None:
@@ -102,9 +104,6 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
         print(dry_run(cells, numbers, done, rows, running.speeds, measured, options.workers))
         return 0
     data.clear()  # the workers have their own
-    for model, revision in running.bases:  # refuses what no worker could load
-        load_tokenizer(model, revision=revision)
-        load_pretrained(model, revision=revision)
     pool = _pool(options, cells, out, running.display)
     begin(cells, out)
     running.run(pool)
@@ -113,6 +112,15 @@ def run_grid(options: GridOptions, *, dry: bool = False) -> int:
         cell = cells.cells[number]
         print(f"failed: {cell.title}: {one_line(reason, 600)} ({out / cell.folder})")
     return 1 if running.failed else 0
+
+
+def _weights(cells: Cells) -> dict[tuple[str, str | None], str]:
+    """Return the fingerprint of each model; one that no worker could load is refused here."""
+    found = {}
+    for model, revision in dict.fromkeys((cell.model, cell.revision) for cell in cells.cells):
+        load_tokenizer(model, revision=revision)
+        found[model, revision] = fingerprint(load_pretrained(model, revision=revision))
+    return found
 
 
 def _pool(options: GridOptions, cells: Cells, out: Path, display: Display) -> Pool:

@@ -141,12 +141,11 @@ def screen(found: dict[str, Probed], summary: dict[str, Any]) -> str:
     gravity, expected = {}, {}
     for name in STATES:
         state = summary["states"][name]
-        gravity[name] = (
-            f"{state['center_of_gravity']['mean']:.2f}"
-            f" ± {state['center_of_gravity']['standard_deviation']:.2f}"
-        )
-        layer = state["expected_layer"]
-        expected[name] = "no gain over 0" if layer is None else f"{layer:.2f}"
+        layer, center = state["expected_layer"], state["center_of_gravity"]
+        expected[name] = gravity[name] = "no gain over 0"  # the mix tells nothing
+        if layer is not None:
+            gravity[name] = f"{center['mean']:.2f} ± {center['standard_deviation']:.2f}"
+            expected[name] = f"{layer:.2f}"
     for label, values in (("centre of gravity", gravity), ("expected layer", expected)):
         lines.append(f"{label:<24}{values['cls']:<{2 * width}}{values['mean']}")
     error = max(one.error for one in found.values())
@@ -174,9 +173,11 @@ def what_it_says(found: dict[str, Probed]) -> str:
     )
     first = found[kind].first_gain()
     if first is None:
+        gaining = any(one.first_gain() is not None for one in found.values())
+        of = f"Of the states that score highest ({SHOWN[kind]}) no" if gaining else "No"
         return (
-            "No mix of layers does better than the embeddings alone by more than chance may: the "
-            "probe says nothing of N1."
+            f"{of} mix of layers does better than the embeddings alone by more than chance may: "
+            "the probe says nothing of N1."
         )
     if first == 1:
         return (

@@ -113,8 +113,8 @@ class _Axes:
     def __init__(self, scores: Sequence[float], majority: float, height: float, right: float):
         low, high = min(scores), max(scores)
         room = max(high - low, 0.02)
-        if low - 0.6 * room <= majority <= high:
-            low = min(low, majority)
+        if low - 0.6 * room <= majority <= high + 0.6 * room:
+            low, high = min(low, majority), max(high, majority)
         self.low, self.high = low - 0.06 * room, high + 0.1 * room
         self.left, self.right, self.top, self.bottom = 40.0, right, 26.0, height - 36.0
         self.majority = majority
@@ -142,7 +142,10 @@ class _Axes:
 
     def majority_label(self) -> str:
         if not self.low <= self.majority <= self.high:
-            return ""
+            is_below = self.majority < self.low
+            y = self.bottom - 4 if is_below else self.top + 8
+            said = f"majority {number(self.majority)}, {'below' if is_below else 'above'}"
+            return _text(self.left + 3, y, said, kind="note")
         return _text(self.left + 3, self.y(self.majority) - 3, "majority", kind="note")
 
 

@@ -218,8 +218,14 @@ def find_runs(folder: Path) -> Found:
 
 
 def _records(folder: Path) -> Iterator[Path]:
-    """Yield every run.json below a folder, in the order of their names."""
-    for at, folders, files in os.walk(folder):
+    """Yield every run.json below a folder, in the order of their names; behind links, too, once."""
+    seen: set[str] = set()
+    for at, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(at)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(each for each in folders if each != CHECKPOINTS)
         if RUN in files:
             yield Path(at) / RUN

@@ -223,7 +223,7 @@ def make_report(folder: Path, against: str | None = None) -> Report:
     else:
         ours = _named(against, groups)
         others = [row for row in groups if row is not ours]
-    comparisons = _comparisons(ours, others, tasks)
+    comparisons = _comparisons(ours, others, tasks, notes)
     if comparisons and all(each.test is None for each in comparisons):
         comparisons = []
         notes.append("no paired test: it needs two seeds that two methods have in common")
@@ -422,9 +422,12 @@ def _best_of_ours(groups: list[Group], tasks: list[Task]) -> Group | None:
     return max([row for row in candidates if _has_pairs(row)] or candidates, key=mean)
 
 
-def _comparisons(ours: Group | None, others: list[Group], tasks: list[Task]) -> list[Comparison]:
+def _comparisons(
+    ours: Group | None, others: list[Group], tasks: list[Task], notes: list[str]
+) -> list[Comparison]:
     """Test a method against each of some others, on the seeds that both have."""
     found = []
+    dependent: list[str] = []
     for other in others if ours is not None else ():
         assert ours is not None
         shared = [
@@ -443,7 +446,7 @@ def _comparisons(ours: Group | None, others: list[Group], tasks: list[Task]) -> 
         }
         for task in shared:
             one, two = by_seeds[task.name]
-            found.append(_comparison(other.label, task.display, task.sign, one, two))
+            found.append(_comparison(other.label, task.display, task.sign, one, two, dependent))
         if len(shared) > 1:
             of_all: list[dict[Seeds, float]] = []
             for number in (0, 1):
@@ -457,7 +460,13 @@ def _comparisons(ours: Group | None, others: list[Group], tasks: list[Task]) -> 
                         for each in seeds
                     }
                 )
-            found.append(_comparison(other.label, f"mean of {len(shared)} tasks", 1, *of_all))
+            on = f"mean of {len(shared)} tasks"
+            found.append(_comparison(other.label, on, 1, of_all[0], of_all[1], dependent))
+    if dependent:
+        notes.append(
+            "where seeds were set apart, runs that share one are not independent; a test, and its "
+            f"difference, take only runs that share none: {listed(dependent)}"
+        )
     return found
 
 
@@ -467,11 +476,37 @@ def _tested_on(runs: Sequence[Run]) -> set[tuple[str, str]]:
 
 
 def _comparison(
-    other: str, on: str, sign: int, one: dict[Seeds, float], two: dict[Seeds, float]
+    other: str,
+    on: str,
+    sign: int,
+    one: dict[Seeds, float],
+    two: dict[Seeds, float],
+    dependent: list[str],
 ) -> Comparison:
-    common = [seeds for seeds in one if seeds in two]
+    both = [seeds for seeds in one if seeds in two]
+    common = independent(both)
+    if len(common) < len(both):
+        dependent.append(f"{other}, {on}: {len(common)} of {len(both)}")
     test = statistics.paired_t_test([one[each] for each in common], [two[each] for each in common])
     return Comparison(other, on, sign, len(common), test)
+
+
+def independent(every: Sequence[Seeds]) -> list[Seeds]:
+    """Return the first seeds and those after them of which no two share one that varies.
+
+    Of runs whose initial values, order and dropout are crossed, those with one seed in common vary
+    together: copies of three runs would count as eighteen.
+    """
+    names = [each.name for each in dataclasses.fields(Seeds)]
+    varying = [name for name in names if len({getattr(each, name) for each in every}) > 1]
+    kept: list[Seeds] = []
+    taken: set[tuple[str, int]] = set()
+    for each in every:
+        its = {(name, getattr(each, name)) for name in varying}
+        if not its & taken:
+            kept.append(each)
+            taken |= its
+    return kept
 
 
 def _agreements(groups: list[Group], tasks: list[Task], notes: list[str]) -> list[Agreement]:

@@ -48,7 +48,7 @@ def millions(count: int) -> str:
     if count >= 1_000_000 or count == 0:
         return f"{count / 1e6:.2f}"
     digits = 2 - math.floor(math.log10(count / 1e6))
-    return f"{count / 1e6:.{digits}f}".rstrip("0")
+    return f"{count / 1e6:.{digits}f}"
 
 
 def parameters(row: Row) -> str:

@@ -254,8 +254,8 @@ def screen(rows: Sequence[Row], summary: Mapping[str, Any], points: Sequence[Poi
         )
     best = [each.candidate.name for each in points if each.on == "dev" and each.is_on_frontier]
     frontier_said = (
-        "The frontier on dev, of which no other plan tried here scores as much with as few "
-        f"numbers: {', '.join(best)}."
+        "The frontier on dev: no other plan that was trained with every seed scores as much with "
+        f"as few numbers: {', '.join(best)}."
         if best
         else "There is no frontier on dev: no plan was trained with every seed."
     )

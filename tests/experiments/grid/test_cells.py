@@ -200,6 +200,7 @@ class TestExpansion:
                 "block 2: rte, Full BitFit, .*block 1",
             ),
             ([{"method": "bitfit", "r": [2, 4]}], "block 1: rte, Full BitFit, .* block 1 already"),
+            ([{"method": ["bitfit", "Full BitFit"]}], "block 1 already. Name a plan once"),
             ([{"method": "bitfit", "max_length": 5000}], "block 1: max_length = 5000 exceeds"),
             ([{"method": "bitfit", "metric": "pearson"}], "block 1: .*pearson"),
             ([{"method": "bitfit", "accumulation": 7}], "block 1: accumulation = 7 exceeds"),
@@ -246,6 +247,19 @@ class TestParts:
 
 class TestChoosing:
     """Oracle: means by hand."""
+
+    def test_each_is_called_by_what_tells_it_apart(
+        self, tmp_path: Path, model: Path, data: Path
+    ) -> None:
+        blocks: list[dict[str, Any]] = [
+            {"method": "lora-ii", "epochs": [1, 3], "r": 4},
+            {"method": "bitfit", "epochs": 3},
+        ]
+        cells = cells_of(write_grid(tmp_path / "g.json", model, *blocks, choose=CHOOSE), data)
+        assert [each.title for each in cells.choices] == [
+            *("Full LoRA-II, epochs 1", "Full LoRA-II, epochs 3"),
+            "Full BitFit",
+        ]
 
     def record(self, name: str, score: float) -> dict[str, Any]:
         return {"result": {"metrics": {name: score, "f1": 9.0}}}

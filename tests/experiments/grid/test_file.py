@@ -84,6 +84,7 @@ REFUSED: list[tuple[Any, str]] = [
         {"cells": [BLOCK, {**BLOCK, "lerning_rate": 1}]},
         r"block 2 has no setting lerning_rate \(did you mean learning_rate\?\)",
     ),
+    ({"cells": [{**BLOCK, "lr": 1}]}, r"has no setting lr \(did you mean learning_rate\?\)"),
     ({"cells": [{**BLOCK, "out": "x"}]}, "block 1 has no setting out"),
     ({"cells": [{**BLOCK, "overwrite": True}]}, "has no setting overwrite"),
     ({"cells": [{"method": "bitfit"}]}, "block 1: it has no task"),

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.grids import InProcess, cells_of, write_grid, write_tasks
 from support.small_runs import N_DEV, N
 
@@ -139,6 +140,34 @@ class TestRuns:
         code, _, err = grids({"method": "bitfit", "learning_rate": 1e-3, "seed": [0, 1]})
         assert code == 2 and f"data.{split} is 'of other rows', asked for is" in err
         assert len(worker.trained) == 1
+
+    def test_runs_on_other_weights_are_none_of_the_grid(
+        self, grids: Grids, worker: type[InProcess], tmp_path: Path
+    ) -> None:
+        """The model's folder holds others now; the digest is that of the weights themselves."""
+        moved = tmp_path / "moved"
+        shutil.copytree(grids.root / "tiny", moved)
+        cells = {"method": "bitfit", "learning_rate": 1e-3, "model": str(moved)}
+        assert grids(cells)[0] == 0
+        tensors = load_file(moved / "model.safetensors")
+        name = next(each for each in tensors if "embeddings" in each)
+        save_file({**tensors, name: tensors[name] + 1}, moved / "model.safetensors")
+        for seeds in ([0], [0, 1]):
+            code, _, err = grids({**cells, "seed": seeds})
+            assert code == 2 and "another run: base_fingerprint is" in err
+        assert len(worker.trained) == 1
+
+    def test_what_a_model_was_called_before_is_known(
+        self, grids: Grids, worker: type[InProcess], tmp_path: Path
+    ) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(grids.root / "tiny", copy)
+        block = {"method": "lora-ii", "learning_rate": 1e-3}
+        assert grids({**block, "r": 2})[0] == 0
+        assert grids({**block, "r": 2, "model": str(copy)})[0] == 0
+        assert worker.trained == ["rte/Full-LoRA-II/seed-0"] * 2  # the second loads, and is done
+        assert grids({**block, "r": [2, 4]})[0] == 0
+        assert worker.trained[2:] == ["rte/Full-LoRA-II/seed-0", "rte/Full-LoRA-II/r-4/seed-0"]
 
     def test_the_rate_with_the_best_mean_is_chosen(
         self, grids: Grids, worker: type[InProcess]

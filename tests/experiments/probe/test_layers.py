@@ -117,6 +117,14 @@ class TestTheProbes:
         assert "layer 2 does: a reason to try N1 = 1." in said
         assert what_it_says({**found, "mean": found["cls"]}).startswith("No mix of layers does")
 
+    def test_says_of_which_states_no_mix_gains(self, found: dict[str, Probed]) -> None:
+        """Those that score highest, where the others gain."""
+        higher = dataclasses.replace(
+            found["cls"], scores={k: v + 1 for k, v in found["cls"].scores.items()}
+        )
+        said = what_it_says({"cls": found["mean"], "mean": higher})
+        assert said.startswith("Of the states that score highest (mean of tokens) no mix of layers")
+
     @pytest.mark.parametrize(
         ("first", "text"),
         [

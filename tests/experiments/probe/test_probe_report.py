@@ -170,9 +170,15 @@ def test_negative_scores_and_a_long_name_fit_the_table() -> None:
         "chance": {"matthews": -0.125},
         "majority": {"matthews": 0.0},
     }
-    lines = screen({"cls": one, "mean": one}, summary).splitlines()
+    found = {"cls": one, "mean": one}
+    lines = screen(found, summary).splitlines()
     assert max(map(len, lines)) <= 80
     assert "    1   " + "-0.375 ± 0.177 * -0.375 ± 0.177   " * 2 in [f"{x}   " for x in lines]
+    [gravity] = [line.split() for line in lines if line.startswith("centre of gravity")]
+    assert gravity[3:] == 2 * ["0.50", "±", "0.00"]
+    for name in ("cls", "mean"):  # of a mix that does no better, the centre tells nothing
+        summary["states"][name]["expected_layer"] = None
+    assert sum(line.count("no gain over 0") for line in screen(found, summary).splitlines()) == 4
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,15 @@ class TestFindRuns:
         assert found.runs[0].history == ((1, 0.6), (2, 0.7), (3, pytest.approx(0.68)))
         assert found.left_out == ()
 
+    def test_behind_links_once(self, tmp_path: Path) -> None:
+        """A link to a folder above ends the search there."""
+        run = write_run(tmp_path / "elsewhere" / "run", 0.7)
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "linked").symlink_to(run.parent)
+        (tmp_path / "here" / "again").symlink_to(run)
+        (run.parent / "up").symlink_to(run.parent)
+        assert [each.name for each in find_runs(tmp_path / "here").runs] == ["again"]
+
     def test_a_run_folder_itself(self, tmp_path: Path) -> None:
         [run] = find_runs(write_run(tmp_path / "run", 0.7)).runs
         assert run.name == "."

@@ -142,6 +142,33 @@ def test_what_trains_against_the_score(report: Report, places: dict[str, int]) -
         ]
 
 
+@pytest.mark.parametrize(
+    ("majority", "drawn", "label"),
+    [
+        (0.64, True, "majority"),
+        (0.76, True, "majority"),  # all methods are worse
+        (0.59, True, "majority"),
+        (0.1, False, "majority 0.100, below"),
+        (2.5, False, "majority 2.500, above"),
+    ],
+)
+def test_the_majority_is_drawn_or_said(
+    report: Report, places: dict[str, int], majority: float, drawn: bool, label: str
+) -> None:
+    task = dataclasses.replace(report.tasks[1], majority=majority)
+    for svg in (
+        figures.sizes(task, report.rows, places),
+        figures.curves(task, list(report.curves[task.name]), places),
+    ):
+        found = elements(svg)
+        lines = [each["d"] for _, each, _ in found if each.get("class") == "majority"]
+        assert [text for _, each, text in found if each.get("class") == "note"] == [label]
+        assert len(lines) == drawn
+        if drawn:
+            _, y = axes(svg)
+            assert numbers(lines[0])[0][1] == pytest.approx(y(majority), abs=0.2)
+
+
 def test_names_stand_with_their_markers(report: Report, places: dict[str, int]) -> None:
     """Below the plane, the best first, in two columns, or in one where a name is long."""
     task = report.tasks[0]

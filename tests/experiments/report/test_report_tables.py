@@ -5,6 +5,7 @@ Oracle: numbers worked out by hand from run folders written by hand, and scipy.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -126,6 +127,25 @@ def test_comparisons(grid: Path) -> None:
     assert of_all.test is not None
     assert of_all.test.p == pytest.approx(on_rte.test.p)  # the same differences on both tasks
     assert found["Full BitFit", "RTE"].seeds == 2
+
+
+def test_seeds_that_are_crossed_are_no_independent_runs(tmp_path: Path) -> None:
+    """Copies by a seed that does nothing change no test; nor does one that all runs share."""
+    for copies in (1, 4):
+        for method, scores in (("SPAFIT-1-3-II", OURS), ("Full LoRA-II", OTHERS)):
+            for init, dropout in itertools.product(range(3), range(copies)):
+                write_run(
+                    tmp_path / str(copies) / method / f"{init}{dropout}",
+                    scores[init],
+                    method=method,
+                    cell={"settings": {"init_seed": init}},
+                    settings={"order_seed": 7, "dropout_seed": dropout},
+                )
+    one, four = (make_report(tmp_path / str(copies)) for copies in (1, 4))
+    assert one.comparisons == four.comparisons and one.comparisons[0].seeds == 3
+    assert not any("independent" in note for note in one.notes)
+    [note] = [note for note in four.notes if "independent" in note]
+    assert note.endswith("take only runs that share none: Full LoRA-II, RTE: 3 of 12")
 
 
 def test_against_a_method_that_is_named(grid: Path) -> None:

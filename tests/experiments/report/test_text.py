@@ -55,7 +55,7 @@ def test_markdown(folder: Path) -> None:
     heads = "method|params (M)|seeds|CoLA (matthews)|RTE (accuracy)|mean"
     assert table[0] == heads.split("|")
     assert table[2] == ["majority baseline", "", "", "0.500", "0.500", ""]
-    assert table[3][:3] == [NASTY, "0.00077-12.59", "1-2"]
+    assert table[3][:3] == [NASTY, "0.000770-12.59", "1-2"]
     assert table[3][3:5] == ["0.500", "0.710 ± 0.014 (0.720)"]
     assert table[4][4] == "0.710 ± 0.014 (0.720); paper 0.76"
     assert len({len(line) for line in lines[4:9]}) == 1  # aligned for a terminal
@@ -153,7 +153,7 @@ def test_escaping_for_latex(text: str, expected: str) -> None:
         (1_000_000, "1.00"),
         (407_042, "0.407"),
         (26_114, "0.0261"),
-        (770, "0.00077"),
+        (770, "0.000770"),
         (0, "0.00"),
     ],
 )
