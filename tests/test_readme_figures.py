@@ -133,7 +133,17 @@ def real_runs() -> tuple[list[str], list[Row]]:
     tables.append("(p 0.62 for both tasks' first metric)")
     tables += recorded_tables("cola_long", " against the others")
     last = [f"in {last_epochs('minilm')}", f"in {last_epochs('cola_long')}"]
-    lines = dict.fromkeys([*tables, *ablations(), *last, *costs(), *memory_of(), *techniques()])
+    lines = dict.fromkeys(
+        [
+            *tables,
+            *ablations("ablations"),
+            *ablations("rank"),
+            *last,
+            *costs(),
+            *memory_of(),
+            *techniques(),
+        ]
+    )
     return list(lines), [*rows("techniques"), *rows("peft_scores", side="transformers + PEFT")]
 
 
@@ -170,9 +180,9 @@ def last_epochs(name: str) -> str:
     return f"{sum(last)} of {len(last)} runs the last epoch is the best"
 
 
-def ablations() -> list[str]:
-    """Return the table of the ablations, and their tests on the mean of the tasks."""
-    lines = recorded_tables("ablations", " against the others")
+def ablations(name: str) -> list[str]:
+    """Return the table of some ablations, and their tests on the mean of the tasks."""
+    lines = recorded_tables(name, " against the others")
     head = next(k for k, line in enumerate(lines) if line.startswith("| against |"))
     return [*lines[:head], *(line for line in lines[head:] if "| mean of 2 tasks |" in line)]
 

@@ -17,7 +17,7 @@ from spafit.experiments.report.tables import make_report
 from spafit.experiments.report.write import write_report
 
 RECORDED = sorted(path.parent for path in RESULTS.glob("*/report.md"))
-AGAINST = {"ablations": "SPAFIT-1-3-II (r 64)"}
+AGAINST = {"ablations": "SPAFIT-1-3-II (r 64)", "rank": "SPAFIT-1-3-II (r 64, alpha 128)"}
 
 
 def report_of(packed: Path, folder: Path) -> dict[str, bytes]:
