@@ -58,6 +58,9 @@ _NAMELESS = "custom"
 _MOST_NAMED = 4
 
 
+_START = "initial values"
+
+
 def require_same_run(
     folder: Path,
     old: Any,
@@ -157,11 +160,12 @@ def require_same_in_all(rank: int, first: dict[str, Any], here: dict[str, Any]) 
         {
             **_identity(record),
             **{key: each for key, each in _free(record, machine=False).items() if key not in _OWN},
-            "initial values": record.get("start"),
+            _START: record.get("start"),
         }
         for record in (first, here)
     )
     differing = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
+    differing = [key for key in differing if key != _START] or differing  # it follows from others
     if differing:
         raise ConfigError(
             f"process {rank} trains another run than process 0: "

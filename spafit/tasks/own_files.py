@@ -301,8 +301,8 @@ def _table(
         if labelled and task.label_field not in header:
             raise DataError(
                 f"{name} has no column {task.label_field!r:.80} for the label; its columns are "
-                f"{', '.join(header):.300}: rename it, or name it when training (spafit train "
-                "--label)"
+                f"{', '.join(header):.300}: rename it, or name it (--label of spafit train, "
+                "probe or search)"
             )
         header = distinct(header)
         while True:
@@ -344,7 +344,7 @@ def _delimiter(task: Task, name: str, header: str, form: TableForm, *, is_tsv: b
     what = "has two columns" if missing in columns else "has no column"
     raise DataError(
         f"{name} {what} {missing!r:.80}; its columns are {', '.join(columns):.300}: rename that of "
-        "the text, name it when training (spafit train --text, and --text2 for a pair's second), "
+        "the text, name it (--text of spafit train, probe or search; --text2 for a pair's second), "
         "or name what is between the columns (--delimiter)"
     )
 

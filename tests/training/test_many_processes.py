@@ -385,6 +385,7 @@ class TestFailing:
         assert ended(trainers) == [2, 2]
         assert "process 1 trains another run than process 0" in trainers[0].said()
         assert "seed is 0, in process 1 is 1" in trainers[0].said()
+        assert "initial values" not in trainers[0].said()  # they follow from the seed
 
     def test_the_first_alone_has_the_run_folder(
         self, zygote: Zygote, root: Path, tmp_path: Path

@@ -172,6 +172,11 @@ def what_it_says(found: dict[str, Probed]) -> str:
         ),
     )
     first = found[kind].first_gain()
+    if found[kind].cumulative.shape[1] == 1:
+        return (
+            "One seed does not tell a gain from chance, and so the probe says nothing of N1; give "
+            "more (--seeds)."
+        )
     if first is None:
         gaining = any(one.first_gain() is not None for one in found.values())
         of = f"Of the states that score highest ({SHOWN[kind]}) no" if gaining else "No"

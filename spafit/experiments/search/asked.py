@@ -22,6 +22,9 @@ from spafit.training.settings import complete
 
 SEARCH = "search.json"
 
+PURPOSES = ("selection", "report")
+"""The folders of the runs that choose, and of those that are reported."""
+
 _DIGESTS = {
     "base": "the weights are others (--model)",
     "tokenizer": "the tokenizer is another one (--model)",
@@ -74,17 +77,23 @@ def begun_before(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         if not isinstance(old, dict) or not isinstance(old.get("asked"), dict):
             raise ValueError("it is not the summary of a search")
     except (FileNotFoundError, NotADirectoryError):
+        if any((out / purpose).exists() for purpose in PURPOSES):
+            raise ConfigError(
+                f"{out} holds runs of a search, and no {SEARCH} that says which; give another "
+                "folder (--out)"
+            ) from None
         return None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error!s:.200}); remove it, or give another folder (--out)"
+            f"{path} cannot be read ({error!s:.200}), and so nothing says which search its runs "
+            "are of; give another folder (--out)"
         ) from None
     before = old["asked"]
     # An older one lacks what is not compared then.
     differing = [name for name in asked if name in before and before[name] != asked[name]]
     if differing:
         found = [
-            _DIGESTS.get(name) or f"{name} was {before.get(name)!r:.80}, and is {asked[name]!r:.80}"
+            _DIGESTS.get(name) or f"{name} was {_shown(before[name])}, and is {_shown(asked[name])}"
             for name in differing
         ]
         raise ConfigError(
@@ -92,6 +101,10 @@ def begun_before(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
             "same settings"
         )
     return old
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else f"{value!r:.80}"
 
 
 def write_summary(path: Path, content: dict[str, Any]) -> None:

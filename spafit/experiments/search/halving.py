@@ -65,13 +65,14 @@ def climb(
         If all runs of a rung diverge.
     """
     left, scores = list(plans), []
+    place = {plan: number for number, plan in enumerate(plans)}
     for rung in rungs:
         found = {plan: score(plan, rung.share) for plan in left[: rung.plans]}
         scores.append(found)
-        sound = [(value, plan) for plan, value in found.items() if value is not None]
+        sound = [(-value, place[plan], plan) for plan, value in found.items() if value is not None]
         if not sound:
             raise TrainingError(
                 f"all {len(found)} runs of a rung diverged; lower the learning rate"
             )
-        left = [plan for _, plan in sorted(sound, key=lambda each: -each[0])]  # a stable order
+        left = [plan for *_, plan in sorted(sound, key=lambda each: each[:2])]
     return left[0], scores

@@ -29,7 +29,7 @@ from spafit.experiments.search.selectors import (
 )
 from spafit.machine.precision import resolve_device
 from spafit.tasks.label_order import label_names
-from spafit.tasks.metrics import METRICS
+from spafit.tasks.metrics import METRICS, Ints
 from spafit.tasks.task import Dataset
 from spafit.training.fit import targets_of
 from spafit.training.inference import encode
@@ -99,8 +99,14 @@ class Selection:
         """Return so many rows to train on, those of a smaller number among them."""
         if count >= len(self.train):
             return self.train
-        chosen = np.sort(self._order[:count]).tolist()
-        examples = tuple(self.train.examples[row] for row in chosen)
+        return self._with(np.sort(self._order[:count]))
+
+    def drawn(self, count: int) -> Dataset:
+        """Return so many rows in the order in which they were drawn, which may be all."""
+        return self._with(self._order[:count])
+
+    def _with(self, places: Ints) -> Dataset:
+        examples = tuple(self.train.examples[place] for place in places.tolist())
         return dataclasses.replace(self.train, examples=examples, sha256="")
 
     def score(self, candidate: Candidate, share: Fraction) -> float | None:
@@ -181,7 +187,7 @@ def by_selectors(
     base, task = selection.trainer.base, selection.train.task
     size = base.batch_size(task)
     data = selection.rows(ROWS)
-    few = selection.rows(BATCHES * size)  # drawn, because a file may be sorted by its labels
+    few = selection.drawn(BATCHES * size)  # a file may be sorted by its labels, and so its batches
     kind = max(each.kind for each in candidates)
     plans = {(each.N1, each.N2): each for each in candidates if each.kind == kind}
     model = base.adapted("lora-ii", task.num_labels, selection.seed)

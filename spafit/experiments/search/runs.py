@@ -131,6 +131,7 @@ class Trainer:
         self.base, self.out, self.about, self._say = base, out, about, say
         self.stop = StopRequests()
         self.runs: dict[str, Run] = {}
+        self._cuts = False  # whether it has been said that texts are truncated
 
     def train(
         self,
@@ -197,9 +198,16 @@ class Trainer:
             "cell": {"grid": "search", "purpose": purpose, "settings": {}},
         }
         try:
-            return fit(model, self.base.tokenizer, train, scored, config, about=about).metrics
+            result = fit(model, self.base.tokenizer, train, scored, config, about=about)
         except DivergedError:
             return None
+        if (cut := sum(result.truncated.values())) and not self._cuts:
+            self._cuts = True
+            of = len(train) + len(scored)
+            self._say(
+                f"{cut:,} of {of:,} texts are truncated: longer than --max-length, or the model's"
+            )
+        return result.metrics
 
     def measure(self, candidate: Candidate, train: Dataset, epochs: int) -> float:
         """Return the seconds that a plan takes to train, by a few steps, without a kept prefix."""

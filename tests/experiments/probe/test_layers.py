@@ -142,10 +142,19 @@ class TestTheProbes:
 
     def test_two_layers_have_no_n1(self, found: dict[str, Probed]) -> None:
         one = dataclasses.replace(
-            found["mean"], cumulative=np.array([[0.5], [0.5], [0.9]]), drawn=np.zeros((3, 2))
+            found["mean"],
+            cumulative=np.array([[0.5], [0.5], [0.9]]).repeat(2, 1),
+            drawn=np.zeros((3, 2)),
         )
         said = what_it_says({"cls": found["cls"], "mean": one})
         assert said.endswith("too few layers for three groups, and so no N1.")
+
+    def test_one_seed_says_nothing(self, found: dict[str, Probed]) -> None:
+        one = {
+            name: dataclasses.replace(each, cumulative=each.cumulative[:, :1])
+            for name, each in found.items()
+        }
+        assert what_it_says(one).startswith("One seed does not tell a gain from chance")
 
     def test_scores(self) -> None:
         states, (train, dev) = made(SCORES, knows=2)

@@ -51,6 +51,12 @@ class TestClimb:
 
     def test_of_equal_scores_the_first(self) -> None:
         assert climb("dcba", rungs(4), lambda plan, share: 1.0)[0] == "d"
+        # The first of all, and not the best of the shorter runs.
+        short = {"a": 0.5, "b": 0.6, "c": 0.1, "d": 0.2}
+        assert climb("abcd", rungs(4), lambda plan, share: 1 if share == 1 else short[plan]) == (
+            "a",
+            [short, {"b": 1, "a": 1}],
+        )
 
     def test_what_diverges_is_out(self) -> None:
         values = {"a": 3.0, "b": None, "c": 1.0, "d": None}

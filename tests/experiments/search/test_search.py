@@ -252,6 +252,10 @@ def test_a_killed_search_goes_on(
     for changes, named in (
         ({"selection_seed": 7}, "selection_seed was 1000, and is 7"),
         ({"parameters": 10**8}, "parameters was 1000000000, and is 100000000"),
+        (
+            {"parameters": None, "minutes": 3.0},
+            "parameters was 1000000000, and is not given; minutes was not given, and is 3.0",
+        ),
         ({"r": 6}, "r was 5, and is 6"),
         ({"config": dataclasses.replace(CONFIG, metric="f1")}, "metric was 'accuracy', and is"),
         ({"config": dataclasses.replace(CONFIG, warmup=0.5)}, "warmup was 0.0, and is 0.5"),
@@ -264,6 +268,10 @@ def test_a_killed_search_goes_on(
     kept.write_text("{}")
     with pytest.raises(ConfigError, match=r"search\.json cannot be read"):
         run_search(options(small, tmp_path), TRAIN, DEV, {})
+    kept.unlink()  # the runs may be of another learning rate, or other rows
+    with pytest.raises(ConfigError, match=r"holds runs of a search, and no search\.json"):
+        run_search(options(small, tmp_path), TRAIN, DEV, {})
+    assert len(fits) == before
 
 
 class Made(Trainer):
@@ -444,6 +452,29 @@ def test_rows_of_short_runs(small: SmallRun, tmp_path: Path) -> None:
     assert set(other.rows(22).examples) != few
 
 
+def test_truncated_texts_are_said_once(small: SmallRun, tmp_path: Path) -> None:
+    for length, count in ((8, 1), (None, 0)):
+        said: list[str] = []
+        config = small.settings(max_length=length)
+        base = runs.Base(str(small.folder), None, None, small.tokenizer, 5, 7.0, config)
+        trainer = Trainer(base, tmp_path / str(length), {}, said.append)
+        for candidate in every_candidate(small.model().config, 2, 5)[:2]:
+            trainer.train("selection", candidate, TRAIN[:12], DEV[:6], seed=3, epochs=1)
+        whole = [
+            small.tokenizer.encode(
+                [row.text_a for row in rows], [row.text_b for row in rows], max_length=512
+            )
+            for rows in (TRAIN[:12], DEV[:6])
+        ]
+        long = sum(each > 8 for encodings in whole for each in encodings.lengths)
+        assert 0 < long < 18
+        cut = [each for each in said if "truncated" in each]
+        assert [each.partition(":")[0] for each in cut] == [f"{long} of 18 texts are truncated"][
+            :count
+        ]
+        assert len(said) == 2 + count
+
+
 def test_what_is_drawn(small: SmallRun, made: type[Made], tmp_path: Path) -> None:
     """Random choice takes the nearest number of full runs; one random draw is another a seed."""
     made.score = staticmethod(lambda candidate, purpose, seed: 0.5)
@@ -504,6 +535,8 @@ def test_the_gradients_are_of_rows_from_the_whole_file(
     assert len(targets) == proposers.BATCHES * 6
     whole = sum(each.label == examples[-1].label for each in examples) / len(examples)
     assert targets.float().mean().item() == pytest.approx(whole, abs=0.2)
+    alike = [len(set(batch.tolist())) == 1 for batch in targets.split(6)]
+    assert sum(alike) <= 2  # of 8 batches; sorted, 7 are
 
 
 @pytest.mark.parametrize(
