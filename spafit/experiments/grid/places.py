@@ -75,6 +75,8 @@ def result_of(
         now["learning_rate"] = learning_rate or before.get("learning_rate")
     about = old.get("about")
     about = about if isinstance(about, dict) else {}
+    # An older record may lack it.
+    base = {"base_fingerprint": weights} if weights and "base_fingerprint" in old else {}
     require_same_run(
         folder,
         {
@@ -83,7 +85,7 @@ def result_of(
             "settings": before,
             "about": about,
             "data": {split: _digest(old, split) for split in data or ()},
-            **({"base_fingerprint": old.get("base_fingerprint")} if weights else {}),
+            **{name: old[name] for name in base},
         },
         {
             "task": cell.task,
@@ -91,7 +93,7 @@ def result_of(
             "settings": now,
             "about": {"init_seed": cell.init_seed},
             "data": dict(data or {}),
-            **({"base_fingerprint": weights} if weights else {}),
+            **base,
         },
         _MEND,
     )

@@ -93,11 +93,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against another, on a task or in the mean over tasks."""
+    """One method against another, on a task or in the mean over tasks.
+
+    ``common`` is how many seeds both were run with; ``seeds``, how many of them are independent,
+    and tested.
+    """
 
     other: str
     on: str
     sign: int
+    common: int
     seeds: int
     test: Paired | None
 
@@ -223,10 +228,11 @@ def make_report(folder: Path, against: str | None = None) -> Report:
     else:
         ours = _named(against, groups)
         others = [row for row in groups if row is not ours]
-    comparisons = _comparisons(ours, others, tasks, notes)
+    comparisons = _comparisons(ours, others, tasks)
     if comparisons and all(each.test is None for each in comparisons):
         comparisons = []
         notes.append("no paired test: it needs two seeds that two methods have in common")
+    notes += _dependent(comparisons)
     if comparisons and ours is not None and against is None:
         notes += _no_candidates(ours, groups, tasks)
     if ours is not None:
@@ -422,12 +428,9 @@ def _best_of_ours(groups: list[Group], tasks: list[Task]) -> Group | None:
     return max([row for row in candidates if _has_pairs(row)] or candidates, key=mean)
 
 
-def _comparisons(
-    ours: Group | None, others: list[Group], tasks: list[Task], notes: list[str]
-) -> list[Comparison]:
+def _comparisons(ours: Group | None, others: list[Group], tasks: list[Task]) -> list[Comparison]:
     """Test a method against each of some others, on the seeds that both have."""
     found = []
-    dependent: list[str] = []
     for other in others if ours is not None else ():
         assert ours is not None
         shared = [
@@ -446,7 +449,7 @@ def _comparisons(
         }
         for task in shared:
             one, two = by_seeds[task.name]
-            found.append(_comparison(other.label, task.display, task.sign, one, two, dependent))
+            found.append(_comparison(other.label, task.display, task.sign, one, two))
         if len(shared) > 1:
             of_all: list[dict[Seeds, float]] = []
             for number in (0, 1):
@@ -460,14 +463,21 @@ def _comparisons(
                         for each in seeds
                     }
                 )
-            on = f"mean of {len(shared)} tasks"
-            found.append(_comparison(other.label, on, 1, of_all[0], of_all[1], dependent))
-    if dependent:
-        notes.append(
-            "where seeds were set apart, runs that share one are not independent; a test, and its "
-            f"difference, take only runs that share none: {listed(dependent)}"
-        )
+            found.append(_comparison(other.label, f"mean of {len(shared)} tasks", 1, *of_all))
     return found
+
+
+def _dependent(comparisons: list[Comparison]) -> list[str]:
+    """Return a note on the tests that leave runs out, if there are any."""
+    found = [
+        f"{each.other}, {each.on}: {each.seeds} of {each.common}"
+        for each in comparisons
+        if each.seeds < each.common
+    ]
+    return [
+        "where seeds were set apart, runs that share one are not independent; a test, and its "
+        f"difference, take only runs that share none: {listed(found)}"
+    ] * bool(found)
 
 
 def _tested_on(runs: Sequence[Run]) -> set[tuple[str, str]]:
@@ -476,19 +486,12 @@ def _tested_on(runs: Sequence[Run]) -> set[tuple[str, str]]:
 
 
 def _comparison(
-    other: str,
-    on: str,
-    sign: int,
-    one: dict[Seeds, float],
-    two: dict[Seeds, float],
-    dependent: list[str],
+    other: str, on: str, sign: int, one: dict[Seeds, float], two: dict[Seeds, float]
 ) -> Comparison:
     both = [seeds for seeds in one if seeds in two]
     common = independent(both)
-    if len(common) < len(both):
-        dependent.append(f"{other}, {on}: {len(common)} of {len(both)}")
     test = statistics.paired_t_test([one[each] for each in common], [two[each] for each in common])
-    return Comparison(other, on, sign, len(common), test)
+    return Comparison(other, on, sign, len(both), len(common), test)
 
 
 def independent(every: Sequence[Seeds]) -> list[Seeds]:

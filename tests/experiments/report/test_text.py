@@ -164,7 +164,7 @@ def test_millions(count: int, text: str) -> None:
 def test_a_comparison_in_words() -> None:
     def of(difference: float, p: float | None, needed: int | None, sign: int = 1) -> Comparison:
         test = Paired(3, difference, difference - 0.01, difference + 0.01, p, needed)
-        return Comparison("Full LoRA-II", "RTE", sign, 3, test)
+        return Comparison("Full LoRA-II", "RTE", sign, 3, 3, test)
 
     assert comparison_cells(of(0.02, 0.01234, 4)) == [
         *("Full LoRA-II", "RTE", "3", "+0.020", "0.010 to 0.030", "0.012", "4", "better"),
@@ -177,5 +177,5 @@ def test_a_comparison_in_words() -> None:
     assert [p_text(p) for p in (None, 1e-9, 0.00052)] == ["no spread", "< 0.0001", "0.0005"]
     assert comparison_cells(of(0.0, None, None))[3:] == ["0.000", "", "no spread", "", "the same"]
     assert outcome(of(0.2, None, None)) == "no test"
-    single = Comparison("Full LoRA-II", "RTE", 1, 1, None)
+    single = Comparison("Full LoRA-II", "RTE", 1, 1, 1, None)
     assert comparison_cells(single)[2:] == ["1", "", "", "", "", "no test"]
