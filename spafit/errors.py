@@ -6,10 +6,11 @@ prints it in one line and exits with code 2.
 
 from __future__ import annotations
 
+import difflib
 import re
 import signal
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SpafitError(Exception):
@@ -94,9 +95,17 @@ def one_line(text: str, limit: int = 200) -> str:
     return shown if max(len(text), len(shown)) <= limit else f"{shown[:limit]} ..."
 
 
-def initials(name: str) -> str:
-    """Return the first letters of the words of an option or a setting."""
-    return "".join(re.findall(r"(?<![a-z0-9])[a-z0-9]", name))
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Return the known names that somebody may have meant, if there are any.
+
+    These are the ones whose initials they gave, as ``lr`` for ``learning_rate``, or else the one
+    that is most like it.
+    """
+    asked = name[:80].lower()
+    bare = asked.strip("-")
+    initials = {each: "".join(re.findall(r"(?<![a-z0-9])[a-z0-9]", each)) for each in known}
+    found = [each for each in known if len(bare) > 1 and initials[each] == bare]
+    return found or difflib.get_close_matches(asked, known, n=1)
 
 
 def counted(number: int, name: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import torch
 
 from spafit.adaptable import Adaptable, LayerNorm, Linear, SublayerEnd
 from spafit.config import MOST_LAYERS, is_number, no_duplicates
-from spafit.errors import PlanError, initials, listed, one_line
+from spafit.errors import PlanError, listed, nearest, one_line
 from spafit.techniques import TECHNIQUES, Technique, check_decay, check_rate, in_order
 
 # The eight modules of a layer that hold parameters, in the order of the forward pass. Each is the
@@ -252,14 +251,9 @@ def _at(place: str, then: str = ": ") -> Iterator[None]:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return a question that names the nearest of the known names, if one is near.
-
-    Nearest is the one whose initials it has, as ``lr`` has those of ``learning_rate``.
-    """
-    known, asked = sorted(known), str(name)[:80].lower()
-    near = [each for each in known if "_" in each and asked == initials(each)]
-    near = near or difflib.get_close_matches(asked, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    """Return a question that names the nearest of the known names, if one is near."""
+    near = nearest(str(name), sorted(known))
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 @dataclass(frozen=True)

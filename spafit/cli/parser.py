@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import io
 import itertools
 import os
@@ -40,7 +39,7 @@ from spafit.errors import (
     SpafitError,
     StoppedError,
     TrainingError,
-    initials,
+    nearest,
     one_line,
 )
 from spafit.machine.launched import launched
@@ -238,15 +237,10 @@ def _refuse_unknown(parser: _Parser, given: Sequence[str]) -> None:
 
 
 def _did_you_mean(text: str, known: Iterable[str]) -> str:
-    """Return the end of a message: the known words that a word begins, or else the nearest ones.
-
-    Nearest are those whose initials it has, as ``--lr`` has those of ``--learning-rate``.
-    """
+    """Return the end of a message: the known words that a word begins, or else the nearest ones."""
     known = list(known)
-    bare = text.strip("-").lower()
-    near = [each for each in known if bare and each.startswith(text)]
-    near = near or [each for each in known if len(bare) > 1 and initials(each) == bare]
-    near = near or difflib.get_close_matches(text, known, n=1)
+    near = [each for each in known if text.strip("-") and each.startswith(text)]
+    near = near or nearest(text, known)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

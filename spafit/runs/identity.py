@@ -57,7 +57,6 @@ _NAMELESS = "custom"
 
 _MOST_NAMED = 4
 
-
 _START = "initial values"
 
 

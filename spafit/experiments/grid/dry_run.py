@@ -17,7 +17,7 @@ import torch
 
 from spafit.bert import BertForSequenceClassification, lay_side_by_side
 from spafit.config import BertConfig
-from spafit.errors import counted, one_line
+from spafit.errors import one_line
 from spafit.experiments.grid.cells import Cell, Cells, shown
 from spafit.experiments.grid.display import clock
 from spafit.experiments.grid.places import steps_of
@@ -244,7 +244,7 @@ def dry_run(
             time = "?" if seconds is None else clock(seconds)
             counts = len(members), len(members) - len(left), f"{cell.trainable:,}", f"{steps:,}"
             lines.append(_ROW.format(task, *counts, time))
-    lacking_said = counted(lacking, "run")
+    lacking_said = f"{lacking:,} run{'s' * (lacking != 1)}"
     of = f" of {workers} workers, each as fast as one alone" if workers > 1 else ""
     share = clock(total_s / workers)
     lines += [

@@ -171,12 +171,12 @@ def what_it_says(found: dict[str, Probed]) -> str:
             sign * found[name].scores[found[name].metric].mean(axis=1)[found[name].best_layer]
         ),
     )
-    first = found[kind].first_gain()
     if found[kind].cumulative.shape[1] == 1:
         return (
             "One seed does not tell a gain from chance, and so the probe says nothing of N1; give "
             "more (--seeds)."
         )
+    first = found[kind].first_gain()
     if first is None:
         gaining = any(one.first_gain() is not None for one in found.values())
         of = f"Of the states that score highest ({SHOWN[kind]}) no" if gaining else "No"

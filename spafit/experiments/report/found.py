@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,24 @@ class Seeds:
         if self.init == self.order == self.dropout:
             return str(self.init)
         return f"{self.init}/{self.order}/{self.dropout}"
+
+
+def independent(every: Sequence[Seeds]) -> list[Seeds]:
+    """Return the first seeds, and those after them that share none that varies with one returned.
+
+    Of runs whose initial values, order and dropout are crossed, those with one seed in common vary
+    together: copies of three runs would count as eighteen.
+    """
+    names = [each.name for each in fields(Seeds)]
+    varying = [name for name in names if len({getattr(each, name) for each in every}) > 1]
+    kept: list[Seeds] = []
+    taken: set[tuple[str, int]] = set()
+    for each in every:
+        its = {(name, getattr(each, name)) for name in varying}
+        if not its & taken:
+            kept.append(each)
+            taken |= its
+    return kept
 
 
 @dataclass(frozen=True)

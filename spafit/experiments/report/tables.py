@@ -27,6 +27,7 @@ from spafit.experiments.report.found import (
     display_of,
     find_runs,
     group,
+    independent,
     read_answers,
     tasks_of,
 )
@@ -488,28 +489,10 @@ def _tested_on(runs: Sequence[Run]) -> set[tuple[str, str]]:
 def _comparison(
     other: str, on: str, sign: int, one: dict[Seeds, float], two: dict[Seeds, float]
 ) -> Comparison:
-    both = [seeds for seeds in one if seeds in two]
-    common = independent(both)
-    test = statistics.paired_t_test([one[each] for each in common], [two[each] for each in common])
-    return Comparison(other, on, sign, len(both), len(common), test)
-
-
-def independent(every: Sequence[Seeds]) -> list[Seeds]:
-    """Return the first seeds and those after them of which no two share one that varies.
-
-    Of runs whose initial values, order and dropout are crossed, those with one seed in common vary
-    together: copies of three runs would count as eighteen.
-    """
-    names = [each.name for each in dataclasses.fields(Seeds)]
-    varying = [name for name in names if len({getattr(each, name) for each in every}) > 1]
-    kept: list[Seeds] = []
-    taken: set[tuple[str, int]] = set()
-    for each in every:
-        its = {(name, getattr(each, name)) for name in varying}
-        if not its & taken:
-            kept.append(each)
-            taken |= its
-    return kept
+    common = [seeds for seeds in one if seeds in two]
+    tested = independent(common)
+    test = statistics.paired_t_test([one[each] for each in tested], [two[each] for each in tested])
+    return Comparison(other, on, sign, len(common), len(tested), test)
 
 
 def _agreements(groups: list[Group], tasks: list[Task], notes: list[str]) -> list[Agreement]:

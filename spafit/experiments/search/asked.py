@@ -22,7 +22,7 @@ from spafit.training.settings import complete
 
 SEARCH = "search.json"
 
-PURPOSES = ("selection", "report")
+_RUNS = ("selection", "report")
 """The folders of the runs that choose, and of those that are reported."""
 
 _DIGESTS = {
@@ -77,7 +77,7 @@ def begun_before(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         if not isinstance(old, dict) or not isinstance(old.get("asked"), dict):
             raise ValueError("it is not the summary of a search")
     except (FileNotFoundError, NotADirectoryError):
-        if any((out / purpose).exists() for purpose in PURPOSES):
+        if any((out / folder).exists() for folder in _RUNS):
             raise ConfigError(
                 f"{out} holds runs of a search, and no {SEARCH} that says which; give another "
                 "folder (--out)"

@@ -205,7 +205,8 @@ class Trainer:
             self._cuts = True
             of = len(train) + len(scored)
             self._say(
-                f"{cut:,} of {of:,} texts are truncated: longer than --max-length, or the model's"
+                f"{cut:,} of {of:,} examples are truncated: they have more tokens than "
+                "--max-length or the model allows"
             )
         return result.metrics
 

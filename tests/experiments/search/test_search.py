@@ -469,7 +469,7 @@ def test_truncated_texts_are_said_once(small: SmallRun, tmp_path: Path) -> None:
         long = sum(each > 8 for encodings in whole for each in encodings.lengths)
         assert 0 < long < 18
         cut = [each for each in said if "truncated" in each]
-        assert [each.partition(":")[0] for each in cut] == [f"{long} of 18 texts are truncated"][
+        assert [each.partition(":")[0] for each in cut] == [f"{long} of 18 examples are truncated"][
             :count
         ]
         assert len(said) == 2 + count
