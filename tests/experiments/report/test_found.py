@@ -44,7 +44,8 @@ class TestFindRuns:
         (tmp_path / "here" / "linked").symlink_to(run.parent)
         (tmp_path / "here" / "again").symlink_to(run)
         (run.parent / "up").symlink_to(run.parent)
-        assert [each.name for each in find_runs(tmp_path / "here").runs] == ["again"]
+        found = find_runs(tmp_path / "here")
+        assert [each.name for each in found.runs] == ["again"] and found.left_out == ()
 
     def test_a_run_folder_itself(self, tmp_path: Path) -> None:
         [run] = find_runs(write_run(tmp_path / "run", 0.7)).runs
